@@ -1,0 +1,89 @@
+"""What every data set format is read into: categories, samples, and the problems found on the way."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ssd300_vgg16 import boxes as box_math
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class of objects: the network's output ``label`` (0 is background) stands for the data set's ``id``."""
+
+    label: int
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its annotations as the file gives them, crowds and all.
+
+    boxes: float32 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation); labels: int64 [N];
+    crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large).
+    height, width: as declared by the annotation file, in pixels.
+    """
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+
+    def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
+        clipped = box_math.clip(self.boxes, height, width)
+        keep = ~self.crowd & (box_math.area(clipped) > 0)
+        return clipped[keep], self.labels[keep]
+
+
+@dataclass
+class Problems:
+    """Counts and first examples of what was wrong, by kind, so that one message can tell all of it."""
+
+    source: str
+    examples_kept: int = 3
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str) -> None:
+        """Count one problem of this kind ("box of no area"), with an example that locates it ("annotation 17")."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < self.examples_kept:
+            examples.append(example)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def message(self) -> str:
+        """All problems in one text, a line a kind: count, kind, examples."""
+        rows = [f"  {n} x {kind}: {_listed(self.examples[kind], n)}" for kind, n in self.counts.items()]
+        return "\n".join([f"{self.source}: {sum(self.counts.values())} problem(s)", *rows])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples with their categories; ``name`` says where they come from."""
+
+    name: str
+    categories: tuple[Category, ...]
+    samples: tuple[Sample, ...]
+    problems: Problems
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of a network for these categories: the highest label, and background."""
+        return max(category.label for category in self.categories) + 1
+
+
+def _listed(examples: Iterable[str], count: int) -> str:
+    examples = list(examples)
+    more = ", ..." if count > len(examples) else ""
+    return ", ".join(examples) + more
