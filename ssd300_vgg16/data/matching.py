@@ -1,0 +1,42 @@
+"""Which default box learns which object (Liu et al. 2016, section 2.2, "Matching strategy")."""
+
+import numpy as np
+
+from ssd300_vgg16.boxes import encode, iou
+
+MATCH_IOU = 0.5
+BACKGROUND = -1
+
+
+def match(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:
+    """The object each default box is matched to: int64 [D], an index into objects, -1 for background.
+
+    objects [N, 4] and default_boxes [D, 4] are xyxy in pixels of the network's input. A default box takes the object
+    of highest IoU if that is at least 0.5, and each object's best default box is given to it whatever the IoU; when two
+    objects share their best default box, the later object has it.
+    """
+    if len(objects) == 0:
+        return np.full(len(default_boxes), BACKGROUND, dtype=np.int64)
+    overlap = iou(objects, default_boxes)
+    matched = overlap.argmax(axis=0)
+    matched[overlap.max(axis=0) < MATCH_IOU] = BACKGROUND
+    for index, best_box in enumerate(overlap.argmax(axis=1)):
+        matched[best_box] = index
+    return matched
+
+
+def training_targets(
+    objects: np.ndarray, object_labels: np.ndarray, default_boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the network should answer for each default box: offsets float32 [D, 4] and labels int64 [D].
+
+    objects [N, 4] xyxy in pixels of the network's input, each of positive width and height; object_labels [N] from 1 up.
+    Unmatched default boxes get label 0 (background) and offsets 0, which the loss does not look at.
+    """
+    matched = match(objects, default_boxes)
+    positive = matched != BACKGROUND
+    offsets = np.zeros((len(default_boxes), 4), dtype=np.float32)
+    labels = np.zeros(len(default_boxes), dtype=np.int64)
+    offsets[positive] = encode(objects[matched[positive]], default_boxes[positive])
+    labels[positive] = object_labels[matched[positive]]
+    return offsets, labels

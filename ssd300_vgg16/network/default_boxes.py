@@ -1,0 +1,78 @@
+"""SSD's default boxes (Liu et al. 2016, section 2.2): a fixed set of boxes around each cell of each feature map."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from ssd300_vgg16.boxes import cxcywh_to_xyxy
+
+
+@dataclass(frozen=True)
+class DefaultBoxLayout:
+    """Constants from which default boxes are made; every length is in pixels of the square input image.
+
+    feature_maps: cells along one side of each map. steps: distance between neighbouring cells.
+    sizes: scale s of each map, and one more for the last map's sqrt(s s'). ratios: r of each map's w:h = r and 1/r.
+    """
+
+    image_size: int
+    feature_maps: tuple[int, ...]
+    steps: tuple[int, ...]
+    sizes: tuple[float, ...]
+    ratios: tuple[tuple[int, ...], ...]
+
+    @property
+    def boxes_per_cell(self) -> tuple[int, ...]:
+        """Default boxes around one cell of each feature map: s, sqrt(s s'), and two for each ratio."""
+        return tuple(2 + 2 * len(ratios) for ratios in self.ratios)
+
+
+# The published COCO model: scales 0.07, 0.15 ... 1.05 of the image (section 3.4 makes the smallest smaller than on VOC).
+SSD300_COCO = DefaultBoxLayout(
+    image_size=300,
+    feature_maps=(38, 19, 10, 5, 3, 1),
+    steps=(8, 16, 32, 64, 100, 300),
+    sizes=(21, 45, 99, 153, 207, 261, 315),
+    ratios=((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+)
+
+
+@cache
+def default_boxes(layout: DefaultBoxLayout = SSD300_COCO) -> np.ndarray:
+    """Default boxes of a layout in the order of the network's outputs.
+
+    Returns float32 [8732, 4] for SSD300, xyxy in pixels of the network's input, read-only: map by map, row by row,
+    cell by cell, and in a cell s, sqrt(s s'), then w:h = r and 1/r for each ratio r. Widths and heights are at most
+    the image's; centres are not clipped, so boxes reach beyond the border.
+    """
+    maps = [_boxes_of_map(layout, index) for index in range(len(layout.feature_maps))]
+    boxes = cxcywh_to_xyxy(np.concatenate(maps)) * np.float32(layout.image_size)
+    boxes.setflags(write=False)
+    return boxes
+
+
+def _boxes_of_map(layout: DefaultBoxLayout, index: int) -> np.ndarray:
+    """float32 [cells * K, 4] centre, width and height in units of the image's side.
+
+    Float32 in units of the image, as the published implementations compute: objects that overlap several default boxes
+    equally are matched by the last bits of these numbers.
+    """
+    shapes = np.minimum(_shapes_in_cell(layout, index), 1)
+    cells_across_image = np.float32(layout.image_size / layout.steps[index])
+    centres = (np.arange(layout.feature_maps[index], dtype=np.float32) + np.float32(0.5)) / cells_across_image
+    y, x = np.meshgrid(centres, centres, indexing="ij")
+    cells = np.stack((x, y), axis=-1).reshape(-1, 1, 2)
+    pairs = np.broadcast_arrays(cells, shapes[None])
+    return np.concatenate(pairs, axis=-1).reshape(-1, 4)
+
+
+def _shapes_in_cell(layout: DefaultBoxLayout, index: int) -> np.ndarray:
+    """Widths and heights, float32 [K, 2] in units of the image's side, of one cell's default boxes."""
+    scale, next_scale = (size / layout.image_size for size in layout.sizes[index : index + 2])
+    between = np.sqrt(scale * next_scale)
+    shapes = [(scale, scale), (between, between)]
+    for ratio in layout.ratios[index]:
+        long, short = scale * np.sqrt(ratio), scale / np.sqrt(ratio)
+        shapes += [(long, short), (short, long)]
+    return np.array(shapes, dtype=np.float32)

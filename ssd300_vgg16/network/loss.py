@@ -1,0 +1,40 @@
+"""The multibox loss: smooth L1 on offsets, cross-entropy with hard negative mining on classes (section 2.2)."""
+
+from ssd300_vgg16.runtime import flow
+
+# Hard negatives for each positive, at the most (section 2.2, "Hard negative mining").
+NEGATIVES_PER_POSITIVE = 3
+
+
+def multibox_loss(offsets, logits, target_offsets, target_labels) -> dict:
+    """Both parts of SSD's loss, each summed over the batch and divided by max(1, positives in the batch).
+
+    offsets [B, D, 4] and logits [B, D, C] are the network's answers; target_offsets float32 [B, D, 4] and
+    target_labels int64 [B, D] what they should be (label 0 is background). Returns scalars "localization" and
+    "classification". An image without objects adds nothing; where fewer negatives exist than are asked for, all count.
+    """
+    positive = target_labels > 0
+    positives = positive.sum(dim=1, keepdim=True)
+    normaliser = positives.sum().to(flow.float32).clamp(min=1.0)
+    distance = flow._C.smooth_l1_loss(offsets, target_offsets, beta=1.0, reduction="none").sum(dim=2)
+    cross_entropy = _cross_entropy(logits, target_labels)
+    counted = flow.logical_or(positive, _hard_negatives(cross_entropy, positive, positives))
+    return {
+        "localization": (distance * positive.to(flow.float32)).sum() / normaliser,
+        "classification": (cross_entropy * counted.to(flow.float32)).sum() / normaliser,
+    }
+
+
+def _cross_entropy(logits, labels):
+    """[B, D] from logits [B, D, C] and labels [B, D]."""
+    rows = flow._C.sparse_softmax_cross_entropy(logits.reshape(-1, logits.shape[2]), labels.reshape(-1))
+    return rows.reshape(labels.shape[0], labels.shape[1])
+
+
+def _hard_negatives(cross_entropy, positive, positives):
+    """Which default boxes [B, D] are among the background boxes of highest loss of their image, three per positive."""
+    # The ranks must not carry gradients, and positives come last: a loss is never below zero.
+    ranked = flow.where(positive, flow.full_like(cross_entropy, -1.0), cross_entropy.detach())
+    order = flow.argsort(ranked, dim=1, descending=True)
+    rank = flow.argsort(order, dim=1)
+    return flow.logical_and(rank < NEGATIVES_PER_POSITIVE * positives, flow.logical_not(positive))

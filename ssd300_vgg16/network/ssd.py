@@ -1,0 +1,74 @@
+"""The SSD300 network: images in, offsets and class logits of every default box out."""
+
+import numpy as np
+
+from ssd300_vgg16.network.default_boxes import SSD300_COCO
+from ssd300_vgg16.network.vgg import Backbone, Conv2d
+from ssd300_vgg16.runtime import flow
+
+nn = flow.nn
+
+COCO_CLASSES = 91
+# Mean of ImageNet's pixels, RGB 0..255; nothing is divided by a deviation, as in the Caffe VGG16 the weights come from.
+PIXEL_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+
+
+class ScoringHead(nn.Module):
+    """One 3x3 convolution for each feature map, giving `values` numbers for each default box of each cell."""
+
+    def __init__(self, channels: tuple[int, ...], boxes_per_cell: tuple[int, ...], values: int):
+        super().__init__()
+        self.values = values
+        pairs = zip(channels, boxes_per_cell, strict=True)
+        self.module_list = nn.ModuleList([Conv2d(c, boxes * values, 3, padding=1) for c, boxes in pairs])
+        for conv in self.module_list:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: list):
+        rows = []
+        for conv, feature_map in zip(self.module_list, maps, strict=True):
+            by_cell = conv(feature_map).permute(0, 2, 3, 1)
+            rows.append(by_cell.reshape(by_cell.shape[0], -1, self.values))
+        return flow.cat(rows, dim=1)
+
+
+class Heads(nn.Module):
+    """Class logits and box offsets from the feature maps; named as in the published checkpoints."""
+
+    def __init__(self, channels: tuple[int, ...], boxes_per_cell: tuple[int, ...], num_classes: int):
+        super().__init__()
+        self.classification_head = ScoringHead(channels, boxes_per_cell, num_classes)
+        self.regression_head = ScoringHead(channels, boxes_per_cell, 4)
+
+    def forward(self, maps: list) -> tuple:
+        return self.regression_head(maps), self.classification_head(maps)
+
+
+class SSD300(nn.Module):
+    """SSD300 with a VGG16 backbone (Liu et al. 2016).
+
+    num_classes counts the background (label 0). width scales every layer's channels; 1.0 is the published network.
+    Parameter names and, at width 1, shapes are those of the checkpoints that flowvision and torchvision publish.
+    """
+
+    def __init__(self, num_classes: int = COCO_CLASSES, width: float = 1.0):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}: it counts the background, so 2 is the least")
+        if width <= 0:
+            raise ValueError(f"width is {width}: it has to be above 0")
+        self.num_classes = num_classes
+        self.width = width
+        self.layout = SSD300_COCO
+        self.backbone = Backbone(width)
+        self.head = Heads(self.backbone.out_channels, self.layout.boxes_per_cell, num_classes)
+        mean = np.array(PIXEL_MEAN, dtype=np.float32).reshape(1, 3, 1, 1)
+        self.register_buffer("pixel_mean", flow.tensor(mean), persistent=False)
+
+    def forward(self, images) -> tuple:
+        """Offsets [B, 8732, 4] and logits [B, 8732, num_classes] of images [B, 3, 300, 300].
+
+        Images are RGB in 0..255, uint8 or float32. The rows are in the order of `default_boxes`.
+        """
+        return self.head(self.backbone(images.to(flow.float32) - self.pixel_mean))

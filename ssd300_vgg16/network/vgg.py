@@ -1,0 +1,121 @@
+"""The VGG16 trunk and SSD's extra feature layers (Liu et al. 2016, section 2.1 and figure 2)."""
+
+from ssd300_vgg16.runtime import flow
+
+nn = flow.nn
+
+# conv4_3 is scaled to this norm at first (section 3.1, after Liu, Rabinovich and Berg, "ParseNet").
+INITIAL_SCALE = 20.0
+# Added to a squared norm, so that a position where every channel is zero has a finite gradient.
+SQUARED_NORM_FLOOR = 1e-10
+# Convolutions up to conv4_3, block by block: channels at width 1, and whether the pooling behind them rounds up.
+# (pool3 does, so that 75 cells become 38; conv4_3 has no pooling of its own here.)
+TRUNK_BLOCKS = (((64, 64), False), ((128, 128), False), ((256, 256, 256), True), ((512, 512, 512), None))
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that adds its bias as a broadcast sum on the CPU, where OneFlow's own way costs 100 times more."""
+
+    def forward(self, x):
+        if x.is_cuda:
+            return super().forward(x)
+        product = flow._C.conv2d(
+            x, self.weight, None, self.stride, self.padding, self.dilation, self.groups, "channels_first"
+        )
+        return product + self.bias.view(1, -1, 1, 1)
+
+
+def scaled(channels: int, width: float) -> int:
+    """The number of channels of a layer that has `channels` in the published network, at the given width."""
+    return max(1, round(channels * width))
+
+
+def _relu() -> nn.Module:
+    return nn.ReLU(inplace=True)
+
+
+def _trunk(width: float) -> nn.Sequential:
+    """conv1_1 to conv4_3, each with its ReLU."""
+    layers, channels = [], 3
+    for block, ceil_mode in TRUNK_BLOCKS:
+        for out in block:
+            layers += [Conv2d(channels, scaled(out, width), 3, padding=1), _relu()]
+            channels = scaled(out, width)
+        if ceil_mode is not None:
+            layers.append(nn.MaxPool2d(2, 2, ceil_mode=ceil_mode))
+    return nn.Sequential(*layers)
+
+
+def _atrous_fc(width: float) -> nn.Sequential:
+    """Pool5 without stride, then fc6 and fc7 as convolutions, fc6 dilated ("a trous", section 3)."""
+    fc = scaled(1024, width)
+    return nn.Sequential(
+        nn.MaxPool2d(3, stride=1, padding=1),
+        Conv2d(scaled(512, width), fc, 3, padding=6, dilation=6),
+        _relu(),
+        Conv2d(fc, fc, 1),
+        _relu(),
+    )
+
+
+def _conv5_to_fc7(width: float) -> nn.Sequential:
+    channels, layers = scaled(512, width), [nn.MaxPool2d(2, 2)]
+    for _ in range(3):
+        layers += [Conv2d(channels, channels, 3, padding=1), _relu()]
+    return nn.Sequential(*layers, _atrous_fc(width))
+
+
+def _extra_layer(before: int, between: int, after: int, width: float, stride: int) -> nn.Sequential:
+    """A 1x1 convolution that narrows, and a 3x3 one that makes the next, smaller feature map."""
+    return nn.Sequential(
+        Conv2d(scaled(before, width), scaled(between, width), 1),
+        _relu(),
+        Conv2d(scaled(between, width), scaled(after, width), 3, stride=stride, padding=1 if stride == 2 else 0),
+        _relu(),
+    )
+
+
+class Backbone(nn.Module):
+    """Images to SSD300's six feature maps: conv4_3 (L2-normalised and scaled), fc7, conv8_2 to conv11_2.
+
+    Input [B, 3, 300, 300], RGB with the mean taken off. Parameter names are those of the published checkpoints.
+    """
+
+    def __init__(self, width: float):
+        super().__init__()
+        self.out_channels = tuple(scaled(channels, width) for channels in (512, 1024, 512, 256, 256, 256))
+        self.scale_weight = nn.Parameter(flow.ones(self.out_channels[0]) * INITIAL_SCALE)
+        self.features = _trunk(width)
+        self.extra = nn.ModuleList(
+            [
+                _conv5_to_fc7(width),
+                _extra_layer(1024, 256, 512, width, stride=2),
+                _extra_layer(512, 128, 256, width, stride=2),
+                _extra_layer(256, 128, 256, width, stride=1),
+                _extra_layer(256, 128, 256, width, stride=1),
+            ]
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier-uniform weights in the layers that SSD adds (section 3), Kaiming's in VGG's own; zero biases."""
+        for name, module in self.named_modules():
+            if not isinstance(module, Conv2d):
+                continue
+            if name.startswith(("extra.0.7", "extra.1", "extra.2", "extra.3", "extra.4")):
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+
+    def forward(self, images) -> list:
+        x = self.features(images)
+        maps = [self._rescaled(x)]
+        for block in self.extra:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def _rescaled(self, x):
+        norm = flow.sqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
+        return x / norm * self.scale_weight.view(1, -1, 1, 1)

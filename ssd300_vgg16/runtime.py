@@ -1,0 +1,215 @@
+"""What has to happen before ``import oneflow``, and a report of what was found.
+
+Importing this module makes OneFlow importable and imports it as `flow`; `python -m ssd300_vgg16.runtime` reports.
+"""
+
+import ctypes
+import importlib
+import os
+import platform
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ssd300_vgg16.errors import UserError
+
+# OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
+CUDA_LIBRARIES = (
+    "cublas/lib/libcublasLt.so.11",
+    "cublas/lib/libcublas.so.11",
+    "cudnn/lib/libcudnn_ops_infer.so.8",
+    "cudnn/lib/libcudnn_ops_train.so.8",
+    "cudnn/lib/libcudnn_cnn_infer.so.8",
+    "cudnn/lib/libcudnn_cnn_train.so.8",
+)
+MKL_LIBRARIES = ("libiomp5.so", "libmkl_rt.so.2")
+# Compute capabilities that the wheel of OneFlow 0.9.0 on PyPI holds code for; it holds no PTX for later ones.
+WHEEL_VERSION = "0.9.0"
+WHEEL_CAPABILITIES = ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
+NO_CODE_FOR_GPU = (
+    "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for a "
+    "newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to 12.2), or run "
+    "with --device cpu"
+)
+
+
+def _load(paths: list[Path]) -> bool:
+    """Load shared libraries so that OneFlow's own symbols resolve to them; False if one is not there."""
+    if not all(path.is_file() for path in paths):
+        return False
+    for path in paths:
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return True
+
+
+def _put_mkl_before_bundled_blas() -> bool:
+    """The BLAS inside OneFlow's wheel is several times slower than MKL, and does not know recent processors."""
+    if _load([Path(sys.prefix) / "lib" / name for name in MKL_LIBRARIES]):
+        return True
+    os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
+    return False
+
+
+def _load_cuda_libraries() -> None:
+    # Where the wheels are not installed the system's own libraries may serve; if not, the import says what is missing.
+    _load([Path(sysconfig.get_path("purelib")) / "nvidia" / name for name in CUDA_LIBRARIES])
+
+
+@contextmanager
+def _native_stderr_held_back() -> Iterator[None]:
+    """Keep what native code writes to stderr to itself, unless the block fails: then show it."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _import_oneflow():
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    with _native_stderr_held_back():
+        try:
+            return importlib.import_module("oneflow")
+        except ImportError as error:
+            raise UserError(
+                f"OneFlow cannot be imported ({error}). `bash train.sh --help` sets everything up in .venv; to use "
+                "another environment, install requirements.txt into a CPython 3.10."
+            ) from error
+
+
+MKL_IN_USE = "oneflow" not in sys.modules and _put_mkl_before_bundled_blas()
+_load_cuda_libraries()
+flow = _import_oneflow()
+
+
+def default_device() -> str:
+    """ "cuda" where a GPU is found that this OneFlow has code for, else "cpu"."""
+    return "cuda" if flow.cuda.is_available() and not gpu_problem(0) else "cpu"
+
+
+def resolve_device(name: str | None) -> str:
+    """The device to use: what was asked for if it works here, the default if nothing was.
+
+    Raises UserError for an unknown name, or for cuda where it cannot work, with what to do.
+    """
+    if name is None:
+        return default_device()
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UserError(f"--device {name}: write cpu, cuda or cuda:N")
+    if kind == "cuda":
+        _check_cuda(name, int(index or 0))
+    return name
+
+
+def _check_cuda(name: str, index: int) -> None:
+    if not flow.cuda.is_available():
+        raise UserError(f"--device {name}: no GPU with a working CUDA driver was found; use --device cpu")
+    if index >= flow.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has GPUs 0 to {flow.cuda.device_count() - 1}")
+    problem = gpu_problem(index)
+    if problem:
+        raise UserError(f"--device {name}: {problem}")
+
+
+def gpu_problem(index: int) -> str | None:
+    """Why this OneFlow cannot use a GPU, and what to do about it; None if it can."""
+    name, (major, minor) = _gpu_name(index), _compute_capability(index)
+    return capability_problem(flow.__version__, name, major, minor)
+
+
+def capability_problem(oneflow_version: str, name: str, major: int, minor: int) -> str | None:
+    """Why a OneFlow of this version has no code for a GPU of this compute capability; None if it has.
+
+    Code for X.y runs on X.z with z >= y (binary compatibility). Of builds other than PyPI's nothing is known, so they
+    are taken to fit the machine they were installed on.
+    """
+    if oneflow_version != WHEEL_VERSION or any(major == x and minor >= y for x, y in WHEEL_CAPABILITIES):
+        return None
+    return NO_CODE_FOR_GPU.format(version=oneflow_version, name=name, major=major, minor=minor)
+
+
+# CUDA driver API: cuDeviceGetAttribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR).
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+def _driver() -> ctypes.CDLL:
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuInit(0)
+    return driver
+
+
+def _compute_capability(index: int) -> tuple[int, int]:
+    driver, values = _driver(), []
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, ctypes.c_int(index))
+        values.append(value.value)
+    return values[0], values[1]
+
+
+def _gpu_name(index: int) -> str:
+    name = ctypes.create_string_buffer(256)
+    _driver().cuDeviceGetName(name, len(name), ctypes.c_int(index))
+    return name.value.decode(errors="replace")
+
+
+def matmul_rate(side: int = 1536, runs: int = 5) -> float:
+    """Measured rate of a float32 matrix product on the CPU, the best of some runs, in GFLOP/s."""
+    a, b = flow.randn(side, side), flow.randn(side, side)
+    flow.matmul(a, b).numpy()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        flow.matmul(a, b).numpy()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times) / 1e9
+
+
+def cpu_name() -> str:
+    """The processor's model name as Linux gives it, else the architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that a run depends on, to be kept with its results."""
+    blas = "MKL" if MKL_IN_USE else "OpenBLAS inside OneFlow"
+    gpus = range(flow.cuda.device_count() if flow.cuda.is_available() else 0)
+    return {
+        "python": platform.python_version(),
+        "oneflow": flow.__version__,
+        "platform": platform.platform(),
+        "cpu": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "blas": blas,
+        "gpus": "; ".join(_gpu_name(index) for index in gpus) or "none",
+    }
+
+
+def report() -> str:
+    """What was found, a line each: versions, CPU and BLAS with a measured rate, GPUs and whether they can be used."""
+    found = environment()
+    found["blas"] += f", {matmul_rate():.0f} GFLOP/s in a float32 matrix product"
+    lines = [f"{name:<9} {value}" for name, value in found.items()]
+    for index in range(flow.cuda.device_count() if flow.cuda.is_available() else 0):
+        lines.append(f"cuda:{index}    {gpu_problem(index) or 'this OneFlow has code for it'}")
+    lines.append(f"device    {default_device()} (the default of --device here)")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())
