@@ -31,8 +31,8 @@ MKL_LIBRARIES = ("libiomp5.so", "libmkl_rt.so.2")
 WHEEL_VERSION = "0.9.0"
 WHEEL_CAPABILITIES = ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
 NO_CODE_FOR_GPU = (
-    "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for a "
-    "newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to 12.2), or run "
+    "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for "
+    "a newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to 12.2), or run "
     "with --device cpu"
 )
 
@@ -47,11 +47,8 @@ def _load(paths: list[Path]) -> bool:
 
 
 def _put_mkl_before_bundled_blas() -> bool:
-    """The BLAS inside OneFlow's wheel is several times slower than MKL, and does not know recent processors."""
-    if _load([Path(sys.prefix) / "lib" / name for name in MKL_LIBRARIES]):
-        return True
-    os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
-    return False
+    """The BLAS inside OneFlow's wheel is slower than MKL; where MKL is absent, `blas` has chosen its kernels."""
+    return _load([Path(sys.prefix) / "lib" / name for name in MKL_LIBRARIES])
 
 
 def _load_cuda_libraries() -> None:

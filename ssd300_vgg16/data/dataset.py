@@ -22,8 +22,9 @@ class Category:
 class Sample:
     """One image and its annotations as the file gives them, crowds and all.
 
-    boxes: float32 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation); labels: int64 [N];
+    boxes: float64 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation); labels: int64 [N];
     crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large).
+    Double precision, so that an evaluation sees the numbers of the file.
     height, width: as declared by the annotation file, in pixels.
     """
 
@@ -37,8 +38,8 @@ class Sample:
     areas: np.ndarray
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
-        clipped = box_math.clip(self.boxes, height, width)
+        """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
+        clipped = box_math.clip(self.boxes, height, width).astype(np.float32)
         keep = ~self.crowd & (box_math.area(clipped) > 0)
         return clipped[keep], self.labels[keep]
 

@@ -30,7 +30,7 @@ def training_targets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network should answer for each default box: offsets float32 [D, 4] and labels int64 [D].
 
-    objects [N, 4] xyxy in pixels of the network's input, each of positive width and height; object_labels [N] from 1 up.
+    objects [N, 4] xyxy in pixels of the network's input, each of positive size; object_labels [N] from 1 up.
     Unmatched default boxes get label 0 (background) and offsets 0, which the loss does not look at.
     """
     matched = match(objects, default_boxes)

@@ -28,7 +28,7 @@ class DefaultBoxLayout:
         return tuple(2 + 2 * len(ratios) for ratios in self.ratios)
 
 
-# The published COCO model: scales 0.07, 0.15 ... 1.05 of the image (section 3.4 makes the smallest smaller than on VOC).
+# The published COCO model: scales 0.07, 0.15 ... 1.05 of the image (section 3.4: smaller than on VOC).
 SSD300_COCO = DefaultBoxLayout(
     image_size=300,
     feature_maps=(38, 19, 10, 5, 3, 1),

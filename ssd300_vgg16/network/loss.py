@@ -34,7 +34,7 @@ def _cross_entropy(logits, labels):
 def _hard_negatives(cross_entropy, positive, positives):
     """Which default boxes [B, D] are among the background boxes of highest loss of their image, three per positive."""
     # The ranks must not carry gradients, and positives come last: a loss is never below zero.
-    ranked = flow.where(positive, flow.full_like(cross_entropy, -1.0), cross_entropy.detach())
+    ranked = cross_entropy.detach().masked_fill(positive, -1.0)
     order = flow.argsort(ranked, dim=1, descending=True)
     rank = flow.argsort(order, dim=1)
     return flow.logical_and(rank < NEGATIVES_PER_POSITIVE * positives, flow.logical_not(positive))

@@ -1,5 +1,6 @@
 """The VGG16 trunk and SSD's extra feature layers (Liu et al. 2016, section 2.1 and figure 2)."""
 
+from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
 from ssd300_vgg16.runtime import flow
 
 nn = flow.nn
@@ -14,15 +15,29 @@ TRUNK_BLOCKS = (((64, 64), False), ((128, 128), False), ((256, 256, 256), True),
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that adds its bias as a broadcast sum on the CPU, where OneFlow's own way costs 100 times more."""
+    """A convolution, and with relu=True a ReLU behind it, that avoids what is slow in OneFlow's own on the CPU.
+
+    On the CPU `cpu_convolution` computes it, wherever it can. Elsewhere there, as in a graph, the bias is added as a
+    broadcast sum: OneFlow's way of adding it costs more than the convolution. On a GPU it is OneFlow's own.
+    """
+
+    def __init__(self, *sizes, relu: bool = False, **options):
+        super().__init__(*sizes, **options)
+        self.relu = relu
 
     def forward(self, x):
-        if x.is_cuda:
-            return super().forward(x)
-        product = flow._C.conv2d(
+        if not (x.is_cuda or x.is_lazy) and covers(
+            self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
+        ):
+            return convolution_function(self.dilation[0], self.relu).apply(x, self.weight, self.bias)
+        x = super().forward(x) if x.is_cuda else self._with_broadcast_bias(x)
+        return flow.relu(x, inplace=True) if self.relu else x
+
+    def _with_broadcast_bias(self, x):
+        x = flow._C.conv2d(
             x, self.weight, None, self.stride, self.padding, self.dilation, self.groups, "channels_first"
         )
-        return product + self.bias.view(1, -1, 1, 1)
+        return x + self.bias.view(1, -1, 1, 1)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -30,8 +45,9 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _relu() -> nn.Module:
-    return nn.ReLU(inplace=True)
+def _conv_relu(*sizes, **options) -> list[nn.Module]:
+    """A convolution with its ReLU, and an empty place where published checkpoints count the ReLU as a layer."""
+    return [Conv2d(*sizes, relu=True, **options), nn.Identity()]
 
 
 def _trunk(width: float) -> nn.Sequential:
@@ -39,7 +55,7 @@ def _trunk(width: float) -> nn.Sequential:
     layers, channels = [], 3
     for block, ceil_mode in TRUNK_BLOCKS:
         for out in block:
-            layers += [Conv2d(channels, scaled(out, width), 3, padding=1), _relu()]
+            layers += _conv_relu(channels, scaled(out, width), 3, padding=1)
             channels = scaled(out, width)
         if ceil_mode is not None:
             layers.append(nn.MaxPool2d(2, 2, ceil_mode=ceil_mode))
@@ -51,27 +67,23 @@ def _atrous_fc(width: float) -> nn.Sequential:
     fc = scaled(1024, width)
     return nn.Sequential(
         nn.MaxPool2d(3, stride=1, padding=1),
-        Conv2d(scaled(512, width), fc, 3, padding=6, dilation=6),
-        _relu(),
-        Conv2d(fc, fc, 1),
-        _relu(),
+        *_conv_relu(scaled(512, width), fc, 3, padding=6, dilation=6),
+        *_conv_relu(fc, fc, 1),
     )
 
 
 def _conv5_to_fc7(width: float) -> nn.Sequential:
     channels, layers = scaled(512, width), [nn.MaxPool2d(2, 2)]
     for _ in range(3):
-        layers += [Conv2d(channels, channels, 3, padding=1), _relu()]
+        layers += _conv_relu(channels, channels, 3, padding=1)
     return nn.Sequential(*layers, _atrous_fc(width))
 
 
 def _extra_layer(before: int, between: int, after: int, width: float, stride: int) -> nn.Sequential:
     """A 1x1 convolution that narrows, and a 3x3 one that makes the next, smaller feature map."""
     return nn.Sequential(
-        Conv2d(scaled(before, width), scaled(between, width), 1),
-        _relu(),
-        Conv2d(scaled(between, width), scaled(after, width), 3, stride=stride, padding=1 if stride == 2 else 0),
-        _relu(),
+        *_conv_relu(scaled(before, width), scaled(between, width), 1),
+        *_conv_relu(scaled(between, width), scaled(after, width), 3, stride=stride, padding=1 if stride == 2 else 0),
     )
 
 

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Measures the average precision (AP). The first use sets everything up. `bash eval.sh --help` lists the options.
+set -euo pipefail
+# shellcheck source=ssd300_vgg16/launch.sh
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/ssd300_vgg16/launch.sh"
+launch -m ssd300_vgg16.evaluate "$@"

@@ -1,0 +1,117 @@
+"""What the command lines share: how they end, and options that mean the same in each."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from ssd300_vgg16.errors import UserError
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def run(main: Callable[[list[str]], int], name: str) -> None:
+    """Call main with the arguments and exit with its status; errors meant for the user come without a traceback."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = USAGE_STATUS
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        status = INTERRUPTED_STATUS
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose help keeps its line breaks and shows defaults where they say something."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+
+
+def positive_int(text: str) -> int:
+    """For `type=`: a whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return value
+
+
+def natural(text: str) -> int:
+    """For `type=`: a whole number from 0 up."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
+    return value
+
+
+def positive(text: str) -> float:
+    """For `type=`: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """For `type=`: a number from 0 up to, but not including, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 up to 1")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """For `type=`: a finite number from 0 up."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return value
+
+
+def default_workers() -> int:
+    """Data workers when -j is not given: one less than the cores this process may use, 8 at the most."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Where the data is, and what to do about its faults."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data-path", metavar="DIR", help="data set in COCO's layout (default: data/coco)")
+    group.add_argument(
+        "--dataset",
+        choices=("coco", "shapes"),
+        default="coco",
+        help="coco: COCO-style JSON and images; shapes: generated pictures, to try things (default: coco)",
+    )
+    for split in ("train", "val"):
+        group.add_argument(
+            f"--{split}-annotations",
+            metavar="FILE",
+            help=f"COCO-style JSON of the {split} split, instead of the layout's",
+        )
+        group.add_argument(
+            f"--{split}-images", metavar="DIR", help=f"folder of the {split} images, instead of the layout's"
+        )
+    group.add_argument(
+        "--strict-data", action="store_true", help="stop at bad boxes and images (default: drop and name them)"
+    )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Device, batch and workers."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=natural,
+        default=default_workers(),
+        help="data loading processes; 0: none (default: %(default)s)",
+    )

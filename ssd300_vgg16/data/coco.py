@@ -1,0 +1,379 @@
+"""Data sets in COCO's annotation format, checked while they are read."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
+from ssd300_vgg16.data.images import ImageError, image_size
+from ssd300_vgg16.errors import UserError
+
+# COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
+PIXELS_BEYOND_IMAGE = 1.0
+# Coordinates must fit float32, the sum of two included.
+MAX_COORDINATE = 1e38
+NAMES_SHOWN = 20
+
+
+class _Image(NamedTuple):
+    id: int
+    path: Path
+    height: int
+    width: int
+
+
+class _Annotations(NamedTuple):
+    """Columns of the usable annotations: row i of each belongs to entries[i]."""
+
+    entries: list[dict]
+    image_index: np.ndarray  # int64 [N], into the list of images
+    boxes_xywh: np.ndarray  # float64 [N, 4]
+    labels: np.ndarray  # int64 [N]
+    crowd: np.ndarray  # bool [N]
+    areas: np.ndarray  # float64 [N]
+
+
+def load_coco(
+    annotation_file: str | os.PathLike,
+    image_folder: str | os.PathLike,
+    categories: tuple[Category, ...] | None = None,
+    strict: bool = False,
+) -> Dataset:
+    """The data set of a COCO annotation file; samples in the file's order of images.
+
+    categories fixes the labels (of the training split, or of trained weights): the file's categories are matched to
+    them by name, ignoring case, and come back with the file's own ids. Without it, a file with exactly COCO's 80
+    categories gets label = COCO id; any other, a subset of COCO's too, gets labels 1..N in order of id.
+
+    Images that are missing on disk, and entries that are malformed or refer to unknown ids, are dropped; of entries
+    with the same id the first is kept. Boxes of finite numbers stay as they are, even with no area or outside the
+    image, since COCO's evaluation counts them (Sample.objects leaves them out of training). All this is counted in
+    Dataset.problems, as are boxes that stick out of the image by more than PIXELS_BEYOND_IMAGE. Images without
+    annotations and crowds are no problem. An absent area is width x height, an absent iscrowd 0; an absent image
+    size is read from the image file.
+
+    Raises UserError when the file cannot be read as COCO annotations, no image or no annotation of it is usable,
+    categories have no name in common with it, or, if strict, when there is any problem.
+    """
+    document = _read_json(Path(annotation_file))
+    images_section, annotations_section, categories_section = (
+        _section(document, name, annotation_file) for name in ("images", "annotations", "categories")
+    )
+    problems = Problems(str(annotation_file))
+    names = _read_categories(categories_section, problems)
+    images = _read_images(images_section, Path(image_folder), problems)
+    entries = _usable_annotations(annotations_section, images, names, problems)
+    chosen = _choose_categories(names, categories, entries, problems)
+    samples = _samples(list(filter(None, images.values())), entries, chosen, problems)
+    if strict and problems:
+        raise UserError(f"{problems.message()}\nCorrect the file, or load it without strict to leave these out.")
+    return Dataset(str(annotation_file), chosen, samples, problems)
+
+
+def find_coco_split(data_path: str | os.PathLike, split: str) -> tuple[Path, Path]:
+    """(annotation file, image folder) of the split, "train" or "val", of a data set in COCO's layout.
+
+    DATA/annotations/instances_{split}2017.json or instances_{split}.json, with the images in DATA or DATA/images,
+    in a folder {split}2017 or {split}, or all in DATA/images or DATA/JPEGImages. Raises UserError when not found.
+    """
+    data = Path(data_path)
+    files = [data / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
+    folders = [data / name for name in (f"{split}2017", split, f"images/{split}2017", f"images/{split}")]
+    folders += [data / "images", data / "JPEGImages"]
+    annotation_file = _first(Path.is_file, files, f"{split} annotations", f"--{split}-annotations FILE")
+    image_folder = _first(Path.is_dir, folders, f"folder of {split} images", f"--{split}-images FOLDER")
+    return annotation_file, image_folder
+
+
+def _first(exists: Callable[[Path], bool], candidates: Sequence[Path], what: str, option: str) -> Path:
+    for path in candidates:
+        if exists(path):
+            return path
+    raise UserError(f"no {what}: looked for {', '.join(map(str, candidates))}. Or give it with {option}.")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            document = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: COCO annotations are a JSON object, this is a {type(document).__name__}")
+    return document
+
+
+def _section(document: dict, name: str, path: str | os.PathLike) -> list:
+    if name not in document:
+        found = ", ".join(list(document)[:NAMES_SHOWN]) or "nothing"
+        raise UserError(f'{path}: no "{name}": COCO annotations have images, annotations and categories; found {found}')
+    if not isinstance(document[name], list):
+        raise UserError(f'{path}: "{name}" must be a list, it is a {type(document[name]).__name__}')
+    if not document[name]:
+        raise UserError(f'{path}: "{name}" is empty')
+    return document[name]
+
+
+def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
+    """Names by id, in order of id."""
+    names: dict[int, str] = {}
+    ids_by_name: dict[str, int] = {}
+    for position, entry in enumerate(entries):
+        fault = _id_fault(entry, names) or _text_fault(entry, "name")
+        if fault:
+            problems.add(f"category {fault}", _located("categories", entry, position))
+            continue
+        id_, name = entry["id"], entry["name"].strip()
+        if _same_name(name) in ids_by_name:
+            problems.add("category name used twice", f"{name!r} (ids {ids_by_name[_same_name(name)]} and {id_})")
+        names[id_] = name
+        ids_by_name.setdefault(_same_name(name), id_)
+    if not names:
+        raise UserError(f"{problems.message()}\nNo category is left.")
+    return dict(sorted(names.items()))
+
+
+def _same_name(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, _Image | None]:
+    """Images by id, in the file's order; None for those that are dropped."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of images")
+    # Each folder is listed once: to ask for each of 100,000 files takes long on a network drive.
+    files_in = cache(lambda parent: _file_names(folder / parent))
+    images: dict[int, _Image | None] = {}
+    for position, entry in enumerate(entries):
+        fault = _id_fault(entry, images)
+        if fault:
+            problems.add(f"image {fault}", _located("images", entry, position))
+            continue
+        images[entry["id"]], fault = _read_image_entry(entry, folder, files_in)
+        if fault:
+            problems.add(f"image {fault}", f"image {entry['id']} ({entry.get('file_name')})")
+    if not any(images.values()):
+        raise UserError(f"{problems.message()}\nNo image is left: is {folder} the folder that the file_names refer to?")
+    return images
+
+
+def _read_image_entry(
+    entry: dict, folder: Path, files_in: Callable[[str], frozenset[str]]
+) -> tuple[_Image | None, str | None]:
+    """The image, or None and what is wrong with it."""
+    fault = _text_fault(entry, "file_name")
+    if fault:
+        return None, fault
+    parent, _, name = entry["file_name"].rpartition("/")
+    if entry["file_name"].startswith("/") or ".." in parent.split("/"):
+        return None, "with a file_name that leads out of the image folder"
+    if name not in files_in(parent):
+        return None, f"missing in {folder}"
+    path = folder / entry["file_name"]
+    height, width = entry.get("height"), entry.get("width")
+    if height is None or width is None:
+        try:
+            height, width = image_size(path)
+        except ImageError:
+            return None, "without width and height, whose file cannot be read"
+    if not (_is_size(height) and _is_size(width)):
+        return None, "whose width or height is not a positive whole number"
+    return _Image(entry["id"], path, int(height), int(width)), None
+
+
+def _is_size(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < MAX_COORDINATE and value == int(value)
+
+
+def _file_names(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _usable_annotations(
+    entries: list, images: dict[int, _Image | None], names: dict[int, str], problems: Problems
+) -> list[dict]:
+    """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
+    usable = []
+    seen: set[int] = set()
+    for position, entry in enumerate(entries):
+        fault = _annotation_fault(entry, seen, images, names)
+        if fault:
+            problems.add(f"annotation {fault}", _located("annotations", entry, position))
+            continue
+        seen.add(entry["id"])
+        if images[entry["image_id"]]:
+            usable.append(entry)
+    return usable
+
+
+def _annotation_fault(entry: object, seen: set[int], images: dict, names: dict) -> str | None:
+    fault = _id_fault(entry, seen)
+    if fault:
+        return fault
+    for field, known in (("image_id", images), ("category_id", names)):
+        value = entry.get(field)
+        if type(value) is not int:
+            return f"without {field}" if field not in entry else f"whose {field} is not a whole number"
+        if value not in known:
+            return f"of unknown {field}"
+    if entry.get("iscrowd") not in (None, 0, 1):
+        return "whose iscrowd is not 0 or 1"
+    return _bbox_fault(entry)
+
+
+def _bbox_fault(entry: dict) -> str | None:
+    bbox = entry.get("bbox")
+    if type(bbox) is not list or len(bbox) != 4:
+        return "without bbox" if "bbox" not in entry else "whose bbox is not 4 numbers"
+    for value in bbox:
+        if type(value) is not float and type(value) is not int:
+            return "whose bbox is not 4 numbers"
+        if not -MAX_COORDINATE < value < MAX_COORDINATE:
+            return "whose bbox is not finite"
+    return None
+
+
+def _id_fault(entry: object, known: dict | set) -> str | None:
+    if type(entry) is not dict:
+        return "that is not an object"
+    if type(entry.get("id")) is not int:
+        return "without id" if "id" not in entry else "whose id is not a whole number"
+    return "with the id of another" if entry["id"] in known else None
+
+
+def _text_fault(entry: dict, field: str) -> str | None:
+    if field not in entry:
+        return f"without {field}"
+    value = entry[field]
+    return None if isinstance(value, str) and value.strip() else f"whose {field} is not a text"
+
+
+def _located(section: str, entry: object, position: int) -> str:
+    """Where an entry stands in the file: by its ids as far as it has them."""
+    if not isinstance(entry, dict):
+        return f"{section}[{position}]"
+    fields = ("id", "image_id", "category_id", "bbox", "file_name", "name")
+    values = [f"{field} {str(entry[field])[:80]}" for field in fields if field in entry]
+    return f"{section}[{position}] ({', '.join(values)})" if values else f"{section}[{position}]"
+
+
+def _choose_categories(
+    names: dict[int, str], given: tuple[Category, ...] | None, entries: list[dict], problems: Problems
+) -> tuple[Category, ...]:
+    if given is not None:
+        return _match_categories(names, given, entries, problems)
+    if names == {category.id: category.name for category in COCO_CATEGORIES}:
+        return COCO_CATEGORIES
+    return tuple(Category(label, id_, name) for label, (id_, name) in enumerate(names.items(), start=1))
+
+
+def _match_categories(
+    names: dict[int, str], given: tuple[Category, ...], entries: list[dict], problems: Problems
+) -> tuple[Category, ...]:
+    """The file's categories with the given labels; annotated ones that are not among the given are a problem."""
+    matched = _match_names({id_: _same_name(name) for id_, name in names.items()}, given)
+    if not matched:
+        theirs, ours = _shown(names.values()), _shown(category.name for category in given)
+        raise UserError(f"{problems.source}: none of its categories ({theirs}) is one of the model's ({ours})")
+    annotated = Counter(entry["category_id"] for entry in entries)
+    for id_ in annotated.keys() - matched.keys():
+        problems.add(
+            "category that the model does not know", f"{names[id_]!r} (id {id_}, {annotated[id_]} annotations)"
+        )
+    return tuple(Category(matched[id_].label, id_, matched[id_].name) for id_ in names if id_ in matched)
+
+
+def _match_names(keys: dict[int, str], given: tuple[Category, ...]) -> dict[int, Category]:
+    """The given category for each id of the file, each used once: of those with one name the one with the same id."""
+    same = {(category.id, _same_name(category.name)): category for category in given}
+    matched = {id_: same[id_, key] for id_, key in keys.items() if (id_, key) in same}
+    used = {category.label for category in matched.values()}
+    free = {_same_name(category.name): category for category in reversed(given) if category.label not in used}
+    for id_, key in keys.items():
+        if id_ not in matched and key in free:
+            matched[id_] = free.pop(key)
+    return matched
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _samples(
+    images: list[_Image], entries: list[dict], chosen: tuple[Category, ...], problems: Problems
+) -> tuple[Sample, ...]:
+    label_of = {category.id: category.label for category in chosen}
+    entries = [entry for entry in entries if entry["category_id"] in label_of]
+    if not entries:
+        raise UserError(f"{problems.message()}\nNo annotation is left.")
+    table = _columns(entries, images, label_of, problems)
+    _report_boxes(table, images, problems)
+    order = np.argsort(table.image_index, kind="stable")
+    starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
+    boxes = box_math.xywh_to_xyxy(table.boxes_xywh)[order].astype(np.float32)
+    columns = (boxes, table.labels[order], table.crowd[order], table.areas[order])
+    return tuple(
+        Sample(*image, *(column[first:last] for column in columns))
+        for image, first, last in zip(images, starts, starts[1:], strict=False)
+    )
+
+
+def _columns(entries: list[dict], images: list[_Image], label_of: dict[int, int], problems: Problems) -> _Annotations:
+    index_of = {image.id: index for index, image in enumerate(images)}
+    boxes_xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
+    return _Annotations(
+        entries=entries,
+        image_index=np.array([index_of[entry["image_id"]] for entry in entries], dtype=np.int64),
+        boxes_xywh=boxes_xywh,
+        labels=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
+        crowd=np.array([bool(entry.get("iscrowd")) for entry in entries]),
+        areas=_areas(entries, boxes_xywh, problems),
+    )
+
+
+def _areas(entries: list[dict], boxes_xywh: np.ndarray, problems: Problems) -> np.ndarray:
+    areas = boxes_xywh[:, 2] * boxes_xywh[:, 3]
+    for row, entry in enumerate(entries):
+        area = entry.get("area")
+        if type(area) in (int, float) and abs(area) < MAX_COORDINATE**2:
+            areas[row] = area
+        elif area is not None:
+            problems.add("area that is not a number", f"annotation {entry['id']} (area {str(area)[:80]})")
+    return areas
+
+
+def _report_boxes(table: _Annotations, images: list[_Image], problems: Problems) -> None:
+    """Count the boxes that are well-formed and yet wrong for their image; each under the worst that is true of it."""
+    x, y, width, height = table.boxes_xywh.T
+    image_height, image_width = np.array([image[2:] for image in images], dtype=np.float64)[table.image_index].T
+    empty = (width <= 0) | (height <= 0)
+    outside = (x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0)
+    far = PIXELS_BEYOND_IMAGE
+    beyond = (x < -far) | (y < -far) | (x + width > image_width + far) | (y + height > image_height + far)
+    for kind, rows in (
+        ("box of no area", empty),
+        ("box outside the image", outside & ~empty),
+        ("box beyond the image", beyond & ~outside & ~empty),
+    ):
+        for row in np.flatnonzero(rows):
+            entry, image = table.entries[row], images[table.image_index[row]]
+            where = f"image {image.id}, {image.path.name}, {image.width} x {image.height}"
+            problems.add(kind, f"annotation {entry['id']} ({where}): bbox {entry['bbox']}")

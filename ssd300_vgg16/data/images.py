@@ -1,0 +1,205 @@
+"""Image files: finding them, and reading them as RGB."""
+
+import glob
+import io
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ssd300_vgg16.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
+
+# Only formats whose decoders fail with an error on damaged files: OpenCV's JPEG 2000 decoder ends the process.
+_SIGNATURES = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "BMP": (b"BM",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "WebP": (b"RIFF",),
+    "PPM or PGM": (b"P5", b"P6"),
+}
+_END_OF_JPEG = b"\xff\xd9"
+
+# ImageError tells what went wrong; the decoders' own lines would come once more for each worker.
+cv2.setLogLevel(0)
+
+
+class ImageError(UserError):
+    """An image file that cannot be read; the message names the file and the reason."""
+
+    def __init__(self, path: str | os.PathLike, reason: str):
+        super().__init__(f"{os.fspath(path)}: {reason}")
+
+
+def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
+    """The pixels of an image file: uint8 [height, width, 3], RGB, contiguous.
+
+    Pixels come as stored, since annotations refer to them; upright turns a photograph as its EXIF orientation says
+    (JPEG and PNG; a TIFF's orientation is always applied). Of 16 bits the upper 8 are kept. Transparency is dropped
+    and the colour underneath kept, as Pillow's convert("RGB") does, so that one file gives the same pixels here and
+    in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
+    Raises ImageError when the file is missing, empty, no image, of an unsupported format, truncated or too large.
+    """
+    data = _read_bytes(path)
+    kind = _format_of(data, path)
+    if _is_truncated(data, kind):
+        raise ImageError(path, f"the {kind} image is truncated: its end is missing; fetch or export it again")
+    return _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, upright, path)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width) in pixels as stored, from the file's header alone. Raises ImageError."""
+    with _opened_by_pillow(path, path) as image:
+        return image.height, image.width
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """The image files that files, folders (searched with their sub-folders) and glob patterns stand for.
+
+    Sorted by absolute path, each once. Files named outright are taken whatever their suffix; of folders and patterns
+    only files with one of IMAGE_SUFFIXES, in any case. Hidden files and folders inside folders, and links to folders,
+    are skipped.
+    Raises UserError when a path does not exist, or a folder or pattern gives no image.
+    """
+    found = {}
+    for text in map(str, paths):
+        try:
+            images = _expand(text)
+        except OSError as error:
+            raise UserError(f"{text}: cannot be read: {error.strerror}") from None
+        for path in images:
+            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would merge links
+    return [found[path] for path in sorted(found)]
+
+
+def _read_bytes(path: str | os.PathLike) -> bytes:
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except IsADirectoryError:
+        raise ImageError(path, "a folder, not an image") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not data:
+        raise ImageError(path, "the file is empty")
+    return data
+
+
+def _format_of(data: bytes, path: str | os.PathLike) -> str:
+    for kind, signatures in _SIGNATURES.items():
+        if data.startswith(signatures) and (kind != "WebP" or data[8:12] == b"WEBP"):
+            return kind
+    supported = ", ".join(_SIGNATURES)
+    raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
+
+
+def _is_truncated(data: bytes, kind: str) -> bool:
+    """Whether the end is missing, by the formats' end marks, since decoders may fill the rest with grey.
+
+    Bytes after the end are fine: cameras append some.
+    """
+    if kind == "JPEG":
+        return data.rfind(_END_OF_JPEG, _start_of_scan(data)) < 0
+    if kind == "PNG":
+        return data.rfind(b"IEND") < 0
+    if kind == "WebP":
+        return len(data) < int.from_bytes(data[4:8], "little") + 8
+    return False
+
+
+def _start_of_scan(data: bytes) -> int:
+    """Where a JPEG's header ends; thumbnails within it have end marks of their own."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+        fill_byte = data[position + 1 : position + 2] == b"\xff"
+        position += 1 if fill_byte else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return position
+
+
+def _decode(data: bytes, kind: str, upright: bool, path: str | os.PathLike) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(path, _reason_of(error, kind)) from None
+    if bgr is None:
+        raise ImageError(path, f"the {kind} image is damaged, truncated or of a kind that is not supported")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _reason_of(error: cv2.error, kind: str) -> str:
+    if "CV_IO_MAX_IMAGE" in str(error):
+        return f"the {kind} image is too large: the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets the limit"
+    return f"the {kind} image cannot be decoded: {error.err or error}"
+
+
+def _decode_gif(data: bytes, path: str | os.PathLike) -> np.ndarray:
+    """The first frame [height, width, 3] RGB, by Pillow: the OpenCV wheel has no GIF decoder."""
+    with _opened_by_pillow(io.BytesIO(data), path) as image:
+        return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.PathLike) -> Iterator[Image.Image]:
+    """The opened image, without Pillow's warnings; what goes wrong while it is open is an ImageError about path."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(source) as image:
+                yield image
+    except Image.UnidentifiedImageError:
+        raise ImageError(path, "not an image, or damaged") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(path, f"the image is too large: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
+        raise ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text)
+    if text and path.is_file():
+        return [path]
+    if text and path.is_dir():
+        return _found(_images_in_folder(path), f"{text}: no image in this folder or its sub-folders")
+    if glob.has_magic(text):
+        return _found(_images_of_pattern(text), f"{text}: no image matches this pattern")
+    raise UserError(f"{text!r}: no such file or folder")
+
+
+def _found(images: Iterator[Path], complaint: str) -> list[Path]:
+    found = list(images)
+    if not found:
+        raise UserError(f"{complaint}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+def _images_of_pattern(pattern: str) -> Iterator[Path]:
+    for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute ones
+        if match.is_dir():
+            yield from _images_in_folder(match)
+        elif match.suffix.lower() in IMAGE_SUFFIXES:
+            yield match
+
+
+def _images_in_folder(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(parent, name)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}")

@@ -1,0 +1,169 @@
+"""Batches of fixed shape, made from files in worker processes; each a function of (seed, epoch, sample index) alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd300_vgg16.data.augment import augment, resize
+from ssd300_vgg16.data.dataset import Sample
+from ssd300_vgg16.data.images import ImageError, read_image
+from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """What one training step takes, and which files it came from.
+
+    images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image;
+    unreadable: messages about images that could not be read. Such an image is blank, with no object: its loss is zero.
+    """
+
+    images: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    files: list[str]
+    unreadable: list[str]
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How samples become batches: the same recipe, epoch and order give the same batches on any machine."""
+
+    batch_size: int
+    augmentation: str
+    seed: int
+    default_boxes: np.ndarray
+    image_size: int
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class _TrainingTask:
+    recipe: TrainingRecipe
+    epoch: int
+    indices: np.ndarray
+    samples: list[Sample]
+
+
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Whole batches in one epoch; a set smaller than a batch is repeated to fill one."""
+    return max(1, samples // batch_size)
+
+
+def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Sample indices of an epoch, int64 [steps, batch_size]: shuffled; each once, unless the set is too small."""
+    order = np.random.default_rng([seed, epoch]).permutation(samples)
+    steps = steps_per_epoch(samples, batch_size)
+    return np.resize(order, (steps, batch_size))
+
+
+def training_batches(
+    samples: Sequence[Sample], recipe: TrainingRecipe, epoch: int, pool: WorkerPool, start: int = 0
+) -> Iterator[TrainingBatch]:
+    """The batches of one epoch, in order, from batch number `start` on."""
+    rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:]
+    tasks = (_TrainingTask(recipe, epoch, row, [samples[index] for index in row]) for row in rows)
+    return pool.map(_training_batch, tasks)
+
+
+def _training_batch(task: _TrainingTask) -> TrainingBatch:
+    examples, unreadable = [], []
+    for index, sample in zip(task.indices, task.samples, strict=True):
+        rng = np.random.default_rng([task.recipe.seed, task.epoch, int(index)])
+        try:
+            examples.append(_training_example(sample, rng, task.recipe))
+        except ImageError as error:
+            if task.recipe.strict:
+                raise
+            unreadable.append(str(error))
+            examples.append(_blank_example(task.recipe))
+    images, offsets, labels = (np.stack(parts) for parts in zip(*examples, strict=True))
+    files = [str(sample.path) for sample in task.samples]
+    return TrainingBatch(images, offsets, labels, files, unreadable)
+
+
+def _training_example(sample: Sample, rng: np.random.Generator, recipe: TrainingRecipe) -> tuple:
+    image = read_image(sample.path)
+    boxes, labels = sample.objects(*image.shape[:2])
+    image, boxes, labels = augment(image, boxes, labels, rng, recipe.augmentation)
+    image, boxes = resize(image, boxes, recipe.image_size)
+    return _channels_first(image), *training_targets(boxes, labels, recipe.default_boxes)
+
+
+def _blank_example(recipe: TrainingRecipe) -> tuple:
+    image = np.zeros((3, recipe.image_size, recipe.image_size), dtype=np.uint8)
+    nothing = np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.int64)
+    return image, *training_targets(*nothing, recipe.default_boxes)
+
+
+def _channels_first(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Images as the network wants them, and what is needed to put its boxes back into their pixels.
+
+    positions: which of the samples these are, int64 [B]; images uint8 [B, 3, S, S]; sizes_hw int64 [B, 2].
+    unreadable: messages about samples that could not be read, which are not in the batch (it may even be empty).
+    """
+
+    positions: np.ndarray
+    images: np.ndarray
+    sizes_hw: np.ndarray
+    unreadable: list[str]
+
+
+@dataclass(frozen=True)
+class _EvaluationTask:
+    positions: np.ndarray
+    samples: list[Sample]
+    image_size: int
+    strict: bool
+
+
+def evaluation_batches(
+    samples: Sequence[Sample], batch_size: int, image_size: int, pool: WorkerPool, strict: bool = False
+) -> Iterator[EvaluationBatch]:
+    """All samples once, in order, resized and not augmented; the last batch may be smaller."""
+    starts = range(0, len(samples), batch_size)
+    positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
+    tasks = (_EvaluationTask(rows, [samples[row] for row in rows], image_size, strict) for rows in positions)
+    return pool.map(_evaluation_batch, tasks)
+
+
+def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
+    positions, images, sizes, unreadable = [], [], [], []
+    for position, sample in zip(task.positions, task.samples, strict=True):
+        try:
+            image = read_image(sample.path)
+        except ImageError as error:
+            if task.strict:
+                raise
+            unreadable.append(str(error))
+            continue
+        positions.append(position)
+        sizes.append(image.shape[:2])
+        images.append(network_input(image, task.image_size))
+    shape = (0, 3, task.image_size, task.image_size)
+    stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
+    return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, np.array(sizes).reshape(-1, 2), unreadable)
+
+
+def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
+    """An image uint8 [H, W, 3] resized and laid out as the network takes it: uint8 [3, image_size, image_size]."""
+    return _channels_first(resize(image, np.empty((0, 4), dtype=np.float32), image_size)[0])
+
+
+def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples that hold an object to train on (the published recipe leaves the others out).
+
+    Raises UserError if there is none.
+    """
+    kept = [sample for sample in samples if len(sample.objects(sample.height, sample.width)[0])]
+    if not kept:
+        raise UserError("none of the training images has an object to train on: check the annotation file")
+    return kept

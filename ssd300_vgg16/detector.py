@@ -1,0 +1,61 @@
+"""Detection on photographs from Python: load once, call on images."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ssd300_vgg16.data.images import read_image
+from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
+from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.runtime import flow, resolve_device
+from ssd300_vgg16.training.run_folder import find_weights
+from ssd300_vgg16.weights import ModelDescription, load_model
+
+
+class Detector:
+    """A network with its categories, ready to be called on images.
+
+    A call returns, for one image: "boxes" float32 [N, 4] xyxy in its pixels, "scores" float32 [N] falling, "labels"
+    int64 [N] and "names", a list of N category names; at most 200, each scored above the threshold.
+    """
+
+    def __init__(
+        self,
+        model: SSD300,
+        description: ModelDescription,
+        device: str = "cpu",
+        score_threshold: float = SCORE_THRESHOLD,
+    ):
+        self.model = model.to(device).eval()
+        self.description = description
+        self.device = device
+        self.score_threshold = score_threshold
+        self._names = description.names()
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, device: str | None = None, score_threshold: float = SCORE_THRESHOLD
+    ) -> "Detector":
+        """A detector from a file of weights or a run's folder; device "cpu", "cuda", "cuda:N", or the best one here."""
+        model, description = load_model(find_weights(Path(path)))
+        return cls(model, description, resolve_device(device), score_threshold)
+
+    def __call__(self, image: np.ndarray | str | os.PathLike) -> dict:
+        """Detections of one image: uint8 [H, W, 3] RGB, or a file, which is taken upright as a viewer shows it."""
+        if not isinstance(image, np.ndarray):
+            image = read_image(image, upright=True)
+        prepared = network_input(image, self.model.layout.image_size)
+        found = self.detect(prepared[None], np.array([image.shape[:2]]))[0]
+        return {**found, "names": self.names(found["labels"])}
+
+    def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """Detections of prepared images uint8 [B, 3, 300, 300], in pixels of images of sizes_hw [B, 2]."""
+        with flow.no_grad():
+            offsets, logits = self.model(flow.from_numpy(images).to(self.device))
+            return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.model.layout)
+
+    def names(self, labels: np.ndarray) -> list[str]:
+        """Category names of labels; a label without a category is named by its number."""
+        return [self._names.get(label, f"class {label}") for label in labels.tolist()]

@@ -1,0 +1,73 @@
+"""Evaluate weights: COCO's twelve numbers and AP per class.
+
+bash eval.sh --weights runs/RUN --data-path /data/coco
+"""
+
+# As in train.py, imports that bring OneFlow are made inside functions.
+import argparse
+from pathlib import Path
+
+from ssd300_vgg16 import command_line
+from ssd300_vgg16.data.source import DataSource, split_location
+from ssd300_vgg16.training.run_folder import find_weights, newest_run, write_json
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of eval.sh."""
+    parser = command_line.Parser(prog="eval.sh", description=__doc__)
+    parser.add_argument("--weights", metavar="W", help="run folder or file of weights (default: the newest run)")
+    parser.add_argument("-b", "--batch-size", type=command_line.positive_int, default=8, help="(default: %(default)s)")
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="where coco_metrics.json and detections.json go (default: beside the weights)",
+    )
+    command_line.add_data_options(parser)
+    command_line.add_common_options(parser)
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluate; returns the exit status: 0, or 1 if images could not be read."""
+    options = build_parser().parse_args(arguments)
+    weights = Path(options.weights) if options.weights else newest_run()
+    source = DataSource(
+        options.dataset,
+        Path(options.data_path) if options.data_path else None,
+        val=split_location("val", options.val_annotations, options.val_images),
+        strict=options.strict_data,
+    )
+    output = Path(options.output_dir) if options.output_dir else None
+    return evaluate_weights(weights, source, options.device, options.batch_size, options.workers, output)
+
+
+def evaluate_weights(
+    weights: Path, source: DataSource, device: str | None, batch_size: int, workers: int, output: Path | None = None
+) -> int:
+    """Evaluate on the val split; prints the tables, and writes them and the detections as JSON."""
+    from ssd300_vgg16.data.workers import WorkerPool
+    from ssd300_vgg16.detector import Detector
+    from ssd300_vgg16.metrics.evaluation import evaluate
+
+    weights = find_weights(weights)
+    output = output or weights.parent
+    detector = Detector.load(weights, device)
+    dataset = source.load("val", detector.description.categories)
+    if dataset.problems:
+        print(dataset.problems.message())
+    with WorkerPool(workers) as pool:
+        size = detector.model.layout.image_size
+        evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict)
+    print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
+    print(evaluation.metrics.table())
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "coco_metrics.json", evaluation.metrics.as_json())
+    write_json(output / "detections.json", evaluation.results)
+    for message in evaluation.unreadable:
+        print(f"left out: {message}")
+    print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
+    return 1 if evaluation.unreadable else 0
+
+
+if __name__ == "__main__":
+    command_line.run(main, "eval.sh")

@@ -1,0 +1,129 @@
+"""Detect objects on photographs: pictures with boxes, and detections.json.
+
+bash infer.sh                                  the newest run, on images of its validation set
+bash infer.sh PATH...                          images, folders (searched through) or globs
+bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
+"""
+
+# As in train.py, imports that bring OneFlow are made inside functions.
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ssd300_vgg16 import command_line
+from ssd300_vgg16.data.images import ImageError, find_images, read_image
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of, write_json
+
+SAMPLES_WITHOUT_PATHS = 12
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of infer.sh."""
+    parser = command_line.Parser(prog="infer.sh", description=__doc__)
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders or globs")
+    parser.add_argument("--weights", metavar="W", help="run folder or file of weights (default: the newest run)")
+    parser.add_argument("--output-dir", metavar="DIR", default="detections", help="(default: %(default)s)")
+    parser.add_argument(
+        "--score-threshold",
+        type=command_line.fraction,
+        default=0.4,
+        metavar="S",
+        help="show and write detections scored above (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=command_line.positive_int,
+        default=100,
+        metavar="N",
+        help="per image, the best ones (default: %(default)s)",
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Detect; returns the exit status: 0, or 1 if an image could not be read."""
+    options = build_parser().parse_args(arguments)
+    images = find_images(options.paths) if options.paths else None
+    weights = Path(options.weights) if options.weights else newest_run()
+    images = images or _samples_of(weights)
+    from ssd300_vgg16.detector import Detector
+
+    detector = Detector.load(weights, options.device, options.score_threshold)
+    return _detect_all(detector, images, Path(options.output_dir), options.max_detections)
+
+
+def _samples_of(weights: Path) -> list[Path]:
+    """Some images of the validation set that a run was evaluated on."""
+    try:
+        images = read_options(run_of(weights))["val_images_folder"]
+    except (UserError, KeyError) as error:
+        raise UserError(
+            "no PATH given, and the weights do not come from a run whose images could be shown: name images or folders"
+        ) from error
+    return find_images([images])[:SAMPLES_WITHOUT_PATHS]
+
+
+def _detect_all(detector, images: list[Path], output: Path, most: int) -> int:
+    from tqdm import tqdm
+
+    base = Path(os.path.commonpath([image.absolute().parent for image in images]))
+    results, broken = [], []
+    for number, path in enumerate(tqdm(images, unit="image", disable=None), start=1):
+        try:
+            found = _detect_one(detector, path, output / path.absolute().relative_to(base).with_suffix(".jpg"), most)
+        except ImageError as error:
+            broken.append(str(error))
+            continue
+        results += _as_json(found, number, str(path), detector)
+    write_json(output / "detections.json", results)
+    print(
+        f"{len(images) - len(broken)} images, {len(results)} detections: pictures and detections.json are in {output}"
+    )
+    for message in broken:
+        print(f"not read: {message}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _detect_one(detector, path: Path, picture: Path, most: int) -> dict:
+    import cv2
+
+    from ssd300_vgg16.draw import draw_detections
+
+    image = read_image(path, upright=True)
+    found = {key: values[:most] for key, values in detector(image).items()}
+    drawn = draw_detections(image, found["boxes"], found["scores"], found["names"], found["labels"])
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(picture), drawn[..., ::-1])
+    return found
+
+
+def _as_json(found: dict, number: int, file_name: str, detector) -> list[dict]:
+    """Detections of one image in COCO's results format, with file and category names added."""
+    from ssd300_vgg16.boxes import xyxy_to_xywh
+
+    ids = {category.label: category.id for category in detector.description.categories}
+    rows = zip(
+        xyxy_to_xywh(found["boxes"]).tolist(),
+        found["scores"].tolist(),
+        found["labels"].tolist(),
+        found["names"],
+        strict=True,
+    )
+    return [
+        {
+            "image_id": number,
+            "file_name": file_name,
+            "category_id": ids.get(label, label),
+            "category_name": name,
+            "bbox": [round(value, 2) for value in box],
+            "score": round(score, 5),
+        }
+        for box, score, label, name in rows
+    ]
+
+
+if __name__ == "__main__":
+    command_line.run(main, "infer.sh")

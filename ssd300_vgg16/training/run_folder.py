@@ -1,0 +1,103 @@
+"""A run's folder: its options and environment, its metrics, its curves, its checkpoints."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from ssd300_vgg16.errors import UserError
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+OPTIONS = "options.json"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+RUNS = Path("runs")
+
+
+def new_run_folder(chosen: Path | None) -> Path:
+    """Make the folder of a new run: the chosen one, which must not hold a run yet, or runs/DATE-TIME."""
+    folder = chosen or RUNS / time.strftime("%Y%m%d-%H%M%S")
+    if (folder / OPTIONS).exists() and chosen:
+        raise UserError(
+            f"--output-dir {folder} already holds a run: go on with it (--resume {folder}), or name another folder"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS).touch()
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def run_of(path: Path) -> Path:
+    """The run's folder that a path means: itself, or the folder of the checkpoint it is."""
+    return path if path.is_dir() else path.parent
+
+
+def find_weights(path: Path) -> Path:
+    """The file of weights that a path means: itself, or the best (else the last) checkpoint of a run's folder."""
+    if not path.is_dir():
+        return path
+    for name in (BEST, LAST):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: this folder holds neither {BEST} nor {LAST}; name a run's folder or a file of weights")
+
+
+def newest_run() -> Path:
+    """The run's folder below runs/ whose weights were written last; UserError if there is none."""
+    folders = {file.parent for name in (BEST, LAST) for file in RUNS.glob(f"*/{name}")}
+    if not folders:
+        raise UserError(f"no run with weights in {RUNS.absolute()}: train first (bash train.sh), or give --weights")
+    return max(folders, key=lambda folder: find_weights(folder).stat().st_mtime)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(path)
+
+
+def describe_run(folder: Path, options: dict, environment: dict) -> None:
+    """Write what it takes to repeat the run: its options, and what it ran on; the git commit is added."""
+    write_json(folder / OPTIONS, options)
+    write_json(folder / ENVIRONMENT, {**environment, "git_commit": _git_commit()})
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        asked = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() or None
+
+
+def read_options(folder: Path) -> dict:
+    """The options a run was started with; UserError if the folder holds no run."""
+    try:
+        return json.loads((folder / OPTIONS).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no run to go on with ({OPTIONS} is missing or damaged)") from error
+
+
+def append_metrics(folder: Path, **values: object) -> None:
+    """Add a line to metrics.jsonl."""
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """All whole lines of metrics.jsonl; a last line cut off by a crash is left out."""
+    lines = (folder / METRICS).read_text().splitlines()
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows

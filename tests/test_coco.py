@@ -1,0 +1,412 @@
+"""COCO annotation files: labels, what is kept, and one message for all that is wrong."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.coco import find_coco_split, load_coco
+from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.errors import UserError
+
+BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
+GIVEN = (Category(1, 500, "Dog"), Category(2, 600, "cat"))
+
+
+def image(id_, **fields):
+    return {"id": id_, "file_name": f"{id_}.jpg", "width": 60, "height": 40} | fields
+
+
+def annotation(id_, **fields):
+    return {"id": id_, "image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 10], "area": 150, "iscrowd": 0} | fields
+
+
+def document(**sections):
+    return {
+        "images": [image(1), image(2)],
+        "annotations": [annotation(1), annotation(2, category_id=3)],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}],
+    } | sections
+
+
+def without(entry, field):
+    return {key: value for key, value in entry.items() if key != field}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes a document and its images (1.jpg to 3.jpg), and loads it."""
+    for name in ("1.jpg", "2.jpg", "3.jpg", "sub/deep.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(tmp_path / "images" / name)
+
+    def load_document(content, **options):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "file.json").write_text(text, encoding="utf-8")
+        return load_coco(tmp_path / "file.json", tmp_path / "images", **options)
+
+    return load_document
+
+
+def test_a_clean_file(load, tmp_path):
+    dataset = load(document())
+    assert dataset.name == str(tmp_path / "file.json")
+    assert dataset.categories == (Category(1, 3, "dog"), Category(2, 7, "cat"))
+    assert not dataset.problems
+    first, second = dataset.samples
+    assert (first.id, first.path, first.height, first.width) == (1, tmp_path / "images" / "1.jpg", 40, 60)
+    assert first.boxes.tolist() == [[10, 10, 30, 20]] * 2
+    assert (first.labels.tolist(), first.crowd.tolist(), first.areas.tolist()) == ([2, 1], [False] * 2, [150] * 2)
+    assert [first.boxes.dtype, first.labels.dtype, first.crowd.dtype, first.areas.dtype] == [
+        np.float32,
+        np.int64,
+        np.bool_,
+        np.float64,
+    ]
+    assert (second.id, second.boxes.shape, second.labels.shape) == (2, (0, 4), (0,))
+
+
+def test_samples_have_the_order_of_images_and_annotations(load):
+    rows = [annotation(k, image_id=1 + k % 3, bbox=[k, 0, 5, 5]) for k in (5, 3, 1, 4, 2, 0)]
+    dataset = load(document(images=[image(3), image(1), image(2)], annotations=rows))
+    assert [sample.id for sample in dataset.samples] == [3, 1, 2]
+    assert [sample.boxes[:, 0].tolist() for sample in dataset.samples] == [[5, 2], [3, 0], [1, 4]]
+
+
+def test_crowds_and_absent_fields(load):
+    bare = without(without(annotation(2), "area"), "iscrowd")
+    rows = [annotation(1, iscrowd=1), bare, annotation(3, area=None, iscrowd=None)]
+    dataset = load(document(annotations=rows))
+    assert not dataset.problems
+    assert dataset.samples[0].crowd.tolist() == [True, False, False]
+    assert dataset.samples[0].areas.tolist() == [150, 200, 200]
+
+
+@pytest.mark.parametrize("ids", [(0, 5), (-3, 10**30), (90, 2**40)])
+def test_any_ids(load, ids):
+    low, high = ids
+    dataset = load(
+        document(
+            images=[image(high, file_name="1.jpg"), image(low, file_name="2.jpg")],
+            annotations=[
+                annotation(low, image_id=high, category_id=high),
+                annotation(high, image_id=low, category_id=low),
+            ],
+            categories=[{"id": high, "name": "b"}, {"id": low, "name": "a"}],
+        )
+    )
+    assert dataset.categories == (Category(1, low, "a"), Category(2, high, "b"))
+    assert [(sample.id, sample.labels.tolist()) for sample in dataset.samples] == [(high, [2]), (low, [1])]
+    assert not dataset.problems
+
+
+def test_coco_has_80_categories_with_label_equal_id():
+    assert len({category.name for category in COCO_CATEGORIES}) == 80
+    assert all(category.label == category.id for category in COCO_CATEGORIES)
+    missing = set(range(1, 91)) - {category.id for category in COCO_CATEGORIES}
+    assert missing == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    by_id = {category.id: category.name for category in COCO_CATEGORIES}
+    assert (by_id[1], by_id[44], by_id[72], by_id[90]) == ("person", "bottle", "tv", "toothbrush")
+
+
+@pytest.mark.parametrize(("count", "labels", "num_classes"), [(80, [90], 91), (79, [79], 80)])
+def test_all_of_coco_keeps_its_ids_a_part_does_not(load, count, labels, num_classes):
+    some = COCO_CATEGORIES[-count:]
+    rows = [{"id": category.id, "name": category.name, "supercategory": "x"} for category in reversed(some)]
+    dataset = load(document(categories=rows, annotations=[annotation(1, category_id=90)]))
+    assert dataset.samples[0].labels.tolist() == labels
+    assert dataset.num_classes == num_classes
+
+
+def test_given_categories_are_matched_by_name(load):
+    rows = [{"id": 7, "name": " CAT "}, {"id": 3, "name": "dog"}, {"id": 9, "name": "unused"}]
+    dataset = load(document(categories=rows), categories=GIVEN)
+    assert set(dataset.categories) == {Category(2, 7, "cat"), Category(1, 3, "Dog")}
+    assert dataset.samples[0].labels.tolist() == [2, 1]
+    assert not dataset.problems
+
+
+def test_annotations_of_unknown_categories_are_dropped(load):
+    rows = [{"id": 7, "name": "cat"}, {"id": 3, "name": "horse"}]
+    annotations = [annotation(1), annotation(2, category_id=3), annotation(3, category_id=3)]
+    dataset = load(document(categories=rows, annotations=annotations), categories=GIVEN)
+    assert dataset.categories == (Category(2, 7, "cat"),)
+    assert dataset.samples[0].labels.tolist() == [2]
+    assert dataset.problems.counts == {"category that the model does not know": 1}
+    assert "'horse' (id 3, 2 annotations)" in dataset.problems.message()
+
+
+def test_no_common_category(load):
+    with pytest.raises(UserError, match=r"dog, cat.*model's \(Dig, cut\)"):
+        load(document(), categories=(Category(1, 7, "Dig"), Category(2, 3, "cut")))
+
+
+def test_categories_of_one_name_are_told_apart_by_id(load):
+    rows = [{"id": 7, "name": "cat"}, {"id": 3, "name": "Cat"}]
+    own = load(document(categories=rows))
+    assert own.problems.counts == {"category name used twice": 1}
+    again = load(document(categories=rows), categories=own.categories)
+    assert [sample.labels.tolist() for sample in own.samples] == [[2, 1], []]
+    assert [sample.labels.tolist() for sample in again.samples] == [[2, 1], []]
+
+
+def test_a_given_category_is_matched_once(load):
+    rows = [{"id": 3, "name": "Cat"}, {"id": 7, "name": "cat"}]
+    dataset = load(document(categories=rows), categories=(Category(1, 7, "cat"),))
+    assert dataset.categories == (Category(1, 7, "cat"),)
+    assert dataset.problems.counts == {"category name used twice": 1, "category that the model does not know": 1}
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "place"),
+    [
+        (3, "annotation that is not an object", "annotations[0]"),
+        (without(annotation(9), "id"), "annotation without id", "image_id 1"),
+        (annotation("9"), "annotation whose id is not a whole number", "annotations[0]"),
+        (annotation(True), "annotation whose id is not a whole number", "annotations[0]"),
+        (without(annotation(9), "image_id"), "annotation without image_id", "id 9"),
+        (annotation(9, image_id=None), "annotation whose image_id is not a whole number", "id 9"),
+        (annotation(9, image_id=[1]), "annotation whose image_id is not a whole number", "id 9"),
+        (annotation(9, image_id=77), "annotation of unknown image_id", "image_id 77"),
+        (without(annotation(9), "category_id"), "annotation without category_id", "id 9"),
+        (annotation(9, category_id=0), "annotation of unknown category_id", "category_id 0"),
+        (without(annotation(9), "bbox"), "annotation without bbox", "id 9"),
+        (annotation(9, bbox=None), "annotation whose bbox is not 4 numbers", "id 9"),
+        (annotation(9, bbox=[1, 2, 3]), "annotation whose bbox is not 4 numbers", "bbox [1, 2, 3]"),
+        (annotation(9, bbox=[1, 2, 3, "4"]), "annotation whose bbox is not 4 numbers", "id 9"),
+        (annotation(9, bbox=[1, 2, 3, None]), "annotation whose bbox is not 4 numbers", "id 9"),
+        (annotation(9, bbox=[1, 2, 3, True]), "annotation whose bbox is not 4 numbers", "id 9"),
+        (annotation(9, bbox={"x": 1}), "annotation whose bbox is not 4 numbers", "id 9"),
+        (annotation(9, bbox=[1, 2, 3, float("nan")]), "annotation whose bbox is not finite", "id 9"),
+        (annotation(9, bbox=[1, float("-inf"), 3, 4]), "annotation whose bbox is not finite", "id 9"),
+        (annotation(9, bbox=[1, 2, 10**400, 4]), "annotation whose bbox is not finite", "id 9"),
+        (annotation(9, iscrowd="no"), "annotation whose iscrowd is not 0 or 1", "id 9"),
+    ],
+)
+def test_malformed_annotations_are_dropped_and_counted(load, bad, kind, place):
+    dataset = load(document(annotations=[bad, annotation(1)]))
+    assert dataset.problems.counts == {kind: 1}
+    assert place in dataset.problems.message()
+    assert len(dataset.samples[0].boxes) == 1
+
+
+def test_of_annotations_with_one_id_the_first_is_kept(load):
+    dataset = load(document(annotations=[annotation(1), annotation(1, bbox=[0, 0, 1, 1])]))
+    assert dataset.problems.counts == {"annotation with the id of another": 1}
+    assert dataset.samples[0].boxes.tolist() == [[10, 10, 30, 20]]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "kind"),
+    [
+        ([0, 0, 60, 40], None),
+        ([-1, -1, 62, 42], None),
+        ([-1.01, 0, 10, 10], "box beyond the image"),
+        ([0, -1.01, 10, 10], "box beyond the image"),
+        ([50, 0, 11.01, 10], "box beyond the image"),
+        ([0, 30, 10, 11.01], "box beyond the image"),
+        ([60, 0, 10, 10], "box outside the image"),
+        ([0, 40, 10, 10], "box outside the image"),
+        ([-10, 0, 10, 10], "box outside the image"),
+        ([0, -10, 10, 10], "box outside the image"),
+        ([1e37, 0, 1e37, 10], "box outside the image"),
+        ([5, 5, 0, 10], "box of no area"),
+        ([5, 5, 10, 0], "box of no area"),
+        ([5, 5, -3, 10], "box of no area"),
+        ([900, 5, 0, 0], "box of no area"),
+    ],
+)
+def test_odd_boxes_are_kept_and_counted(load, bbox, kind):
+    dataset = load(document(annotations=[annotation(4, bbox=bbox)]))
+    assert dataset.problems.counts == ({kind: 1} if kind else {})
+    assert (kind is None) or "annotation 4 (image 1, 1.jpg, 60 x 40)" in dataset.problems.message()
+    np.testing.assert_allclose(xyxy_to_xywh(dataset.samples[0].boxes), [bbox], rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("area", ["12", [3], float("nan"), float("inf"), 10**400])
+def test_a_bad_area_is_replaced(load, area):
+    dataset = load(document(annotations=[annotation(4, area=area)]))
+    assert dataset.problems.counts == {"area that is not a number": 1}
+    assert dataset.samples[0].areas.tolist() == [200]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        ("1.jpg", "image that is not an object"),
+        (without(image(3), "id"), "image without id"),
+        (image("3"), "image whose id is not a whole number"),
+        (image(1, file_name="3.jpg"), "image with the id of another"),
+        (without(image(3), "file_name"), "image without file_name"),
+        (image(3, file_name=7), "image whose file_name is not a text"),
+        (image(3, file_name=" "), "image whose file_name is not a text"),
+        (image(3, file_name="../images/3.jpg"), "image with a file_name that leads out of the image folder"),
+        (image(3, file_name="sub/../3.jpg"), "image with a file_name that leads out of the image folder"),
+        (image(3, file_name="/etc/hostname"), "image with a file_name that leads out of the image folder"),
+        (image(3, width=0), "image whose width or height is not a positive whole number"),
+        (image(3, height=-4), "image whose width or height is not a positive whole number"),
+        (image(3, height="40"), "image whose width or height is not a positive whole number"),
+        (image(3, height=float("nan")), "image whose width or height is not a positive whole number"),
+        (image(3, height=40.5), "image whose width or height is not a positive whole number"),
+    ],
+)
+def test_malformed_images_are_dropped_and_counted(load, bad, kind):
+    rows = (
+        [annotation(1), annotation(2, image_id=3)] if isinstance(bad, dict) and bad.get("id") == 3 else [annotation(1)]
+    )
+    dataset = load(document(images=[image(1), bad], annotations=rows))
+    assert dataset.problems.counts == {kind: 1}
+    assert [sample.path.name for sample in dataset.samples] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("name", ["absent.jpg", "sub", "sub/absent.jpg", "no/folder.jpg", "a\0/b.jpg", "."])
+def test_missing_images_are_dropped_and_named(load, tmp_path, name):
+    dataset = load(document(images=[image(1), image(2, file_name=name)]))
+    assert dataset.problems.counts == {f"image missing in {tmp_path / 'images'}": 1}
+    assert f"image 2 ({name})" in dataset.problems.message()
+    assert [sample.id for sample in dataset.samples] == [1]
+
+
+@pytest.mark.parametrize("name", ["sub/deep.jpg", "./1.jpg", "sub//deep.jpg"])
+def test_images_in_sub_folders(load, tmp_path, name):
+    dataset = load(document(images=[image(1, file_name=name)]))
+    assert dataset.samples[0].path == tmp_path / "images" / name
+    assert not dataset.problems
+
+
+def test_an_absent_size_is_read_from_the_image(load, tmp_path):
+    (tmp_path / "images" / "2.jpg").write_bytes(b"no image")
+    bare = [without(image(1), "width"), image(2, height=None), image(3, height=40.0)]
+    dataset = load(document(images=bare))
+    assert [(sample.id, sample.height, sample.width) for sample in dataset.samples] == [(1, 40, 60), (3, 40, 60)]
+    assert dataset.problems.counts == {"image without width and height, whose file cannot be read": 1}
+
+
+@pytest.mark.parametrize("bad", [5, {"name": "x"}, {"id": 8}, {"id": 8, "name": None}, {"id": 7, "name": "again"}])
+def test_malformed_categories_are_dropped(load, bad):
+    dataset = load(document(categories=[*document()["categories"], bad]))
+    assert sum(dataset.problems.counts.values()) == 1
+    assert "categories[2]" in dataset.problems.message()
+    assert [category.id for category in dataset.categories] == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"images": [\n  {"id": 1,}\n]}', r"file\.json, line 2, column 12: not valid JSON"),
+        ("", r"line 1, column 1"),
+        ("[" * 100_000, "not valid JSON"),
+        ("9" * 5000, "file"),
+        ("[1, 2]", "a JSON object, this is a list"),
+        ('{"info": {}}', r'no "images".*found info'),
+        (without(document(), "annotations"), 'no "annotations"'),
+        (document(categories={"1": "cat"}), '"categories" must be a list, it is a dict'),
+        (document(images=[]), '"images" is empty'),
+        (document(annotations=[]), '"annotations" is empty'),
+        (document(categories=[]), '"categories" is empty'),
+        (document(categories=[{"id": 1}]), "category without name.*No category is left"),
+        (document(images=[image(8), image(9)]), r"image missing in .*8\.jpg.*No image is left"),
+        (document(annotations=[annotation(1, bbox=[])]), "not 4 numbers.*No annotation is left"),
+        (
+            document(annotations=[annotation(1, image_id=2)], images=[image(1), image(2, width=0)]),
+            "No annotation is left",
+        ),
+    ],
+)
+def test_useless_files(load, content, message):
+    with pytest.raises(UserError, match="(?s)" + message) as error:
+        load(content)
+    assert "file.json" in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\xfa{}")
+    with pytest.raises(UserError, match=r"binary\.json: not valid JSON"):
+        load_coco(tmp_path / "binary.json", tmp_path)
+    with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
+        load_coco(tmp_path / "absent.json", tmp_path)
+    (tmp_path / "file.json").write_text("\ufeff" + json.dumps(document()), encoding="utf-8")
+    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+        load_coco(tmp_path / "file.json", tmp_path / "nowhere")
+
+
+def test_all_problems_come_in_one_message(load):
+    rows = [annotation(k, bbox=[0, 0, 0, 0]) for k in range(5)] + [annotation(8, bbox=[1]), annotation(9)]
+    content = document(images=[image(1), image(5)], annotations=rows)
+    message = load(content).problems.message()
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(content, strict=True)
+    for part in ("7 problem(s)", "5 x box of no area: annotation 0 ", "1 x image missing", "1 x annotation whose bbox"):
+        assert part in message
+
+
+def test_strict_accepts_a_clean_file(load):
+    assert len(load(document(), strict=True).samples) == 2
+
+
+def assert_equals_pycocotools(dataset, reference: COCO):
+    assert {sample.id for sample in dataset.samples} == set(reference.getImgIds())
+    ids = {category.label: category.id for category in dataset.categories}
+    for sample in dataset.samples:
+        rows = reference.loadAnns(reference.getAnnIds(imgIds=[sample.id]))
+        boxes = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
+        np.testing.assert_allclose(xyxy_to_xywh(sample.boxes), boxes, rtol=1e-5, atol=1e-4)
+        assert [ids[label] for label in sample.labels] == [row["category_id"] for row in rows]
+        assert sample.areas.tolist() == [row["area"] for row in rows]
+        assert sample.crowd.tolist() == [bool(row["iscrowd"]) for row in rows]
+
+
+def test_pycocotools_sees_the_same(load, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    boxes = np.round(rng.uniform(-20, 60, (50, 4)), 2).tolist()
+    rows = [annotation(k, image_id=1 + k % 2, bbox=box, area=k, iscrowd=k % 5 // 4) for k, box in enumerate(boxes)]
+    dataset = load(document(annotations=rows))
+    assert set(dataset.problems.counts) == {"box of no area", "box outside the image", "box beyond the image"}
+    assert_equals_pycocotools(dataset, COCO(str(tmp_path / "file.json")))
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the BCCD data set is not there")
+@pytest.mark.parametrize(("split", "images", "boxes"), [("train", 205, 2805), ("val", 87, 1138)])
+def test_bccd(split, images, boxes, capsys):
+    annotation_file, image_folder = find_coco_split(BCCD, split)
+    dataset = load_coco(annotation_file, image_folder)
+    assert (len(dataset.samples), sum(len(sample.boxes) for sample in dataset.samples)) == (images, boxes)
+    assert dataset.problems.counts == {"box of no area": 1}
+    assert sum(len(sample.objects(480, 640)[0]) for sample in dataset.samples) == boxes - 1
+    assert_equals_pycocotools(dataset, COCO(str(annotation_file)))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("instances_{}2017.json", "{}2017"),
+        ("instances_{}2017.json", "{}"),
+        ("instances_{}.json", "{}"),
+        ("instances_{}.json", "images"),
+        ("instances_{}.json", "images/{}"),
+        ("instances_{}.json", "images/{}2017"),
+        ("instances_{}2017.json", "JPEGImages"),
+    ],
+)
+def test_split_layouts(tmp_path, split, file, folder):
+    annotation_file = tmp_path / "annotations" / file.format(split)
+    annotation_file.parent.mkdir()
+    annotation_file.touch()
+    (tmp_path / folder.format(split)).mkdir(parents=True)
+    assert find_coco_split(str(tmp_path), split) == (annotation_file, tmp_path / folder.format(split))
+
+
+def test_an_absent_split_says_what_was_looked_for(tmp_path):
+    with pytest.raises(UserError, match=r"instances_val2017\.json, .*instances_val\.json\. .*--val-annotations FILE"):
+        find_coco_split(tmp_path, "val")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val.json").touch()
+    with pytest.raises(UserError, match=r"val2017, .*/val, .*JPEGImages\. .*--val-images FOLDER"):
+        find_coco_split(tmp_path, "val")

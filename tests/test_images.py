@@ -1,0 +1,244 @@
+"""Reading and finding image files: every common kind comes out as RGB, every broken one says why."""
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd300_vgg16.data.images import ImageError, find_images, image_size, read_image
+from ssd300_vgg16.errors import UserError
+
+HEIGHT, WIDTH = 40, 60
+
+
+def gradient() -> Image.Image:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    return Image.fromarray(np.stack([x * 4, y * 6, 255 - x * 4], axis=-1).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise_jpeg(**options) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(pixels), "JPEG", **options)
+
+
+def with_thumbnail(jpeg: bytes) -> bytes:
+    payload = b"Exif\0\0\xff\xd8\xff\xd9"
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(data: bytes, name: str = "image.bin") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    return write_file
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {"quality": 95}),
+        ("JPEG", "RGB", {"quality": 95, "progressive": True}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {"quality": 95}),
+        ("PNG", "RGB", {}),
+        ("PNG", "L", {}),
+        ("PNG", "LA", {}),
+        ("PNG", "P", {}),
+        ("PNG", "P", {"transparency": 3}),
+        ("PNG", "1", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("BMP", "RGB", {}),
+        ("BMP", "P", {}),
+        ("BMP", "1", {}),
+        ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+        ("TIFF", "CMYK", {}),
+        ("TIFF", "1", {"compression": "group4"}),
+        ("GIF", "P", {}),
+        ("PPM", "RGB", {}),
+        ("PPM", "L", {}),
+    ],
+)
+def test_every_kind_has_the_colours_pillow_sees(write, kind, mode, options):
+    data = encoded(gradient().convert(mode), kind, **options)
+    image = read_image(write(data))
+    assert (image.shape, image.dtype, image.flags.c_contiguous) == ((HEIGHT, WIDTH, 3), np.uint8, True)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_to_8(write, suffix, channels):
+    pixels = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, channels), dtype=np.uint16)
+    image = read_image(write(cv2.imencode(suffix, pixels)[1].tobytes()))
+    np.testing.assert_allclose(image, np.broadcast_to(pixels[..., ::-1] / 257, image.shape), atol=1)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
+def test_colour_under_transparency_is_kept(write, kind, options):
+    image = gradient()
+    alpha = Image.fromarray(np.tile(np.arange(WIDTH, dtype=np.uint8) * 4, (HEIGHT, 1)))
+    transparent = Image.merge("RGBA", (*image.split(), alpha))
+    np.testing.assert_array_equal(read_image(write(encoded(transparent, kind, **options))), np.asarray(image))
+
+
+def test_first_frame_of_an_animation(write):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert read_image(write(data))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_orientation_is_ignored_unless_upright(write, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"quality": 95} if kind == "JPEG" else {}
+    path = write(encoded(gradient(), kind, exif=exif, **options))
+    stored, upright = read_image(path), read_image(path, upright=True)
+    assert stored.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(upright, np.rot90(stored, k=-1))
+    assert image_size(path) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["ü 图像.png", "a[1]*.png", "-v.png", "new\nline.png", os.fsdecode(b"\xff\xfe.png")])
+def test_odd_file_names(write, name):
+    path = write(encoded(gradient(), "PNG"), name)
+    assert read_image(path).shape == (HEIGHT, WIDTH, 3)
+    assert read_image(str(path)).shape == (HEIGHT, WIDTH, 3)
+    assert find_images([str(path)]) == [path]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        pytest.param(b"", "the file is empty", id="empty"),
+        pytest.param(b"<!DOCTYPE html><title>404", "not an image", id="web page"),
+        pytest.param(b"\0\0\0\x20ftypavif" + bytes(50), "unsupported format", id="AVIF"),
+        pytest.param(b"RIFF\x24\0\0\0WAVEfmt ", "not an image", id="sound"),
+        pytest.param(encoded(gradient(), "JPEG2000"), "unsupported format", id="JPEG 2000"),
+        pytest.param(noise_jpeg()[:-2000], "its end is missing", id="JPEG"),
+        pytest.param(noise_jpeg(progressive=True)[:-2000], "its end is missing", id="progressive JPEG"),
+        pytest.param(noise_jpeg()[:-2000] + bytes(2000), "its end is missing", id="JPEG filled up with zeros"),
+        pytest.param(noise_jpeg()[:100], "its end is missing", id="JPEG header"),
+        pytest.param(with_thumbnail(noise_jpeg()[:-2000]), "its end is missing", id="thumbnail"),
+        pytest.param(encoded(gradient(), "PNG")[:-20], "its end is missing", id="PNG"),
+        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "its end is missing", id="PNG filled up with zeros"),
+        pytest.param(encoded(gradient(), "WEBP")[:-20], "its end is missing", id="WebP"),
+        pytest.param(encoded(gradient(), "BMP")[:-2000], "truncated", id="BMP"),
+        pytest.param(encoded(gradient(), "TIFF")[:-2000], "truncated", id="TIFF"),
+        pytest.param(encoded(gradient(), "GIF")[:-500], "truncated", id="GIF"),
+        pytest.param(b"GIF89a" + bytes(3), "image", id="GIF header"),
+        pytest.param(b"BM" + bytes(60), "damaged", id="BMP of zeros"),
+        pytest.param(png_of_size(60_000, 60_000), "too large", id="bomb"),
+        pytest.param(png_of_size(2_000_000, 10), "damaged", id="wider than libpng's limit"),
+    ],
+)
+def test_broken_files_say_why(write, data, reason):
+    path = write(data, "broken picture.jpg")
+    with pytest.raises(ImageError) as error:
+        read_image(path)
+    assert str(path) in str(error.value)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("end", [b"\0" * 5000, b"camera trailer", noise_jpeg()[:3000]])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_bytes_after_the_end_are_fine(write, kind, end):
+    data = encoded(gradient(), kind)
+    expected = read_image(write(data, "clean"))
+    np.testing.assert_array_equal(read_image(write(data + end, "trailed")), expected)
+
+
+@pytest.mark.parametrize("fill", [b"", b"\xff", b"\xff" * 5])
+def test_fill_bytes_between_jpeg_segments_are_fine(write, fill):
+    jpeg = noise_jpeg()
+    assert read_image(write(jpeg[:2] + fill + jpeg[2:])).shape == (120, 160, 3)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="a folder"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="null byte"):
+        read_image("a\0b")
+
+
+def test_broken_images_print_nothing(write, capfd):
+    for data in (noise_jpeg()[:-2000], encoded(gradient(), "PNG")[:-20], encoded(gradient(), "TIFF")[:-2000]):
+        with pytest.raises(ImageError):
+            read_image(write(data))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("data", [b"", b"text", noise_jpeg()[:10]])
+def test_size_of_a_broken_file(write, data):
+    with pytest.raises(ImageError, match=r"image\.bin"):
+        image_size(write(data))
+
+
+@pytest.fixture
+def album(tmp_path, monkeypatch):
+    names = ("b.JPG", "a.png", "note.txt", ".hidden.png", "sub/c.webp", "sub/deep/d.tif", ".cache/e.png", "odd.data")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["."], ["a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif"]),
+        (["sub"], ["sub/c.webp", "sub/deep/d.tif"]),
+        (["b.JPG", "a.png", "./a.png", "sub/../a.png"], ["a.png", "b.JPG"]),
+        (["odd.data"], ["odd.data"]),
+        ([".hidden.png"], [".hidden.png"]),
+        (["*.png"], ["a.png"]),
+        (["*"], ["a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif"]),
+        (["**/*.tif", "sub"], ["sub/c.webp", "sub/deep/d.tif"]),
+        ([], []),
+    ],
+)
+def test_find_images(album, paths, expected):
+    assert [os.path.normpath(path) for path in find_images(paths)] == expected
+    absolute = find_images([str(album / path) for path in paths])
+    assert [os.path.normpath(path.relative_to(album)) for path in absolute] == expected
+
+
+@pytest.mark.parametrize("path", ["absent.jpg", "", "empty", "*.bmp", "x" * 5000, "x\0y"])
+def test_paths_without_images_are_named(album, path):
+    with pytest.raises(UserError) as error:
+        find_images(["a.png", path])
+    assert str(error.value).startswith(path or "''") or repr(path) in str(error.value)
+
+
+def test_a_link_is_an_image_of_its_own(album):
+    (album / "link.png").symlink_to("a.png")
+    assert [path.name for path in find_images(["*.png"])] == ["a.png", "link.png"]

@@ -1,0 +1,320 @@
+"""The shell code that sets up the environment and starts Python, run with stand-ins for Python and pip."""
+
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = ("train.sh", "infer.sh", "eval.sh", "tests/run.sh", "ssd300_vgg16/launch.sh")
+TOOLS = ["bash", "cat", "cp", "dirname", "env", "grep", "ls", "mkdir", "mv", "readlink", "rm", "sed", "sleep", "sync"]
+TOOLS += ["tail", "tee", "uname"]
+
+# Answers as python, pip and the package would, and notes the last line of every call.
+FAKE_PYTHON = f"""#!{shutil.which("bash")}
+printf '%s\\n' "$*" | tail -n 1 >>"$NOTES/calls"
+case "$*" in
+  *fcntl*) exec {shlex.quote(sys.executable)} "$@" ;;
+  *ensurepip*) echo "$0" ;;
+  *'-m venv'*) mkdir -p "${{@: -1}}/bin" && cp "$0" "${{@: -1}}/bin/python" ;;
+  *'-m pip'*)
+    cat >/dev/null
+    echo '  Downloading oneflow-0.9.0-cp310.whl (964.8 MB)'
+    case ${{PIP_DOES:-}} in
+      wait) until [[ -e $NOTES/go ]]; do sleep 0.02; done ;;
+      fail) echo 'ERROR: No matching distribution found for oneflow==0.9.0' && exit 1 ;;
+      offline) echo 'WARNING: Retrying (Retry(total=4))' && echo 'ERROR: No matching distribution' && exit 1 ;;
+    esac ;;
+  *)
+    printf '%s\\0' "$PPID" "$PWD" "$PYTHONPATH" "$@" >"$NOTES/program"
+    cat
+    exit "${{PROGRAM_EXITS:-0}}" ;;
+esac
+"""
+
+
+class Clone:
+    """A copy of the scripts with a PATH that holds only what they may use and one stand-in for python3.10."""
+
+    def __init__(self, folder: Path):
+        self.root = folder / "a clone" / "ssd300_vgg16"
+        self.bin = folder / "bin"
+        self.notes = folder / "notes"
+        self.venv = self.root / ".venv"
+        for made in (self.bin, self.notes, folder / "home"):
+            made.mkdir()
+        for script in SCRIPTS:
+            (self.root / script).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / script, self.root / script)
+        for tool in TOOLS:
+            (self.bin / tool).symlink_to(shutil.which(tool))
+        self.command("stat", "#!/bin/sh\necho 9000000 1000\n")
+        self.requirements("oneflow==0.9.0\n")
+        self.python = self.command("python3.10", FAKE_PYTHON)
+        self.started: list[subprocess.Popen] = []
+        self.environment = {"PATH": str(self.bin), "NOTES": str(self.notes), "HOME": str(folder / "home")}
+
+    def command(self, name: str, text: str) -> Path:
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return path
+
+    def requirements(self, text: str) -> None:
+        (self.root / "requirements.txt").write_text(text)
+
+    def start(self, *arguments, script="train.sh", cwd=None, **variables) -> subprocess.Popen:
+        process = subprocess.Popen(
+            ["bash", self.root / script if isinstance(script, str) else script, *arguments],
+            cwd=cwd or self.root.parent,
+            env=self.environment | {name: str(value) for name, value in variables.items()},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def kill(self, process: subprocess.Popen, killed_by: signal.Signals) -> None:
+        os.killpg(process.pid, killed_by)
+        process.communicate()
+
+    def run(self, *arguments, stdin="", **options) -> subprocess.CompletedProcess:
+        process = self.start(*arguments, **options)
+        output, errors = process.communicate(stdin, timeout=20)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def complaint(self, **options) -> str:
+        """The one sentence of a start that fails before anything is installed."""
+        result = self.run(**options)
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert not (self.notes / "program").exists()
+        return result.stderr
+
+    def calls(self, part="") -> list[str]:
+        log = self.notes / "calls"
+        return [line for line in log.read_text().splitlines() if part in line] if log.exists() else []
+
+    def installs(self) -> int:
+        return len(self.calls(" install "))
+
+    def program(self) -> list[str]:
+        """Working directory, PYTHONPATH and arguments of the last program, which must have replaced its script."""
+        parent, *rest = (self.notes / "program").read_text().split("\0")[:-1]
+        assert parent == str(os.getpid())
+        return rest
+
+
+@pytest.fixture
+def clone(tmp_path):
+    made = Clone(tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            made.kill(process, signal.SIGKILL)
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [("train.sh", "ssd300_vgg16.train"), ("infer.sh", "ssd300_vgg16.infer"), ("eval.sh", "ssd300_vgg16.evaluate")],
+)
+def test_first_use_passes_everything_through(clone, tmp_path, script, module):
+    arguments = ["--data", "a b", "", "*", "$HOME", "-n", "a\nb", "it's", "\\"]
+    result = clone.run(*arguments, script=script, cwd=tmp_path, stdin="piped in", PROGRAM_EXITS=7, PYTHONPATH="/mine")
+    assert result.returncode == 7
+    assert result.stdout == "piped in"
+    assert "  downloading oneflow-0.9.0-cp310.whl (964.8 MB)\n" in result.stderr
+    assert clone.program() == [str(tmp_path), f"{clone.root}:/mine", "-m", module, *arguments]
+    assert clone.installs() == 1
+
+
+def test_later_uses_start_nothing_but_the_program(clone):
+    clone.run()
+    before = clone.calls()
+    result = clone.run("again")
+    assert clone.calls() == [*before, "-m ssd300_vgg16.train again"]
+    assert result.stderr == ""
+
+
+def test_called_by_relative_path_and_through_links(clone, tmp_path):
+    (tmp_path / "script link").symlink_to(clone.root / "train.sh")
+    (tmp_path / "clone link").symlink_to(clone.root)
+    relative = os.path.relpath(clone.root / "train.sh", tmp_path)
+    for number, script in enumerate((relative, "script link", "clone link/train.sh")):
+        assert clone.run(str(number), script=Path(script), cwd=tmp_path).returncode == 0
+        assert clone.program() == [str(tmp_path), str(clone.root), "-m", "ssd300_vgg16.train", str(number)]
+    assert clone.installs() == 1
+
+
+def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
+    assert clone.run("-k", "a b", script="tests/run.sh", cwd=tmp_path, SSD_VENV="there").returncode == 0
+    modules = [call.split()[:3] for call in clone.calls()[-3:]]
+    assert modules == [["-m", "ruff", "check"], ["-m", "ruff", "format"], ["-m", "pytest", "-W"]]
+    directory, path, *arguments = clone.program()
+    assert (directory, path, arguments[-2:]) == (str(clone.root), str(clone.root), ["-k", "a b"])
+    assert (tmp_path / "there" / "bin" / "python").exists()
+    assert not clone.venv.exists()
+
+
+def test_a_failed_lint_fails_the_tests(clone):
+    assert clone.run(script="tests/run.sh", PROGRAM_EXITS=3).returncode == 3
+    assert len(clone.calls("-m ruff")) == 1
+    assert clone.calls("-m pytest") == []
+
+
+def test_changed_requirements_are_installed_over_what_is_there(clone):
+    clone.requirements("oneflow==0.9.0\n# a comment\nonnx==1.17.0\n")
+    clone.run()
+    clone.requirements("oneflow==0.9.0\nsix==1.17.0\n")
+    clone.run()
+    clone.run()
+    assert clone.installs() == 2
+    assert len(clone.calls("-m venv")) == 1
+    assert len(clone.calls(" uninstall ")) == 1
+    assert (clone.venv / "changed-requirements.txt").read_text() == "onnx==1.17.0\n"
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(clone):
+    clone.run()
+    (clone.venv / "bin" / "python").unlink()
+    assert clone.run().returncode == 0
+    assert len(clone.calls("-m venv")) == clone.installs() == 2
+
+
+@pytest.mark.parametrize("killed_by", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_set_up_is_done_over(clone, killed_by):
+    process = clone.start(PIP_DOES="wait")
+    wait_until(clone.installs)
+    clone.kill(process, killed_by)
+    assert process.returncode != 0
+    half_made = clone.venv / "lib"
+    half_made.touch()
+    assert clone.run().returncode == 0
+    assert clone.installs() == 2
+    assert not half_made.exists()
+
+
+def test_an_interrupted_change_of_requirements_is_made_anew(clone):
+    clone.run()
+    clone.requirements("oneflow==0.9.1\n")
+    process = clone.start(PIP_DOES="wait")
+    wait_until(lambda: clone.installs() + len(clone.calls(" uninstall ")) == 2)
+    clone.kill(process, signal.SIGKILL)
+    assert clone.run().returncode == 0
+    assert len(clone.calls("-m venv")) == 2
+
+
+def test_two_at_once_install_once(clone):
+    first = clone.start("first", PIP_DOES="wait")
+    wait_until(clone.installs)
+    second = clone.start("second")
+    assert "waiting for another set-up" in second.stderr.readline()
+    (clone.notes / "go").touch()
+    for process in (first, second):
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+    assert clone.installs() == 1
+    assert sorted(clone.calls("ssd300_vgg16.")) == ["-m ssd300_vgg16.train first", "-m ssd300_vgg16.train second"]
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("fail", "No matching distribution found for oneflow==0.9.0"), ("offline", "check the network")],
+)
+def test_a_failure_of_pip_names_its_log(clone, output, reason):
+    result = clone.run(PIP_DOES=output)
+    sentence = result.stderr.splitlines()[-1]
+    assert result.returncode == 1
+    assert reason in sentence and f"{clone.venv}/set-up.log" in sentence
+    assert "ERROR" in (clone.venv / "set-up.log").read_text()
+    assert not (clone.notes / "program").exists()
+    assert clone.run().returncode == 0
+
+
+def test_python_variable_is_used_before_any_other(clone):
+    chosen = clone.python.rename(clone.bin / "chosen python")
+    clone.command("python3.10", "#!/bin/sh\nexit 1\n")
+    assert clone.run(PYTHON=chosen).returncode == 0
+
+
+@pytest.mark.parametrize("chosen", ["/no/such/python", "other"])
+def test_an_unsuitable_python_variable_is_refused(clone, chosen):
+    clone.command("other", "#!/bin/sh\necho it is CPython 3.12.1 >&2\nexit 1\n")
+    reason = "it is CPython 3.12.1" if chosen == "other" else "there is no such command"
+    assert f"PYTHON={chosen} is of no use here ({reason})" in clone.complaint(PYTHON=chosen)
+
+
+def test_a_python_that_does_not_start_is_passed_over(clone):
+    clone.python.rename(clone.bin / "python3")
+    clone.command("python3.10", "#!/bin/sh\necho 'pyenv: python3.10: command not found' >&2\nexit 127\n")
+    assert clone.run().returncode == 0
+
+
+def test_pyenv_and_uv_are_asked_last(clone, tmp_path):
+    hidden = tmp_path / "home" / ".pyenv" / "versions" / "3.10.13" / "bin" / "python"
+    hidden.parent.mkdir(parents=True)
+    clone.python.rename(hidden)
+    assert clone.run().returncode == 0
+    hidden = hidden.rename(tmp_path / "uv python")
+    clone.command("uv", f'#!/bin/sh\n[ "$2" = find ] && echo "{hidden}"\n')
+    assert clone.run(SSD_VENV=tmp_path / "from uv").returncode == 0
+    assert clone.installs() == 2
+
+
+def test_no_python_is_said_with_what_to_install(clone):
+    clone.command("python3.10", "#!/bin/sh\necho 'its ensurepip is missing: apt-get install it' >&2\nexit 1\n")
+    assert "(python3.10 starts, but its ensurepip is missing: apt-get install it)" in clone.complaint()
+    (clone.bin / "python3.10").unlink()
+    assert "no usable Python 3.10 was found: install it" in clone.complaint()
+
+
+def test_little_disk_space_is_said_with_both_sizes(clone):
+    clone.command("stat", "#!/bin/sh\necho 1000000 1000\n")
+    assert "8500 MB of disk space and 1000 MB are free" in clone.complaint()
+
+
+def test_another_platform_is_said(clone):
+    clone.command("uname", "#!/bin/sh\necho Darwin arm64\n")
+    assert "this is Darwin arm64" in clone.complaint()
+
+
+def test_a_folder_that_cannot_be_written_is_said(clone):
+    assert "set SSD_VENV to a folder that you can write to" in clone.complaint(SSD_VENV="/proc/venv")
+
+
+def test_a_folder_of_someone_else_is_left_alone(clone, tmp_path):
+    letters = tmp_path / "home" / "letters"
+    letters.touch()
+    assert "not made by this script" in clone.complaint(SSD_VENV=letters.parent)
+    assert list(letters.parent.iterdir()) == [letters]
+
+
+def test_the_python_of_these_tests_is_found_suitable():
+    """The inspection itself, with the Python that runs the tests, as no stand-in runs it."""
+    command = 'source "$0" && real_python "$1"'
+    answer = subprocess.run(
+        ["bash", "-c", command, REPOSITORY / "ssd300_vgg16" / "launch.sh", sys.executable],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == os.path.realpath(sys.executable)
