@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -13,18 +14,25 @@ INTERRUPTED_STATUS = 130
 
 def run(main: Callable[[list[str]], int], name: str) -> None:
     """Call main with the arguments and exit with its status; errors meant for the user come without a traceback."""
+    # Lines appear as they are written in a pipe too, and file names that are not text do not end the program.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         status = main(sys.argv[1:])
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         status = USAGE_STATUS
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the clearing up, with a traceback
         print(f"{name}: interrupted", file=sys.stderr)
         status = INTERRUPTED_STATUS
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except OSError as error:
+        # A full disk, a folder that cannot be written to: the message names the file.
+        print(f"{name}: {error}", file=sys.stderr)
+        status = USAGE_STATUS
     sys.exit(status)
 
 

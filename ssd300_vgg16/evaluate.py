@@ -51,6 +51,7 @@ def evaluate_weights(
 
     weights = find_weights(weights)
     output = output or weights.parent
+    output.mkdir(parents=True, exist_ok=True)
     detector = Detector.load(weights, device)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems:
@@ -60,7 +61,6 @@ def evaluate_weights(
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict)
     print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
     print(evaluation.metrics.table())
-    output.mkdir(parents=True, exist_ok=True)
     write_json(output / "coco_metrics.json", evaluation.metrics.as_json())
     write_json(output / "detections.json", evaluation.results)
     for message in evaluation.unreadable:

@@ -7,9 +7,12 @@ import ctypes
 import importlib
 import os
 import platform
+import re
+import signal
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,9 +77,20 @@ def _native_stderr_held_back() -> Iterator[None]:
             os.close(saved)
 
 
+@contextmanager
+def _interrupt_handler_kept() -> Iterator[None]:
+    """OneFlow's import makes Ctrl-C end the process on the spot; Python's handler lets a training save first."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def _import_oneflow():
     os.environ.setdefault("GLOG_minloglevel", "3")
-    with _native_stderr_held_back():
+    with _native_stderr_held_back(), _interrupt_handler_kept():
         try:
             return importlib.import_module("oneflow")
         except ImportError as error:
@@ -103,11 +117,10 @@ def resolve_device(name: str | None) -> str:
     """
     if name is None:
         return default_device()
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
         raise UserError(f"--device {name}: write cpu, cuda or cuda:N")
-    if kind == "cuda":
-        _check_cuda(name, int(index or 0))
+    if name != "cpu":
+        _check_cuda(name, int(name.partition(":")[2] or 0))
     return name
 
 

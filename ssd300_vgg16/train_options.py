@@ -56,6 +56,7 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
         help="outputs with background (default: what the data set needs; 91 for COCO)",
     )
     group.add_argument("--load", metavar="FILE", help="start from these weights")
+    group.add_argument("--pretrained", action="store_true", help="not yet: name a file of weights with --load")
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
@@ -177,6 +178,10 @@ def _problems(options: argparse.Namespace) -> list[str]:
         problems.append("--test-only needs weights: give --load FILE or --resume RUN")
     if options.load and options.resume:
         problems.append("--load and --resume exclude each other: --resume brings its own weights")
+    if options.pretrained:
+        problems.append(
+            "--pretrained: weights are not downloaded yet; give a safetensors file of them with --load FILE"
+        )
     for name in ("load", "resume"):
         path = getattr(options, name)
         if path and not Path(path).exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
@@ -48,8 +48,9 @@ def save_weights(
     header = json.dumps({"model": asdict(description), **(extra or {})})
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(dict(tensors), aside, metadata={HEADER: header})
-        with aside.open("rb") as file:
+        with aside.open("wb") as file:
+            file.write(save(dict(tensors), metadata={HEADER: header}))
+            file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:

@@ -64,7 +64,7 @@ def test_a_clean_file(load, tmp_path):
     assert first.boxes.tolist() == [[10, 10, 30, 20]] * 2
     assert (first.labels.tolist(), first.crowd.tolist(), first.areas.tolist()) == ([2, 1], [False] * 2, [150] * 2)
     assert [first.boxes.dtype, first.labels.dtype, first.crowd.dtype, first.areas.dtype] == [
-        np.float32,
+        np.float64,
         np.int64,
         np.bool_,
         np.float64,

@@ -328,7 +328,7 @@ def _samples(
     _report_boxes(table, images, problems)
     order = np.argsort(table.image_index, kind="stable")
     starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
-    boxes = box_math.xywh_to_xyxy(table.boxes_xywh)[order].astype(np.float32)
+    boxes = box_math.xywh_to_xyxy(table.boxes_xywh)[order]
     columns = (boxes, table.labels[order], table.crowd[order], table.areas[order])
     return tuple(
         Sample(*image, *(column[first:last] for column in columns))

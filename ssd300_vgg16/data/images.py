@@ -40,6 +40,11 @@ class ImageError(UserError):
 
     def __init__(self, path: str | os.PathLike, reason: str):
         super().__init__(f"{os.fspath(path)}: {reason}")
+        self._parts = path, reason
+
+    def __reduce__(self):
+        # Workers send it to their parent, and an exception is rebuilt from what it was made of.
+        return type(self), self._parts
 
 
 def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:

@@ -150,7 +150,8 @@ def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
         images.append(network_input(image, task.image_size))
     shape = (0, 3, task.image_size, task.image_size)
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
-    return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, np.array(sizes).reshape(-1, 2), unreadable)
+    sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)
+    return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable)
 
 
 def network_input(image: np.ndarray, image_size: int) -> np.ndarray:

@@ -5,10 +5,7 @@ product. Here a few rows at a time are unrolled into a buffer that stays in cach
 own. Only the kind that makes up nearly all of VGG's work is covered: stride 1, output as large as input.
 """
 
-import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from threadpoolctl import ThreadpoolController
 
+from ssd300_vgg16.network.threads import run_in_threads, thread_count
 from ssd300_vgg16.runtime import flow
 
 # A block is as many rows as fill the buffer, which should fit a core's second-level cache, but never fewer than keep
@@ -24,16 +22,6 @@ BUFFER_BYTES = 2 << 20
 LEAST_COLUMNS = 1024
 
 _buffers = threading.local()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_thread_count(), thread_name_prefix="convolution")
-
-
-@cache
-def _thread_count() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 @cache
@@ -63,56 +51,52 @@ def convolve(
     output = np.empty((batch, len(weight), height * width), dtype=np.float32)
     unroll = _Unroller(images, weight.shape[2], dilation)
 
-    def multiply(block: tuple[int, int, int]) -> None:
-        image, first, last = block
-        rows = output[image, :, first * width : last * width]
-        np.matmul(matrix, unroll(image, first, last), out=rows)
-        if bias is not None:
-            rows += bias[:, None]
-        if relu:
-            np.maximum(rows, 0, out=rows)
+    def multiply(blocks: list[tuple[int, int, int]]) -> None:
+        for image, first, last in blocks:
+            rows = output[image, :, first * width : last * width]
+            np.matmul(matrix, unroll(image, first, last), out=rows)
+            if bias is not None:
+                rows += bias[:, None]
+            if relu:
+                np.maximum(rows, 0, out=rows)
 
     with _one_blas_thread():
-        _run(multiply, unroll.blocks())
+        run_in_threads(multiply, unroll.blocks())
     return output.reshape(batch, len(weight), height, width)
 
 
-def input_gradient(output_gradient: np.ndarray, weight: np.ndarray, dilation: int) -> np.ndarray:
-    """Gradient [B, C, H, W] for the images of `convolve`: a convolution with the weights turned around."""
-    turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3))
-    return convolve(output_gradient, turned, dilation=dilation)
+def gradients(
+    images: np.ndarray, weight: np.ndarray, output_gradient: np.ndarray, dilation: int = 1, for_images: bool = True
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """Gradients of `convolve` for images [B, C, H, W] (None unless asked for), weight [O, C, K, K] and bias [O].
 
-
-def weight_gradient(
-    images: np.ndarray, output_gradient: np.ndarray, kernel_size: int, dilation: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients [O, C, K, K] and [O] for weight and bias of `convolve`."""
+    Both large ones are products with the same unrolled rows of output_gradient [B, O, H, W]: the images' with the
+    weights turned around, the weights' with the images.
+    """
     batch, channels, height, width = images.shape
-    outputs = output_gradient.shape[1]
-    flat = output_gradient.reshape(batch, outputs, height * width)
-    unroll = _Unroller(images, kernel_size, dilation)
+    outputs, _, size, _ = weight.shape
+    flat_images = images.reshape(batch, channels, height * width)
+    turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)).reshape(channels, -1)
+    images_gradient = np.empty(flat_images.shape, dtype=np.float32) if for_images else None
+    unroll = _Unroller(output_gradient, size, dilation)
 
-    def accumulate(blocks: list[tuple[int, int, int]]) -> tuple[np.ndarray, np.ndarray]:
-        weight = np.zeros((outputs, channels * kernel_size**2), dtype=np.float32)
-        bias = np.zeros(outputs, dtype=np.float32)
+    def accumulate(blocks: list[tuple[int, int, int]]) -> np.ndarray:
+        total = np.zeros((outputs * size * size, channels), dtype=np.float32)
         for image, first, last in blocks:
-            rows = flat[image, :, first * width : last * width]
-            weight += rows @ unroll(image, first, last).T
-            bias += rows.sum(axis=1)
-        return weight, bias
+            unrolled = unroll(image, first, last)
+            rows = np.s_[image, :, first * width : last * width]
+            if for_images:
+                np.matmul(turned, unrolled, out=images_gradient[rows])
+            total += unrolled @ flat_images[rows].T
+        return total
 
-    blocks = unroll.blocks()
     with _one_blas_thread():
-        # A fixed share for each thread, added in a fixed order: the same sums every time.
-        shares = _run(accumulate, [blocks[start :: _thread_count()] for start in range(_thread_count())])
-    weights, biases = zip(*shares, strict=True)
-    return sum(weights).reshape(outputs, channels, kernel_size, kernel_size), sum(biases)
-
-
-def _run(task: Callable, items: Iterable) -> list:
-    if _thread_count() == 1:
-        return [task(item) for item in items]
-    return list(_threads().map(task, items))
+        # Fixed shares, added in a fixed order: the same sums every time.
+        shares = run_in_threads(accumulate, unroll.blocks())
+    by_tap = sum(shares).reshape(outputs, size, size, channels)
+    weight_gradient = by_tap[:, ::-1, ::-1].transpose(0, 3, 1, 2).copy()
+    bias_gradient = output_gradient.sum(axis=(0, 2, 3))
+    return images_gradient.reshape(images.shape) if for_images else None, weight_gradient, bias_gradient
 
 
 class _Unroller:
@@ -151,7 +135,7 @@ class _Unroller:
         batch, channels, height, width = self.images.shape
         bytes_per_row = 4 * channels * self.kernel_size**2 * width
         rows = max(BUFFER_BYTES // bytes_per_row, LEAST_COLUMNS // width, 1)
-        blocks_per_image = max(-(-height // rows), -(-_thread_count() // batch))
+        blocks_per_image = max(-(-height // rows), -(-thread_count() // batch))
         rows = -(-height // blocks_per_image)
         return [(i, row, min(row + rows, height)) for i in range(batch) for row in range(0, height, rows)]
 
@@ -170,10 +154,11 @@ def relu_gradient(output_gradient: np.ndarray, output: np.ndarray) -> np.ndarray
     """The gradient before a ReLU, from the one after it and the ReLU's output, both [B, O, H, W]."""
     gradient = np.empty_like(output)
 
-    def mask(image: int) -> None:
-        np.multiply(output_gradient[image], output[image] > 0, out=gradient[image])
+    def mask(images: range) -> None:
+        for image in images:
+            np.multiply(output_gradient[image], output[image] > 0, out=gradient[image])
 
-    _run(mask, range(len(output)))
+    run_in_threads(mask, range(len(output)))
     return gradient
 
 
@@ -197,11 +182,9 @@ def convolution_function(dilation: int, relu: bool) -> type:
             gradient = output_gradient.numpy()
             if relu:
                 gradient = relu_gradient(gradient, output.numpy())
-            for_images = None
-            if images.requires_grad:  # not for the photographs themselves
-                for_images = flow.from_numpy(input_gradient(gradient, weight.numpy(), dilation))
-            for_weight, for_bias = weight_gradient(images.numpy(), gradient, weight.shape[2], dilation)
-            return for_images, flow.from_numpy(for_weight), flow.from_numpy(for_bias)
+            # The photographs themselves need no gradient.
+            found = gradients(images.numpy(), weight.numpy(), gradient, dilation, images.requires_grad)
+            return tuple(None if array is None else flow.from_numpy(array) for array in found)
 
     Convolution.__name__ = f"ConvolutionDilated{dilation}{'ReLU' if relu else ''}"
     return Convolution

@@ -1,12 +1,16 @@
 """The VGG16 trunk and SSD's extra feature layers (Liu et al. 2016, section 2.1 and figure 2)."""
 
 from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
+from ssd300_vgg16.network.cpu_pooling import CpuMaxPool
 from ssd300_vgg16.runtime import flow
 
 nn = flow.nn
 
 # conv4_3 is scaled to this norm at first (section 3.1, after Liu, Rabinovich and Berg, "ParseNet").
 INITIAL_SCALE = 20.0
+# Deviation of pixel values around their mean. The first layer's fresh weights are divided by it, so that features start
+# at a scale of one.
+PIXEL_DEVIATION = 58.0
 # Added to a squared norm, so that a position where every channel is zero has a finite gradient.
 SQUARED_NORM_FLOOR = 1e-10
 # Convolutions up to conv4_3, block by block: channels at width 1, and whether the pooling behind them rounds up.
@@ -30,7 +34,7 @@ class Conv2d(nn.Conv2d):
             self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
         ):
             return convolution_function(self.dilation[0], self.relu).apply(x, self.weight, self.bias)
-        x = super().forward(x) if x.is_cuda else self._with_broadcast_bias(x)
+        x = nn.Conv2d.forward(self, x) if x.is_cuda else self._with_broadcast_bias(x)
         return flow.relu(x, inplace=True) if self.relu else x
 
     def _with_broadcast_bias(self, x):
@@ -38,6 +42,18 @@ class Conv2d(nn.Conv2d):
             x, self.weight, None, self.stride, self.padding, self.dilation, self.groups, "channels_first"
         )
         return x + self.bias.view(1, -1, 1, 1)
+
+
+class MaxPool2x2(nn.MaxPool2d):
+    """Maxima of 2x2 cells; with ceil_mode an odd last row or column is pooled by itself."""
+
+    def __init__(self, ceil_mode: bool = False):
+        super().__init__(2, 2, ceil_mode=ceil_mode)
+
+    def forward(self, x):
+        if x.is_cuda or x.is_lazy or x.shape[2] % 2 or x.shape[3] % 2:
+            return nn.MaxPool2d.forward(self, x)  # not super(): in a graph, self is a stand-in
+        return CpuMaxPool.apply(x)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -58,7 +74,7 @@ def _trunk(width: float) -> nn.Sequential:
             layers += _conv_relu(channels, scaled(out, width), 3, padding=1)
             channels = scaled(out, width)
         if ceil_mode is not None:
-            layers.append(nn.MaxPool2d(2, 2, ceil_mode=ceil_mode))
+            layers.append(MaxPool2x2(ceil_mode))
     return nn.Sequential(*layers)
 
 
@@ -73,7 +89,7 @@ def _atrous_fc(width: float) -> nn.Sequential:
 
 
 def _conv5_to_fc7(width: float) -> nn.Sequential:
-    channels, layers = scaled(512, width), [nn.MaxPool2d(2, 2)]
+    channels, layers = scaled(512, width), [MaxPool2x2()]
     for _ in range(3):
         layers += _conv_relu(channels, channels, 3, padding=1)
     return nn.Sequential(*layers, _atrous_fc(width))
@@ -110,15 +126,13 @@ class Backbone(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier-uniform weights in the layers that SSD adds (section 3), Kaiming's in VGG's own; zero biases."""
-        for name, module in self.named_modules():
-            if not isinstance(module, Conv2d):
-                continue
-            if name.startswith(("extra.0.7", "extra.1", "extra.2", "extra.3", "extra.4")):
-                nn.init.xavier_uniform_(module.weight)
-            else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+        """He's initialisation: every layer keeps the scale of what comes in, so that depth does not mute gradients."""
+        for module in self.modules():
+            if isinstance(module, Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        with flow.no_grad():
+            self.features[0].weight.div_(PIXEL_DEVIATION)
 
     def forward(self, images) -> list:
         x = self.features(images)

@@ -15,10 +15,15 @@ OPTIMIZER_PREFIX = "optimizer/"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: steps done, and the best AP so far (-1 before the first evaluation)."""
+    """How far a run has come: steps done, epochs done (evaluation and all), and the best AP so far (-1: none yet).
+
+    steps_per_epoch is kept to tell whether a run that goes on has the images and the batch size it was begun with.
+    """
 
     step: int = 0
+    epoch: int = 0
     best_ap: float = -1.0
+    steps_per_epoch: int = 0
 
 
 def save_checkpoint(

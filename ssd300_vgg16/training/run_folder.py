@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from itertools import chain, count
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
@@ -17,17 +18,23 @@ RUNS = Path("runs")
 
 def new_run_folder(chosen: Path | None) -> Path:
     """Make the folder of a new run: the chosen one, which must not hold a run yet, or runs/DATE-TIME."""
-    folder = chosen or RUNS / time.strftime("%Y%m%d-%H%M%S")
-    if (folder / OPTIONS).exists() and chosen:
+    if chosen and (chosen / OPTIONS).exists():
         raise UserError(
-            f"--output-dir {folder} already holds a run: go on with it (--resume {folder}), or name another folder"
+            f"--output-dir {chosen} already holds a run: go on with it (--resume {chosen}), or name another folder"
         )
+    folder = chosen or _unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS).touch()
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
     return folder
+
+
+def _unused(folder: Path) -> Path:
+    """The folder, with a number behind its name if other runs began in the same second."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(candidate for candidate in chain([folder], numbered) if not candidate.exists())
 
 
 def run_of(path: Path) -> Path:

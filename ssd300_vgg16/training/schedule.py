@@ -8,6 +8,8 @@ from ssd300_vgg16.runtime import flow
 # The published recipe starts at a thousandth of the learning rate and reaches it after 1000 iterations.
 WARMUP_FACTOR = 1e-3
 WARMUP_STEPS = 1000
+# A step no training reaches.
+NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def oneflow_scheduler(schedule: Schedule, optimizer):
     """A OneFlow scheduler with the same learning rates, which a graph can carry out without the host."""
     schedulers = flow.optim.lr_scheduler
     if schedule.kind == "multistep":
-        milestones = [step - schedule.warmup_steps for step in schedule.milestones]
+        # In a graph, an empty list of milestones aborts the process.
+        milestones = [step - schedule.warmup_steps for step in schedule.milestones] or [NEVER]
         after = schedulers.MultiStepLR(optimizer, milestones, schedule.gamma)
     else:
         after = schedulers.CosineDecayLR(optimizer, schedule.total_steps - schedule.warmup_steps, alpha=0.0)

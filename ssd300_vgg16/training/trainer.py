@@ -57,11 +57,19 @@ class Trainer:
         """
         evaluation = None
         steps = self._steps_per_epoch()
-        for epoch in range(self.progress.step // steps, self.plan.epochs):
-            self._train_epoch(epoch, start=self.progress.step % steps)
+        if self.progress.steps_per_epoch not in (0, steps):
+            raise UserError(
+                f"{self.folder}: the run had {self.progress.steps_per_epoch} steps an epoch, now it is {steps}: go on "
+                "with the --batch-size and the training images that it was started with"
+            )
+        self.progress = replace(self.progress, steps_per_epoch=steps)
+        for epoch in range(self.progress.epoch, self.plan.epochs):
+            self._train_epoch(epoch, start=self.progress.step - epoch * steps)
             last = epoch + 1 == self.plan.epochs
             if last or (epoch + 1) % self.plan.evaluate_every == 0:
+                self._save_last()  # an evaluation that is interrupted is made up for by the run that goes on
                 evaluation = self._evaluate(epoch)
+            self.progress = replace(self.progress, epoch=epoch + 1)
             self._save_last()
             draw_curves(self.folder)
         return evaluation
@@ -110,6 +118,8 @@ class Trainer:
     def _evaluate(self, epoch: int) -> Evaluation:
         self.model.eval()
         evaluation = self.evaluate()
+        for message in evaluation.unreadable:
+            tqdm.write(f"left out: {message}")
         statistics = evaluation.metrics.statistics
         append_metrics(self.folder, kind="evaluation", step=self.progress.step, epoch=epoch + 1, **statistics)
         tqdm.write(f"epoch {epoch + 1}/{self.plan.epochs}: AP {statistics['AP']:.3f}, AP50 {statistics['AP50']:.3f}")

@@ -1,0 +1,30 @@
+"""Threads for numpy work that releases Python's lock, one for each core this process may use."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+
+@cache
+def thread_count() -> int:
+    """OMP_NUM_THREADS, as for the libraries below; otherwise the cores this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+@cache
+def _executor() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_count())
+
+
+def share_out(items: Sequence) -> list[Sequence]:
+    """A fixed share of the items for each thread, neighbours to different threads."""
+    return [items[start :: thread_count()] for start in range(thread_count())]
+
+
+def run_in_threads(work: Callable[[Sequence], object], items: Sequence) -> list:
+    """What work returns for each thread's share of the items; one call a thread, because each call costs."""
+    shares = share_out(items)
+    if len(shares) == 1:
+        return [work(shares[0])]
+    return list(_executor().map(work, shares))

@@ -1,0 +1,48 @@
+"""What several test files share."""
+
+# First of all, so that numpy's BLAS gets the kernels the package chooses for it.
+import ssd300_vgg16  # noqa: F401
+
+# isort: split
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """A reader of the reference figures: golden("loss") holds the arrays of golden/loss.npz by name."""
+
+    def read(name):
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            return {key: file[key] for key in file}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def greedy_nms():
+    """NMS as the paper's code does it: box by box, with the arguments and the answer of `nms`."""
+
+    def suppress(boxes, scores, labels, iou_threshold, most):
+        kept = []
+        for candidate in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
+            same = [better for better in kept if labels[better] == labels[candidate]]
+            if all(_iou(boxes[better], boxes[candidate]) <= iou_threshold for better in same):
+                kept.append(candidate)
+            if len(kept) == most:
+                break
+        return kept
+
+    return suppress
+
+
+def _iou(a, b):
+    a, b = map(float, a), map(float, b)
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a, b
+    shared = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared
+    return shared / union if union > 0 else 0.0

@@ -1,0 +1,279 @@
+"""COCO's numbers against pycocotools on the same files."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ssd300_vgg16.data.coco import load_coco
+from ssd300_vgg16.metrics.coco_ap import STATISTICS, coco_ap, coco_results, ground_truth
+
+# Ids with gaps, out of order; labels are 1, 2, 3 and 4 in order of id. There is never a "unicorn".
+CATEGORIES = ((17, "cat"), (3, "dog"), (40, "horse"), (99, "unicorn"))
+LABELS = {3: 1, 17: 2, 40: 3, 99: 4}
+IMAGE_IDS = (7, 3, 1000, 12, 500, 61)
+EMPTY_IMAGES = (12,)
+
+
+def random_annotations(rng, first_id=1):
+    """Objects of all sizes, some of them crowds, some without area, none in EMPTY_IMAGES."""
+    annotations = []
+    for image_id in set(IMAGE_IDS) - set(EMPTY_IMAGES):
+        for _ in range(rng.integers(4, 12)):
+            width, height = np.exp(rng.uniform(1.5, 5.5, 2)).round(2).tolist()
+            x, y = rng.uniform(0, [640 - width, 480 - height]).round(2).tolist()
+            annotations.append(
+                {
+                    "id": first_id + len(annotations),
+                    "image_id": image_id,
+                    "category_id": int(rng.choice([3, 17, 40])),
+                    "bbox": [x, y, width, 0.0 if rng.random() < 0.1 else height],
+                    "area": width * height * 0.8,
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+    return annotations
+
+
+def write(folder, annotations):
+    """The annotation file; the images it names are empty files, since none is opened."""
+    (folder / "images").mkdir(exist_ok=True)
+    images = [{"id": id_, "file_name": f"{id_}.jpg", "width": 640, "height": 480} for id_ in IMAGE_IDS]
+    for image in images:
+        (folder / "images" / image["file_name"]).touch()
+    categories = [{"id": id_, "name": name} for id_, name in CATEGORIES]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def load(folder, annotations):
+    return load_coco(write(folder, annotations), folder / "images")
+
+
+def random_detections(rng, annotations):
+    """Per image of the file: objects found more or less well, some twice, some not at all, and some that are none."""
+    detections = []
+    for image_id in IMAGE_IDS:
+        rows = []
+        for annotation in annotations:
+            for _ in range(rng.integers(0, 3) if annotation["image_id"] == image_id else 0):
+                x, y, width, height = annotation["bbox"]
+                jitter = rng.normal(0, 0.06, 4) * [width, height, width, height]
+                label = LABELS[annotation["category_id"]] if rng.random() < 0.9 else 4
+                rows.append((np.array([x, y, x + width, y + height]) + jitter, label))
+        for _ in range(rng.integers(1, 5)):
+            corner = rng.uniform(0, 300, 2)
+            rows.append((np.concatenate((corner, corner + rng.uniform(5, 200, 2))), int(rng.integers(1, 4))))
+        boxes, labels = (np.array(column) for column in zip(*rows, strict=True))
+        scores = -np.sort(-rng.random(len(rows)).astype(np.float32))
+        detections.append({"boxes": boxes.astype(np.float32), "scores": scores, "labels": labels})
+    return detections
+
+
+def pycocotools_statistics(annotation_file, detections, folder, image_ids=IMAGE_IDS, category_ids=None):
+    """The twelve numbers from two files, with nothing of this package."""
+    ids = {label: id_ for id_, label in LABELS.items()}
+    rows = []
+    for image_id, found in zip(IMAGE_IDS, detections, strict=True):
+        for (x1, y1, x2, y2), score, label in zip(
+            found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+        ):
+            bbox = [x1, y1, x2 - x1, y2 - y1]
+            rows.append({"image_id": image_id, "category_id": ids[label], "bbox": bbox, "score": score})
+    (folder / "detections.json").write_text(json.dumps(rows))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotation_file))
+        evaluation = COCOeval(truth, truth.loadRes(str(folder / "detections.json")), "bbox")
+        evaluation.params.imgIds = sorted(image_ids)
+        if category_ids:
+            evaluation.params.catIds = category_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+def evaluate(dataset, detections, positions=None):
+    positions = list(range(len(dataset.samples))) if positions is None else positions
+    found = [detections[position] for position in positions]
+    return coco_ap(dataset, positions, coco_results(dataset, positions, found))
+
+
+def assert_statistics(metrics, expected):
+    assert list(metrics.statistics) == [name for name, *_ in STATISTICS]
+    np.testing.assert_allclose(list(metrics.statistics.values()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_to_pycocotools_on_the_files(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    annotations = random_annotations(rng)
+    detections = random_detections(rng, annotations)
+    metrics = evaluate(load(tmp_path, annotations), detections)
+    expected = pycocotools_statistics(tmp_path / "annotations.json", detections, tmp_path)
+    assert 0.1 < expected[0] < 0.9
+    assert_statistics(metrics, expected)
+    for id_, name in CATEGORIES:
+        of_class = pycocotools_statistics(tmp_path / "annotations.json", detections, tmp_path, category_ids=[id_])
+        objects = sum(entry["category_id"] == id_ and not entry["iscrowd"] for entry in annotations)
+        assert metrics.per_class[name] == (pytest.approx(of_class[0]), pytest.approx(of_class[1]), objects)
+    assert metrics.per_class["unicorn"] == (-1, -1, 0)
+
+
+@pytest.mark.parametrize("positions", [[0, 2, 3], [5], [4, 1, 0, 5]])
+def test_some_of_the_images(tmp_path, positions):
+    rng = np.random.default_rng(10)
+    annotations = random_annotations(rng)
+    detections = random_detections(rng, annotations)
+    metrics = evaluate(load(tmp_path, annotations), detections, positions)
+    ids = [IMAGE_IDS[position] for position in positions]
+    assert_statistics(
+        metrics, pycocotools_statistics(tmp_path / "annotations.json", detections, tmp_path, image_ids=ids)
+    )
+
+
+def test_an_annotation_of_id_0_counts_as_any_other(tmp_path):
+    """pycocotools takes a match with annotation 0 for no match: its numbers of such a file are too low."""
+    rng = np.random.default_rng(11)
+    annotations = [{**entry, "iscrowd": 0} for entry in random_annotations(rng)]
+    detections = found_exactly(annotations)
+    from_zero = [{**entry, "id": entry["id"] - 1} for entry in annotations]
+    path = write(tmp_path, from_zero)
+    too_low = pycocotools_statistics(path, detections, tmp_path)
+    expected = pycocotools_statistics(write(tmp_path, annotations), detections, tmp_path)
+    assert too_low[0] < expected[0]
+    assert_statistics(evaluate(load(tmp_path, from_zero), detections), expected)
+
+
+def found_exactly(annotations):
+    """Each object that is no crowd, and nothing else, with falling scores."""
+    detections = []
+    for image_id in IMAGE_IDS:
+        objects = [entry for entry in annotations if entry["image_id"] == image_id and not entry["iscrowd"]]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (entry["bbox"] for entry in objects)]
+        detections.append(
+            {
+                "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
+                "scores": np.linspace(0.9, 0.5, len(objects), dtype=np.float32),
+                "labels": np.array([LABELS[entry["category_id"]] for entry in objects], dtype=np.int64),
+            }
+        )
+    return detections
+
+
+def large_objects(rng):
+    """No crowds, and every box has area: each can be found."""
+    annotations = random_annotations(rng)
+    return [{**entry, "iscrowd": 0, "bbox": [5.0 * i, 5.0, 40.0, 50.0]} for i, entry in enumerate(annotations)]
+
+
+def test_perfect_detections(tmp_path):
+    annotations = large_objects(np.random.default_rng(12))
+    metrics = evaluate(load(tmp_path, annotations), found_exactly(annotations))
+    for name in ("AP", "AP50", "AP75", "AR_100"):
+        assert metrics.statistics[name] == pytest.approx(1), name
+    assert {name: values[:2] for name, values in metrics.per_class.items()} == {
+        "dog": (pytest.approx(1), pytest.approx(1)),
+        "cat": (pytest.approx(1), pytest.approx(1)),
+        "horse": (pytest.approx(1), pytest.approx(1)),
+        "unicorn": (-1, -1),
+    }
+
+
+NOTHING = {"boxes": np.empty((0, 4), np.float32), "scores": np.empty(0, np.float32), "labels": np.empty(0, np.int64)}
+
+
+def test_no_detections_at_all(tmp_path):
+    dataset = load(tmp_path, large_objects(np.random.default_rng(13)))
+    metrics = evaluate(dataset, [NOTHING] * len(IMAGE_IDS))
+    assert metrics.statistics["AP"] == metrics.statistics["AP50"] == metrics.statistics["AR_100"] == 0
+    assert metrics.per_class["dog"][:2] == (0, 0)
+    assert metrics.per_class["unicorn"] == (-1, -1, 0)
+
+
+def test_images_without_objects_only(tmp_path):
+    """There is nothing to find: COCO's tool answers -1."""
+    rng = np.random.default_rng(14)
+    annotations = random_annotations(rng)
+    position = IMAGE_IDS.index(EMPTY_IMAGES[0])
+    metrics = evaluate(load(tmp_path, annotations), random_detections(rng, annotations), [position])
+    assert set(metrics.statistics.values()) == {-1}
+    assert set(metrics.per_class.values()) == {(-1, -1, 0)}
+
+
+def test_results_have_the_ids_of_the_data_set_and_xywh(tmp_path):
+    dataset = load(tmp_path, large_objects(np.random.default_rng(15)))
+    found = {
+        "boxes": np.array([[1.5, 2.25, 11.5, 22.25], [0, 0, 640, 480], [3, 4, 5, 6]], dtype=np.float32),
+        "scores": np.array([0.75, 0.5, 0.25], dtype=np.float32),
+        # The data set has no label 80.
+        "labels": np.array([2, 80, 1]),
+    }
+    results = coco_results(dataset, [4, 1], [NOTHING, found])
+    assert results == [
+        {"image_id": 3, "category_id": 17, "bbox": [1.5, 2.25, 10, 20], "score": 0.75},
+        {"image_id": 3, "category_id": 3, "bbox": [3, 4, 2, 2], "score": 0.25},
+    ]
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_labels_the_data_set_does_not_have_change_nothing(tmp_path):
+    rng = np.random.default_rng(16)
+    annotations = random_annotations(rng)
+    dataset, detections = load(tmp_path, annotations), random_detections(rng, annotations)
+    more = [
+        {
+            "boxes": np.concatenate((found["boxes"], found["boxes"])),
+            "scores": np.concatenate((found["scores"], np.ones_like(found["scores"]))),
+            "labels": np.concatenate((found["labels"], np.full_like(found["labels"], 80))),
+        }
+        for found in detections
+    ]
+    assert evaluate(dataset, more) == evaluate(dataset, detections)
+
+
+def test_ground_truth_says_what_the_file_says(tmp_path):
+    annotations = random_annotations(np.random.default_rng(17))
+    truth = ground_truth(load(tmp_path, annotations), list(range(len(IMAGE_IDS))))
+    assert sorted(truth.imgs) == sorted(IMAGE_IDS)
+    assert {id_: entry["name"] for id_, entry in truth.cats.items()} == dict(CATEGORIES)
+    assert 0 not in truth.anns
+
+    def rows(entries):
+        keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
+        return sorted(np.hstack([entry[key] for key in keys]).tolist() for entry in entries)
+
+    np.testing.assert_allclose(rows(truth.anns.values()), rows(annotations), rtol=1e-6, atol=1e-4)
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    rng = np.random.default_rng(18)
+    annotations = random_annotations(rng)
+    return evaluate(load(tmp_path, annotations), random_detections(rng, annotations))
+
+
+def test_table_has_a_row_for_each_number_and_each_class(metrics):
+    overall, classes = (part.splitlines()[1:] for part in metrics.table().split("\n\n"))
+    assert [(row.split()[0], float(row.split()[-1])) for row in overall] == [
+        (name, pytest.approx(value, abs=6e-4)) for name, value in metrics.statistics.items()
+    ]
+    assert len(overall) == 12
+    assert [row.split() for row in classes] == [
+        [name, str(objects), f"{ap:.3f}", f"{ap50:.3f}"] for name, (ap, ap50, objects) in metrics.per_class.items()
+    ]
+    assert {row.split()[0] for row in classes} == {"cat", "dog", "horse", "unicorn"}
+
+
+def test_as_json_holds_the_same_numbers(metrics):
+    content = json.loads(json.dumps(metrics.as_json()))
+    assert {name: content[name] for name in metrics.statistics} == metrics.statistics
+    assert content["per_class"] == {
+        name: {"AP": ap, "AP50": ap50, "objects": objects} for name, (ap, ap50, objects) in metrics.per_class.items()
+    }

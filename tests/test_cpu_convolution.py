@@ -1,0 +1,199 @@
+"""The convolution in numpy against OneFlow's own."""
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16.network import cpu_convolution, threads
+from ssd300_vgg16.network.cpu_convolution import convolution_function, convolve, covers, gradients, relu_gradient
+from ssd300_vgg16.runtime import flow
+
+
+@pytest.fixture(params=[1, 2, 5])
+def thread_count(request, monkeypatch):
+    """Runs the test with this many threads."""
+    _forget_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", str(request.param))
+    _forget_threads()
+    yield request.param
+    _forget_threads()
+
+
+def _forget_threads():
+    threads._executor().shutdown()
+    threads._executor.cache_clear()
+    threads.thread_count.cache_clear()
+
+
+@pytest.fixture(params=["blocks as shipped", "a block for each row", "blocks of some rows"])
+def blocks(request, monkeypatch):
+    """Runs the test with the work cut into larger or smaller blocks."""
+    if request.param != "blocks as shipped":
+        monkeypatch.setattr(cpu_convolution, "BUFFER_BYTES", 1)
+        monkeypatch.setattr(cpu_convolution, "LEAST_COLUMNS", 1 if "each" in request.param else 50)
+
+
+def random_arrays(*shapes, seed=0):
+    """Arrays that raise when they are written to."""
+    rng = np.random.default_rng(seed)
+    arrays = [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+    for array in arrays:
+        array.setflags(write=False)
+    return arrays
+
+
+def with_gradients(convolution, arrays, output_gradient):
+    """The output and the gradients for images, weight and bias."""
+    tensors = [flow.tensor(array, requires_grad=True) for array in arrays]
+    output = convolution(*tensors)
+    output.backward(flow.tensor(output_gradient))
+    return [output.numpy(), *(tensor.grad.numpy() for tensor in tensors)]
+
+
+def oneflow_convolution(kernel_size, dilation, relu):
+    padding = dilation * (kernel_size - 1) // 2
+
+    def convolution(images, weight, bias):
+        y = flow._C.conv2d(images, weight, bias, [1, 1], [padding] * 2, [dilation] * 2, 1, "channels_first")
+        return flow.relu(y) if relu else y
+
+    return convolution
+
+
+SIZES = [
+    pytest.param(1, 3, 4, 1, 1, id="one pixel"),
+    pytest.param(2, 3, 5, 7, 11, id="odd"),
+    pytest.param(3, 5, 2, 19, 6, id="high"),
+    pytest.param(2, 4, 3, 2, 33, id="wide"),
+    pytest.param(1, 1, 1, 13, 13, id="one channel"),
+]
+
+
+@pytest.mark.parametrize(("batch", "channels", "outputs", "height", "width"), SIZES)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6), (5, 2), (2, 2)])
+def test_equal_to_oneflow(kernel_size, dilation, relu, batch, channels, outputs, height, width):
+    *arrays, output_gradient = random_arrays(
+        (batch, channels, height, width),
+        (outputs, channels, kernel_size, kernel_size),
+        (outputs,),
+        (batch, outputs, height, width),
+    )
+    found = with_gradients(convolution_function(dilation, relu).apply, arrays, output_gradient)
+    expected = with_gradients(oneflow_convolution(kernel_size, dilation, relu), arrays, output_gradient)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6)])
+def test_equal_however_the_work_is_cut(thread_count, blocks, kernel_size, dilation, batch):
+    *arrays, output_gradient = random_arrays(
+        (batch, 4, 17, 9), (6, 4, kernel_size, kernel_size), (6,), (batch, 6, 17, 9)
+    )
+    found = with_gradients(convolution_function(dilation, True).apply, arrays, output_gradient)
+    expected = with_gradients(oneflow_convolution(kernel_size, dilation, True), arrays, output_gradient)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_cover_every_row_once(thread_count, blocks):
+    images = np.empty((3, 4, 17, 9), dtype=np.float32)
+    rows = cpu_convolution._Unroller(images, 3, 1).blocks()
+    assert len(rows) >= thread_count
+    covered = [(image, row) for image, first, last in rows for row in range(first, last)]
+    assert sorted(covered) == [(image, row) for image in range(3) for row in range(17)]
+
+
+def test_a_layer_as_large_as_vggs_is_cut_into_blocks(thread_count):
+    """conv3_2 on part of an image: with the sizes as shipped."""
+    images, weight, bias, output_gradient = random_arrays((1, 256, 40, 75), (8, 256, 3, 3), (8,), (1, 8, 40, 75))
+    assert len(cpu_convolution._Unroller(images, 3, 1).blocks()) > 1
+    arrays = images, weight / 48, bias
+    found = with_gradients(convolution_function(1, False).apply, arrays, output_gradient)
+    expected = with_gradients(oneflow_convolution(3, 1, False), arrays, output_gradient)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+def test_smaller_after_larger_finds_no_remains():
+    """The buffers are kept from call to call."""
+    large = random_arrays((2, 8, 20, 20), (4, 8, 3, 3), (4,))
+    small = random_arrays((1, 2, 5, 5), (4, 2, 3, 3), (4,), seed=1)
+    alone = convolve(*small)
+    convolve(*large)
+    np.testing.assert_array_equal(convolve(*small), alone)
+
+
+def test_the_same_sums_every_time(thread_count):
+    images, weight, output_gradient = random_arrays((3, 8, 20, 20), (4, 8, 3, 3), (3, 4, 20, 20))
+    first, again = (gradients(images, weight, output_gradient) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_nothing_is_written_into_arguments():
+    """The arrays are read-only: writing raises."""
+    images, weight, bias, output_gradient = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,), (2, 4, 9, 9))
+    output = convolve(images, weight, bias, relu=True)
+    assert (output >= 0).all()
+    output.setflags(write=False)
+    gradient = relu_gradient(output_gradient, output)
+    np.testing.assert_array_equal(gradient, np.where(output > 0, output_gradient, 0))
+    gradient.setflags(write=False)
+    found = gradients(images, weight, gradient)
+    assert [array.shape for array in found] == [array.shape for array in (images, weight, bias)]
+
+
+def test_no_bias():
+    images, weight = random_arrays((2, 3, 9, 9), (4, 3, 3, 3))
+    np.testing.assert_array_equal(convolve(images, weight), convolve(images, weight, np.zeros(4, dtype=np.float32)))
+
+
+def test_images_that_need_no_gradient_get_none():
+    images, weight, bias = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,))
+    assert gradients(images, weight, np.ones((2, 4, 9, 9), dtype=np.float32), for_images=False)[0] is None
+    photographs = flow.tensor(images)
+    parameters = [flow.tensor(array, requires_grad=True) for array in (weight, bias)]
+    convolution_function(1, True).apply(photographs, *parameters).sum().backward()
+    assert photographs.grad is None
+    assert all(parameter.grad is not None for parameter in parameters)
+
+
+def test_images_and_gradients_that_are_views():
+    """Axes exchanged without a copy, before the convolution and behind it."""
+    images, weight, bias, output_gradient = random_arrays((2, 9, 8, 3), (4, 3, 3, 3), (4,), (2, 9, 8, 4))
+
+    def between_views(convolution):
+        return lambda x, w, b: convolution(x.permute(0, 3, 1, 2), w, b).permute(0, 2, 3, 1)
+
+    found = with_gradients(between_views(convolution_function(1, True).apply), (images, weight, bias), output_gradient)
+    expected = with_gradients(between_views(oneflow_convolution(3, 1, True)), (images, weight, bias), output_gradient)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "dilation", "covered"),
+    [
+        (3, 1, 1, 1, True),
+        (1, 1, 0, 1, True),
+        (3, 1, 6, 6, True),
+        (5, 1, 2, 1, True),
+        (2, 1, 1, 2, True),
+        (3, 2, 1, 1, False),
+        (3, 1, 0, 1, False),
+        (1, 1, 1, 1, False),
+        (3, 1, 1, 6, False),
+        (3, 1, 6, 1, False),
+        (4, 1, 1, 1, False),
+        (2, 1, 0, 1, False),
+    ],
+)
+def test_what_is_covered(kernel_size, stride, padding, dilation, covered):
+    """Exactly what has stride 1 and an output as large as the input."""
+    assert covers(kernel_size, stride, padding, dilation) is covered
+    images = flow.zeros(1, 1, 40, 40)
+    weight = flow.zeros(1, 1, kernel_size, kernel_size)
+    y = flow._C.conv2d(images, weight, None, [stride] * 2, [padding] * 2, [dilation] * 2, 1, "channels_first")
+    assert (y.shape == images.shape) is covered

@@ -1,0 +1,160 @@
+"""The multibox loss: values, gradients, and the choice of hard negatives."""
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.network.default_boxes import default_boxes
+from ssd300_vgg16.network.loss import multibox_loss
+from ssd300_vgg16.runtime import flow
+
+REFERENCE_BATCHES = {
+    "all": slice(0, 5),
+    "one_object": slice(0, 1),
+    "no_object": slice(1, 2),
+    "crowded": slice(4, 5),
+}
+
+
+def run(offsets, logits, target_offsets, target_labels):
+    """Both losses, and the gradients of their sum for offsets and logits, in numpy."""
+    offsets, logits = (flow.from_numpy(array).requires_grad_() for array in (offsets, logits))
+    losses = multibox_loss(offsets, logits, flow.from_numpy(target_offsets), flow.from_numpy(target_labels))
+    (losses["localization"] + losses["classification"]).backward()
+    return {name: loss.item() for name, loss in losses.items()}, offsets.grad.numpy(), logits.grad.numpy()
+
+
+@pytest.fixture(scope="module")
+def reference_batch(golden):
+    reference = golden("loss")
+    rng = np.random.default_rng(int(reference["seed"]))
+    logits = 2 * rng.standard_normal((5, 8732, 91), dtype=np.float32)
+    offsets = rng.standard_normal((5, 8732, 4), dtype=np.float32)
+    objects = ((reference[f"boxes{i}"], reference[f"labels{i}"]) for i in range(5))
+    targets = [training_targets(boxes, labels, default_boxes()) for boxes, labels in objects]
+    return offsets, logits, *(np.stack(column) for column in zip(*targets, strict=True))
+
+
+@pytest.mark.parametrize(("name", "images"), REFERENCE_BATCHES.items())
+def test_equal_to_the_reference(golden, reference_batch, name, images):
+    losses, offsets_gradient, logits_gradient = run(*(column[images] for column in reference_batch))
+    found = {
+        **losses,
+        "offsets_grad_norm": np.linalg.norm(offsets_gradient),
+        "logits_grad_norm": np.linalg.norm(logits_gradient),
+    }
+    reference = golden("loss")
+    assert found == {key: pytest.approx(float(reference[f"{name}_{key}"]), rel=1e-4, abs=0) for key in found}
+
+
+def random_batch(seed, default_boxes, classes, positives):
+    """Answers and targets with this many positive default boxes per image."""
+    rng = np.random.default_rng(seed)
+    batch = len(positives)
+    labels = np.zeros((batch, default_boxes), dtype=np.int64)
+    for row, count in zip(labels, positives, strict=True):
+        row[rng.permutation(default_boxes)[:count]] = rng.integers(1, classes, count)
+    target_offsets = rng.standard_normal((batch, default_boxes, 4), dtype=np.float32) * (labels > 0)[..., None]
+    offsets = 2 * rng.standard_normal((batch, default_boxes, 4), dtype=np.float32)
+    logits = 2 * rng.standard_normal((batch, default_boxes, classes), dtype=np.float32)
+    return offsets, logits, target_offsets.astype(np.float32), labels
+
+
+def by_hand(offsets, logits, target_offsets, target_labels):
+    """As `run`, image by image in double precision, with the gradients written out."""
+    losses = {"localization": 0.0, "classification": 0.0}
+    offsets_gradient, logits_gradient = np.zeros(offsets.shape), np.zeros(logits.shape)
+    for image, labels in enumerate(target_labels):
+        positives, negatives = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
+        powers = np.exp(logits[image].astype(np.float64))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        cross_entropy = -np.log(probabilities[np.arange(len(labels)), labels])
+        hardest = sorted(negatives, key=lambda row: -cross_entropy[row])[: 3 * len(positives)]
+        for row in (*positives, *hardest):
+            losses["classification"] += cross_entropy[row]
+            logits_gradient[image, row] = probabilities[row] - np.eye(logits.shape[2])[labels[row]]
+        for row in positives:
+            distance = offsets[image, row].astype(np.float64) - target_offsets[image, row]
+            near = np.abs(distance) < 1
+            losses["localization"] += np.where(near, distance**2 / 2, np.abs(distance) - 0.5).sum()
+            offsets_gradient[image, row] = np.clip(distance, -1, 1)
+    count = max(1, (target_labels > 0).sum())
+    return {name: loss / count for name, loss in losses.items()}, offsets_gradient / count, logits_gradient / count
+
+
+@pytest.mark.parametrize(
+    ("default_boxes", "classes", "positives"),
+    [
+        pytest.param(50, 4, [3, 1, 7], id="some"),
+        pytest.param(50, 2, [5], id="one class"),
+        pytest.param(50, 91, [2, 0, 0, 4], id="images without objects"),
+        pytest.param(50, 4, [0, 0], id="no object at all"),
+        pytest.param(50, 4, [12, 13, 20, 1], id="more negatives asked than exist"),
+        pytest.param(20, 4, [20, 19], id="nothing but positives"),
+        pytest.param(1200, 5, [300], id="300 positives"),
+        pytest.param(1, 3, [1, 0], id="one default box"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_equal_to_image_by_image(seed, default_boxes, classes, positives):
+    """The gradients agree too: none flows through the ranking of the negatives.
+
+    OneFlow's log-softmax on the CPU is off by up to 5e-6 for each default box, hence the absolute tolerance.
+    """
+    batch = random_batch(seed, default_boxes, classes, positives)
+    losses, *gradients = run(*batch)
+    expected_losses, *expected_gradients = by_hand(*batch)
+    assert losses == pytest.approx(expected_losses, rel=1e-5, abs=1e-5)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=5e-6)
+
+
+def test_a_batch_without_objects_costs_nothing():
+    losses, *gradients = run(*random_batch(2, 50, 4, [0, 0, 0]))
+    assert losses == {"localization": 0.0, "classification": 0.0}
+    for gradient in gradients:
+        assert not gradient.any()  # NaN would count as something
+
+
+def test_an_image_without_objects_changes_nothing_for_the_others():
+    batch = random_batch(3, 50, 4, [4, 0])
+    together, alone = run(*batch)[0], run(*(column[:1] for column in batch))[0]
+    assert together == pytest.approx(alone, rel=1e-6)
+
+
+def test_three_negatives_are_counted_for_each_positive():
+    offsets, logits, target_offsets, labels = random_batch(4, 200, 6, [5, 0, 11])
+    gradient = run(offsets, logits, target_offsets, labels)[2]
+    counted = (gradient != 0).any(axis=2)
+    assert counted.sum(axis=1).tolist() == [20, 0, 44]
+    assert counted[labels > 0].all()
+
+
+def test_all_negatives_are_counted_where_more_are_asked_for_and_no_positive_twice():
+    """Ten default boxes of which six are positive: 18 negatives asked for, four there; equal logits cost ln 4 each."""
+    _, _, target_offsets, labels = random_batch(5, 10, 4, [6])
+    losses = run(target_offsets, np.zeros((1, 10, 4), dtype=np.float32), target_offsets, labels)[0]
+    assert losses == {"localization": 0.0, "classification": pytest.approx(10 * np.log(4) / 6, rel=1e-5)}
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30])
+def test_wild_answers_leave_the_loss_finite(size):
+    offsets, logits, target_offsets, labels = random_batch(6, 50, 4, [3, 20])
+    losses, *gradients = run(offsets, np.float32(size) * logits, target_offsets, labels)
+    assert np.isfinite(list(losses.values())).all()
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+class LossGraph(flow.nn.Graph):
+    def build(self, *batch):
+        losses = multibox_loss(*batch)
+        return losses["localization"], losses["classification"]
+
+
+def test_a_graph_computes_the_same():
+    graph = LossGraph()
+    for positives in ([3, 0, 7], [0, 0, 0], [50, 30, 1]):
+        batch = random_batch(7, 50, 4, positives)
+        found = [loss.item() for loss in graph(*map(flow.from_numpy, batch))]
+        assert found == pytest.approx(list(run(*batch)[0].values()), rel=1e-6)

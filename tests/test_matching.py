@@ -1,0 +1,138 @@
+"""Which default box learns which object, and what the network is to answer for it."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.matching import match, training_targets
+from ssd300_vgg16.network.default_boxes import default_boxes
+
+CASES = [f"random{i}" for i in range(6)] + ["tiny", "whole_image", "empty", "two_share_a_default_box"]
+
+
+def frozen(rows):
+    """Boxes that raise when they are written to."""
+    array = np.array(rows, dtype=np.float32).reshape(-1, 4)
+    array.setflags(write=False)
+    return array
+
+
+def random_objects(rng, count):
+    corner = rng.uniform(0, 280, (count, 2))
+    return frozen(np.concatenate((corner, np.minimum(corner + rng.uniform(4, 200, (count, 2)), 300)), axis=1))
+
+
+def test_every_reference_case_is_tested(golden):
+    assert {name.removesuffix("_matched") for name in golden("matching") if name.endswith("_matched")} == set(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_to_the_reference(golden, case):
+    reference = golden("matching")
+    matched = match(reference[f"{case}_boxes"], default_boxes())
+    assert (matched.shape, matched.dtype) == ((8732,), np.int64)
+    np.testing.assert_array_equal(matched, reference[f"{case}_matched"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "empty"])
+def test_offsets_are_equal_to_the_reference(golden, case):
+    reference = golden("matching")
+    objects = reference[f"{case}_boxes"]
+    offsets, labels = training_targets(objects, np.arange(1, len(objects) + 1), default_boxes())
+    np.testing.assert_allclose(offsets[labels > 0], reference[f"{case}_encoded"], rtol=1e-4, atol=1e-5)
+
+
+def integer_boxes(rng, count):
+    corner = rng.integers(0, 24, (count, 2))
+    return frozen(np.concatenate((corner, corner + rng.integers(1, 12, (count, 2))), axis=1))
+
+
+def exact_iou(a, b):
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (map(int, box) for box in (a, b))
+    shared = max(min(ax2, bx2) - max(ax1, bx1), 0) * max(min(ay2, by2) - max(ay1, by1), 0)
+    return Fraction(shared, (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - shared)
+
+
+def brute_force(objects, boxes):
+    """The rule, pair by pair in exact fractions; of equals the first is the best, and the last object wins."""
+    matched = []
+    for box in boxes:
+        best = max(range(len(objects)), key=lambda i: (exact_iou(objects[i], box), -i))
+        matched.append(best if exact_iou(objects[best], box) >= Fraction(1, 2) else -1)
+    for index, one in enumerate(objects):
+        matched[max(range(len(boxes)), key=lambda j: (exact_iou(one, boxes[j]), -j))] = index
+    return matched
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_to_brute_force(seed):
+    """Whole numbers on a small field, so that ties and overlaps of exactly one half abound."""
+    rng = np.random.default_rng(seed)
+    objects, boxes = integer_boxes(rng, 1 + 3 * seed), integer_boxes(rng, 60)
+    assert match(objects, boxes).tolist() == brute_force(objects, boxes)
+
+
+@pytest.mark.parametrize(
+    ("height", "matched"), [pytest.param(5, [0, 0], id="exactly 0.5"), pytest.param(4.99, [-1, 0], id="below")]
+)
+def test_threshold(height, matched):
+    """The second default box is the object's best; the first takes it only if the overlap suffices."""
+    boxes = frozen([[0, 0, 10, 10], [0, 0, 10, 5]])
+    assert match(frozen([[0, 0, 10, height]]), boxes).tolist() == matched
+
+
+def test_the_best_default_box_is_given_whatever_the_overlap():
+    boxes = frozen([[0, 0, 10, 10], [20, 20, 30, 30]])
+    assert match(frozen([[29, 29, 40, 40]]), boxes).tolist() == [-1, 0]
+
+
+def test_a_better_matching_object_yields_to_one_whose_best_box_it_is():
+    boxes = frozen([[0, 0, 10, 10], [50, 50, 60, 60]])
+    assert match(frozen([[0, 0, 10, 10], [0, 0, 3, 3]]), boxes).tolist() == [1, -1]
+
+
+def test_of_two_objects_with_one_best_box_the_later_has_it():
+    boxes = frozen([[0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]])
+    twins = frozen([[0, 0, 10, 10], [0, 0, 10, 10]])
+    # The second box overlaps both alike, and takes the first of them.
+    assert match(twins, boxes).tolist() == [1, 0, -1]
+
+
+def test_reordering_the_objects_reorders_the_matches():
+    rng = np.random.default_rng(10)
+    objects = random_objects(rng, 6)
+    order = rng.permutation(6)
+    before, after = match(objects, default_boxes()), match(objects[order], default_boxes())
+    np.testing.assert_array_equal(np.append(order, -1)[after], before)
+
+
+def test_no_objects():
+    nothing = np.empty((0, 4), dtype=np.float32)
+    assert (match(nothing, default_boxes()) == -1).all()
+    offsets, labels = training_targets(nothing, np.empty(0, dtype=np.int64), default_boxes())
+    assert (offsets.shape, offsets.dtype, labels.shape, labels.dtype) == ((8732, 4), np.float32, (8732,), np.int64)
+    assert not offsets.any()
+    assert not labels.any()
+
+
+def test_300_objects():
+    objects = random_objects(np.random.default_rng(11), 300)
+    matched = match(objects, default_boxes())
+    best = box_math.iou(objects, default_boxes()).argmax(axis=1)
+    last_of = {box: index for index, box in enumerate(best.tolist())}
+    assert {box: matched[box] for box in last_of} == last_of
+    offsets, _ = training_targets(objects, np.ones(300, dtype=np.int64), default_boxes())
+    assert np.isfinite(offsets).all()
+
+
+def test_training_targets_say_label_and_place_of_the_matched_object():
+    objects, object_labels = random_objects(np.random.default_rng(12), 9), np.array([9, 8, 7, 6, 5, 4, 3, 2, 90])
+    matched = match(objects, default_boxes())
+    offsets, labels = training_targets(objects, object_labels, default_boxes())
+    assert labels.tolist() == [0 if index < 0 else object_labels[index] for index in matched]
+    positive = matched >= 0
+    assert not offsets[~positive].any()
+    decoded = box_math.decode(offsets[positive], default_boxes()[positive])
+    np.testing.assert_allclose(decoded, objects[matched[positive]], atol=1e-3)
