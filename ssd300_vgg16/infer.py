@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> int:
 
 def _samples_of(weights: Path) -> list[Path]:
     """Some images of the validation set that a run was evaluated on."""
+    if not weights.exists():
+        raise UserError(f"--weights {weights}: there is no such file or folder")
     try:
         images = read_options(run_of(weights))["val_images_folder"]
     except (UserError, KeyError) as error:
@@ -69,11 +71,12 @@ def _samples_of(weights: Path) -> list[Path]:
 def _detect_all(detector, images: list[Path], output: Path, most: int) -> int:
     from tqdm import tqdm
 
-    base = Path(os.path.commonpath([image.absolute().parent for image in images]))
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = _picture_places(images, output)
     results, broken = [], []
     for number, path in enumerate(tqdm(images, unit="image", disable=None), start=1):
         try:
-            found = _detect_one(detector, path, output / path.absolute().relative_to(base).with_suffix(".jpg"), most)
+            found = _detect_one(detector, path, pictures[number - 1], most)
         except ImageError as error:
             broken.append(str(error))
             continue
@@ -87,6 +90,25 @@ def _detect_all(detector, images: list[Path], output: Path, most: int) -> int:
     return 1 if broken else 0
 
 
+def _picture_places(images: list[Path], output: Path) -> list[Path]:
+    """Where each image's picture goes: below output as the images lie below the folder that they share.
+
+    Raises UserError where a picture would take the place of an image.
+    """
+    places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
+    base = os.path.commonpath([place.parent for place in places])
+    pictures = [output / _as_jpeg(place.relative_to(base)) for place in places]
+    lost = {picture.resolve() for picture in pictures} & {place.resolve() for place in places}
+    if lost:
+        raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
+    return pictures
+
+
+def _as_jpeg(path: Path) -> Path:
+    """The path of the JPEG for a file; other formats keep their suffix, as a.jpg and a.png may lie side by side."""
+    return path if path.suffix == ".jpg" else path.with_name(f"{path.name}.jpg")
+
+
 def _detect_one(detector, path: Path, picture: Path, most: int) -> dict:
     import cv2
 
@@ -96,7 +118,7 @@ def _detect_one(detector, path: Path, picture: Path, most: int) -> dict:
     found = {key: values[:most] for key, values in detector(image).items()}
     drawn = draw_detections(image, found["boxes"], found["scores"], found["names"], found["labels"])
     picture.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(picture), drawn[..., ::-1])
+    picture.write_bytes(cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
     return found
 
 

@@ -40,16 +40,10 @@ def _train(options: argparse.Namespace) -> int:
         folder = run_folder.run_of(Path(options.resume))
     else:
         folder = run_folder.new_run_folder(Path(options.output_dir) if options.output_dir else None)
-        counts = {"train": _counts(train_set), "val": _counts(val_set)}
-        data = {"train": train_set.name, "val": val_set.name, "counts": counts}
-        saved = {
-            **vars(options),
-            "command": shlex.join(sys.argv),
-            "val_images_folder": str(val_set.samples[0].path.parent.absolute()),
-        }
-        run_folder.describe_run(folder, saved, {**environment(), "data": data})
     with WorkerPool(options.workers) as pool:
         trainer = _trainer(options, folder, train_set, val_set, description, device, pool)
+        # Not before: weights that do not fit must neither use up the folder nor change what the next --resume reads.
+        run_folder.describe_run(folder, _saved_options(options, val_set), environment() | _data(train_set, val_set))
         print(f"Run folder: {folder}. Device: {device}. {_summary(trainer)}")
         try:
             evaluation = trainer.train()
@@ -59,6 +53,16 @@ def _train(options: argparse.Namespace) -> int:
             )
             raise
     return _finish(folder, evaluation)
+
+
+def _saved_options(options: argparse.Namespace, val_set) -> dict:
+    images = val_set.samples[0].path.parent.absolute()
+    return {**vars(options), "command": shlex.join(sys.argv), "val_images_folder": str(images)}
+
+
+def _data(train_set, val_set) -> dict:
+    counts = {"train": _counts(train_set), "val": _counts(val_set)}
+    return {"data": {"train": train_set.name, "val": val_set.name, "counts": counts}}
 
 
 def _counts(dataset) -> dict[str, int]:
@@ -88,7 +92,7 @@ def _trainer(options: argparse.Namespace, folder: Path, train_set, val_set, desc
     from ssd300_vgg16.network.default_boxes import default_boxes
     from ssd300_vgg16.runtime import flow
     from ssd300_vgg16.training.checkpoint import load_checkpoint
-    from ssd300_vgg16.training.run_folder import LAST
+    from ssd300_vgg16.training.run_folder import LAST, find_weights
     from ssd300_vgg16.training.schedule import Schedule
     from ssd300_vgg16.training.step import make_optimizer, make_step
     from ssd300_vgg16.training.trainer import Plan, Progress, Trainer
@@ -98,7 +102,8 @@ def _trainer(options: argparse.Namespace, folder: Path, train_set, val_set, desc
     model = build_model(description)
     state, progress = {}, Progress()
     if options.load:
-        load_tensors(model, read_weights(Path(options.load))[0], Path(options.load))
+        weights = find_weights(Path(options.load))
+        load_tensors(model, read_weights(weights)[0], weights)
     if options.resume:
         state, progress = load_checkpoint(folder / LAST, model)
     model = model.to(device)

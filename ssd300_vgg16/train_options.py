@@ -17,6 +17,7 @@ DESCRIPTION = """Train SSD300-VGG16.
     bash train.sh --data-path DIR --preset narrow  your own COCO-style data, a quarter of the channels
 """
 REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
+LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
 # Options that describe how to call this once, and are not carried over by --resume.
 NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "device", "workers")
 
@@ -144,17 +145,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     first = parser.parse_args(arguments)
-    if first.resume and not first.test_only:
-        parser.set_defaults(**_options_of(Path(first.resume)))
-    elif _without_data(first):
-        print(f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, with --preset narrow.")
-        parser.set_defaults(dataset="shapes", preset="narrow", **PRESETS["narrow"]["options"])
-    else:
-        parser.set_defaults(**PRESETS[first.preset]["options"])
+    resumed = _options_of(Path(first.resume)) if first.resume and not first.test_only else {}
+    parser.set_defaults(**(resumed or _preset_options(parser, arguments)))
     options = parser.parse_args(arguments)
     if options.lr is None:
         options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
-    problems = _problems(options)
+    problems = _problems(options) + _problems_of_resuming(options, resumed)
     if problems:
         raise UserError("; ".join(problems))
     return options
@@ -164,7 +160,19 @@ def _without_data(options: argparse.Namespace) -> bool:
     return source(options).is_absent() and not options.test_only and not options.load
 
 
+def _preset_options(parser: argparse.ArgumentParser, arguments: list[str]) -> dict:
+    """The options of the chosen preset, which without any data is "narrow" on generated shapes."""
+    if not _without_data(parser.parse_args(arguments)):
+        return PRESETS[parser.parse_args(arguments).preset]["options"]
+    parser.set_defaults(preset="narrow", dataset="shapes")
+    preset = parser.parse_args(arguments).preset
+    print(f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, with --preset {preset}.")
+    return PRESETS[preset]["options"]
+
+
 def _options_of(run: Path) -> dict:
+    if not run.exists():
+        raise UserError(f"--resume {run}: there is no such file or folder")
     return {name: value for name, value in read_options(run_of(run)).items() if name not in NOT_RESUMED}
 
 
@@ -186,6 +194,18 @@ def _problems(options: argparse.Namespace) -> list[str]:
         path = getattr(options, name)
         if path and not Path(path).exists():
             problems.append(f"--{name} {path}: there is no such file or folder")
+    if options.seed > LARGEST_SEED:
+        problems.append(f"--seed {options.seed}: the largest is {LARGEST_SEED}")
+    return problems
+
+
+def _problems_of_resuming(options: argparse.Namespace, resumed: dict) -> list[str]:
+    """What cannot change in a run that goes on: the order of its images, and where it is."""
+    problems = []
+    if options.batch_size != resumed.get("batch_size", options.batch_size):
+        problems.append(f"--batch-size {options.batch_size}: the run was started with {resumed['batch_size']}")
+    if resumed and options.output_dir:
+        problems.append("--output-dir and --resume exclude each other: a run stays in its folder")
     return problems
 
 

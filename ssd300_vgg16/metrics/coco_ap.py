@@ -79,7 +79,8 @@ def coco_ap(dataset: Dataset, positions: list[int], results: list[dict]) -> Coco
     """COCO's numbers of results (as `coco_results` makes them) on the samples at these positions, by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = ground_truth(dataset, positions)
-        evaluation = COCOeval(truth, truth.loadRes(results) if results else COCO(), "bbox")
+        found = truth.loadRes([dict(result) for result in results]) if results else COCO()  # it writes into them
+        evaluation = COCOeval(truth, found, "bbox")
         evaluation.params.imgIds = truth.getImgIds()
         evaluation.params.catIds = truth.getCatIds()
         evaluation.evaluate()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
+
 
 @cache
 def thread_count() -> int:
@@ -24,7 +26,13 @@ def share_out(items: Sequence) -> list[Sequence]:
 
 def run_in_threads(work: Callable[[Sequence], object], items: Sequence) -> list:
     """What work returns for each thread's share of the items; one call a thread, because each call costs."""
+
+    def quietly(share: Sequence) -> object:
+        # Numbers that grow without bound are the trainer's to report, once and with the images they came from.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return work(share)
+
     shares = share_out(items)
     if len(shares) == 1:
-        return [work(shares[0])]
-    return list(_executor().map(work, shares))
+        return [quietly(shares[0])]
+    return list(_executor().map(quietly, shares))

@@ -8,8 +8,8 @@ nn = flow.nn
 
 # conv4_3 is scaled to this norm at first (section 3.1, after Liu, Rabinovich and Berg, "ParseNet").
 INITIAL_SCALE = 20.0
-# Deviation of pixel values around their mean. The first layer's fresh weights are divided by it, so that features start
-# at a scale of one.
+# Deviation of pixel values around their mean. Fresh weights of the trunk take it down to one, each layer by its share:
+# an optimizer like Adam, whose steps do not know the scale of what they change, would wreck one very small layer.
 PIXEL_DEVIATION = 58.0
 # Added to a squared norm, so that a position where every channel is zero has a finite gradient.
 SQUARED_NORM_FLOOR = 1e-10
@@ -103,6 +103,10 @@ def _extra_layer(before: int, between: int, after: int, width: float, stride: in
     )
 
 
+def _convolutions(module: nn.Module) -> list[Conv2d]:
+    return [child for child in module.modules() if isinstance(child, Conv2d)]
+
+
 class Backbone(nn.Module):
     """Images to SSD300's six feature maps: conv4_3 (L2-normalised and scaled), fc7, conv8_2 to conv11_2.
 
@@ -126,13 +130,13 @@ class Backbone(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He's initialisation: every layer keeps the scale of what comes in, so that depth does not mute gradients."""
-        for module in self.modules():
-            if isinstance(module, Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+        for convolution in _convolutions(self):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
+        trunk = _convolutions(self.features)
         with flow.no_grad():
-            self.features[0].weight.div_(PIXEL_DEVIATION)
+            for convolution in trunk:
+                convolution.weight.mul_(PIXEL_DEVIATION ** (-1 / len(trunk)))
 
     def forward(self, images) -> list:
         x = self.features(images)

@@ -109,11 +109,11 @@ class Trainer:
         losses, rate = readings.read()
         lr = self.plan.schedule.learning_rate(self.progress.step - 1)
         left = (self.plan.schedule.total_steps - self.progress.step) * self.plan.recipe.batch_size / rate
+        values = {"lr": lr, "images_per_second": round(rate, 2), "seconds_left": round(left)}
+        append_metrics(self.folder, kind="training", step=self.progress.step, **losses, **values)
         parts = ", ".join(f"{part} {value:.3f}" for part, value in losses.items())
         total = sum(losses.values())
         tqdm.write(f"{where}: loss {total:.3f} ({parts}), lr {lr:.2e}, {rate:.1f} images/s, {_duration(left)} left")
-        values = {"lr": lr, "images_per_second": round(rate, 2), "seconds_left": round(left)}
-        append_metrics(self.folder, kind="training", step=self.progress.step, **losses, **values)
 
     def _evaluate(self, epoch: int) -> Evaluation:
         self.model.eval()

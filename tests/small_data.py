@@ -1,0 +1,68 @@
+"""Small data sets, small networks and the command lines, for the tests that train, evaluate and detect."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ssd300_vgg16.data.coco import find_coco_split, load_coco
+from ssd300_vgg16.data.shapes import CATEGORY_IDS, write_shapes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Channels of the smallest network that is still one of SSD's: the first layer has a single one.
+WIDTH = 0.02
+
+
+def shapes_folder(folder: Path, train_images: int = 4, val_images: int = 2) -> Path:
+    """Generated shapes in COCO's layout, in a new folder below this one."""
+    write_shapes(folder / "shapes", train_images, val_images, seed=0)
+    return folder / "shapes"
+
+
+def shapes(folder: Path, split: str):
+    """The data set of one split of a `shapes_folder`."""
+    return load_coco(*find_coco_split(folder, split))
+
+
+def untrained_run(folder: Path, seed: int = 0) -> Path:
+    """A run's folder with the weights of a small untrained network for the shapes, which sees objects everywhere."""
+    from ssd300_vgg16.data.dataset import Category
+    from ssd300_vgg16.runtime import flow
+    from ssd300_vgg16.training.run_folder import BEST
+    from ssd300_vgg16.weights import ModelDescription, build_model, model_tensors, save_weights
+
+    names = enumerate(CATEGORY_IDS.items(), start=1)
+    categories = tuple(Category(label, id_, name) for label, (name, id_) in names)
+    description = ModelDescription(len(categories) + 1, WIDTH, categories)
+    flow.manual_seed(seed)
+    tensors = model_tensors(build_model(description))
+    for name in tensors:
+        if name.startswith("head.classification_head"):
+            tensors[name] = tensors[name] * np.float32(0.05)  # or its scores would all be 1
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / BEST, tensors, description)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """An environment in which the package is found from any directory, and output is buffered as it usually is."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
+
+
+def start(module: str, *arguments, folder: Path, **options) -> subprocess.Popen:
+    """A command line of the package as a process in a folder, with pipes for its output."""
+    command = [sys.executable, "-m", f"ssd300_vgg16.{module}", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment(), **pipes, **options)
+
+
+def run(module: str, *arguments, folder: Path) -> subprocess.CompletedProcess:
+    """The same, run to its end."""
+    process = start(module, *arguments, folder=folder)
+    try:
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)

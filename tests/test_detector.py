@@ -1,0 +1,137 @@
+"""Detection from Python: loading, and what a call answers."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import WIDTH, untrained_run
+
+import ssd300_vgg16
+from ssd300_vgg16 import Detector
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.images import ImageError, read_image
+from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights import ModelDescription, build_model
+
+HEIGHT, WIDTH_PIXELS = 180, 260
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose best and last weights differ."""
+    folder = tmp_path_factory.mktemp("detector")
+    untrained_run(folder / "last", seed=2)
+    run = untrained_run(folder / "run", seed=1)
+    (folder / "last" / BEST).rename(run / LAST)
+    return run
+
+
+@pytest.fixture(scope="module")
+def detector(run):
+    return Detector.load(run)
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Blocks of colour, so that a JPEG keeps them and each corner differs."""
+    blocks = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return cv2.resize(blocks, (WIDTH_PIXELS, HEIGHT), interpolation=cv2.INTER_LINEAR)
+
+
+def assert_same(found, other):
+    assert found["names"] == other["names"]
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(found[name], other[name])
+
+
+def test_an_answer_is_boxes_scores_labels_and_names(detector, image):
+    found = detector(image)
+    boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
+    assert 0 < len(boxes) <= 200
+    assert boxes.shape == (len(scores), 4) and len(labels) == len(found["names"]) == len(scores)
+    assert (boxes.dtype, scores.dtype, labels.dtype) == (np.float32, np.float32, np.int64)
+    assert (boxes >= 0).all() and (boxes <= [WIDTH_PIXELS, HEIGHT, WIDTH_PIXELS, HEIGHT]).all()
+    assert boxes[:, 2].max() > HEIGHT, "boxes are in pixels of the image, not of the network's input"
+    assert (np.diff(scores) <= 0).all() and scores[-1] > 0.01
+    names = {1: "circle", 2: "square", 3: "triangle", 4: "star", 5: "ring"}
+    assert found["names"] == [names[label] for label in labels.tolist()]
+
+
+def test_weights_load_from_a_file_and_from_a_run(run, detector, image):
+    expected = detector(image)
+    assert_same(Detector.load(run / BEST)(image), expected)
+    assert_same(Detector.load(str(run), device="cpu")(image), expected)
+    last = Detector.load(run / LAST)(image)
+    assert (last["scores"][:5] != expected["scores"][:5]).any(), "a run's best weights go before its last"
+
+
+def test_a_file_and_its_pixels_get_the_same_answer(detector, image, tmp_path):
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    assert_same(detector(path), detector(image))
+    assert_same(detector(str(path)), detector(image))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_photograph_is_taken_upright(detector, image, tmp_path, orientation):
+    path = tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(image).save(path, exif=exif)
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    upright = np.ascontiguousarray(np.rot90(image, turns))
+    np.testing.assert_array_equal(read_image(path, upright=True), upright)
+    found = detector(path)
+    assert_same(found, detector(upright))
+    if orientation == 6:
+        assert found["boxes"][:, 3].max() > HEIGHT
+
+
+def test_scores_are_above_the_threshold(run, detector, image):
+    scores = detector(image)["scores"]
+    threshold = float(scores[len(scores) // 2])
+    found = Detector.load(run, score_threshold=threshold)(image)
+    assert 0 < len(found["scores"]) < len(scores)
+    assert (found["scores"] > threshold).all()
+    nothing = Detector.load(run, score_threshold=0.99)(image)
+    assert nothing["boxes"].shape == (0, 4) and nothing["names"] == []
+
+
+def test_a_batch_gets_the_answers_of_its_images(detector, image):
+    others = [image, image[:, ::-1], np.ascontiguousarray(image[:100])]
+    prepared = np.stack([network_input(other, 300) for other in others])
+    sizes = np.array([other.shape[:2] for other in others])
+    for found, other in zip(detector.detect(prepared, sizes), others, strict=True):
+        expected = detector(other)
+        for name in ("boxes", "scores"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-3)
+
+
+def test_labels_without_a_category_are_named_by_their_number():
+    """As in COCO, where not every output has a meaning."""
+    flow.manual_seed(0)
+    description = ModelDescription(4, WIDTH, (Category(2, 17, "Kätzchen"),))
+    detector = Detector(build_model(description), description)
+    assert detector.names(np.array([3, 2, 1, 2])) == ["class 3", "Kätzchen", "class 1", "Kätzchen"]
+
+
+def test_what_cannot_be_read_is_named(detector, run, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        detector(tmp_path / "broken.jpg")
+    with pytest.raises(UserError, match="nothing: no such file of weights"):
+        Detector.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"neither best\.safetensors nor last\.safetensors"):
+        Detector.load(tmp_path)
+    with pytest.raises(UserError, match="--device tpu"):
+        Detector.load(run, device="tpu")
+
+
+def test_the_package_offers_it():
+    assert ssd300_vgg16.Detector is Detector
+    assert {"SSD300", "Detector", "UserError"} <= set(dir(ssd300_vgg16))
+    with pytest.raises(AttributeError, match="Detektor"):
+        _ = ssd300_vgg16.Detektor

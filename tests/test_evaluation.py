@@ -1,0 +1,216 @@
+"""Evaluation: the numbers are pycocotools' own, on the images that could be read, and they are written down."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from small_data import run, shapes, shapes_folder, untrained_run
+
+from ssd300_vgg16 import evaluate as command
+from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.metrics.coco_ap import STATISTICS
+from ssd300_vgg16.metrics.evaluation import evaluate
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with generated shapes, and two runs below runs/, the newest of which knows nothing."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    shapes_folder(folder, 1, IMAGES)
+    untrained_run(folder / "runs" / "untrained")
+    return folder
+
+
+@pytest.fixture
+def data(place, tmp_path):
+    """A copy of the data set, to be spoiled."""
+    return shutil.copytree(place / "shapes", tmp_path / "shapes")
+
+
+@pytest.fixture(scope="module")
+def evaluated(place):
+    process = run("evaluate", "--data-path", "shapes", "-b", 2, "-j", 1, "--device", "cpu", folder=place)
+    return process, place / "runs" / "untrained"
+
+
+def pycocotools_numbers(annotations, detections):
+    """The twelve numbers, from the files, by the reference's own functions."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        evaluation = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def imperfect(dataset):
+    """A detector that finds objects a little beside their place, some twice, with random scores, and misses some."""
+    rng = np.random.default_rng(0)
+    samples = iter(dataset.samples)
+
+    def detect(images, sizes_hw):
+        found = []
+        for _ in sizes_hw:
+            sample = next(samples)
+            chosen = rng.permutation(np.repeat(np.arange(len(sample.labels)), 2))[: len(sample.labels) + 1]
+            boxes = sample.boxes[chosen] + rng.normal(0, 4, (len(chosen), 4))
+            scores = np.sort(rng.random(len(chosen)).astype(np.float32))[::-1]
+            found.append({"boxes": boxes.astype(np.float32), "scores": scores, "labels": sample.labels[chosen]})
+        return found
+
+    return detect
+
+
+def perfect(dataset):
+    samples = iter(dataset.samples)
+
+    def detect(images, sizes_hw):
+        assert len(images) == len(sizes_hw) > 0
+        return [
+            {
+                "boxes": sample.boxes.astype(np.float32),
+                "scores": np.full(len(sample.labels), 0.9, dtype=np.float32),
+                "labels": sample.labels,
+            }
+            for _, sample in zip(sizes_hw, samples, strict=False)
+        ]
+
+    return detect
+
+
+def test_what_is_found_is_measured_as_pycocotools_does(place, tmp_path):
+    dataset = shapes(place / "shapes", "val")
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(imperfect(dataset), dataset, 300, 2, pool)
+    (tmp_path / "detections.json").write_text(json.dumps(evaluation.results))
+    annotations = place / "shapes" / "annotations" / "instances_val.json"
+    expected = pycocotools_numbers(annotations, tmp_path / "detections.json")
+    assert 0.1 < expected[0] < 0.9, "a case that says something"
+    assert [evaluation.metrics.statistics[name] for name, *_ in STATISTICS] == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, IMAGES, 100])
+def test_a_perfect_detector_scores_one(place, batch_size):
+    dataset = shapes(place / "shapes", "val")
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(perfect(dataset), dataset, 300, batch_size, pool)
+    assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
+    for name, (ap, _, objects) in evaluation.metrics.per_class.items():
+        assert ap == pytest.approx(1 if objects else -1), name
+    assert evaluation.unreadable == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_unreadable_images_are_left_out_of_the_numbers_and_named(data, batch_size):
+    dataset = shapes(data, "val")
+    broken = dataset.samples[1].path
+    broken.write_bytes(b"")
+    readable = [sample for sample in dataset.samples if sample.path != broken]
+
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(perfect(replace(dataset, samples=readable)), dataset, 300, batch_size, pool)
+    assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
+    assert {result["image_id"] for result in evaluation.results} == {sample.id for sample in readable}
+    assert evaluation.unreadable == [f"{broken}: the file is empty"]
+
+
+def test_strict_evaluation_stops_at_an_unreadable_image(data):
+    dataset = shapes(data, "val")
+    dataset.samples[1].path.write_bytes(b"")
+    with WorkerPool(0) as pool, pytest.raises(UserError, match="the file is empty"):
+        evaluate(perfect(dataset), dataset, 300, 2, pool, strict=True)
+
+
+def test_without_any_readable_image_there_are_no_numbers(data):
+    dataset = shapes(data, "val")
+    for sample in dataset.samples:
+        sample.path.write_bytes(b"")
+    with WorkerPool(0) as pool, pytest.raises(UserError, match="not one of its 5 images could be read") as caught:
+        evaluate(perfect(dataset), dataset, 300, 2, pool)
+    assert dataset.name in str(caught.value)
+
+
+def test_a_detector_that_finds_nothing_scores_zero(place):
+    dataset = shapes(place / "shapes", "val")
+    nothing = {"boxes": np.empty((0, 4), np.float32), "scores": np.empty(0, np.float32), "labels": np.empty(0, int)}
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(lambda _, sizes_hw: [nothing] * len(sizes_hw), dataset, 300, 2, pool)
+    assert evaluation.metrics.statistics["AP"] == 0
+    assert evaluation.results == []
+
+
+def test_the_command_prints_and_writes_the_numbers(evaluated):
+    process, folder = evaluated
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    lines = process.stdout.splitlines()
+    annotations = "shapes/annotations/instances_val.json"
+    assert lines[0] == f"runs/untrained/best.safetensors on {annotations}, {IMAGES} images"
+    assert lines[-1] == "written: runs/untrained/coco_metrics.json, runs/untrained/detections.json"
+    numbers = json.loads((folder / "coco_metrics.json").read_text())
+    for name, *_ in STATISTICS:
+        assert re.search(rf"^{name} .* {numbers[name]:.3f}$", process.stdout, re.MULTILINE)
+    for name in ("circle", "square", "triangle", "star", "ring"):
+        assert re.search(rf"^{name} +\d+ +{numbers['per_class'][name]['AP']:.3f} ", process.stdout, re.MULTILINE)
+
+
+def test_the_numbers_are_pycocotools_of_what_is_written(evaluated, place):
+    folder = evaluated[1]
+    numbers = json.loads((folder / "coco_metrics.json").read_text())
+    annotations = place / "shapes" / "annotations" / "instances_val.json"
+    expected = pycocotools_numbers(annotations, folder / "detections.json")
+    assert [numbers[name] for name, *_ in STATISTICS] == expected
+    results = json.loads((folder / "detections.json").read_text())
+    assert all(result.keys() == {"image_id", "category_id", "bbox", "score"} for result in results)
+    assert {result["category_id"] for result in results} <= {3, 7, 11, 18, 24}
+
+
+def test_the_command_leaves_out_what_cannot_be_read(place, data, tmp_path, capsys):
+    (data / "val" / "000002.jpg").write_bytes(b"")
+    arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "--output-dir", tmp_path / "a" / "b"]
+    assert command.main([str(argument) for argument in (*arguments, "-j", 0, "--device", "cpu")]) == 1
+    output = capsys.readouterr().out
+    assert "4 images" in output and "000002.jpg: the file is empty" in output
+    results = json.loads((tmp_path / "a" / "b" / "detections.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 3, 4, 5}
+
+
+def test_problems_of_the_annotations_are_told(place, data, tmp_path, capsys):
+    path = data / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"] = [1, 2, "three", 4]
+    path.write_text(json.dumps(content))
+    arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "--output-dir", tmp_path / "out"]
+    arguments = [str(argument) for argument in (*arguments, "-j", 0, "--device", "cpu")]
+    assert command.main(arguments) == 0
+    assert "1 x annotation whose bbox is not 4 numbers" in capsys.readouterr().out
+    with pytest.raises(UserError, match="bbox is not 4 numbers"):
+        command.main([*arguments, "--strict-data"])
+
+
+def test_a_data_set_with_other_categories_is_refused(place, data, tmp_path):
+    path = data / "annotations" / "instances_val.json"
+    path.write_text(path.read_text().replace('"name": "', '"name": "other '))
+    arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "-j", 0, "--device", "cpu"]
+    with pytest.raises(UserError, match=r"none of its categories .* is one of the model's \(circle, square"):
+        command.main([str(argument) for argument in arguments])
+
+
+def test_where_results_cannot_be_written_is_told_before_the_work(place, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = ("--weights", place / "runs" / "untrained", "--data-path", place / "shapes", "--device", "cpu")
+    process = run("evaluate", *arguments, "--output-dir", tmp_path / "file" / "out", folder=place)
+    assert process.returncode == 2
+    assert re.fullmatch(r"eval\.sh: \[Errno 20\] Not a directory: '.*file/out'\n", process.stderr)
+    assert process.stdout == ""

@@ -1,0 +1,224 @@
+"""Detection from the command line: pictures and detections.json for every image that can be read."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from small_data import run, shapes_folder, untrained_run
+
+from ssd300_vgg16 import Detector, infer
+from ssd300_vgg16.boxes import xywh_to_xyxy
+from ssd300_vgg16.errors import UserError
+
+IMAGES = 4
+LOW = ("--score-threshold", "0.01", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with generated shapes, and an untrained run that sees objects everywhere."""
+    folder = tmp_path_factory.mktemp("inference")
+    data = shapes_folder(folder, 1, IMAGES)
+    weights = untrained_run(folder / "runs" / "untrained")
+    (weights / "options.json").write_text(json.dumps({"val_images_folder": str(data / "val")}))
+    return folder
+
+
+@pytest.fixture
+def photos(place, tmp_path, monkeypatch):
+    """Photographs in sub-folders, two of the same name, in the current directory; one cannot be read."""
+    monkeypatch.chdir(tmp_path)
+    names = ("a.jpg", "one/a.jpg", "one/two/a.jpg", "one/b c.jpg")
+    for name, image in zip(names, sorted((place / "shapes" / "val").iterdir()), strict=True):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, Path("photos", name))
+    return Path("photos")
+
+
+def detect(place, *arguments):
+    weights = ("--weights", place / "runs" / "untrained")
+    return infer.main([str(argument) for argument in (*weights, *LOW, *arguments)])
+
+
+def files_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def detections(folder="detections"):
+    return json.loads(Path(folder, "detections.json").read_text())
+
+
+def test_a_folder_is_searched_and_its_shape_kept(place, photos, capsys):
+    assert detect(place, "photos") == 0
+    assert files_in("detections") == ["a.jpg", "detections.json", "one/a.jpg", "one/b c.jpg", "one/two/a.jpg"]
+    for name in ("a.jpg", "one/a.jpg", "one/b c.jpg", "one/two/a.jpg"):
+        picture, original = cv2.imread(str(Path("detections", name))), cv2.imread(str(photos / name))
+        assert picture.shape == original.shape
+        assert np.abs(picture.astype(int) - original).mean() > 1, "nothing is drawn"
+    count = len(detections())
+    assert capsys.readouterr().out == (
+        f"4 images, {count} detections: pictures and detections.json are in detections\n"
+    )
+
+
+def test_detections_are_cocos_results_with_names(place, photos):
+    detect(place, "photos", "--max-detections", 3)
+    results = detections()
+    files = ["photos/a.jpg", "photos/one/a.jpg", "photos/one/b c.jpg", "photos/one/two/a.jpg"]
+    assert [(result["image_id"], result["file_name"]) for result in results[::3]] == list(enumerate(files, start=1))
+    detector = Detector.load(place / "runs" / "untrained", "cpu")
+    for number, file in enumerate(files):
+        found = detector(file)
+        rows = results[3 * number : 3 * number + 3]
+        boxes = xywh_to_xyxy(np.array([row["bbox"] for row in rows]))
+        np.testing.assert_allclose(boxes, found["boxes"][:3], atol=0.02)
+        np.testing.assert_allclose([row["score"] for row in rows], found["scores"][:3], atol=1e-5)
+        assert [row["category_name"] for row in rows] == found["names"][:3]
+        ids = {"circle": 3, "square": 7, "triangle": 11, "star": 18, "ring": 24}
+        assert [row["category_id"] for row in rows] == [ids[name] for name in found["names"][:3]]
+
+
+def test_pycocotools_takes_the_detections(place, photos, capsys):
+    """With image ids in the order of the files, as the generated set has them."""
+    detect(place, place / "shapes" / "val", "--output-dir", "out")
+    truth = COCO(str(place / "shapes" / "annotations" / "instances_val.json"))
+    assert len(truth.loadRes("out/detections.json").getImgIds()) == IMAGES
+    names = {image["id"]: image["file_name"] for image in truth.imgs.values()}
+    assert all(Path(result["file_name"]).name == names[result["image_id"]] for result in detections("out"))
+    capsys.readouterr()
+
+
+def test_the_score_threshold(place, photos):
+    detect(place, "photos/a.jpg")
+    scores = [result["score"] for result in detections()]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 100
+    middle = scores[50]
+    detect(place, "photos/a.jpg", "--score-threshold", middle)
+    assert [result["score"] for result in detections()] == [score for score in scores if score > middle]
+    detect(place, "photos/a.jpg", "--score-threshold", 0.99)
+    assert detections() == []
+
+
+def test_no_more_detections_than_asked_for(place, photos):
+    for most in (1, 7, 1000):
+        detect(place, "photos/a.jpg", "--max-detections", most)
+        assert len(detections()) == min(most, 200)
+
+
+def test_a_broken_image_is_named_and_the_others_are_done(place, photos):
+    (photos / "one" / "a.jpg").write_bytes(b"\xff\xd8\xff broken")
+    process = run("infer", "--weights", place / "runs" / "untrained", *LOW, "photos", folder=photos.absolute().parent)
+    assert process.returncode == 1
+    assert re.fullmatch(r"not read: photos/one/a\.jpg: .*\n", process.stderr)
+    assert process.stdout.startswith("3 images, ")
+    assert files_in("detections") == ["a.jpg", "detections.json", "one/b c.jpg", "one/two/a.jpg"]
+    assert {result["file_name"] for result in detections()} == {
+        "photos/a.jpg",
+        "photos/one/b c.jpg",
+        "photos/one/two/a.jpg",
+    }
+
+
+def test_nothing_but_broken_images(place, photos, capsys):
+    Path("broken.jpg").write_bytes(b"")
+    assert detect(place, "broken.jpg") == 1
+    assert detections() == []
+    assert capsys.readouterr().err == "not read: broken.jpg: the file is empty\n"
+
+
+def test_images_side_by_side_keep_their_pictures(place, photos):
+    """Names that differ in the suffix alone."""
+    image = cv2.imread("photos/a.jpg")
+    cv2.imwrite("photos/a.png", image[:100])
+    cv2.imwrite("photos/a.jpeg", image[:50])
+    detect(place, "photos/a.jpg", "photos/a.png", "photos/a.jpeg")
+    heights = [cv2.imread(str(path)).shape[0] for path in Path("detections").iterdir() if path.suffix == ".jpg"]
+    assert sorted(heights) == [50, 100, image.shape[0]]
+
+
+@pytest.mark.parametrize("output", ["photos", "./photos/", "other/../photos"])
+def test_pictures_do_not_overwrite_images(place, photos, output):
+    Path("other").mkdir()
+    before = {path: path.read_bytes() for path in photos.rglob("*.jpg")}
+    with pytest.raises(UserError, match=r"--output-dir .*would overwrite the image .*photos/a\.jpg"):
+        detect(place, "photos", "--output-dir", output)
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+def test_pictures_stay_in_the_output_folder_wherever_images_come_from(place, photos, monkeypatch):
+    Path("work/deep").mkdir(parents=True)
+    shutil.copy(photos / "a.jpg", "work/deep/b.jpg")
+    monkeypatch.chdir("work")
+    before = (Path("..") / photos / "a.jpg").read_bytes()
+    detect(place, "../photos/a.jpg", "deep/b.jpg", "--output-dir", "../out")
+    assert files_in("../out") == ["detections.json", "photos/a.jpg", "work/deep/b.jpg"]
+    assert (Path("..") / photos / "a.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize("named", ["runs/untrained", "runs/untrained/best.safetensors", None])
+def test_without_images_the_newest_run_shows_what_it_was_evaluated_on(place, tmp_path, monkeypatch, named):
+    monkeypatch.chdir(place)
+    weights = ["--weights", named] if named else []
+    assert infer.main([*weights, *LOW, "--output-dir", str(tmp_path / "out")]) == 0
+    assert files_in(tmp_path / "out") == [*(f"{number:06d}.jpg" for number in range(1, IMAGES + 1)), "detections.json"]
+
+
+def test_no_more_than_a_dozen_images_are_shown(place, tmp_path, monkeypatch):
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(20):
+        (many / f"{number:02d}.jpg").touch()
+    weights = shutil.copytree(place / "runs" / "untrained", tmp_path / "run")
+    (weights / "options.json").write_text(json.dumps({"val_images_folder": str(many)}))
+    assert infer._samples_of(weights) == [many / f"{number:02d}.jpg" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "no run with weights in .*/runs: train first"),
+        (["--weights", "nothing"], "--weights nothing: there is no such file or folder"),
+        (["--weights", "best.safetensors"], "no PATH given, and the weights do not come from a run"),
+        (["nothing.jpg"], "'nothing.jpg': no such file or folder"),
+        (["--weights", "best.safetensors", "empty"], "empty: no image in this folder"),
+        (["--weights", "nothing", "a.jpg"], "nothing: no such file of weights"),
+        (["--weights", "a.jpg", "a.jpg"], "a.jpg: not a whole safetensors file"),
+        (["--weights", "best.safetensors", "a.jpg", "--device", "gpu"], "--device gpu: write cpu, cuda or cuda:N"),
+    ],
+)
+def test_what_is_wrong_is_said(place, tmp_path, monkeypatch, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(place / "runs" / "untrained" / "best.safetensors", tmp_path)
+    shutil.copy(place / "shapes" / "val" / "000001.jpg", tmp_path / "a.jpg")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=problem):
+        infer.main(arguments)
+    assert not os.path.exists("detections")  # noqa: PTH110
+
+
+def test_a_folder_that_cannot_be_written_is_no_traceback(place, photos):
+    Path("file").touch()
+    arguments = ("--weights", place / "runs" / "untrained", "photos/a.jpg", "--output-dir", "file/out")
+    process = run("infer", *arguments, folder=photos.absolute().parent)
+    assert process.returncode == 2
+    assert process.stderr == "infer.sh: [Errno 20] Not a directory: 'file/out'\n"
+
+
+def test_a_turned_photograph_is_shown_upright(place, photos):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(photos / "a.jpg") as image:
+        width, height = image.size
+        image.save("turned.jpg", exif=exif)
+    detect(place, "turned.jpg")
+    assert cv2.imread("detections/turned.jpg").shape == (width, height, 3)
+    boxes = xywh_to_xyxy(np.array([result["bbox"] for result in detections()]))
+    assert (boxes[:, 2] <= height + 0.01).all() and (boxes[:, 3] <= width + 0.01).all()

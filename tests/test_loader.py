@@ -1,0 +1,245 @@
+"""Batches: what they hold, that they depend on (seed, epoch, sample) alone, and what becomes of images that are bad."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from small_data import shapes, shapes_folder
+
+from ssd300_vgg16.data import loader
+from ssd300_vgg16.data.augment import augment, resize
+from ssd300_vgg16.data.images import ImageError, read_image
+from ssd300_vgg16.data.loader import (
+    TrainingRecipe,
+    epoch_order,
+    evaluation_batches,
+    network_input,
+    samples_with_objects,
+    training_batches,
+)
+from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.default_boxes import default_boxes
+
+SAMPLES, SIZE, DEFAULT_BOXES = 7, 300, 8732
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    return shapes(shapes_folder(tmp_path_factory.mktemp("loader"), SAMPLES, 1), "train").samples
+
+
+@pytest.fixture(scope="module")
+def pools():
+    with WorkerPool(0) as inline, WorkerPool(1) as single, WorkerPool(2) as pair:
+        yield inline, single, pair
+
+
+@pytest.fixture
+def inline(pools):
+    return pools[0]
+
+
+def recipe(**changes):
+    settings = {"batch_size": 2, "augmentation": "ssd", "seed": 5, "default_boxes": default_boxes(), "image_size": SIZE}
+    return TrainingRecipe(**settings | changes)
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert (batch.files, batch.unreadable) == (other.files, other.unreadable)
+        for name in ("images", "offsets", "labels"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name))
+
+
+def by_file(batches):
+    """The three arrays of each file's example."""
+    return {
+        file: tuple(array[row] for array in (batch.images, batch.offsets, batch.labels))
+        for batch in batches
+        for row, file in enumerate(batch.files)
+    }
+
+
+def spoiled(sample, folder, kind):
+    """The sample with a file that cannot be read."""
+    path = folder / f"{kind}.jpg"
+    content = {"missing": None, "empty": b"", "text": b"no image", "truncated": sample.path.read_bytes()[:-500]}[kind]
+    if content is not None:
+        path.write_bytes(content)
+    return replace(sample, path=path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_the_same_for_any_workers_and_any_order_of_epochs(samples, pools, workers):
+    expected = {epoch: list(training_batches(samples, recipe(), epoch, pools[0])) for epoch in (0, 1)}
+    for epoch in (1, 0):
+        assert_same(list(training_batches(samples, recipe(), epoch, pools[workers])), expected[epoch])
+
+
+def test_an_example_depends_on_seed_epoch_and_sample_alone(samples, inline):
+    pairs = by_file(training_batches(samples, recipe(), 3, inline))
+    triples = by_file(training_batches(samples, recipe(batch_size=3), 3, inline))
+    assert pairs.keys() == triples.keys()
+    for file, example in pairs.items():
+        for array, other in zip(example, triples[file], strict=True):
+            np.testing.assert_array_equal(array, other)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(5, 4), (6, 3)])
+def test_another_seed_or_epoch_gives_other_examples_in_another_order(samples, inline, seed, epoch):
+    batches = list(training_batches(samples, recipe(), 3, inline))
+    others = list(training_batches(samples, recipe(seed=seed), epoch, inline))
+    assert [batch.files for batch in batches] != [batch.files for batch in others]
+    examples, other_examples = by_file(batches), by_file(others)
+    common = examples.keys() & other_examples.keys()
+    assert common
+    for file in common:
+        assert (examples[file][0] != other_examples[file][0]).any()
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+def test_an_epoch_can_be_begun_anywhere(samples, pools, start):
+    whole = list(training_batches(samples, recipe(), 1, pools[0]))
+    rest = list(training_batches(samples, recipe(), 1, pools[1], start=start))
+    assert len(rest) == 3 - start
+    if rest:
+        assert_same(rest, whole[start:])
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "steps"), [(10, 2, 5), (10, 3, 3), (4, 4, 1), (1, 1, 1)])
+def test_an_epoch_takes_each_sample_once(samples, batch_size, steps):
+    order = epoch_order(samples, batch_size, seed=1, epoch=2)
+    assert order.shape == (steps, batch_size)
+    assert len(np.unique(order)) == steps * batch_size
+    assert order.min() >= 0 and order.max() < samples
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(3, 8), (1, 4)])
+def test_a_set_smaller_than_a_batch_is_repeated(samples, batch_size):
+    order = epoch_order(samples, batch_size, seed=1, epoch=2)
+    assert order.shape == (1, batch_size)
+    times = np.bincount(order.ravel(), minlength=samples)
+    assert times.min() >= batch_size // samples and times.max() <= -(-batch_size // samples)
+
+
+def test_batches_have_fixed_shapes(samples, inline):
+    batches = list(training_batches(samples, recipe(), 0, inline))
+    assert len(batches) == SAMPLES // 2
+    for batch in batches:
+        assert (batch.images.shape, batch.images.dtype) == ((2, 3, SIZE, SIZE), np.uint8)
+        assert (batch.offsets.shape, batch.offsets.dtype) == ((2, DEFAULT_BOXES, 4), np.float32)
+        assert (batch.labels.shape, batch.labels.dtype) == ((2, DEFAULT_BOXES), np.int64)
+        assert batch.unreadable == []
+        assert (batch.labels.max(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("policy", ["none", "hflip", "ssd"])
+def test_targets_are_those_of_the_augmented_objects(samples, inline, policy):
+    seed, epoch = 9, 2
+    examples = by_file(training_batches(samples, recipe(augmentation=policy, seed=seed), epoch, inline))
+    for index, sample in enumerate(samples):
+        if str(sample.path) not in examples:
+            continue
+        image = read_image(sample.path)
+        objects = sample.objects(*image.shape[:2])
+        rng = np.random.default_rng([seed, epoch, index])
+        image, boxes, labels = augment(image, *objects, rng, policy)
+        image, boxes = resize(image, boxes, SIZE)
+        expected = image.transpose(2, 0, 1), *training_targets(boxes, labels, default_boxes())
+        for array, other in zip(examples[str(sample.path)], expected, strict=True):
+            np.testing.assert_array_equal(array, other)
+
+
+def test_objects_are_taken_in_the_pixels_of_the_file_whatever_size_is_declared(samples, inline):
+    policy = recipe(batch_size=1, augmentation="none")
+    declared_small = [replace(samples[0], height=10, width=10)]
+    assert_same(
+        list(training_batches(declared_small, policy, 0, inline)),
+        list(training_batches(samples[:1], policy, 0, inline)),
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated"])
+def test_an_unreadable_image_becomes_a_blank_one_and_is_named(samples, tmp_path, pools, kind, workers):
+    bad = spoiled(samples[0], tmp_path, kind)
+    (batch,) = training_batches([bad, samples[1]], recipe(), 0, pools[workers])
+    row = batch.files.index(str(bad.path))
+    assert not batch.images[row].any() and not batch.labels[row].any() and not batch.offsets[row].any()
+    assert batch.images[1 - row].any() and batch.labels[1 - row].any()
+    assert len(batch.unreadable) == 1 and batch.unreadable[0].startswith(f"{bad.path}: ")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_strict_stops_at_an_unreadable_image(samples, tmp_path, pools, workers):
+    bad = spoiled(samples[0], tmp_path, "truncated")
+    with pytest.raises(ImageError, match=r"truncated\.jpg"):
+        list(training_batches([bad, samples[1]], recipe(strict=True), 0, pools[workers]))
+    with pytest.raises(ImageError, match=r"truncated\.jpg"):
+        list(evaluation_batches([bad, samples[1]], 2, SIZE, pools[workers], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_takes_all_samples_in_order(samples, pools, workers):
+    batches = list(evaluation_batches(samples, 3, SIZE, pools[workers]))
+    assert [batch.positions.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+    for batch in batches:
+        assert batch.unreadable == []
+        assert (batch.positions.dtype, batch.sizes_hw.dtype, batch.images.dtype) == (np.int64, np.int64, np.uint8)
+        for position, size, image in zip(batch.positions, batch.sizes_hw, batch.images, strict=True):
+            pixels = read_image(samples[position].path)
+            assert tuple(size) == pixels.shape[:2]
+            np.testing.assert_array_equal(image, network_input(pixels, SIZE))
+
+
+def test_evaluation_leaves_out_what_cannot_be_read(samples, tmp_path, inline):
+    bad = spoiled(samples[0], tmp_path, "text")
+    mixed, rest, none = evaluation_batches([bad, samples[1], samples[2], samples[3], bad], 2, SIZE, inline)
+    assert (mixed.positions.tolist(), rest.positions.tolist(), none.positions.tolist()) == ([1], [2, 3], [])
+    np.testing.assert_array_equal(mixed.images[0], network_input(read_image(samples[1].path), SIZE))
+    for batch in (mixed, none):
+        assert len(batch.unreadable) == 1 and batch.unreadable[0].startswith(f"{bad.path}: ")
+    assert (none.images.shape, none.images.dtype) == ((0, 3, SIZE, SIZE), np.uint8)
+    assert (none.sizes_hw.shape, none.sizes_hw.dtype) == ((0, 2), np.int64)
+
+
+def test_no_samples_make_no_evaluation_batches(inline):
+    assert list(evaluation_batches([], 4, SIZE, inline)) == []
+
+
+def test_the_network_gets_channels_first_rgb_of_its_size():
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    image[:, :30, 0], image[:, 30:, 2] = 255, 255
+    prepared = network_input(image, SIZE)
+    assert (prepared.shape, prepared.dtype, prepared.flags["C_CONTIGUOUS"]) == ((3, SIZE, SIZE), np.uint8, True)
+    np.testing.assert_array_equal(prepared.transpose(1, 2, 0), cv2.resize(image, (SIZE, SIZE)))
+    assert prepared[:, 0, 0].tolist() == [255, 0, 0] and prepared[:, -1, -1].tolist() == [0, 0, 255]
+
+
+def test_samples_without_an_object_to_train_on_are_left_out(samples):
+    nothing = np.empty((0, 4)), np.empty(0, dtype=np.int64), np.empty(0, dtype=bool), np.empty(0)
+    empty = replace(samples[0], **dict(zip(("boxes", "labels", "crowd", "areas"), nothing, strict=True)))
+    crowd = replace(samples[1], crowd=np.ones(len(samples[1].labels), dtype=bool))
+    flat = replace(samples[2], boxes=samples[2].boxes * np.array([1, 1, 0, 1]))
+    assert samples_with_objects([empty, samples[3], crowd, flat]) == [samples[3]]
+    with pytest.raises(UserError, match="none of the training images has an object"):
+        samples_with_objects([empty, crowd, flat])
+
+
+def test_a_task_holds_only_its_own_samples(samples, monkeypatch):
+    """What travels to a worker must not grow with the data set."""
+    sizes = []
+
+    class Pool:
+        @staticmethod
+        def map(function, tasks):
+            assert function is loader._training_batch
+            sizes.extend(len(task.samples) for task in tasks)
+            return iter(())
+
+    training_batches(samples, recipe(), 0, Pool())
+    assert sizes == [2, 2, 2]

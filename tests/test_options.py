@@ -1,0 +1,468 @@
+"""Options of the command lines: defaults, presets, and one clear answer to all that is wrong, before data is read."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_data import environment
+
+from ssd300_vgg16 import command_line, evaluate, infer, train, train_options
+from ssd300_vgg16.data import source as data_source
+from ssd300_vgg16.data.source import DataSource
+from ssd300_vgg16.errors import UserError
+
+RECIPE = {
+    "preset": "coco",
+    "model": "ssd300_vgg16",
+    "width": 1.0,
+    "num_classes": None,
+    "dataset": "coco",
+    "epochs": 120,
+    "batch_size": 32,
+    "optimizer": "sgd",
+    "lr": 0.002,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "lr_scheduler": "multistep",
+    "lr_steps": [80, 110],
+    "lr_gamma": 0.1,
+    "warmup_steps": 1000,
+    "data_augmentation": "ssd",
+    "print_freq": 20,
+    "eval_every": 1,
+    "seed": 0,
+    "device": None,
+    "output_dir": None,
+    "load": None,
+    "pretrained": False,
+    "resume": None,
+    "test_only": False,
+    "strict_data": False,
+}
+NARROW = {
+    "width": 0.25,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "batch_size": 8,
+    "epochs": 3,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 20,
+    "data_augmentation": "hflip",
+    "print_freq": 10,
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(*arguments):
+    return train_options.parse([str(argument) for argument in arguments])
+
+
+def with_data(*arguments):
+    return parse("--data-path", "somewhere", *arguments)
+
+
+def chosen(options, names):
+    return {name: getattr(options, name) for name in names}
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment(), timeout=300)
+
+
+def test_the_defaults_are_the_published_recipe():
+    options = with_data()
+    assert chosen(options, RECIPE) == RECIPE
+    assert vars(options).keys() - RECIPE.keys() == {
+        "data_path",
+        "train_annotations",
+        "train_images",
+        "val_annotations",
+        "val_images",
+        "workers",
+    }
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(32, 0.002), (4, 0.00025), (256, 0.016), (1, 0.0000625)])
+def test_the_learning_rate_goes_with_the_batch(batch, rate):
+    assert with_data("-b", batch).lr == pytest.approx(rate)
+    assert with_data("-b", batch, "--lr", 0.5).lr == 0.5
+
+
+def test_the_narrow_preset():
+    options = with_data("--preset", "narrow")
+    assert chosen(options, RECIPE) == RECIPE | NARROW | {"preset": "narrow"}
+
+
+def test_options_go_before_the_preset():
+    given = ("--width", 0.5, "--lr", 0.1, "-b", 2, "--lr-scheduler", "multistep", "--optimizer", "sgd", "--epochs", 120)
+    expected = {"width": 0.5, "lr": 0.1, "batch_size": 2, "lr_scheduler": "multistep", "optimizer": "sgd"}
+    for arguments in ((*given, "--preset", "narrow"), ("--preset", "narrow", *given)):
+        options = with_data(*arguments)
+        assert chosen(options, expected) == expected
+        assert (options.epochs, options.warmup_steps) == (120, 20)
+
+
+def test_the_model_zoos_command_goes_on_working(tmp_path):
+    (tmp_path / "weights").touch()
+    zoo = (
+        "--data-path data/coco --dataset coco --model ssd300_vgg16 --device cuda --batch-size 4 --epochs 26 "
+        "--workers 4 --lr 0.01 --momentum 0.8 --wd 1e-4 --lr-scheduler multisteplr --lr-steps 16 22 --lr-gamma 0.2 "
+        "--print-freq 50 --output-dir out --load weights --num_classes 91 --data-augmentation hflip --test-only"
+    )
+    expected = {
+        "data_path": "data/coco",
+        "dataset": "coco",
+        "model": "ssd300_vgg16",
+        "device": "cuda",
+        "batch_size": 4,
+        "epochs": 26,
+        "workers": 4,
+        "lr": 0.01,
+        "momentum": 0.8,
+        "weight_decay": 1e-4,
+        "lr_scheduler": "multistep",
+        "lr_steps": [16, 22],
+        "lr_gamma": 0.2,
+        "print_freq": 50,
+        "output_dir": "out",
+        "load": "weights",
+        "num_classes": 91,
+        "data_augmentation": "hflip",
+        "test_only": True,
+    }
+    assert chosen(parse(*zoo.split()), expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-b", "4", "-j", "2"], {"batch_size": 4, "workers": 2}),
+        (["--weight-decay", "0.1"], {"weight_decay": 0.1}),
+        (["--num-classes", "7"], {"num_classes": 7}),
+        (["--lr-scheduler", "cosineannealinglr"], {"lr_scheduler": "cosine"}),
+        (["--lr-steps", "5"], {"lr_steps": [5]}),
+        (["-j", "0", "--wd", "0", "--momentum", "0", "--warmup-steps", "0"], {"workers": 0, "weight_decay": 0.0}),
+        (["--num_classes", "2", "--seed", str(2**63 - 1)], {"num_classes": 2, "seed": 2**63 - 1}),
+    ],
+)
+def test_other_names_and_bounds(arguments, expected):
+    assert chosen(with_data(*arguments), expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--epochs", "0"], "--epochs: 0 is not a whole number from 1 up"),
+        (["--epochs", "1.5"], "--epochs"),
+        (["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
+        (["--batch-size", "many"], "-b/--batch-size"),
+        (["--lr", "0"], "--lr: 0 is not a number above 0"),
+        (["--lr", "nan"], "--lr: nan is not a number above 0"),
+        (["--lr", "inf"], "--lr: inf is not a number above 0"),
+        (["--lr", "fast"], "--lr"),
+        (["--momentum", "1"], "--momentum: 1 is not from 0 up to 1"),
+        (["--wd", "-1"], "--wd/--weight-decay: -1 is not a number from 0 up"),
+        (["--lr-scheduler", "step"], "--lr-scheduler: step is neither multistep nor cosine"),
+        (["--lr-steps"], "--lr-steps"),
+        (["--lr-steps", "0"], "--lr-steps"),
+        (["--lr-gamma", "-0.1"], "--lr-gamma"),
+        (["--warmup-steps", "-1"], "--warmup-steps: -1 is not a whole number from 0 up"),
+        (["--optimizer", "adam"], "--optimizer: invalid choice: 'adam'"),
+        (["--preset", "tiny"], "--preset: invalid choice: 'tiny'"),
+        (["--model", "ssd512_vgg16"], "--model: invalid choice"),
+        (["--dataset", "voc"], "--dataset: invalid choice"),
+        (["--data-augmentation", "mosaic"], "--data-augmentation: invalid choice"),
+        (["--width", "0"], "--width: 0 is not a number above 0"),
+        (["-j", "-1"], "-j/--workers: -1 is not a whole number from 0 up"),
+        (["--print-freq", "0"], "--print-freq"),
+        (["--eval-every", "0"], "--eval-every"),
+        (["--seed", "-1"], "--seed"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["photo.jpg"], "unrecognized arguments: photo.jpg"),
+    ],
+)
+def test_a_wrong_option_is_named(capsys, arguments, named):
+    with pytest.raises(SystemExit) as caught:
+        with_data(*arguments)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.splitlines()[-1].startswith("train.sh: error: ") and named in message.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--num_classes", "1"], "--num_classes 1: it counts the background, so 2 is the least"),
+        (["--lr-steps", "110", "80"], "--lr-steps [110, 80]: they have to rise"),
+        (["--lr-steps", "80", "80"], "--lr-steps [80, 80]: they have to rise"),
+        (["--test-only"], "--test-only needs weights: give --load FILE or --resume RUN"),
+        (["--load", "nothing.safetensors"], "--load nothing.safetensors: there is no such file or folder"),
+        (["--resume", "runs/nothing"], "--resume runs/nothing: there is no such file or folder"),
+        (["--test-only", "--resume", "nothing"], "--resume nothing: there is no such file or folder"),
+        (
+            ["--pretrained"],
+            "--pretrained: weights are not downloaded yet; give a safetensors file of them with --load FILE",
+        ),
+        (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}"),
+        (["--train-annotations", "train.json"], "--train-annotations needs --train-images with it"),
+        (["--val-images", "val"], "--val-images needs --val-annotations with it"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(arguments, problem):
+    with pytest.raises(UserError) as caught:
+        with_data(*arguments)
+    assert str(caught.value) == problem
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"^folder: no run to go on with \(options\.json is missing or damaged\)$"):
+        parse("--resume", "folder")
+
+
+def test_all_problems_come_in_one_message():
+    with pytest.raises(UserError) as caught:
+        with_data("--num_classes", 0, "--lr-steps", 9, 3, "--load", "a", "--seed", 2**64)
+    for named in ("--num_classes 0", "--lr-steps [9, 3]", "--load a", "--seed"):
+        assert named in str(caught.value)
+
+
+def saved_run(folder, **changes):
+    """A run's folder with the options of a narrow run."""
+    options = vars(with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3)) | changes
+    folder.mkdir()
+    (folder / "options.json").write_text(json.dumps(options))
+    (folder / "last.safetensors").touch()
+    return folder
+
+
+@pytest.mark.parametrize("named", ["run", "run/last.safetensors"])
+def test_a_resumed_run_keeps_its_options(tmp_path, named):
+    saved_run(tmp_path / "run", output_dir="run", device="cuda", workers=31)
+    options = parse("--resume", named)
+    expected = RECIPE | NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named}
+    assert chosen(options, expected) == expected
+    assert options.data_path == "somewhere"
+    assert options.workers == command_line.default_workers()
+
+
+def test_options_go_before_those_of_the_resumed_run(tmp_path):
+    saved_run(tmp_path / "run")
+    options = parse("--resume", "run", "--epochs", 9, "--data-path", "elsewhere", "--device", "cpu", "-j", 3)
+    expected = {"epochs": 9, "data_path": "elsewhere", "device": "cpu", "workers": 3, "seed": 7, "batch_size": 8}
+    assert chosen(options, expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--load", "run"], "--load and --resume exclude each other"),
+        (["-b", "4"], "--batch-size 4: the run was started with 8"),
+        (["--output-dir", "other"], "--output-dir and --resume exclude each other"),
+    ],
+)
+def test_what_a_resumed_run_cannot_change(tmp_path, arguments, problem):
+    saved_run(tmp_path / "run")
+    with pytest.raises(UserError, match=problem):
+        parse("--resume", "run", *arguments)
+
+
+def test_without_data_generated_shapes_are_learned(capsys):
+    options = parse()
+    assert chosen(options, RECIPE) == RECIPE | NARROW | {"preset": "narrow", "dataset": "shapes"}
+    assert "No --data-path given and no data/coco here" in capsys.readouterr().out
+
+
+def test_without_data_what_is_given_still_goes_first(capsys):
+    options = parse("--epochs", 1, "--width", 0.5)
+    assert (options.dataset, options.preset, options.epochs, options.width) == ("shapes", "narrow", 1, 0.5)
+    options = parse("--preset", "coco")
+    assert chosen(options, RECIPE) == RECIPE | {"dataset": "shapes"}
+    assert "with --preset coco" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data-path", "somewhere"],
+        ["--dataset", "shapes"],
+        ["--train-annotations", "a.json", "--train-images", "a", "--val-annotations", "b.json", "--val-images", "b"],
+    ],
+)
+def test_with_data_nothing_is_chosen_for_the_user(capsys, arguments):
+    assert parse(*arguments).preset == "coco"
+    assert capsys.readouterr().out == ""
+
+
+def test_data_in_its_usual_place_is_used(tmp_path):
+    (tmp_path / "data" / "coco").mkdir(parents=True)
+    options = parse()
+    assert (options.dataset, options.preset) == ("coco", "coco")
+    assert train_options.source(options) == DataSource()
+
+
+def test_the_data_of_each_split_can_be_named():
+    options = with_data("--train-annotations", "t.json", "--train-images", "t", "--strict-data")
+    source = train_options.source(options)
+    assert (source.kind, str(source.path), source.val, source.strict) == ("coco", "somewhere", None, True)
+    assert [str(path) for path in source.train] == ["t.json", "t"]
+    assert source.locate("train") == source.train
+
+
+def test_shapes_are_generated_where_they_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_source, "SHAPES_IMAGES", {"train_images": 2, "val_images": 1})
+    for options, folder in ((parse(), "data/shapes"), (parse("--dataset", "shapes", "--data-path", "here"), "here")):
+        source = train_options.source(options)
+        train_set = source.load("train")
+        val_set = source.load("val", train_set.categories)
+        assert (len(train_set.samples), len(val_set.samples)) == (2, 1)
+        assert val_set.samples[0].path == Path(folder, "val", "000001.jpg")
+
+
+@pytest.mark.parametrize("module", [train, infer, evaluate])
+def test_help_is_whole(module, capsys):
+    with pytest.raises(SystemExit) as caught:
+        module.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    script = {train: "train.sh", infer: "infer.sh", evaluate: "eval.sh"}[module]
+    assert text.startswith(f"usage: {script} ") and f"bash {script}" in text
+    assert "%(" not in text and "None" not in text
+    for option in (
+        "--device",
+        "--output-dir",
+        *{train: ["--resume"], infer: ["PATH"], evaluate: ["--weights"]}[module],
+    ):
+        assert option in text
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "problem"),
+    [
+        ("infer", ["--score-threshold", "1"], "--score-threshold: 1 is not from 0 up to 1"),
+        ("infer", ["--max-detections", "0"], "--max-detections: 0 is not a whole number from 1 up"),
+        ("evaluate", ["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
+        ("evaluate", ["--dataset", "voc"], "--dataset: invalid choice"),
+    ],
+)
+def test_wrong_options_of_the_others_are_named(module, arguments, problem, capsys):
+    with pytest.raises(SystemExit) as caught:
+        {"infer": infer, "evaluate": evaluate}[module].main(arguments)
+    assert caught.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_wrong_options_are_answered_without_oneflow_and_data():
+    code = (
+        "import sys\n"
+        "from ssd300_vgg16 import evaluate, infer, train\n"
+        "from ssd300_vgg16.errors import UserError\n"
+        "for module, arguments in ((train, ['--epochs', '0']), (train, ['--num_classes', '1']), (train, ['--help']),\n"
+        "                          (infer, ['--score-threshold', '2']), (evaluate, ['-b', '0'])):\n"
+        "    try:\n"
+        "        module.main(arguments)\n"
+        "    except (UserError, SystemExit):\n"
+        "        pass\n"
+        "print(sorted({'oneflow', 'matplotlib', 'pycocotools'} & set(sys.modules)))"
+    )
+    process = python("-c", code)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "[]"
+    assert os.listdir() == []  # noqa: PTH208 - nothing was generated or written
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("train", ["--lr-steps", "3", "2"], "train.sh: --lr-steps [3, 2]: they have to rise\n"),
+        ("train", ["--frobnicate"], "train.sh: error: unrecognized arguments: --frobnicate\n"),
+        ("infer", ["nothing.jpg"], "infer.sh: 'nothing.jpg': no such file or folder\n"),
+        ("evaluate", [], f"eval.sh: no run with weights in {os.sep}.*: train first .*\n"),
+    ],
+)
+def test_a_usage_error_has_status_2_and_no_traceback(module, arguments, message):
+    process = python("-m", f"ssd300_vgg16.{module}", *arguments)
+    assert process.returncode == command_line.USAGE_STATUS == 2
+    assert "Traceback" not in process.stderr
+    last = process.stderr.splitlines(keepends=True)[-1]
+    assert last == message or re.fullmatch(message, last)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (UserError("mend it"), 2, "train.sh: mend it\n"),
+        (KeyboardInterrupt(), 130, "train.sh: interrupted\n"),
+        (
+            OSError(28, "No space left on device", "runs/a"),
+            2,
+            "train.sh: [Errno 28] No space left on device: 'runs/a'\n",
+        ),
+        (None, 0, ""),
+    ],
+)
+def test_how_a_command_line_ends(monkeypatch, capsys, raised, status, message):
+    def main(arguments):
+        assert arguments == ["--some", "option"]
+        if raised is not None:
+            raise raised
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--some", "option"])
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as caught:
+        command_line.run(main, "train.sh")
+    ignored = signal.signal(signal.SIGINT, handler) == signal.SIG_IGN
+    assert (caught.value.code, capsys.readouterr().err) == (status, message)
+    assert ignored == (status == command_line.INTERRUPTED_STATUS)
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def main(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(main, "train.sh")
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    """As with `| head`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "ssd300_vgg16.train", "--help"]
+    process = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, env=environment(), timeout=300)
+    os.close(write_end)
+    assert (process.returncode, process.stderr) == (1, b"")
+
+
+def test_lines_appear_in_a_pipe_as_they_are_written():
+    code = (
+        "import sys\n"
+        "from ssd300_vgg16 import command_line\n"
+        "def main(arguments):\n"
+        "    print('caf\\udce9.jpg')\n"
+        "    return sys.stdin.readline() != 'seen\\n'\n"
+        "command_line.run(main, 'test')"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment(), **pipes) as process:
+        assert process.stdout.readline() == "caf\\udce9.jpg\n"
+        process.stdin.write("seen\n")
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 3), (9, 8), (64, 8)])
+def test_workers_leave_a_core_to_the_training(monkeypatch, cores, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert command_line.default_workers() == workers

@@ -1,0 +1,185 @@
+"""A run's folder: where it is, what may be written into it, and what is found there again."""
+
+import json
+import os
+import time
+
+import cv2
+import pytest
+
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.training import run_folder
+from ssd300_vgg16.training.curves import draw_curves
+from ssd300_vgg16.training.run_folder import (
+    BEST,
+    ENVIRONMENT,
+    LAST,
+    METRICS,
+    OPTIONS,
+    append_metrics,
+    describe_run,
+    find_weights,
+    new_run_folder,
+    newest_run,
+    read_metrics,
+    read_options,
+    run_of,
+    write_json,
+)
+
+TRAINING = {"kind": "training", "localization": 2.0, "classification": 3.5, "lr": 1e-3}
+EVALUATION = {"kind": "evaluation", "AP": 0.1, "AP50": 0.3}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_chosen_folder_is_made_unless_it_is_there(tmp_path, existing):
+    folder = tmp_path / "deep" / "run"
+    if existing:
+        folder.mkdir(parents=True)
+        (folder / "notes.txt").touch()
+    assert new_run_folder(folder) == folder
+    assert read_metrics(folder) == []
+
+
+def test_a_folder_that_holds_a_run_is_not_taken_for_another(tmp_path):
+    folder = new_run_folder(tmp_path / "run")
+    describe_run(folder, {"epochs": 3}, {})
+    with pytest.raises(UserError, match="already holds a run") as caught:
+        new_run_folder(folder)
+    assert f"--output-dir {folder}" in str(caught.value) and f"--resume {folder}" in str(caught.value)
+    assert read_options(folder) == {"epochs": 3}
+
+
+def test_runs_without_a_name_are_called_by_their_time(here, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "20300102-030405")
+    folders = [new_run_folder(None) for _ in range(3)]
+    assert [folder.name for folder in folders] == ["20300102-030405", "20300102-030405-2", "20300102-030405-3"]
+    assert {folder.absolute().parent for folder in folders} == {here / "runs"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output-dir .*file/run: cannot be written \(Not a directory\)"):
+        new_run_folder(tmp_path / "file" / "run")
+    with pytest.raises(UserError, match=r"--output-dir .*file: cannot be written"):
+        new_run_folder(tmp_path / "file")
+
+
+def test_a_run_is_meant_by_its_folder_or_by_a_checkpoint_in_it(tmp_path):
+    (tmp_path / LAST).touch()
+    assert run_of(tmp_path) == tmp_path
+    assert run_of(tmp_path / LAST) == tmp_path
+
+
+@pytest.mark.parametrize(("files", "found"), [([LAST], LAST), ([BEST], BEST), ([LAST, BEST], BEST)])
+def test_the_best_weights_of_a_run_are_taken(tmp_path, files, found):
+    for name in files:
+        (tmp_path / name).touch()
+    assert find_weights(tmp_path) == tmp_path / found
+    assert find_weights(tmp_path / LAST) == tmp_path / LAST
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"neither best\.safetensors nor last\.safetensors") as caught:
+        find_weights(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_newest_run_is_the_one_whose_weights_were_written_last(here):
+    for age, (name, file) in enumerate([("b", BEST), ("c", LAST), ("a", BEST)]):
+        path = here / "runs" / name / file
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    (here / "runs" / "z").mkdir()
+    assert newest_run().absolute() == here / "runs" / "b"
+
+
+def test_without_any_run_the_way_to_one_is_told(here):
+    with pytest.raises(
+        UserError, match=r"no run with weights in .*/runs: train first \(bash train\.sh\), or .*--weights"
+    ):
+        newest_run()
+
+
+def test_a_run_is_described(tmp_path):
+    describe_run(tmp_path, {"data_path": "Bücher/日本"}, {"cpu": "fast"})
+    assert read_options(tmp_path) == {"data_path": "Bücher/日本"}
+    environment = json.loads((tmp_path / ENVIRONMENT).read_text())
+    assert environment["cpu"] == "fast"
+    commit = environment["git_commit"]
+    assert commit is None or len(commit) == 40
+
+
+def test_a_run_is_described_where_git_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    describe_run(tmp_path, {}, {})
+    assert json.loads((tmp_path / ENVIRONMENT).read_text()) == {"git_commit": None}
+
+
+@pytest.mark.parametrize("content", [None, "", '{"epochs": '])
+def test_a_run_without_its_options_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / OPTIONS).write_text(content)
+    with pytest.raises(UserError, match=r"options\.json is missing or damaged") as caught:
+        read_options(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, [1, 2])
+    with pytest.raises(TypeError):
+        write_json(path, [object()])
+    assert json.loads(path.read_text()) == [1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metrics_come_back_in_their_order(tmp_path):
+    rows = [{**TRAINING, "step": 1}, {**EVALUATION, "step": 2}]
+    for row in rows:
+        append_metrics(tmp_path, **row)
+    assert read_metrics(tmp_path) == rows
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"kind": "train')
+    assert read_metrics(tmp_path) == rows, "a line cut off by a crash is left out"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [TRAINING],
+        [TRAINING, EVALUATION],
+        [EVALUATION],
+        [TRAINING | {"localization": 0.0}, EVALUATION | {"AP": -1.0, "AP50": -1.0}],
+        [TRAINING] * 3 + [EVALUATION] * 2,
+    ],
+    ids=["nothing", "training", "both", "evaluation", "no-objects", "more"],
+)
+def test_curves_are_a_picture(tmp_path, rows):
+    (tmp_path / METRICS).touch()
+    for step, row in enumerate(rows):
+        append_metrics(tmp_path, step=step, **row)
+    draw_curves(tmp_path)
+    picture = cv2.imread(str(tmp_path / "curves.png"))
+    assert picture.shape == (400, 1200, 3)
+    assert picture.std() > 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", METRICS]
+
+
+def test_curves_show_what_was_measured(tmp_path):
+    pictures = []
+    for loss in (1.0, 5.0):
+        append_metrics(tmp_path, step=1, **TRAINING)
+        append_metrics(tmp_path, step=2, **TRAINING | {"classification": loss})
+        draw_curves(tmp_path)
+        pictures.append(cv2.imread(str(tmp_path / "curves.png")))
+        (tmp_path / run_folder.METRICS).unlink()
+    assert (pictures[0] != pictures[1]).any()

@@ -1,0 +1,216 @@
+"""What happens before OneFlow is imported, which device is used, and the report of what was found."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from small_data import environment
+
+from ssd300_vgg16 import blas, runtime
+from ssd300_vgg16.errors import UserError
+
+AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+RELEASES = "https://github.com/siliconflow/oneflow_releases/releases"
+
+needs_no_gpu = pytest.mark.skipif(runtime.flow.cuda.is_available(), reason="there is a GPU here")
+
+
+def python(*arguments, **variables):
+    process = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env={**environment(), **variables}, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+@pytest.mark.parametrize("capability", [(6, 0), (6, 1), (6, 2), (7, 0), (7, 2), (7, 5), (8, 0), (8, 6), (8, 7), (8, 9)])
+def test_gpus_that_the_wheel_has_code_for(capability):
+    assert runtime.capability_problem("0.9.0", "GPU", *capability) is None
+
+
+@pytest.mark.parametrize("capability", [(3, 5), (5, 2), (5, 3), (9, 0), (10, 0), (12, 0)])
+def test_gpus_that_the_wheel_has_no_code_for(capability):
+    problem = runtime.capability_problem("0.9.0", "NVIDIA H100 PCIe", *capability)
+    major, minor = capability
+    assert problem.startswith(
+        f"this OneFlow (0.9.0) has no code for NVIDIA H100 PCIe (compute capability {major}.{minor}): "
+    )
+    assert RELEASES in problem and "CUDA 11.8 to 12.2" in problem and "--device cpu" in problem
+
+
+@pytest.mark.parametrize("version", ["0.9.1.dev20240203+cu122", "0.9.0+cu112", "1.0.0"])
+@pytest.mark.parametrize("capability", [(5, 2), (8, 0), (9, 0), (10, 0)])
+def test_other_builds_are_taken_to_fit_their_machine(version, capability):
+    assert runtime.capability_problem(version, "GPU", *capability) is None
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "cuda:-1", "cuda:²", "CPU", "cpu:0", "", "cuda:0 "])
+def test_devices_that_do_not_exist(name):
+    with pytest.raises(UserError) as caught:
+        runtime.resolve_device(name)
+    assert str(caught.value) == f"--device {name}: write cpu, cuda or cuda:N"
+
+
+def test_the_cpu_is_always_there():
+    assert runtime.resolve_device("cpu") == "cpu"
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
+def test_cuda_without_a_gpu(name):
+    with pytest.raises(UserError, match=f"^--device {name}: no GPU with a working CUDA driver was found"):
+        runtime.resolve_device(name)
+
+
+@needs_no_gpu
+def test_the_default_device_without_a_gpu():
+    assert runtime.resolve_device(None) == runtime.default_device() == "cpu"
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """As on a machine with two GPUs, the second of which is too new."""
+    monkeypatch.setattr(runtime.flow.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runtime.flow.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runtime, "_gpu_name", lambda index: ("Ampere", "Hopper")[index])
+    monkeypatch.setattr(runtime, "_compute_capability", lambda index: ((8, 0), (9, 0))[index])
+
+
+@pytest.mark.parametrize(("asked", "device"), [(None, "cuda"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
+def test_a_gpu_with_code_is_used(two_gpus, asked, device):
+    assert runtime.resolve_device(asked) == device
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ("cuda:1", "--device cuda:1: this OneFlow (0.9.0) has no code for Hopper (compute capability 9.0)"),
+        ("cuda:2", "--device cuda:2: this machine has GPUs 0 to 1"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_refused(two_gpus, monkeypatch, asked, problem):
+    monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
+    with pytest.raises(UserError, match=re.escape(problem)):
+        runtime.resolve_device(asked)
+
+
+def test_a_gpu_without_code_is_not_the_default(two_gpus, monkeypatch):
+    monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
+    monkeypatch.setattr(runtime, "_compute_capability", lambda index: (9, 0))
+    assert runtime.resolve_device(None) == "cpu"
+
+
+def test_the_report_names_versions_and_hardware():
+    lines = dict(line.split(maxsplit=1) for line in runtime.report().splitlines())
+    assert lines["python"] == "{}.{}.{}".format(*sys.version_info[:3])
+    assert lines["oneflow"] == runtime.flow.__version__
+    assert re.fullmatch(r".+, [1-9]\d* cores", lines["cpu"])
+    rate = re.fullmatch(r"(MKL|OpenBLAS inside OneFlow), (\d+) GFLOP/s in a float32 matrix product", lines["blas"])
+    assert int(rate[2]) > 0
+    assert lines["device"].startswith(runtime.default_device())
+    assert "gpus" in lines
+
+
+def test_the_report_says_which_gpus_can_be_used(two_gpus, monkeypatch):
+    monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
+    monkeypatch.setattr(runtime, "matmul_rate", lambda: 100.0)
+    report = runtime.report()
+    assert "gpus      Ampere; Hopper\n" in report
+    assert "cuda:0    this OneFlow has code for it\n" in report
+    assert "cuda:1    this OneFlow (0.9.0) has no code for Hopper" in report
+
+
+def test_nothing_is_printed_when_oneflow_is_imported():
+    process = python("-c", "import ssd300_vgg16 as s; s.SSD300; import sys; print('oneflow' in sys.modules)")
+    assert (process.stdout, process.stderr) == ("True\n", "")
+
+
+def test_ctrl_c_is_still_pythons_once_oneflow_is_there():
+    code = (
+        "import os, signal, time\n"
+        "from ssd300_vgg16.runtime import flow\n"
+        "flow.ones(2).numpy()\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')"
+    )
+    assert python("-c", code).stdout == "interrupted\n"
+
+
+def test_importing_the_package_is_cheap():
+    code = "import ssd300_vgg16, sys; print({'numpy', 'oneflow', 'cv2'} & set(sys.modules), dir(ssd300_vgg16)[0])"
+    process = python("-W", "error", "-c", code)
+    assert (process.stdout, process.stderr) == ("set() Detector\n", "")
+
+
+def test_native_messages_are_shown_if_the_import_fails(capfd):
+    def speak():
+        os.write(2, b"native trouble\n")
+
+    with runtime._native_stderr_held_back():
+        speak()
+    assert capfd.readouterr().err == ""
+    with pytest.raises(UserError), runtime._native_stderr_held_back():
+        speak()
+        raise UserError("import failed")
+    assert capfd.readouterr().err == "native trouble\n"
+
+
+def test_an_oneflow_that_cannot_be_imported_is_explained(monkeypatch):
+    def fail(_):
+        raise ImportError("libcudnn.so.8: cannot open shared object file")
+
+    monkeypatch.setattr(runtime.importlib, "import_module", fail)
+    with pytest.raises(UserError, match=r"OneFlow cannot be imported \(libcudnn.*bash train\.sh --help"):
+        runtime._import_oneflow()
+
+
+@pytest.mark.parametrize(
+    ("flags", "kernels"),
+    [
+        ({"sse2", "avx", "avx2", *AVX512}, "SkylakeX"),
+        ({"avx2"}, "Haswell"),
+        ({"avx2", *(AVX512 - {"avx512vl"})}, "Haswell"),
+        ({"avx2", "avx512f", "avx512cd"}, "Haswell"),
+        (set(), None),
+    ],
+)
+def test_blas_kernels_are_the_widest_of_the_processor(monkeypatch, flags, kernels):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "to be restored")
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    monkeypatch.setattr(blas, "_processor_flags", lambda: flags)
+    blas.use_widest_kernels()
+    assert os.environ.get("OPENBLAS_CORETYPE") == kernels
+
+
+def test_the_choice_of_the_user_goes_first(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
+    monkeypatch.setattr(blas, "_processor_flags", lambda: {"avx2", *AVX512})
+    blas.use_widest_kernels()
+    assert os.environ["OPENBLAS_CORETYPE"] == "Zen"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "flags"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\n\nprocessor\t: 1\nflags\t\t: fpu\n", {"fpu", "avx2", "avx512f"}),
+        ("processor\t: 0\nflags\t\t: fpu sse2\n", set()),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", set()),
+        ("", set()),
+        (None, set()),
+    ],
+    ids=["avx2", "old", "arm", "empty", "no-file"],
+)
+def test_processor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, flags):
+    def read_text(path):
+        assert str(path) == "/proc/cpuinfo"
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr(blas.Path, "read_text", read_text)
+    assert blas._processor_flags() == flags

@@ -1,0 +1,204 @@
+"""Files of weights: whole or not at all, and a clear word about every kind of file that does not fit."""
+
+import pickle
+import stat
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from small_data import WIDTH
+
+from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.weights import (
+    ModelDescription,
+    build_model,
+    load_model,
+    load_tensors,
+    model_tensors,
+    read_weights,
+    save_weights,
+)
+
+CATEGORIES = (Category(1, 3, "Kätzchen"), Category(2, 70, "狗 🐕"), Category(3, 71, 'a "b"\n'))
+DESCRIPTION = ModelDescription(4, WIDTH, CATEGORIES)
+# The narrowest width at which every layer has a whole number of channels, as the published width has.
+EXACT_WIDTH = 1 / 32
+
+
+@pytest.fixture(scope="module")
+def model():
+    flow.manual_seed(0)
+    return build_model(DESCRIPTION)
+
+
+@pytest.fixture(scope="module")
+def tensors(model):
+    return model_tensors(model)
+
+
+@pytest.fixture
+def path(tmp_path, tensors):
+    save_weights(tmp_path / "ssd.safetensors", tensors, DESCRIPTION)
+    return tmp_path / "ssd.safetensors"
+
+
+def answers(model):
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), dtype=np.uint8)
+    with flow.no_grad():
+        return [answer.numpy() for answer in model(flow.from_numpy(images))]
+
+
+def test_a_saved_network_answers_as_before(model, path):
+    loaded, description = load_model(path)
+    assert description == DESCRIPTION
+    assert description.names() == {1: "Kätzchen", 2: "狗 🐕", 3: 'a "b"\n'}
+    for answer, other in zip(answers(loaded), answers(model), strict=True):
+        np.testing.assert_array_equal(answer, other)
+
+
+def test_the_file_is_plain_safetensors_with_the_published_names(golden, path, tensors):
+    assert sorted(load_file(path)) == sorted(golden("state_dict")["names"].tolist())
+    with safe_open(path, framework="numpy") as file:
+        assert list(file.metadata()) == ["ssd300_vgg16"]
+    for name, array in load_file(path).items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, tensors[name])
+
+
+def test_other_tensors_and_extras_come_back(tmp_path, tensors):
+    path = tmp_path / "checkpoint.safetensors"
+    save_weights(path, {**tensors, "optimizer/step": np.array(7)}, DESCRIPTION, {"progress": {"step": 7}})
+    read, header = read_weights(path)
+    assert read["optimizer/step"] == 7 and len(read) == len(tensors) + 1
+    assert header["progress"] == {"step": 7}
+    assert load_model(path)[1] == DESCRIPTION
+
+
+def test_weights_can_be_read_by_whoever_may_read_other_files(path):
+    path.with_name("other").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.with_name("other").stat().st_mode)
+
+
+@pytest.mark.parametrize("place", ["save", "os.fsync"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_former_file_whole(path, tensors, monkeypatch, place, error):
+    def fail(*_, **__):
+        raise error
+
+    before = path.read_bytes()
+    monkeypatch.setattr(f"ssd300_vgg16.weights.{place}", fail)
+    expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected) as caught:
+        save_weights(path, {"other": np.zeros(3, dtype=np.float32)}, DESCRIPTION)
+    if expected is UserError:
+        assert str(path) in str(caught.value) and "No space left on device" in str(caught.value)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_file_takes_the_place_of_the_former_in_one_step(path, tensors):
+    """A reader of the former file, here by another name of it, keeps it whole."""
+    before = path.read_bytes()
+    path.with_name("opened").hardlink_to(path)
+    save_weights(path, {**tensors, "other": np.zeros(3, dtype=np.float32)}, DESCRIPTION)
+    assert path.with_name("opened").read_bytes() == before != path.read_bytes()
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path, tensors):
+    path = tmp_path / "nowhere" / "ssd.safetensors"
+    with pytest.raises(UserError, match=r"nowhere/ssd\.safetensors could not be written \(No such file or directory\)"):
+        save_weights(path, tensors, DESCRIPTION)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[: len(data) // 2], "not a whole safetensors file"),
+        (lambda data: data[:-1], "not a whole safetensors file"),
+        (lambda data: data[:100], "not a whole safetensors file"),
+        (lambda data: b"", "not a whole safetensors file"),
+        (lambda data: b"<html>404 Not Found</html>" * 100, "not a whole safetensors file"),
+        (lambda data: pickle.dumps({"a": 1}), "not a whole safetensors file"),
+    ],
+    ids=["half", "last-byte", "header", "empty", "html", "pickle"],
+)
+def test_damaged_files_are_named(path, damage, reason):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=reason) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_what_is_no_file_is_named(tmp_path, kind):
+    path = tmp_path / "ssd.safetensors"
+    if kind == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match="no such file of weights") as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"backbone.scale_weight": np.zeros(3, dtype=np.float32)}, "1 of another shape .*scale_weight .3,. instead of"),
+        ({"backbone.scale_weight": None}, "1 tensors missing .*'backbone.scale_weight'"),
+        ({"head.regression_head.module_list.2.weight": None, "backbone.features.0.weight": None}, "2 tensors missing"),
+    ],
+    ids=["shape", "missing", "two"],
+)
+def test_tensors_that_do_not_fit_are_named(tmp_path, tensors, change, expected):
+    path = tmp_path / "ssd.safetensors"
+    changed = {name: array for name, array in {**tensors, **change}.items() if array is not None}
+    save_weights(path, changed, DESCRIPTION)
+    with pytest.raises(UserError, match=expected) as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_network_that_weights_do_not_fit_stays_as_it_was(model, tensors, path):
+    wrong = {name: array + 1 for name, array in tensors.items()}
+    wrong["backbone.scale_weight"] = np.zeros(3, dtype=np.float32)
+    with pytest.raises(UserError):
+        load_tensors(model, wrong, path)
+    for name, array in model_tensors(model).items():
+        np.testing.assert_array_equal(array, tensors[name])
+
+
+def test_a_file_of_something_else_is_no_ssd(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"conv.weight": np.zeros((2, 2), dtype=np.float32)}, path)
+    with pytest.raises(UserError, match=r"no SSD300-VGG16 weights .*features\.0\.bias.* is missing") as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("num_classes", [91, 2, 21])
+def test_published_weights_tell_width_and_classes_by_their_shapes(tmp_path, num_classes):
+    path = tmp_path / "published.safetensors"
+    model = build_model(ModelDescription(num_classes, EXACT_WIDTH, ()))
+    save_file(model_tensors(model), path)
+    loaded, description = load_model(path)
+    assert (description.num_classes, description.width) == (num_classes, EXACT_WIDTH)
+    if num_classes == 91:
+        assert description.categories == COCO_CATEGORIES
+        assert description.names()[18] == "dog"
+    else:
+        assert [category.label for category in description.categories] == list(range(1, num_classes))
+        assert description.names()[1] == "class 1"
+    for name, array in model_tensors(loaded).items():
+        np.testing.assert_array_equal(array, model_tensors(model)[name])
+
+
+def test_published_weights_of_another_layer_are_refused(tmp_path):
+    path = tmp_path / "published.safetensors"
+    tensors = model_tensors(build_model(ModelDescription(3, EXACT_WIDTH, ())))
+    tensors["backbone.extra.0.7.1.weight"] = np.zeros((7, 7), dtype=np.float32)
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=r"does not fit this network.*extra\.0\.7\.1\.weight"):
+        load_model(path)

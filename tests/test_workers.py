@@ -1,0 +1,222 @@
+"""Worker processes: order, look-ahead, exceptions, deaths, and nothing left behind."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_data import environment
+
+from ssd300_vgg16.data.images import ImageError, read_image
+from ssd300_vgg16.data.workers import TASKS_AHEAD_PER_WORKER, WorkerPool
+from ssd300_vgg16.errors import UserError
+
+# Pipes hold 64 KB: of more than that, a part has been sent when the other end dies.
+SMALL, LARGE = 10, 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def no_hang():
+    """A wait that would never end becomes a failure."""
+
+    def fail(*_):
+        raise TimeoutError("a pool of workers does not go on")
+
+    former = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.fixture(scope="module")
+def pools():
+    """Pools of 0, 1 and 2 workers, for tests that leave them alive."""
+    with WorkerPool(0) as inline, WorkerPool(1) as single, WorkerPool(2) as pair:
+        yield inline, single, pair
+
+
+@pytest.fixture(params=[0, 1, 2])
+def pool(request, pools):
+    return pools[request.param]
+
+
+def square(number):
+    return number * number
+
+
+def square_later(number):
+    time.sleep(0.05 * (5 - number))
+    return number * number
+
+
+def process_id(_):
+    return os.getpid()
+
+
+def fail_at_three(number):
+    if number == 3:
+        raise ValueError("three is bad")
+    return number
+
+
+def exit_at_three(task):
+    if task[0] == 3:
+        os._exit(1)
+    return task
+
+
+def killed_at_three(task):
+    if task[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def killed_while_answering(task):
+    def half(connection, message):
+        os.write(connection.fileno(), len(message).to_bytes(4, "big") + bytes(message[:100]))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if task[0] == 3:
+        Connection._send_bytes = half
+    return task
+
+
+def state_of_process(_):
+    return "oneflow" in sys.modules, cv2.getNumThreads()
+
+
+def sleep_for_ever(_):
+    time.sleep(3600)
+
+
+def test_results_come_in_the_order_of_the_tasks(pool):
+    assert list(pool.map(square_later, range(5))) == [0, 1, 4, 9, 16]
+    assert list(pool.map(square, [])) == []
+    assert list(pool.map(square, range(30))) == [number * number for number in range(30)]
+
+
+def test_work_is_done_in_other_processes_only_if_there_are_workers(pool):
+    processes = set(pool.map(process_id, range(8)))
+    assert (os.getpid() in processes) == (pool.workers == 0)
+    assert len(processes) <= max(1, pool.workers)
+
+
+def test_tasks_are_taken_a_few_ahead_only(pool):
+    taken = []
+    results = pool.map(square, (taken.append(number) or number for number in range(100)))
+    for number in range(3):
+        next(results)
+        # As each result is handed out, the task that takes its place has been taken.
+        ahead = TASKS_AHEAD_PER_WORKER * pool.workers
+        assert len(taken) == number + 1 + ahead
+
+
+def test_a_pool_goes_on_after_results_that_nobody_wanted(pool):
+    results = pool.map(square_later, range(5))
+    assert next(results) == 0
+    results.close()
+    assert list(pool.map(square, [6, 7])) == [36, 49]
+
+
+def test_exceptions_of_the_function_arrive(pool):
+    results = pool.map(fail_at_three, range(10))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three is bad") as caught:
+        next(results)
+    if pool.workers:
+        assert "in fail_at_three" in str(caught.value.__cause__), "the place in the worker is not told"
+    assert list(pool.map(square, [2])) == [4]
+
+
+def test_errors_about_images_arrive(pool, tmp_path):
+    with pytest.raises(ImageError, match=r"missing\.jpg: no such file"):
+        list(pool.map(read_image, [tmp_path / "missing.jpg"]))
+
+
+@pytest.mark.parametrize(
+    ("die", "size", "workers"),
+    [
+        (exit_at_three, SMALL, 2),
+        (exit_at_three, LARGE, 1),
+        (killed_at_three, LARGE, 2),
+        (killed_while_answering, SMALL, 1),
+        (killed_while_answering, LARGE, 2),
+    ],
+)
+def test_a_death_is_an_error_and_not_a_hang(die, size, workers):
+    tasks = [(number, np.zeros(size, dtype=np.uint8)) for number in range(20)]
+    received, others = [], set(multiprocessing.active_children())
+    with WorkerPool(workers) as pool, pytest.raises(UserError, match=r"process died.* -j 1"):
+        for number, _ in pool.map(die, tasks):
+            received.append(number)
+    assert received == [0, 1, 2]
+    assert set(multiprocessing.active_children()) == others
+
+
+def test_a_death_between_two_rounds_is_noticed():
+    with WorkerPool(1) as pool:
+        (pid,) = pool.map(process_id, [0])
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UserError, match="process died"):
+            list(pool.map(square, range(5)))
+
+
+def test_interrupts_are_left_to_the_parent():
+    others = set(multiprocessing.active_children())
+    with WorkerPool(1) as pool:
+        (worker,) = set(multiprocessing.active_children()) - others
+        for _ in range(2):  # as it starts, and at work
+            os.kill(worker.pid, signal.SIGINT)
+            assert list(pool.map(square, [3])) == [9]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_workers_use_one_core_and_no_oneflow(pools):
+    for pool in pools[1:]:
+        assert set(pool.map(state_of_process, range(8))) == {(False, 1)}
+
+
+def test_close_drops_what_is_not_finished():
+    others = set(multiprocessing.active_children())
+    with WorkerPool(1) as pool:
+        results = pool.map(sleep_for_ever, range(10))
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+    assert set(multiprocessing.active_children()) == others
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import multiprocessing, time\n"
+        "from ssd300_vgg16.data.workers import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = WorkerPool(2)\n"
+        "    list(pool.map(str, range(4)))\n"
+        "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
+        "    time.sleep(3600)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment()) as parent:
+        pids = parent.stdout.readline().split()
+        parent.kill()
+    assert len(pids) == 2
+    while any(_is_alive(pid) for pid in pids):
+        time.sleep(0.01)
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
