@@ -92,6 +92,7 @@ def _trainer(options: argparse.Namespace, folder: Path, train_set, val_set, desc
     from ssd300_vgg16.network.default_boxes import default_boxes
     from ssd300_vgg16.runtime import flow
     from ssd300_vgg16.training.checkpoint import load_checkpoint
+    from ssd300_vgg16.training.fresh_weights import initialise_from_nothing
     from ssd300_vgg16.training.run_folder import LAST, find_weights
     from ssd300_vgg16.training.schedule import Schedule
     from ssd300_vgg16.training.step import make_optimizer, make_step
@@ -104,6 +105,8 @@ def _trainer(options: argparse.Namespace, folder: Path, train_set, val_set, desc
     if options.load:
         weights = find_weights(Path(options.load))
         load_tensors(model, read_weights(weights)[0], weights)
+    else:
+        initialise_from_nothing(model)
     if options.resume:
         state, progress = load_checkpoint(folder / LAST, model)
     model = model.to(device)

@@ -8,9 +8,6 @@ nn = flow.nn
 
 # conv4_3 is scaled to this norm at first (section 3.1, after Liu, Rabinovich and Berg, "ParseNet").
 INITIAL_SCALE = 20.0
-# Deviation of pixel values around their mean. Fresh weights of the trunk take it down to one, each layer by its share:
-# an optimizer like Adam, whose steps do not know the scale of what they change, would wreck one very small layer.
-PIXEL_DEVIATION = 58.0
 # Added to a squared norm, so that a position where every channel is zero has a finite gradient.
 SQUARED_NORM_FLOOR = 1e-10
 # Convolutions up to conv4_3, block by block: channels at width 1, and whether the pooling behind them rounds up.
@@ -103,10 +100,6 @@ def _extra_layer(before: int, between: int, after: int, width: float, stride: in
     )
 
 
-def _convolutions(module: nn.Module) -> list[Conv2d]:
-    return [child for child in module.modules() if isinstance(child, Conv2d)]
-
-
 class Backbone(nn.Module):
     """Images to SSD300's six feature maps: conv4_3 (L2-normalised and scaled), fc7, conv8_2 to conv11_2.
 
@@ -130,13 +123,15 @@ class Backbone(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for convolution in _convolutions(self):
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
-            nn.init.zeros_(convolution.bias)
-        trunk = _convolutions(self.features)
-        with flow.no_grad():
-            for convolution in trunk:
-                convolution.weight.mul_(PIXEL_DEVIATION ** (-1 / len(trunk)))
+        """Xavier-uniform weights in the layers that SSD adds, as published; Kaiming's in VGG's own; zero biases."""
+        for name, module in self.named_modules():
+            if not isinstance(module, Conv2d):
+                continue
+            if name.startswith(("extra.0.7", "extra.1", "extra.2", "extra.3", "extra.4")):
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
 
     def forward(self, images) -> list:
         x = self.features(images)
