@@ -1,15 +1,15 @@
 """Weights to start from when there is nothing to load: made for learning from nothing.
 
-The published initialisation, which `SSD300` has, is made for a trunk that knows ImageNet: from nothing, its first losses
-are large, and getting them down costs the trunk most of what it could tell about the image.
+The published initialisation, which `SSD300` has, is made for a trunk that knows ImageNet. From nothing, its first
+losses are large, and getting them down costs the trunk most of what it could tell about the image.
 """
 
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 
-# Deviation of pixel values around their mean. The trunk takes it down to one, each layer by its share: an optimizer like
-# Adam, whose steps do not know the scale of what they change, would wreck one layer of very small weights.
+# Deviation of pixel values around their mean. The trunk takes it down to one, each layer by its share: an optimizer
+# like Adam, whose steps do not know the scale of what they change, would wreck one layer of very small weights.
 PIXEL_DEVIATION = 58.0
 # Deviation of the heads' weights: at first every class is as likely as another, and the trunk is left in peace.
 HEAD_DEVIATION = 0.01
