@@ -14,7 +14,7 @@ DESCRIPTION = """Train SSD300-VGG16.
 
     bash train.sh                                  learns generated shapes on any machine, in minutes
     bash train.sh --data-path /data/coco           the published recipe on COCO
-    bash train.sh --data-path DIR --preset narrow  your own COCO-style data, a quarter of the channels
+    bash train.sh --data-path DIR --preset narrow  your own COCO-style data, a small network
 """
 REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
 LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one

@@ -45,15 +45,15 @@ RECIPE = {
     "strict_data": False,
 }
 NARROW = {
-    "width": 0.25,
+    "width": 0.125,
     "optimizer": "adamw",
     "lr": 1e-3,
-    "batch_size": 8,
+    "batch_size": 4,
     "epochs": 3,
     "lr_scheduler": "cosine",
     "warmup_steps": 20,
     "data_augmentation": "hflip",
-    "print_freq": 10,
+    "print_freq": 25,
 }
 
 
@@ -259,7 +259,7 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
 def test_options_go_before_those_of_the_resumed_run(tmp_path):
     saved_run(tmp_path / "run")
     options = parse("--resume", "run", "--epochs", 9, "--data-path", "elsewhere", "--device", "cpu", "-j", 3)
-    expected = {"epochs": 9, "data_path": "elsewhere", "device": "cpu", "workers": 3, "seed": 7, "batch_size": 8}
+    expected = {"epochs": 9, "data_path": "elsewhere", "device": "cpu", "workers": 3, "seed": 7, "batch_size": 4}
     assert chosen(options, expected) == expected
 
 
@@ -267,7 +267,7 @@ def test_options_go_before_those_of_the_resumed_run(tmp_path):
     ("arguments", "problem"),
     [
         (["--load", "run"], "--load and --resume exclude each other"),
-        (["-b", "4"], "--batch-size 4: the run was started with 8"),
+        (["-b", "8"], "--batch-size 8: the run was started with 4"),
         (["--output-dir", "other"], "--output-dir and --resume exclude each other"),
     ],
 )
