@@ -49,7 +49,7 @@ NARROW = {
     "optimizer": "adamw",
     "lr": 1e-3,
     "batch_size": 4,
-    "epochs": 3,
+    "epochs": 2,
     "lr_scheduler": "cosine",
     "warmup_steps": 20,
     "data_augmentation": "hflip",

@@ -156,8 +156,8 @@ def assert_trained_alike(found, expected, before, tolerance):
         assert np.linalg.norm(found[name] - weight) <= tolerance * change + 1e-7 * np.linalg.norm(weight), name
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_a_graph_and_single_operations_train_alike(kind):
+@pytest.mark.parametrize(("kind", "tolerance"), [("sgd", 5e-2), ("adamw", 2e-1)])
+def test_a_graph_and_single_operations_train_alike(kind, tolerance):
     flow.manual_seed(0)
     rng = np.random.default_rng(0)
     objects = np.array([[20, 20, 200, 200], [100, 150, 160, 190]], dtype=np.float32)
@@ -173,8 +173,9 @@ def test_a_graph_and_single_operations_train_alike(kind):
         losses[step_class] = [step(*batch).numpy() for _ in range(STEPS)]
         after[step_class] = weights_of(model)
     np.testing.assert_allclose(losses[GraphStep], losses[EagerStep], rtol=1e-3)
-    # Which of two nearly equal cells a pooling takes can differ, and with it the gradients below.
-    assert_trained_alike(after[GraphStep], after[EagerStep], before, tolerance=5e-2)
+    # Which of two nearly equal cells a pooling takes can differ, and with it the gradients below. AdamW divides every
+    # gradient by its own size, so where one is next to nothing its rounding becomes a whole step.
+    assert_trained_alike(after[GraphStep], after[EagerStep], before, tolerance)
 
 
 class TinyModel(flow.nn.Module):
