@@ -110,7 +110,8 @@ def table(times: dict[str, dict[str, list[float]]], batch: int, rounds: int, rep
     found = environment()
     lines = [
         f"CPU: {found['cpu']}. OneFlow {found['oneflow']}, flowvision 0.2.1. Batch {batch}; medians of "
-        f"{rounds} rounds of {repeats}, the two in turn. Repeat with `.venv/bin/python benchmarks/network.py --write`.",
+        f"{rounds} rounds of {repeats}, the two in turn. Repeat with `.venv/bin/python benchmarks/network.py "
+        f"--batch {batch} --rounds {rounds} --repeats {repeats} --write`.",
         "",
         "| seconds per image | ssd300_vgg16 | flowvision as installed | ratio |",
         "|---|---|---|---|",
