@@ -315,7 +315,9 @@ def test_steps_read_what_cannot_be_written(step):
     for array in (image, boxes, labels):
         array.flags.writeable = False
     for seed in range(10):
-        step(image, boxes, labels, np.random.default_rng(seed))
+        # Whoever wrote into an argument would raise here.
+        out, moved, kept = step(image, boxes, labels, np.random.default_rng(seed))
+        assert (out.dtype, moved.dtype, kept.dtype) == (image.dtype, boxes.dtype, labels.dtype)
 
 
 @pytest.mark.parametrize("policy", list(aug.POLICIES))
