@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score-threshold",
         type=command_line.fraction,
-        default=0.4,
+        default=0.25,
         metavar="S",
         help="show and write detections scored above (default: %(default)s)",
     )
