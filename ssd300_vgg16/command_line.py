@@ -6,10 +6,10 @@ import signal
 import sys
 from collections.abc import Callable
 
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.errors import Stopped, UserError
 
 USAGE_STATUS = 2
-INTERRUPTED_STATUS = 130
+SIGNAL_STATUS = 128  # and the signal's number
 
 
 def run(main: Callable[[list[str]], int], name: str) -> None:
@@ -24,7 +24,10 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the clearing up, with a traceback
         print(f"{name}: interrupted", file=sys.stderr)
-        status = INTERRUPTED_STATUS
+        status = SIGNAL_STATUS + signal.SIGINT
+    except Stopped as stop:
+        print(f"{name}: stopped by {signal.Signals(stop.signal_number).name}", file=sys.stderr)
+        status = SIGNAL_STATUS + stop.signal_number
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,6 +36,10 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
         # A full disk, a folder that cannot be written to: the message names the file.
         print(f"{name}: {error}", file=sys.stderr)
         status = USAGE_STATUS
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        # One of several processes: OneFlow's own way out waits for the others, who may have gone, for ever.
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 
@@ -84,8 +91,9 @@ def not_negative(text: str) -> float:
 
 
 def default_workers() -> int:
-    """Data workers when -j is not given: one less than the cores this process may use, 8 at the most."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) - 1))
+    """Data workers when -j is not given: one less than this process's share of the cores, 8 at the most."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, cores - 1))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -121,5 +129,5 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=natural,
         default=default_workers(),
-        help="data loading processes; 0: none (default: %(default)s)",
+        help="data loading processes, for each training process; 0: none (default: %(default)s)",
     )

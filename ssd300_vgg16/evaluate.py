@@ -5,10 +5,14 @@ bash eval.sh --weights runs/RUN --data-path /data/coco
 
 # As in train.py, imports that bring OneFlow are made inside functions.
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from ssd300_vgg16 import command_line
 from ssd300_vgg16.data.source import DataSource, split_location
+from ssd300_vgg16.processes.job import job_from
+from ssd300_vgg16.processes.supervisor import supervise
 from ssd300_vgg16.training.run_folder import find_weights, newest_run, write_json
 
 
@@ -38,27 +42,41 @@ def main(arguments: list[str]) -> int:
         strict=options.strict_data,
     )
     output = Path(options.output_dir) if options.output_dir else None
+    job = job_from(os.environ)
+    if job:
+        source.locate("val")  # what is missing is said once
+        return supervise(job, [sys.executable, "-m", "ssd300_vgg16.evaluate", *arguments], [], restarts=0, advice="")
     return evaluate_weights(weights, source, options.device, options.batch_size, options.workers, output)
 
 
 def evaluate_weights(
     weights: Path, source: DataSource, device: str | None, batch_size: int, workers: int, output: Path | None = None
 ) -> int:
-    """Evaluate on the val split; prints the tables, and writes them and the detections as JSON."""
+    """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
     from ssd300_vgg16.data.workers import WorkerPool
     from ssd300_vgg16.detector import Detector
     from ssd300_vgg16.metrics.evaluation import evaluate
+    from ssd300_vgg16.processes.world import this_world
+    from ssd300_vgg16.runtime import resolve_device
 
+    world = this_world()
     weights = find_weights(weights)
     output = output or weights.parent
     output.mkdir(parents=True, exist_ok=True)
-    detector = Detector.load(weights, device)
+    detector = Detector.load(weights, resolve_device(device, world.local_rank if world.size > 1 else None))
     dataset = source.load("val", detector.description.categories)
-    if dataset.problems:
+    if dataset.problems and world.is_first:
         print(dataset.problems.message())
     with WorkerPool(workers) as pool:
         size = detector.model.layout.image_size
-        evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict)
+        evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
+    if world.is_first:
+        _report(evaluation, weights, dataset, output)
+    world.wait_for_all()
+    return 1 if evaluation and evaluation.unreadable else 0
+
+
+def _report(evaluation, weights: Path, dataset, output: Path) -> None:
     print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
     print(evaluation.metrics.table())
     write_json(output / "coco_metrics.json", evaluation.metrics.as_json())
@@ -66,7 +84,6 @@ def evaluate_weights(
     for message in evaluation.unreadable:
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
-    return 1 if evaluation.unreadable else 0
 
 
 if __name__ == "__main__":

@@ -88,9 +88,20 @@ def _interrupt_handler_kept() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """OneFlow's import sets RANK, MASTER_PORT and others, which would mislead processes started from this one."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            del os.environ[name]
+
+
 def _import_oneflow():
     os.environ.setdefault("GLOG_minloglevel", "3")
-    with _native_stderr_held_back(), _interrupt_handler_kept():
+    with _native_stderr_held_back(), _interrupt_handler_kept(), _environment_kept():
         try:
             return importlib.import_module("oneflow")
         except ImportError as error:
@@ -110,13 +121,18 @@ def default_device() -> str:
     return "cuda" if flow.cuda.is_available() and not gpu_problem(0) else "cpu"
 
 
-def resolve_device(name: str | None) -> str:
+def resolve_device(name: str | None, local_rank: int | None = None) -> str:
     """The device to use: what was asked for if it works here, the default if nothing was.
 
-    Raises UserError for an unknown name, or for cuda where it cannot work, with what to do.
+    local_rank: which of this machine's processes this is, if there are several; each has a GPU to itself. Raises
+    UserError for an unknown name, or for cuda where it cannot work, with what to do.
     """
     if name is None:
-        return default_device()
+        name = default_device()
+    if local_rank is not None and name != "cpu":
+        if name != "cuda":
+            raise UserError(f"--device {name}: several processes take GPUs 0, 1, ... in turn: write cuda")
+        name = f"cuda:{local_rank}"
     if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
         raise UserError(f"--device {name}: write cpu, cuda or cuda:N")
     if name != "cpu":

@@ -5,17 +5,28 @@ which import the module they were started from, stay free of it.
 """
 
 import argparse
+import os
 import shlex
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssd300_vgg16 import command_line, train_options
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.processes.job import Job, job_from
+from ssd300_vgg16.processes.supervisor import supervise
+from ssd300_vgg16.training import run_folder
 
 
 def main(arguments: list[str]) -> int:
-    """Train, or with --test-only evaluate; returns the exit status."""
+    """Train, or what --check, --replay or --test-only ask for instead; returns the exit status."""
     options = train_options.parse(arguments)
+    if options.replay:
+        return _replay(options)
+    job = job_from(os.environ)
+    if job:
+        return _supervise(job, options, arguments)
     if options.test_only:
         from ssd300_vgg16 import evaluate
 
@@ -29,89 +40,168 @@ def main(arguments: list[str]) -> int:
     return _train(options)
 
 
+def _replay(options: argparse.Namespace) -> int:
+    from ssd300_vgg16.runtime import resolve_device
+    from ssd300_vgg16.training.replay import replay
+
+    print(replay(Path(options.replay), resolve_device(options.device)))
+    return 0
+
+
+def _supervise(job: Job, options: argparse.Namespace, arguments: list[str]) -> int:
+    """Start this command line once for each process of the job, and see them to their end."""
+    if options.batch_size < job.hosts * job.processes:
+        raise UserError(f"--batch-size {options.batch_size}: less than one image for each of the processes")
+    for split in ("val",) if options.test_only else ("train", "val"):
+        train_options.source(options).locate(split)  # what is missing is said once; what is generated, generated once
+    module = [sys.executable, "-m", "ssd300_vgg16.train"]
+    if options.test_only or options.check:
+        return supervise(job, [*module, *arguments], [], restarts=0, advice="")
+    folder = _run_folder(options) if job.host_rank == 0 else Path(options.resume or "RUN")
+    begin = [*module, *arguments]
+    if job.host_rank == 0 and not options.resume:
+        begin += ["--output-dir", str(folder)]
+    go_on = [*module, "--resume", str(folder), *_machine_options(options)]
+    return supervise(job, begin, go_on, options.restarts, f"Go on with:\n  {_resume_command(folder)}", arguments)
+
+
+def _machine_options(options: argparse.Namespace) -> list[str]:
+    """The options that a run does not keep."""
+    device = ["--device", options.device] if options.device else []
+    eager = [] if options.eager is None else ["--eager" if options.eager else "--no-eager"]
+    return ["--workers", str(options.workers), *device, *eager]
+
+
+def _run_folder(options: argparse.Namespace) -> Path:
+    if options.resume:
+        return run_folder.run_of(Path(options.resume))
+    return run_folder.new_run_folder(Path(options.output_dir) if options.output_dir else None)
+
+
+def _resume_command(folder: Path) -> str:
+    processes = f"NPROC={os.environ['NPROC']} " if os.environ.get("NPROC") else ""
+    return f"{processes}bash train.sh --resume {_quoted(folder)}"
+
+
 def _train(options: argparse.Namespace) -> int:
     from ssd300_vgg16.data.workers import WorkerPool
+    from ssd300_vgg16.processes.world import this_world
     from ssd300_vgg16.runtime import environment, resolve_device
-    from ssd300_vgg16.training import run_folder
 
-    device = resolve_device(options.device)
-    train_set, val_set, description = _load_data(options)
-    if options.resume:
-        folder = run_folder.run_of(Path(options.resume))
-    else:
-        folder = run_folder.new_run_folder(Path(options.output_dir) if options.output_dir else None)
-    with WorkerPool(options.workers) as pool:
-        trainer = _trainer(options, folder, train_set, val_set, description, device, pool)
-        # Not before: weights that do not fit must neither use up the folder nor change what the next --resume reads.
-        run_folder.describe_run(folder, _saved_options(options, val_set), environment() | _data(train_set, val_set))
-        print(f"Run folder: {folder}. Device: {device}. {_summary(trainer)}")
+    world = this_world()
+    device = resolve_device(options.device, world.local_rank if world.size > 1 else None)
+    eager = device == "cpu" if options.eager is None else options.eager
+    if options.amp and (eager or device == "cpu"):
+        raise UserError("--amp: half precision is for the compiled step on a GPU")
+    _say(world, *options.notices)
+    data = _load_data(options, world)
+    with WorkerPool(options.workers, options.restarts) as pool:
+        if options.check:
+            trainer = _trainer(options, Path(), data, device, eager, pool, world)
+            return _check(trainer, options, data, world)
+        folder = _run_folder(options) if world.is_first else Path(options.resume or "")
+        trainer = _trainer(options, folder, data, device, eager, pool, world)
+        if world.is_first:
+            # Not before: weights that do not fit must neither use up the folder nor change what --resume reads.
+            run_folder.clear_leftovers(folder)
+            run_folder.describe_run(folder, _saved_options(options, data.val), environment() | _about(data, world))
+            trainer.log = _open_log(folder, trainer.progress)
+        _say(world, f"Run folder: {folder}. Device: {device}. {_summary(options, trainer)}")
         try:
             evaluation = trainer.train()
-        except KeyboardInterrupt:
-            print(
-                f"Stopped after step {trainer.progress.step}. Go on with:\n  bash train.sh --resume {_quoted(folder)}"
-            )
+        except Stopped:
+            _say(world, f"Stopped after step {trainer.progress.step}. Go on with:\n  {_resume_command(folder)}")
             raise
-    return _finish(folder, evaluation)
+        finally:
+            if trainer.log:
+                trainer.log.close()
+    if world.is_first:
+        _finish(folder, evaluation)
+    world.wait_for_all()
+    return 0
 
 
-def _saved_options(options: argparse.Namespace, val_set) -> dict:
-    images = val_set.samples[0].path.parent.absolute()
-    return {**vars(options), "command": shlex.join(sys.argv), "val_images_folder": str(images)}
+def _say(world, *lines: str) -> None:
+    if world.is_first:
+        for line in lines:
+            print(line)
 
 
-def _data(train_set, val_set) -> dict:
-    counts = {"train": _counts(train_set), "val": _counts(val_set)}
-    return {"data": {"train": train_set.name, "val": val_set.name, "counts": counts}}
+@dataclass(frozen=True)
+class _Data:
+    """Both splits, and the description of a network for them."""
+
+    train: Dataset
+    val: Dataset
+    description: "ModelDescription"  # noqa: F821 (its module brings OneFlow)
 
 
-def _counts(dataset) -> dict[str, int]:
-    return {"images": len(dataset.samples), "objects": sum(len(sample.labels) for sample in dataset.samples)}
-
-
-def _load_data(options: argparse.Namespace) -> tuple:
-    """Training set, validation set, and the description of the network for them."""
+def _load_data(options: argparse.Namespace, world) -> _Data:
     from ssd300_vgg16.weights import ModelDescription
 
     source = train_options.source(options)
     train_set = source.load("train")
     val_set = source.load("val", train_set.categories)
-    for dataset in (train_set, val_set):
-        if dataset.problems:
-            print(dataset.problems.message())
+    _say(world, *(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
     num_classes = options.num_classes or train_set.num_classes
     if num_classes < train_set.num_classes:
         raise UserError(f"--num_classes {num_classes}: {train_set.name} needs at least {train_set.num_classes}")
-    return train_set, val_set, ModelDescription(num_classes, options.width, train_set.categories)
+    return _Data(train_set, val_set, ModelDescription(num_classes, options.width, train_set.categories))
 
 
-def _trainer(options: argparse.Namespace, folder: Path, train_set, val_set, description, device: str, pool):
-    from ssd300_vgg16.data.loader import TrainingRecipe, samples_with_objects, steps_per_epoch
-    from ssd300_vgg16.detector import Detector
-    from ssd300_vgg16.metrics.evaluation import evaluate
-    from ssd300_vgg16.network.default_boxes import default_boxes
-    from ssd300_vgg16.runtime import flow
-    from ssd300_vgg16.training.checkpoint import load_checkpoint
-    from ssd300_vgg16.training.fresh_weights import initialise_from_nothing
-    from ssd300_vgg16.training.run_folder import LAST, find_weights
+def _about(data: _Data, world) -> dict:
+    sets = {"train": data.train, "val": data.val}
+    about = {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()}
+    return {"data": about, "processes": world.size}
+
+
+def _saved_options(options: argparse.Namespace, val_set: Dataset) -> dict:
+    images = val_set.samples[0].path.parent.absolute()
+    kept = {name: value for name, value in vars(options).items() if name != "notices"}
+    return {**kept, "command": shlex.join(sys.argv), "val_images_folder": str(images)}
+
+
+def _trainer(options: argparse.Namespace, folder: Path, data: _Data, device: str, eager: bool, pool, world):
+    from ssd300_vgg16.data.loader import samples_with_objects
+    from ssd300_vgg16.training.checkpoint import Checkpoint, Progress
+    from ssd300_vgg16.training.ema import MovingAverage
+    from ssd300_vgg16.training.optimizer import freeze_backbone
+    from ssd300_vgg16.training.step import make_step
+    from ssd300_vgg16.training.trainer import Trainer
+
+    samples = samples_with_objects(data.train.samples)
+    plan = _plan(options, len(samples))
+    checkpoint = _checkpoint_to_go_on_from(options, data, world) or Checkpoint({}, {}, {}, Progress())
+    model = _model(options, data.description, checkpoint).to(device)
+    freeze_backbone(model, options.trainable_backbone_layers)
+    step = make_step(model, _update_rule(options), plan.schedule, world, options.accumulate, options.amp, eager)
+    step.restore(checkpoint.optimizer)
+    average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
+    if average and checkpoint.average:
+        average.restore(checkpoint.average)
+    return Trainer(
+        folder=folder,
+        model=model,
+        description=data.description,
+        step=step,
+        average=average,
+        plan=plan,
+        samples=samples,
+        pool=pool,
+        evaluate=_evaluator(options, data, device, pool, world),
+        progress=replace(checkpoint.progress, data=data.train.fingerprint()),
+        world=world,
+        device=device,
+    )
+
+
+def _plan(options: argparse.Namespace, samples: int):
+    from ssd300_vgg16.data.loader import TrainingRecipe, steps_per_epoch
+    from ssd300_vgg16.network.default_boxes import SSD300_COCO, default_boxes
+    from ssd300_vgg16.training.plan import Plan
     from ssd300_vgg16.training.schedule import Schedule
-    from ssd300_vgg16.training.step import make_optimizer, make_step
-    from ssd300_vgg16.training.trainer import Plan, Progress, Trainer
-    from ssd300_vgg16.weights import build_model, load_tensors, read_weights
 
-    flow.manual_seed(options.seed)
-    model = build_model(description)
-    state, progress = {}, Progress()
-    if options.load:
-        weights = find_weights(Path(options.load))
-        load_tensors(model, read_weights(weights)[0], weights)
-    else:
-        initialise_from_nothing(model)
-    if options.resume:
-        state, progress = load_checkpoint(folder / LAST, model)
-    model = model.to(device)
-    samples = samples_with_objects(train_set.samples)
-    steps = steps_per_epoch(len(samples), options.batch_size)
+    steps = steps_per_epoch(samples, options.batch_size)
     schedule = Schedule(
         kind=options.lr_scheduler,
         base_lr=options.lr,
@@ -120,42 +210,134 @@ def _trainer(options: argparse.Namespace, folder: Path, train_set, val_set, desc
         milestones=tuple(epoch * steps for epoch in options.lr_steps),
         gamma=options.lr_gamma,
     )
-    optimizer = make_optimizer(options.optimizer, model, options.lr, options.momentum, options.weight_decay)
-    step = make_step(model, optimizer, schedule, device)
-    step.restore(state)
-    size = model.layout.image_size
     recipe = TrainingRecipe(
-        options.batch_size, options.data_augmentation, options.seed, default_boxes(), size, options.strict_data
+        batch_size=options.batch_size,
+        augmentation=options.data_augmentation,
+        seed=options.seed,
+        default_boxes=default_boxes(),
+        image_size=SSD300_COCO.image_size,
+        strict=options.strict_data,
     )
-    plan = Plan(options.epochs, schedule, recipe, options.print_freq, options.eval_every)
-    detector = Detector(model, description, device)
+    return Plan(
+        epochs=options.epochs,
+        schedule=schedule,
+        recipe=recipe,
+        print_every=options.print_freq,
+        evaluate_every=options.eval_every,
+        save_every=train_options.save_every(options.save_every),
+        keep=options.keep,
+    )
 
-    def evaluate_now():
-        return evaluate(detector.detect, val_set, size, options.batch_size, pool, options.strict_data)
 
-    return Trainer(folder, model, description, step, device, plan, samples, pool, evaluate_now, progress)
+def _update_rule(options: argparse.Namespace):
+    from ssd300_vgg16.training.plan import UpdateRule
+
+    return UpdateRule(
+        kind=options.optimizer,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        bias_lr_factor=options.bias_lr_factor,
+        bias_weight_decay=options.bias_wd,
+        clip_norm=options.clip_norm,
+    )
 
 
-def _summary(trainer) -> str:
-    plan = trainer.plan
+def _model(options: argparse.Namespace, description, checkpoint):
+    """The network with the weights of the checkpoint, else of --load, else with fresh ones."""
+    from ssd300_vgg16.runtime import flow
+    from ssd300_vgg16.training.fresh_weights import initialise_from_nothing
+    from ssd300_vgg16.weights import build_model, load_tensors, read_weights
+
+    flow.manual_seed(options.seed)
+    model = build_model(description)
+    if checkpoint.model:
+        load_tensors(model, checkpoint.model, Path(options.resume))
+    elif options.load:
+        weights = run_folder.find_weights(Path(options.load))
+        load_tensors(model, read_weights(weights)[0], weights)
+    else:
+        initialise_from_nothing(model)
+    return model
+
+
+def _checkpoint_to_go_on_from(options: argparse.Namespace, data: _Data, world):
+    """The checkpoint that --resume means, if there is one and it is of a training on this data."""
+    from ssd300_vgg16.training.checkpoint import newest_checkpoint
+
+    if not options.resume:
+        return None
+    found = newest_checkpoint(Path(options.resume))
+    if found is None:
+        _say(world, f"{options.resume} has no checkpoint yet: starting it from the beginning.")
+        return None
+    path, checkpoint, problems = found
+    _say(world, *(f"{problem}: going on from {path.name}, the one before." for problem in problems))
+    before, now = checkpoint.progress.data, data.train.fingerprint()
+    if before and before != now:
+        raise UserError(
+            f"--resume {options.resume}: the training data differs. The run had {before['images']} images with "
+            f"{before['objects']} objects (sha256 {before['sha256'][:8]}), now there are {now['images']} with "
+            f"{now['objects']} ({now['sha256'][:8]}). Bring it back, or begin a new run with --load {path}"
+        )
+    return checkpoint
+
+
+def _evaluator(options: argparse.Namespace, data: _Data, device: str, pool, world):
+    """What evaluates weights on the validation set (or its first images), with a network of its own."""
+    from ssd300_vgg16.detector import Detector
+    from ssd300_vgg16.metrics.evaluation import evaluate
+    from ssd300_vgg16.weights import build_model, load_tensors
+
+    detector = Detector(build_model(data.description), data.description, device)
+    size = detector.model.layout.image_size
+
+    def evaluate_weights(weights, stopping, dataset=data.val):
+        # The moving average is the first process's alone.
+        shared = {name: world.from_first(weights[name]) for name in sorted(weights)}
+        load_tensors(detector.model, shared, Path("the weights in training"))
+        return evaluate(detector.detect, dataset, size, options.batch_size, pool, options.strict_data, world, stopping)
+
+    return evaluate_weights
+
+
+def _open_log(folder: Path, progress):
+    from ssd300_vgg16.training.run_log import RunLog
+
+    return RunLog(folder, progress.metrics_length, progress.step)
+
+
+def _summary(options: argparse.Namespace, trainer) -> str:
+    batch = f"batch {options.batch_size}"
+    if trainer.world.size > 1:
+        batch += f" over {trainer.world.size} processes"
+    if options.accumulate > 1:
+        batch += f" in {options.accumulate} passes"
+    going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
     return (
-        f"{len(trainer.samples)} images with objects, {plan.epochs} epochs, batch {plan.recipe.batch_size}, "
-        f"lr {plan.schedule.base_lr:g}, seed {plan.recipe.seed}."
+        f"{len(trainer.samples)} images with objects, {options.epochs} epochs, {batch}, lr {options.lr:g}, "
+        f"seed {options.seed}.{going_on}"
     )
+
+
+def _check(trainer, options: argparse.Namespace, data: _Data, world) -> int:
+    from ssd300_vgg16.training.rehearsal import rehearse
+
+    few = replace(data.val, samples=data.val.samples[: options.batch_size * world.size])
+    _say(world, *rehearse(trainer, few, len(data.val.samples)))
+    return 0
+
+
+def _finish(folder: Path, evaluation) -> None:
+    if evaluation is not None:
+        print(evaluation.metrics.table())
+        run_folder.write_json(folder / "coco_metrics.json", evaluation.metrics.as_json())
+    else:
+        print("This run is at its end; --epochs with a higher number goes on with it.")
+    print(f"Curves, metrics and weights are in {folder}. See it detect:\n  bash infer.sh --weights {_quoted(folder)}")
 
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def _finish(folder: Path, evaluation) -> int:
-    from ssd300_vgg16.training.run_folder import write_json
-
-    if evaluation is not None:
-        print(evaluation.metrics.table())
-        write_json(folder / "coco_metrics.json", evaluation.metrics.as_json())
-    print(f"Curves, metrics and weights are in {folder}. See it detect:\n  bash infer.sh --weights {_quoted(folder)}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from ssd300_vgg16.data.augment import POLICIES
 from ssd300_vgg16.data.source import DEFAULT_COCO, DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.presets import PRESETS
+from ssd300_vgg16.training.plan import VGG_STAGES, SaveEvery
 from ssd300_vgg16.training.run_folder import read_options, run_of
 
 DESCRIPTION = """Train SSD300-VGG16.
@@ -18,8 +19,20 @@ DESCRIPTION = """Train SSD300-VGG16.
 """
 REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
 LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
+EMA_DECAY = 0.9998
 # Options that describe how to call this once, and are not carried over by --resume.
-NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "device", "workers")
+NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "device", "workers", "check", "replay", "eager")
+# Options that --resume does not let change.
+FIXED = (
+    "preset",
+    "model",
+    "width",
+    "num_classes",
+    "optimizer",
+    "batch_size",
+    "seed",
+    "trainable_backbone_layers",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_schedule_options(parser)
     _add_run_options(parser)
     command_line.add_common_options(parser)
+    _add_step_options(parser)
     return parser
 
 
@@ -57,6 +71,13 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
         help="outputs with background (default: what the data set needs; 91 for COCO)",
     )
     group.add_argument("--load", metavar="FILE", help="start from these weights")
+    group.add_argument(
+        "--trainable-backbone-layers",
+        type=int,
+        choices=range(VGG_STAGES + 1),
+        metavar="N",
+        help="how many of VGG's 5 stages learn, counted from the end (default: 4 with --load, else 5)",
+    )
     group.add_argument("--pretrained", action="store_true", help="not yet: name a file of weights with --load")
 
 
@@ -64,7 +85,18 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
     group.add_argument("--epochs", type=command_line.positive_int, default=120, help="(default: %(default)s)")
     group.add_argument(
-        "-b", "--batch-size", type=command_line.positive_int, default=32, help="images per step (default: %(default)s)"
+        "-b",
+        "--batch-size",
+        type=command_line.positive_int,
+        default=32,
+        help="images per step, over all processes together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--accumulate",
+        type=command_line.positive_int,
+        default=1,
+        metavar="N",
+        help="compute a step in N passes, for less memory; the result is the same (default: 1)",
     )
     group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
     group.add_argument("--lr", type=command_line.positive, help="learning rate (default: 0.002 x batch size / 32)")
@@ -101,6 +133,33 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         default=1000,
         help="steps of linear warm-up from lr / 1000 (default: %(default)s)",
     )
+    group.add_argument(
+        "--clip-norm",
+        type=command_line.positive,
+        metavar="X",
+        help="scale gradients down to this norm (default: no)",
+    )
+    group.add_argument(
+        "--bias-lr-factor",
+        type=command_line.positive,
+        default=1.0,
+        metavar="X",
+        help="biases learn X times as fast; Caffe's SSD: 2 (default: 1)",
+    )
+    group.add_argument(
+        "--bias-wd",
+        type=command_line.not_negative,
+        metavar="X",
+        help="weight decay of biases; Caffe's SSD: 0 (default: --wd)",
+    )
+    group.add_argument(
+        "--ema",
+        type=command_line.fraction,
+        nargs="?",
+        const=EMA_DECAY,
+        metavar="DECAY",
+        help=f"evaluate and keep a moving average of the weights (DECAY: {EMA_DECAY})",
+    )
     group.add_argument("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
     group.add_argument(
         "--seed", type=command_line.natural, default=0, help="same seed, same command, same batches (default: 0)"
@@ -114,6 +173,33 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--test-only", action="store_true", help="evaluate --resume's or --load's weights, and train nothing"
     )
+    group.add_argument(
+        "--save-every",
+        type=_save_every,
+        default="10m",
+        metavar="N",
+        help="a checkpoint every N steps, or minutes with an m: 10m (default: %(default)s)",
+    )
+    group.add_argument(
+        "--keep",
+        type=command_line.positive_int,
+        default=2,
+        metavar="N",
+        help="checkpoints to keep (default: %(default)s)",
+    )
+    group.add_argument(
+        "--restarts",
+        type=command_line.natural,
+        default=3,
+        metavar="N",
+        help="how often to replace a process that was killed, or a data worker (default: %(default)s)",
+    )
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="try two steps and an evaluation batch, estimate memory and time, write nothing",
+    )
+    group.add_argument("--replay", metavar="FILE", help="look into a batch whose loss was not finite")
     group.add_argument(
         "--print-freq",
         type=command_line.positive_int,
@@ -130,6 +216,30 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_step_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how a step is computed")
+    group.add_argument(
+        "--eager",
+        action=argparse.BooleanOptionalAction,
+        help="op by op instead of compiled (default: on the CPU, where that is faster)",
+    )
+    group.add_argument("--amp", action="store_true", help="products in half precision, with loss scaling; GPUs only")
+
+
+def _save_every(text: str) -> str:
+    number = text.removesuffix("m")
+    if not (number.isascii() and number.isdecimal() and int(number)):
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of steps (500) nor of minutes (10m)")
+    return text
+
+
+def save_every(text: str) -> SaveEvery:
+    """What the text of --save-every means."""
+    if text.endswith("m"):
+        return SaveEvery(seconds=60 * int(text.removesuffix("m")))
+    return SaveEvery(steps=int(text))
+
+
 def _scheduler(name: str) -> str:
     # The model zoo's name for its cosine schedule goes on working.
     name = {"multisteplr": "multistep", "cosineannealinglr": "cosine"}.get(name, name)
@@ -139,34 +249,45 @@ def _scheduler(name: str) -> str:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Options, checked as far as they can be without reading data.
+    """Options, checked as far as they can be without reading data; `notices` has what the user should know of them.
 
     Raises UserError with all that is wrong with them in one message.
     """
     parser = build_parser()
     first = parser.parse_args(arguments)
     resumed = _options_of(Path(first.resume)) if first.resume and not first.test_only else {}
-    parser.set_defaults(**(resumed or _preset_options(parser, arguments)))
+    notices = []
+    parser.set_defaults(**(resumed or _preset_options(parser, arguments, notices)))
     options = parser.parse_args(arguments)
     if options.lr is None:
         options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
-    problems = _problems(options) + _problems_of_resuming(options, resumed)
+    if options.trainable_backbone_layers is None:
+        options.trainable_backbone_layers = VGG_STAGES - 1 if options.load else VGG_STAGES
+    problems = _problems(options) + _problems_of_resuming(options, resumed, _flags(parser))
     if problems:
         raise UserError("; ".join(problems))
+    options.notices = notices + _changes(options, resumed, _flags(parser))
     return options
 
 
+def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The option that sets each of the parsed values."""
+    return {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+
+
 def _without_data(options: argparse.Namespace) -> bool:
-    return source(options).is_absent() and not options.test_only and not options.load
+    return source(options).is_absent() and not (options.test_only or options.load or options.replay)
 
 
-def _preset_options(parser: argparse.ArgumentParser, arguments: list[str]) -> dict:
+def _preset_options(parser: argparse.ArgumentParser, arguments: list[str], notices: list[str]) -> dict:
     """The options of the chosen preset, which without any data is "narrow" on generated shapes."""
     if not _without_data(parser.parse_args(arguments)):
         return PRESETS[parser.parse_args(arguments).preset]["options"]
     parser.set_defaults(preset="narrow", dataset="shapes")
     preset = parser.parse_args(arguments).preset
-    print(f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, with --preset {preset}.")
+    notices.append(
+        f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, with --preset {preset}."
+    )
     return PRESETS[preset]["options"]
 
 
@@ -190,23 +311,40 @@ def _problems(options: argparse.Namespace) -> list[str]:
         problems.append(
             "--pretrained: weights are not downloaded yet; give a safetensors file of them with --load FILE"
         )
-    for name in ("load", "resume"):
+    for name in ("load", "resume", "replay"):
         path = getattr(options, name)
         if path and not Path(path).exists():
             problems.append(f"--{name} {path}: there is no such file or folder")
+    if options.accumulate > options.batch_size:
+        problems.append(f"--accumulate {options.accumulate}: there are only {options.batch_size} images in a step")
+    if options.amp and options.eager:
+        problems.append("--amp and --eager exclude each other: half precision is for the compiled step")
     if options.seed > LARGEST_SEED:
         problems.append(f"--seed {options.seed}: the largest is {LARGEST_SEED}")
     return problems
 
 
-def _problems_of_resuming(options: argparse.Namespace, resumed: dict) -> list[str]:
-    """What cannot change in a run that goes on: the order of its images, and where it is."""
-    problems = []
-    if options.batch_size != resumed.get("batch_size", options.batch_size):
-        problems.append(f"--batch-size {options.batch_size}: the run was started with {resumed['batch_size']}")
+def _problems_of_resuming(options: argparse.Namespace, resumed: dict, flags: dict[str, str]) -> list[str]:
+    """What cannot change in a run that goes on: its network, its optimizer's state, the order of its images."""
+    problems = [
+        f"{flags[name]} {getattr(options, name)}: the run was started with {resumed[name]}"
+        for name in FIXED
+        if name in resumed and getattr(options, name) != resumed[name]
+    ]
+    if problems:
+        problems[-1] += " (with --load instead of --resume, its weights begin a new run)"
     if resumed and options.output_dir:
         problems.append("--output-dir and --resume exclude each other: a run stays in its folder")
     return problems
+
+
+def _changes(options: argparse.Namespace, resumed: dict, flags: dict[str, str]) -> list[str]:
+    """What changes in a run that goes on."""
+    return [
+        f"Going on with {flags[name]} {getattr(options, name)} instead of {resumed[name]}."
+        for name in resumed
+        if name in flags and getattr(options, name) != resumed[name]
+    ]
 
 
 def source(options: argparse.Namespace) -> DataSource:

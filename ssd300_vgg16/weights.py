@@ -2,7 +2,9 @@
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from ssd300_vgg16.network.vgg import TRUNK_BLOCKS
 from ssd300_vgg16.runtime import flow
 
 HEADER = "ssd300_vgg16"
+CHECKSUM = "crc32"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def save_weights(
     extra: Mapping[str, object] | None = None,
 ) -> None:
     """Write tensors (the network's and any others), its description and JSON-able extras, atomically and synced."""
-    header = json.dumps({"model": asdict(description), **(extra or {})})
+    header = {"model": asdict(description), **(extra or {})}
+    header = json.dumps({**header, CHECKSUM: _checksum(tensors, header)})
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -58,27 +62,43 @@ def save_weights(
             f"{path} could not be written ({error.strerror or error}); its former version is whole"
         ) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, nor can it be looked for
+            aside.unlink(missing_ok=True)
 
 
 def model_tensors(model: SSD300) -> dict[str, np.ndarray]:
     """The network's parameters by their published names."""
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return {name: local(tensor).numpy() for name, tensor in model.state_dict().items()}
+
+
+def local(tensor):
+    """This process's copy of a tensor that all processes share; the tensor itself where there is one process."""
+    return tensor.to_local() if tensor.is_global else tensor
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """All tensors of a safetensors file, and its header (empty if it was not written by this package).
 
-    Raises UserError if the file is missing or is no whole safetensors file.
+    Raises UserError if the file is missing, is no whole safetensors file, or has changed since it was written.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
     try:
         with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get(HEADER, "{}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header)  # noqa: SIM118
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
+    if header.pop(CHECKSUM, None) not in (None, _checksum(tensors, header)):
+        raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object]) -> int:
+    checksum = zlib.crc32(json.dumps(header).encode())
+    for name in sorted(tensors):
+        checksum = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), checksum))
+    return checksum
 
 
 def load_model(path: Path) -> tuple[SSD300, ModelDescription]:

@@ -51,18 +51,30 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
 
 
-def start(module: str, *arguments, folder: Path, **options) -> subprocess.Popen:
-    """A command line of the package as a process in a folder, with pipes for its output."""
+def start(module: str, *arguments, folder: Path, variables: dict | None = None, **options) -> subprocess.Popen:
+    """A command line of the package as a process in a folder, with pipes for its output, and environment variables."""
     command = [sys.executable, "-m", f"ssd300_vgg16.{module}", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment(), **pipes, **options)
+    variables = {name: str(value) for name, value in (variables or {}).items()}
+    return subprocess.Popen(command, cwd=folder, env=environment() | variables, **pipes, **options)
 
 
-def run(module: str, *arguments, folder: Path) -> subprocess.CompletedProcess:
+def run(module: str, *arguments, folder: Path, variables: dict | None = None) -> subprocess.CompletedProcess:
     """The same, run to its end."""
-    process = start(module, *arguments, folder=folder)
+    process = start(module, *arguments, folder=folder, variables=variables)
     try:
         output, errors = process.communicate(timeout=300)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+# What of a run's metrics is measured, and so differs from one run to the next.
+MEASURED = ("images_per_second", "data_wait", "seconds_left", "memory_mb")
+
+
+def metrics_without_times(run_folder: Path) -> list[dict]:
+    """The rows of metrics.jsonl, without what was measured by a clock or the like."""
+    from ssd300_vgg16.training.run_folder import read_metrics
+
+    return [{name: row[name] for name in row if name not in MEASURED} for row in read_metrics(run_folder)]

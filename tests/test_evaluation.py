@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +19,7 @@ from ssd300_vgg16 import evaluate as command
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import STATISTICS
-from ssd300_vgg16.metrics.evaluation import evaluate
+from ssd300_vgg16.metrics.evaluation import Interrupted, evaluate
 
 IMAGES = 5
 
@@ -148,6 +150,100 @@ def test_a_detector_that_finds_nothing_scores_zero(place):
         evaluation = evaluate(lambda _, sizes_hw: [nothing] * len(sizes_hw), dataset, 300, 2, pool)
     assert evaluation.metrics.statistics["AP"] == 0
     assert evaluation.results == []
+
+
+class OneOfThreads:
+    """A process of a world, played by a thread."""
+
+    def __init__(self, rank, size, barrier, told):
+        self.rank, self.size, self.is_first = rank, size, rank == 0
+        self._barrier, self._told = barrier, told
+
+    def gathered(self, message):
+        self._told[self.rank] = message
+        self._barrier.wait()
+        messages = list(self._told)
+        self._barrier.wait()
+        return messages
+
+    def total(self, *values):
+        return [sum(column) for column in zip(*self.gathered(values), strict=True)]
+
+
+def evaluate_together(size, detect, dataset, batch_size, stopping=lambda rank: False):
+    """What each of the processes returns or raises, in order of rank."""
+    barrier, told = threading.Barrier(size, timeout=60), [None] * size
+
+    def one(rank):
+        world = OneOfThreads(rank, size, barrier, told)
+        try:
+            return evaluate(
+                detect, dataset, 300, batch_size, WorkerPool(0), world=world, stopping=lambda: stopping(rank)
+            )
+        except (UserError, Interrupted) as error:
+            return error
+
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(one, range(size)))
+
+
+def by_content(dataset, seen):
+    """A detector whose answers depend on the image alone; sums of the images that it has seen are noted."""
+
+    def detect(images, sizes_hw):
+        found = []
+        for image, (height, width) in zip(images, sizes_hw, strict=True):
+            content = int(image.sum())
+            seen.append(content)
+            rng = np.random.default_rng(content)
+            corners = rng.uniform(0, 0.5, (6, 4)).astype(np.float32) + np.array([0, 0, 0.5, 0.5], dtype=np.float32)
+            boxes = corners * np.array([width, height, width, height], dtype=np.float32)
+            scores = np.sort(rng.random(6).astype(np.float32))[::-1]
+            labels = rng.integers(1, dataset.num_classes, 6)
+            count = content % 7  # none for some
+            found.append({"boxes": boxes[:count], "scores": scores[:count], "labels": labels[:count]})
+        return found
+
+    return detect
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 1), (3, 1), (2, 2), (3, 4), (3, 100)])
+def test_processes_find_together_what_one_finds(data, size, batch_size):
+    """With more processes than batches too, and with images that cannot be read."""
+    dataset = shapes(data, "val")
+    for sample in dataset.samples[1:3]:
+        sample.path.write_bytes(b"")
+    alone, together = [], []
+    with WorkerPool(0) as pool:
+        expected = evaluate(by_content(dataset, alone), dataset, 300, batch_size, pool)
+    first, *others = evaluate_together(size, by_content(dataset, together), dataset, batch_size)
+    assert sorted(together) == sorted(alone) and len(alone) == IMAGES - 2, "each image once"
+    assert others == [None] * (size - 1)
+    assert first.results == expected.results and len(first.results) > 0
+    assert first.metrics.as_json() == expected.metrics.as_json()
+    assert sorted(first.unreadable) == sorted(expected.unreadable) and len(first.unreadable) == 2
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_all_processes_stop_if_one_has_to(place, stopped):
+    dataset = shapes(place / "shapes", "val")
+    ends = evaluate_together(2, by_content(dataset, []), dataset, 1, stopping=lambda rank: rank == stopped)
+    assert [type(end) for end in ends] == [Interrupted, Interrupted]
+
+
+def test_an_evaluation_stops_after_the_batch_it_is_at(place):
+    dataset, seen = shapes(place / "shapes", "val"), []
+    with WorkerPool(0) as pool, pytest.raises(Interrupted):
+        evaluate(by_content(dataset, seen), dataset, 300, 1, pool, stopping=lambda: len(seen) == 2)
+    assert len(seen) == 2
+
+
+def test_no_process_goes_on_without_any_readable_image(data):
+    dataset = shapes(data, "val")
+    for sample in dataset.samples:
+        sample.path.write_bytes(b"")
+    for end in evaluate_together(2, by_content(dataset, []), dataset, 2):
+        assert isinstance(end, UserError) and "not one of its 5 images could be read" in str(end)
 
 
 def test_the_command_prints_and_writes_the_numbers(evaluated):

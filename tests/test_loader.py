@@ -22,6 +22,7 @@ from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.default_boxes import default_boxes
+from ssd300_vgg16.processes.world import World
 
 SAMPLES, SIZE, DEFAULT_BOXES = 7, 300, 8732
 
@@ -108,6 +109,27 @@ def test_an_epoch_can_be_begun_anywhere(samples, pools, start):
     assert len(rest) == 3 - start
     if rest:
         assert_same(rest, whole[start:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shares_of_batches_are_whole_together(samples, pools, workers):
+    whole = list(training_batches(samples, recipe(batch_size=5), 1, pools[0]))
+    shares = [
+        list(training_batches(samples, recipe(batch_size=5), 1, pools[workers], share=World(rank, 2).share(5)))
+        for rank in range(2)
+    ]
+    assert [len(batch.images) for share in shares for batch in share] == [3, 2]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert [file for part in parts for file in part.files] == batch.files
+        for name in ("images", "offsets", "labels"):
+            np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_of_an_evaluation_have_each_batch_once(samples, inline, size):
+    shares = [evaluation_batches(samples, 2, SIZE, inline, share=slice(rank, None, size)) for rank in range(size)]
+    positions = [batch.positions.tolist() for share in shares for batch in share]
+    assert sorted(positions) == [[0, 1], [2, 3], [4, 5], [6]]
 
 
 @pytest.mark.parametrize(("samples", "batch_size", "steps"), [(10, 2, 5), (10, 3, 3), (4, 4, 1), (1, 1, 1)])

@@ -16,10 +16,12 @@ REFERENCE_BATCHES = {
 }
 
 
-def run(offsets, logits, target_offsets, target_labels):
+def run(offsets, logits, target_offsets, target_labels, normaliser=None):
     """Both losses, and the gradients of their sum for offsets and logits, in numpy."""
     offsets, logits = (flow.from_numpy(array).requires_grad_() for array in (offsets, logits))
-    losses = multibox_loss(offsets, logits, flow.from_numpy(target_offsets), flow.from_numpy(target_labels))
+    targets = flow.from_numpy(target_offsets), flow.from_numpy(target_labels)
+    normaliser = normaliser and flow.tensor(float(normaliser))
+    losses = multibox_loss(offsets, logits, *targets, normaliser)
     (losses["localization"] + losses["classification"]).backward()
     return {name: loss.item() for name, loss in losses.items()}, offsets.grad.numpy(), logits.grad.numpy()
 
@@ -158,3 +160,13 @@ def test_a_graph_computes_the_same():
         batch = random_batch(7, 50, 4, positives)
         found = [loss.item() for loss in graph(*map(flow.from_numpy, batch))]
         assert found == pytest.approx(list(run(*batch)[0].values()), rel=1e-6)
+
+
+def test_parts_of_a_batch_divided_alike_make_the_whole():
+    batch = random_batch(seed=5, default_boxes=200, classes=4, positives=[7, 0, 1, 30])
+    expected, *expected_gradients = run(*batch)
+    parts = [run(*(column[rows] for column in batch), normaliser=38) for rows in (slice(0, 1), slice(1, 4))]
+    for name, value in expected.items():
+        assert sum(losses[name] for losses, *_ in parts) == pytest.approx(value, rel=1e-5)
+    for gradients, whole in zip(zip(*(found for _, *found in parts), strict=True), expected_gradients, strict=True):
+        np.testing.assert_allclose(np.concatenate(gradients), whole, rtol=1e-5, atol=1e-8)

@@ -14,7 +14,7 @@ from small_data import environment
 from ssd300_vgg16 import command_line, evaluate, infer, train, train_options
 from ssd300_vgg16.data import source as data_source
 from ssd300_vgg16.data.source import DataSource
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.errors import Stopped, UserError
 
 RECIPE = {
     "preset": "coco",
@@ -36,6 +36,19 @@ RECIPE = {
     "print_freq": 20,
     "eval_every": 1,
     "seed": 0,
+    "accumulate": 1,
+    "clip_norm": None,
+    "bias_lr_factor": 1.0,
+    "bias_wd": None,
+    "ema": None,
+    "trainable_backbone_layers": 5,
+    "amp": False,
+    "eager": None,
+    "save_every": "10m",
+    "keep": 2,
+    "restarts": 3,
+    "check": False,
+    "replay": None,
     "device": None,
     "output_dir": None,
     "load": None,
@@ -89,7 +102,9 @@ def test_the_defaults_are_the_published_recipe():
         "val_annotations",
         "val_images",
         "workers",
+        "notices",
     }
+    assert options.notices == []
 
 
 @pytest.mark.parametrize(("batch", "rate"), [(32, 0.002), (4, 0.00025), (256, 0.016), (1, 0.0000625)])
@@ -152,6 +167,13 @@ def test_the_model_zoos_command_goes_on_working(tmp_path):
         (["--lr-scheduler", "cosineannealinglr"], {"lr_scheduler": "cosine"}),
         (["--lr-steps", "5"], {"lr_steps": [5]}),
         (["-j", "0", "--wd", "0", "--momentum", "0", "--warmup-steps", "0"], {"workers": 0, "weight_decay": 0.0}),
+        (["--save-every", "500"], {"save_every": "500"}),
+        (["--ema"], {"ema": 0.9998}),
+        (["--ema", "0", "--clip-norm", "1e-3", "--bias-wd", "0"], {"ema": 0.0, "clip_norm": 1e-3, "bias_wd": 0.0}),
+        (["--trainable-backbone-layers", "0"], {"trainable_backbone_layers": 0}),
+        (["-b", "3", "--accumulate", "3", "--keep", "1", "--restarts", "0"], {"accumulate": 3, "keep": 1}),
+        (["--eager"], {"eager": True}),
+        (["--no-eager", "--amp"], {"eager": False, "amp": True}),
         (["--num_classes", "2", "--seed", str(2**63 - 1)], {"num_classes": 2, "seed": 2**63 - 1}),
     ],
 )
@@ -187,6 +209,19 @@ def test_other_names_and_bounds(arguments, expected):
         (["--print-freq", "0"], "--print-freq"),
         (["--eval-every", "0"], "--eval-every"),
         (["--seed", "-1"], "--seed"),
+        (["--save-every", "0"], "--save-every: 0 is neither a number of steps (500) nor of minutes (10m)"),
+        (["--save-every", "m"], "--save-every: m is neither"),
+        (["--save-every", "0m"], "--save-every: 0m is neither"),
+        (["--save-every", "1.5m"], "--save-every: 1.5m is neither"),
+        (["--save-every", "10s"], "--save-every: 10s is neither"),
+        (["--keep", "0"], "--keep: 0 is not a whole number from 1 up"),
+        (["--restarts", "-1"], "--restarts: -1 is not a whole number from 0 up"),
+        (["--accumulate", "0"], "--accumulate: 0 is not a whole number from 1 up"),
+        (["--clip-norm", "0"], "--clip-norm: 0 is not a number above 0"),
+        (["--bias-lr-factor", "0"], "--bias-lr-factor: 0 is not a number above 0"),
+        (["--bias-wd", "-1"], "--bias-wd: -1 is not a number from 0 up"),
+        (["--ema", "1"], "--ema: 1 is not from 0 up to 1"),
+        (["--trainable-backbone-layers", "6"], "--trainable-backbone-layers: invalid choice: 6"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["photo.jpg"], "unrecognized arguments: photo.jpg"),
     ],
@@ -214,6 +249,9 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
             "--pretrained: weights are not downloaded yet; give a safetensors file of them with --load FILE",
         ),
         (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}"),
+        (["--replay", "nothing"], "--replay nothing: there is no such file or folder"),
+        (["-b", "4", "--accumulate", "5"], "--accumulate 5: there are only 4 images in a step"),
+        (["--amp", "--eager"], "--amp and --eager exclude each other: half precision is for the compiled step"),
         (["--train-annotations", "train.json"], "--train-annotations needs --train-images with it"),
         (["--val-images", "val"], "--val-images needs --val-annotations with it"),
     ],
@@ -237,9 +275,25 @@ def test_all_problems_come_in_one_message():
         assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "steps", "seconds", "due"),
+    [("500", 499, 1e9, False), ("500", 500, 0, True), ("10m", 10**9, 599.9, False), ("10m", 0, 600, True)],
+)
+def test_checkpoints_are_due_after_so_many_steps_or_minutes(text, steps, seconds, due):
+    assert train_options.save_every(text).is_due(steps, seconds) == due
+
+
+def test_weights_to_start_from_keep_their_first_stage(tmp_path):
+    (tmp_path / "weights").touch()
+    assert with_data("--load", "weights").trainable_backbone_layers == 4
+    assert with_data("--load", "weights", "--trainable-backbone-layers", 5).trainable_backbone_layers == 5
+
+
 def saved_run(folder, **changes):
-    """A run's folder with the options of a narrow run."""
+    """A run's folder with the options of a narrow run, and what else is kept with them."""
     options = vars(with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3)) | changes
+    del options["notices"]
+    options |= {"command": "train.sh --preset narrow", "val_images_folder": "/data/val"}
     folder.mkdir()
     (folder / "options.json").write_text(json.dumps(options))
     (folder / "last.safetensors").touch()
@@ -248,26 +302,67 @@ def saved_run(folder, **changes):
 
 @pytest.mark.parametrize("named", ["run", "run/last.safetensors"])
 def test_a_resumed_run_keeps_its_options(tmp_path, named):
-    saved_run(tmp_path / "run", output_dir="run", device="cuda", workers=31)
+    once = {"load": "weights", "device": "cuda", "workers": 31, "eager": True, "check": True, "replay": "file"}
+    saved_run(tmp_path / "run", output_dir="run", **once)
     options = parse("--resume", named)
     expected = RECIPE | NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named}
     assert chosen(options, expected) == expected
     assert options.data_path == "somewhere"
     assert options.workers == command_line.default_workers()
+    assert options.notices == []
 
 
 def test_options_go_before_those_of_the_resumed_run(tmp_path):
     saved_run(tmp_path / "run")
-    options = parse("--resume", "run", "--epochs", 9, "--data-path", "elsewhere", "--device", "cpu", "-j", 3)
+    given = ("--epochs", 9, "--data-path", "elsewhere", "--save-every", 7, "--ema", "--lr", 1e-3, "--seed", 7)
+    options = parse("--resume", "run", *given, "--device", "cpu", "-j", 3, "--eager")
     expected = {"epochs": 9, "data_path": "elsewhere", "device": "cpu", "workers": 3, "seed": 7, "batch_size": 4}
     assert chosen(options, expected) == expected
+    assert sorted(options.notices) == [
+        "Going on with --data-path elsewhere instead of somewhere.",
+        "Going on with --ema 0.9998 instead of None.",
+        "Going on with --epochs 9 instead of 2.",
+        "Going on with --save-every 7 instead of 10m.",
+    ]
+
+
+FIXED = [
+    ("--preset", "coco", "narrow"),
+    ("--width", "0.5", "0.125"),
+    ("--num_classes", "9", "None"),
+    ("--optimizer", "sgd", "adamw"),
+    ("--batch-size", "8", "4"),
+    ("--seed", "8", "7"),
+    ("--trainable-backbone-layers", "3", "5"),
+]
+
+
+def test_every_fixed_option_is_in_the_test_below():
+    named = {option.removeprefix("--").replace("-", "_") for option, *_ in FIXED}
+    assert named | {"model"} == set(train_options.FIXED), "there is one model only"
+
+
+@pytest.mark.parametrize(("option", "given", "kept"), FIXED)
+def test_what_makes_a_run_what_it_is_cannot_change(tmp_path, option, given, kept):
+    saved_run(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        parse("--resume", "run", option, given)
+    expected = rf"{option} {given}: the run was started with {kept} \(with --load instead of --resume, .*\)"
+    assert re.fullmatch(expected, str(caught.value))
+
+
+def test_all_that_cannot_change_is_told_at_once(tmp_path):
+    saved_run(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        parse("--resume", "run", "--seed", 8, "--width", 0.5, "--num_classes", 1)
+    for named in ("--seed 8: the run was started with 7", "--width 0.5: ", "--num_classes 1: "):
+        assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (["--load", "run"], "--load and --resume exclude each other"),
-        (["-b", "8"], "--batch-size 8: the run was started with 4"),
         (["--output-dir", "other"], "--output-dir and --resume exclude each other"),
     ],
 )
@@ -280,15 +375,17 @@ def test_what_a_resumed_run_cannot_change(tmp_path, arguments, problem):
 def test_without_data_generated_shapes_are_learned(capsys):
     options = parse()
     assert chosen(options, RECIPE) == RECIPE | NARROW | {"preset": "narrow", "dataset": "shapes"}
-    assert "No --data-path given and no data/coco here" in capsys.readouterr().out
+    (notice,) = options.notices
+    assert notice.startswith("No --data-path given and no data/coco here")
+    assert capsys.readouterr().out == "", "it is for one process of several to print"
 
 
-def test_without_data_what_is_given_still_goes_first(capsys):
+def test_without_data_what_is_given_still_goes_first():
     options = parse("--epochs", 1, "--width", 0.5)
     assert (options.dataset, options.preset, options.epochs, options.width) == ("shapes", "narrow", 1, 0.5)
     options = parse("--preset", "coco")
     assert chosen(options, RECIPE) == RECIPE | {"dataset": "shapes"}
-    assert "with --preset coco" in capsys.readouterr().out.splitlines()[-1]
+    assert "with --preset coco" in options.notices[-1]
 
 
 @pytest.mark.parametrize(
@@ -299,9 +396,9 @@ def test_without_data_what_is_given_still_goes_first(capsys):
         ["--train-annotations", "a.json", "--train-images", "a", "--val-annotations", "b.json", "--val-images", "b"],
     ],
 )
-def test_with_data_nothing_is_chosen_for_the_user(capsys, arguments):
-    assert parse(*arguments).preset == "coco"
-    assert capsys.readouterr().out == ""
+def test_with_data_nothing_is_chosen_for_the_user(arguments):
+    options = parse(*arguments)
+    assert (options.preset, options.notices) == ("coco", [])
 
 
 def test_data_in_its_usual_place_is_used(tmp_path):
@@ -403,6 +500,9 @@ def test_a_usage_error_has_status_2_and_no_traceback(module, arguments, message)
     [
         (UserError("mend it"), 2, "train.sh: mend it\n"),
         (KeyboardInterrupt(), 130, "train.sh: interrupted\n"),
+        (Stopped(signal.SIGINT), 130, "train.sh: stopped by SIGINT\n"),
+        (Stopped(signal.SIGTERM), 143, "train.sh: stopped by SIGTERM\n"),
+        (Stopped(signal.SIGUSR1), 138, "train.sh: stopped by SIGUSR1\n"),
         (
             OSError(28, "No space left on device", "runs/a"),
             2,
@@ -424,7 +524,7 @@ def test_how_a_command_line_ends(monkeypatch, capsys, raised, status, message):
         command_line.run(main, "train.sh")
     ignored = signal.signal(signal.SIGINT, handler) == signal.SIG_IGN
     assert (caught.value.code, capsys.readouterr().err) == (status, message)
-    assert ignored == (status == command_line.INTERRUPTED_STATUS)
+    assert ignored == isinstance(raised, KeyboardInterrupt)
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
@@ -462,7 +562,12 @@ def test_lines_appear_in_a_pipe_as_they_are_written():
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 3), (9, 8), (64, 8)])
-def test_workers_leave_a_core_to_the_training(monkeypatch, cores, workers):
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, 1, 1), (2, 1, 1), (4, 1, 3), (9, 1, 8), (64, 1, 8), (64, 8, 7), (12, 4, 2), (2, 2, 1), (2, 4, 1)],
+)
+def test_workers_leave_a_core_to_each_training_process(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    if processes > 1:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert command_line.default_workers() == workers

@@ -17,6 +17,7 @@ from ssd300_vgg16.training.run_folder import (
     METRICS,
     OPTIONS,
     append_metrics,
+    clear_leftovers,
     describe_run,
     find_weights,
     new_run_folder,
@@ -75,6 +76,14 @@ def test_a_run_is_meant_by_its_folder_or_by_a_checkpoint_in_it(tmp_path):
     (tmp_path / LAST).touch()
     assert run_of(tmp_path) == tmp_path
     assert run_of(tmp_path / LAST) == tmp_path
+
+
+def test_half_written_files_are_cleared(tmp_path):
+    kept = {LAST, METRICS, ".hidden", "notes.tmp"}
+    for name in (*kept, f".{LAST}.123.tmp", ".curves.png.tmp"):
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize(("files", "found"), [([LAST], LAST), ([BEST], BEST), ([LAST, BEST], BEST)])

@@ -5,19 +5,19 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from small_data import WIDTH, run, shapes_folder, start
+from safetensors.numpy import load_file
+from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder, start
 
 from ssd300_vgg16 import train
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import STATISTICS
 from ssd300_vgg16.training.run_folder import BEST, LAST, read_metrics
-from ssd300_vgg16.weights import load_model, model_tensors
+from ssd300_vgg16.weights import load_model, model_tensors, read_weights
 
 EPOCHS, STEPS = 2, 3
 SETTINGS = ("--preset", "narrow", "--width", WIDTH, "-b", 4, "-j", 1, "--print-freq", 2, "--device", "cpu")
@@ -78,15 +78,20 @@ def test_a_training_ends_with_cocos_table(trained):
 
 def test_a_run_leaves_its_files(trained):
     folder = trained[1]
+    (events,) = folder.glob("events.out.tfevents.*")
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.safetensors",
         "coco_metrics.json",
         "curves.png",
         "environment.json",
+        events.name,
         "last.safetensors",
         "metrics.jsonl",
         "options.json",
+        "step-000000003.safetensors",
+        "step-000000006.safetensors",
     ]
+    assert (folder / LAST).samefile(folder / "step-000000006.safetensors")
     assert cv2.imread(str(folder / "curves.png")).shape == (400, 1200, 3)
     for name in (BEST, LAST):
         _, description = load_model(folder / name)
@@ -101,8 +106,12 @@ def test_options_and_environment_of_a_run_are_kept(trained, place):
     assert "--output-dir 'my run'" in options["command"]
     environment = json.loads((trained[1] / "environment.json").read_text())
     assert {"python", "oneflow", "cpu", "blas", "gpus", "git_commit"} <= environment.keys()
-    counts = environment["data"]["counts"]
-    assert (counts["train"]["images"], counts["val"]["images"]) == (12, 3)
+    for split, images in (("train", 12), ("val", 3)):
+        dataset = shapes(place / "shapes", split)
+        name = f"shapes/annotations/instances_{split}.json"
+        assert environment["data"][split] == {"name": name, **dataset.fingerprint()}
+        assert environment["data"][split]["images"] == images
+    assert environment["processes"] == 1
 
 
 def test_metrics_hold_every_reading(trained):
@@ -112,7 +121,11 @@ def test_metrics_hold_every_reading(trained):
     assert [row["step"] for row in training] == [2, 3, 5, 6]
     assert [(row["step"], row["epoch"]) for row in evaluations] == [(3, 1), (6, 2)]
     for row in training:
-        assert {"localization", "classification", "lr", "images_per_second", "seconds_left"} <= row.keys()
+        assert row.keys() == {
+            *("kind", "step", "localization", "classification", "gradient_norm", "lr"),
+            *("images_per_second", "data_wait", "seconds_left", "memory_mb"),
+        }
+        assert row["gradient_norm"] > 0 and 0 <= row["data_wait"] <= 1 and row["memory_mb"] > 50
     for row in evaluations:
         assert {name for name, *_ in STATISTICS} <= row.keys()
     assert training[-1]["lr"] == pytest.approx(1e-3), "the warm-up is shortened to the length of the run"
@@ -180,60 +193,102 @@ def test_images_that_cannot_be_read_are_named_and_do_not_stop_a_training(tmp_pat
         train.main([str(a) for a in (*arguments, "--output-dir", tmp_path / "strict", "--strict-data")])
 
 
-@pytest.fixture
-def endless(place, tmp_path):
-    """A training that has reported its first steps, and its run's folder; it has a process group of its own."""
-    arguments = ("--data-path", place / "shapes", "--epochs", 999, "--output-dir", tmp_path / "run", *SETTINGS)
-    process = start("train", *arguments, folder=tmp_path, start_new_session=True)
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (("-b", 6, "--ema"), ["checkpoints: 2 of "]),
+        (("-b", 12, "--keep", 5, "--no-eager"), ["checkpoints: 5 of "]),
+    ],
+    ids=["eager", "compiled, with one step an epoch"],
+)
+def test_a_check_measures_and_writes_nothing(place, tmp_path, monkeypatch, capsys, options, lines):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--check", "--data-path", place / "shapes", "--output-dir", "run", *SETTINGS, "-j", 0, *options)
+    assert train.main([str(argument) for argument in arguments]) == 0
+    output = capsys.readouterr().out
+    number = r"\d+\.\d+"
+    expected = [
+        rf"step: {number} s, {number} images/s",
+        rf"evaluation: {number} s an image",
+        r"memory: \d+ MB \(memory_mb\)",
+        *(rf"{line}.* MB" for line in lines),
+        r"in all, about: \S+ (h|min) of training and \S+ (h|min) of evaluation",
+        "everything works; nothing was written",
+    ]
+    assert len(output.splitlines()) == len(expected)
+    for line, pattern in zip(output.splitlines(), expected, strict=True):
+        assert re.fullmatch(pattern, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--strict-data",), r"000001\.jpg: not an image"),
+        (
+            ("--optimizer", "sgd", "--lr", 1e30, "--warmup-steps", 0),
+            r"^step 2 is not finite: localization is nan.*--lr",
+        ),
+    ],
+    ids=["bad image", "wild rate"],
+)
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, about the numbers it multiplies
+def test_a_check_that_fails_says_why_and_writes_nothing(tmp_path, monkeypatch, options, problem):
+    data = shapes_folder(tmp_path / "data", 3, 1)
+    (data / "train" / "000001.jpg").write_bytes(b"no image")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=problem):
+        train.main([str(a) for a in ("--check", "--data-path", data, *SETTINGS, "-j", 0, "-b", 3, *options)])
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def kill_worker(process):
+    """Kill the data worker of a training that has reported its first steps."""
     for line in process.stdout:
         if " step " in line:
             break
-    yield process, tmp_path / "run"
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_until_gone(group):
-    """Fails when processes of the group are left after a while."""
-    for _ in range(1000):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    pytest.fail("processes are left")
-
-
-@pytest.mark.parametrize("impatient", [False, True])
-def test_ctrl_c_keeps_what_was_learned(endless, impatient):
-    process, folder = endless
-    os.killpg(process.pid, signal.SIGINT)
-    if impatient:
-        os.killpg(process.pid, signal.SIGINT)
-        for line in process.stdout:
-            if "--resume" in line:
-                process.send_signal(signal.SIGINT)
-                break
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert errors == "train.sh: interrupted\n"
-    if not impatient:
-        stopped, command = output.splitlines()[-2:]
-        assert re.fullmatch(r"Stopped after step \d+\. Go on with:", stopped)
-        assert command == f"  bash train.sh --resume {folder}"
-        assert load_model(folder / LAST)[1].width == WIDTH
-        assert int(stopped.split()[3].rstrip(".")) >= read_metrics(folder)[-1]["step"] > 0
-    wait_until_gone(process.pid)
-    assert not list(folder.glob(".*"))
-
-
-def test_a_killed_worker_stops_the_training_with_a_word(endless):
-    process, _ = endless
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (worker,) = [pid for pid in children if b"multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(int(worker), signal.SIGKILL)
+
+
+@pytest.fixture
+def with_a_worker(place, tmp_path):
+    """What starts a training with the options of `trained`, but for the folder and the options given."""
+    processes = []
+
+    def begin(*options):
+        arguments = ("--data-path", place / "shapes", "--output-dir", tmp_path / "run", *SETTINGS, *options)
+        processes.append(start("train", *arguments, folder=tmp_path))
+        return processes[-1], tmp_path / "run"
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_worker_is_replaced(trained, with_a_worker):
+    process, folder = with_a_worker("--epochs", EPOCHS)
+    kill_worker(process)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "")
+    story = r"a data loading process was killed by SIGKILL while it prepared (\S+\.jpg, )+\S+\.jpg; "
+    assert re.search(rf"^{story}another takes its place \(1 of 3\)$", output, re.MULTILINE)
+    expected, found = load_file(trained[1] / LAST), load_file(folder / LAST)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert metrics_without_times(folder) == metrics_without_times(trained[1])
+
+
+def test_a_killed_worker_that_is_not_replaced_ends_the_training_with_a_word(with_a_worker):
+    process, folder = with_a_worker("--epochs", 999, "--eval-every", 999, "--restarts", 0)
+    kill_worker(process)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert errors.startswith("train.sh: a data loading process died") and "-j 1" in errors
-    wait_until_gone(process.pid)
+    assert errors.startswith("train.sh: a data loading process was killed by SIGKILL while it prepared ")
+    assert "000" in errors and ".jpg" in errors and "-j 1" in errors and "Traceback" not in errors
+    # What was trained until then is kept.
+    assert read_weights(folder / LAST)[1]["progress"]["step"] >= read_metrics(folder)[-1]["step"] > 0

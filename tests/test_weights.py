@@ -1,5 +1,6 @@
 """Files of weights: whole or not at all, and a clear word about every kind of file that does not fit."""
 
+import json
 import pickle
 import stat
 
@@ -108,9 +109,11 @@ def test_a_new_file_takes_the_place_of_the_former_in_one_step(path, tensors):
     assert path.with_name("opened").read_bytes() == before != path.read_bytes()
 
 
-def test_a_folder_that_does_not_exist_is_named(tmp_path, tensors):
-    path = tmp_path / "nowhere" / "ssd.safetensors"
-    with pytest.raises(UserError, match=r"nowhere/ssd\.safetensors could not be written \(No such file or directory\)"):
+@pytest.mark.parametrize(("kind", "reason"), [("nothing", "No such file or directory"), ("file", "Not a directory")])
+def test_a_folder_that_is_none_is_named(tmp_path, tensors, kind, reason):
+    (tmp_path / "file").touch()
+    path = tmp_path / kind / "ssd.safetensors"
+    with pytest.raises(UserError, match=rf"{kind}/ssd\.safetensors could not be written \({reason}\)"):
         save_weights(path, tensors, DESCRIPTION)
 
 
@@ -131,6 +134,28 @@ def test_damaged_files_are_named(path, damage, reason):
     with pytest.raises(UserError, match=reason) as caught:
         load_model(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["a number", "the description"])
+def test_a_file_that_has_changed_is_named(path, part):
+    content = path.read_bytes()
+    if part == "a number":
+        damaged = content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+    else:
+        damaged = content.replace(b'\\"num_classes\\": 4', b'\\"num_classes\\": 5')
+    assert damaged != content
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"damaged \(its checksum is another than when it was written\)") as caught:
+        load_model(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_of_before_checksums_loads(path, tensors):
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["ssd300_vgg16"])
+    assert header.pop("crc32")
+    save_file(tensors, path, metadata={"ssd300_vgg16": json.dumps(header)})
+    assert load_model(path)[1] == DESCRIPTION
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder"])

@@ -12,11 +12,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_data import environment
+from small_data import environment, shapes, shapes_folder
 
 from ssd300_vgg16.data.images import ImageError, read_image
+from ssd300_vgg16.data.loader import TrainingRecipe, epoch_order, training_batches
 from ssd300_vgg16.data.workers import TASKS_AHEAD_PER_WORKER, WorkerPool
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.default_boxes import default_boxes
 
 # Pipes hold 64 KB: of more than that, a part has been sent when the other end dies.
 SMALL, LARGE = 10, 1_000_000
@@ -154,7 +156,8 @@ def test_errors_about_images_arrive(pool, tmp_path):
 def test_a_death_is_an_error_and_not_a_hang(die, size, workers):
     tasks = [(number, np.zeros(size, dtype=np.uint8)) for number in range(20)]
     received, others = [], set(multiprocessing.active_children())
-    with WorkerPool(workers) as pool, pytest.raises(UserError, match=r"process died.* -j 1"):
+    end = "ended with status 1" if die is exit_at_three else "was killed by SIGKILL"
+    with WorkerPool(workers) as pool, pytest.raises(UserError, match=rf"process {end} while .*\(3, array.* -j 1"):
         for number, _ in pool.map(die, tasks):
             received.append(number)
     assert received == [0, 1, 2]
@@ -165,18 +168,89 @@ def test_a_death_between_two_rounds_is_noticed():
     with WorkerPool(1) as pool:
         (pid,) = pool.map(process_id, [0])
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="process died"):
+        with pytest.raises(UserError, match="a data loading process was killed by SIGKILL while it prepared 0: "):
             list(pool.map(square, range(5)))
 
 
-def test_interrupts_are_left_to_the_parent():
+def killed_the_first_time(task):
+    """Tasks are a folder, for marks that outlive a process, and a number; 3 and 7 kill the process, once."""
+    folder, number = task
+    mark = folder / str(number)
+    if number in (3, 7) and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_process_is_replaced_and_its_task_done_again(tmp_path, workers):
+    notices, others = [], set(multiprocessing.active_children())
+    with WorkerPool(workers, restarts=2, notify=notices.append) as pool:
+        assert list(pool.map(killed_the_first_time, [(tmp_path, number) for number in range(12)])) == list(range(12))
+        assert len(set(multiprocessing.active_children()) - others) == workers
+        assert list(pool.map(square, range(3))) == [0, 1, 4]
+    assert set(multiprocessing.active_children()) == others
+    assert notices == [
+        f"a data loading process was killed by SIGKILL while it prepared {(tmp_path, number)!r}; "
+        f"another takes its place ({times} of 2)"
+        for times, number in ((1, 3), (2, 7))
+    ]
+
+
+def test_processes_are_replaced_so_many_times_only():
+    notices = []
+    with WorkerPool(2, restarts=2, notify=notices.append) as pool, pytest.raises(UserError, match=r"\(3, array.* -j 1"):
+        list(pool.map(killed_at_three, [(number, np.zeros(SMALL, dtype=np.uint8)) for number in range(20)]))
+    assert len(notices) == 2
+
+
+def test_a_death_while_the_pool_closes_starts_nothing():
+    """As it is with tasks that were begun and are not wanted any more."""
+    notices, others = [], set(multiprocessing.active_children())
+    pool = WorkerPool(2, restarts=9, notify=notices.append)
+    results = pool.map(sleep_for_ever_once_begun, range(10))
+    assert next(results) == 0
+    pool.close()
+    results.close()
+    assert set(multiprocessing.active_children()) == others
+    assert notices == []
+
+
+def test_the_files_of_a_task_are_named(tmp_path):
+    samples = shapes(shapes_folder(tmp_path, 2, 1), "train").samples
+    recipe = TrainingRecipe(1, "none", 0, default_boxes(), 300)
+    files = [str(samples[index].path) for (index,) in epoch_order(2, 1, seed=0, epoch=0)]
+    story = f"a data loading process was killed by SIGKILL while it prepared {files[0]}"
+    notices, others = [], set(multiprocessing.active_children())
+    with WorkerPool(1, restarts=1, notify=notices.append) as pool:
+
+        def kill_and_train():
+            (worker,) = set(multiprocessing.active_children()) - others
+            os.kill(worker.pid, signal.SIGKILL)
+            return [batch.files for batch in training_batches(samples, recipe, 0, pool)]
+
+        assert kill_and_train() == [[file] for file in files]
+        assert notices == [f"{story}; another takes its place (1 of 1)"]
+        with pytest.raises(UserError) as caught:
+            kill_and_train()
+    assert str(caught.value).startswith(f"{story}: if memory is short, run again with fewer")
+
+
+def sleep_for_ever_once_begun(number):
+    if number:
+        time.sleep(3600)
+    return number
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_what_asks_for_an_end_is_left_to_the_parent(signal_number):
     others = set(multiprocessing.active_children())
     with WorkerPool(1) as pool:
         (worker,) = set(multiprocessing.active_children()) - others
         for _ in range(2):  # as it starts, and at work
-            os.kill(worker.pid, signal.SIGINT)
+            os.kill(worker.pid, signal_number)
             assert list(pool.map(square, [3])) == [9]
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert signal_number not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_workers_use_one_core_and_no_oneflow(pools):

@@ -1,5 +1,6 @@
 """What every data set format is read into: categories, samples, and the problems found on the way."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +83,19 @@ class Dataset:
     def num_classes(self) -> int:
         """Outputs of a network for these categories: the highest label, and background."""
         return max(category.label for category in self.categories) + 1
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Counts, and a hash of all that a training takes from the annotations: names, boxes, labels, in their order.
+
+        The folder that the images are in is not part of it.
+        """
+        digest = hashlib.sha256(repr(self.categories).encode())
+        for sample in self.samples:
+            digest.update(f"{sample.id} {sample.path.name} {sample.height} {sample.width}".encode())
+            for column in (sample.boxes, sample.labels, sample.crowd):
+                digest.update(np.ascontiguousarray(column).data)
+        objects = sum(len(sample.labels) for sample in self.samples)
+        return {"images": len(self.samples), "objects": objects, "sha256": digest.hexdigest()}
 
 
 def _listed(examples: Iterable[str], count: int) -> str:

@@ -47,6 +47,9 @@ class _TrainingTask:
     indices: np.ndarray
     samples: list[Sample]
 
+    def __str__(self) -> str:
+        return _file_names(self.samples)
+
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Whole batches in one epoch; a set smaller than a batch is repeated to fill one."""
@@ -61,10 +64,15 @@ def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> np.ndar
 
 
 def training_batches(
-    samples: Sequence[Sample], recipe: TrainingRecipe, epoch: int, pool: WorkerPool, start: int = 0
+    samples: Sequence[Sample],
+    recipe: TrainingRecipe,
+    epoch: int,
+    pool: WorkerPool,
+    start: int = 0,
+    share: slice = slice(None),
 ) -> Iterator[TrainingBatch]:
-    """The batches of one epoch, in order, from batch number `start` on."""
-    rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:]
+    """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
+    rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:, share]
     tasks = (_TrainingTask(recipe, epoch, row, [samples[index] for index in row]) for row in rows)
     return pool.map(_training_batch, tasks)
 
@@ -124,12 +132,27 @@ class _EvaluationTask:
     image_size: int
     strict: bool
 
+    def __str__(self) -> str:
+        return _file_names(self.samples)
+
+
+def _file_names(samples: list[Sample]) -> str:
+    return ", ".join(str(sample.path) for sample in samples)
+
 
 def evaluation_batches(
-    samples: Sequence[Sample], batch_size: int, image_size: int, pool: WorkerPool, strict: bool = False
+    samples: Sequence[Sample],
+    batch_size: int,
+    image_size: int,
+    pool: WorkerPool,
+    strict: bool = False,
+    share: slice = slice(None),
 ) -> Iterator[EvaluationBatch]:
-    """All samples once, in order, resized and not augmented; the last batch may be smaller."""
-    starts = range(0, len(samples), batch_size)
+    """All samples once, in order, resized and not augmented; the last batch may be smaller.
+
+    share: which of the batches to give.
+    """
+    starts = range(0, len(samples), batch_size)[share]
     positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
     tasks = (_EvaluationTask(rows, [samples[row] for row in rows], image_size, strict) for rows in positions)
     return pool.map(_evaluation_batch, tasks)

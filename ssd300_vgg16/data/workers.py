@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,17 +21,26 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASKS_AHEAD_PER_WORKER = 2
+# What asks for an end is for the parent alone; a worker ends when its parent does.
+PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+DEATH_SECONDS = 5.0  # for a process whose pipe has closed to be gone
 
 
 class WorkerPool:
     """Applies functions to tasks in `workers` processes; with 0 workers, in this process.
 
     The processes are started fresh rather than forked, so they hold neither OneFlow's threads nor a GPU's context, and
-    are kept from one `map` to the next. Functions and tasks travel by pickle.
+    are kept from one `map` to the next. Functions and tasks travel by pickle. A process that dies is replaced and its
+    task done again, `restarts` times in all; `notify` is told each time.
     """
 
-    def __init__(self, workers: int):
+    def __init__(self, workers: int, restarts: int = 0, notify: Callable[[str], object] = print):
         self.workers = workers
+        self.restarts = restarts
+        self._restarts_left = restarts
+        self._notify = notify
+        self._closing = False
+        self._lock = threading.Lock()
         self._workers = [_Worker() for _ in range(workers)]
         self._idle = SimpleQueue()
         for worker in self._workers:
@@ -41,7 +51,7 @@ class WorkerPool:
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Results in the order of the tasks, at most TASKS_AHEAD_PER_WORKER x workers of them prepared ahead.
 
-        Raises UserError if a worker process dies; what the function raises is raised here.
+        Raises UserError if a worker process dies and may not be replaced; what the function raises is raised here.
         """
         if self._threads is None:
             yield from map(function, tasks)
@@ -63,14 +73,32 @@ class WorkerPool:
     def _apply(self, function: Callable[[Task], Result], task: Task) -> Result:
         worker = self._idle.get()
         try:
-            return worker.apply(function, task)
+            while True:
+                try:
+                    return worker.apply(function, task)
+                except _WorkerDied:
+                    worker = self._replacement(worker, task)
         finally:
             self._idle.put(worker)
 
+    def _replacement(self, dead: "_Worker", task: Task) -> "_Worker":
+        """A new process in a dead one's place; UserError if there have been enough of them."""
+        story = f"a data loading process {dead.end()} while it prepared {task}"
+        with self._lock:
+            if self._closing or not self._restarts_left:
+                raise UserError(f"{story}: if memory is short, run again with fewer of them (such as -j 1)")
+            self._restarts_left -= 1
+            worker = _Worker()
+            self._workers[self._workers.index(dead)] = worker
+        self._notify(f"{story}; another takes its place ({self.restarts - self._restarts_left} of {self.restarts})")
+        return worker
+
     def close(self) -> None:
         """Stop the processes; tasks that are not finished are dropped."""
-        for worker in self._workers:
-            worker.kill()
+        with self._lock:
+            self._closing = True
+            for worker in self._workers:
+                worker.kill()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
@@ -79,6 +107,10 @@ class WorkerPool:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+class _WorkerDied(Exception):
+    """The process that was to do a task is gone."""
 
 
 class _Worker:
@@ -93,8 +125,8 @@ class _Worker:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         resource_tracker.ensure_running()  # starting it would unblock the signal
-        # A process inherits what is blocked: Ctrl-C is for its parent alone, from the first moment on.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # A process inherits what is blocked, so that it is from the first moment on.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
         try:
             self._process.start()
         finally:
@@ -106,12 +138,18 @@ class _Worker:
             self._connection.send((function, task))
             result, error, trace = self._connection.recv()
         except (EOFError, OSError) as gone:
-            raise UserError(
-                "a data loading process died (killed, or out of memory?): run again with fewer of them, such as -j 1"
-            ) from gone
+            raise _WorkerDied from gone
         if error is not None:
             raise error from RuntimeError(trace)
         return result
+
+    def end(self) -> str:
+        """How it ended, in words: "was killed by SIGKILL"."""
+        self._process.join(DEATH_SECONDS)
+        code = self._process.exitcode
+        if code is None:
+            return "closed its pipe"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     def kill(self) -> None:
         self._process.kill()

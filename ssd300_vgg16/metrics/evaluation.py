@@ -1,5 +1,7 @@
 """A detector on a data set: all its detections, and their AP."""
 
+import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,9 +13,11 @@ from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap, coco_results
+from ssd300_vgg16.processes.world import ALONE, World
 
 # From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what `postprocess` returns.
 Detect = Callable[[np.ndarray, np.ndarray], list[dict[str, np.ndarray]]]
+DETECTION_COLUMNS = ("boxes", "scores", "labels")
 
 
 @dataclass(frozen=True)
@@ -25,22 +29,66 @@ class Evaluation:
     unreadable: list[str]
 
 
+class Interrupted(Exception):
+    """Evaluation was told to stop before its end."""
+
+
 def evaluate(
-    detect: Detect, dataset: Dataset, image_size: int, batch_size: int, pool: WorkerPool, strict: bool = False
-) -> Evaluation:
+    detect: Detect,
+    dataset: Dataset,
+    image_size: int,
+    batch_size: int,
+    pool: WorkerPool,
+    strict: bool = False,
+    world: World = ALONE,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Detect on every image of the data set and compute COCO's numbers.
 
-    Images that cannot be read are left out of the numbers and named; with strict they raise UserError.
+    The batches are shared out among the processes of the world; the first of them returns what one process would
+    have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
+    UserError. Interrupted is raised, by all of them, once stopping() is true in one.
     """
     positions, detections, unreadable = [], [], []
-    with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=None, leave=False) as bar:
-        for batch in evaluation_batches(dataset.samples, batch_size, image_size, pool, strict):
+    share = slice(world.rank, None, world.size)
+    hidden = None if world.is_first else True
+    with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
+        for batch in evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share):
             unreadable += batch.unreadable
             if len(batch.positions):
                 detections += detect(batch.images, batch.sizes_hw)
                 positions += batch.positions.tolist()
-            bar.update(len(batch.positions) + len(batch.unreadable))
+            bar.update((len(batch.positions) + len(batch.unreadable)) * world.size)
+            if stopping():
+                break
+    if any(world.total(stopping())):
+        raise Interrupted
+    positions, detections, unreadable = _gather(world, positions, detections, unreadable)
     if not positions:
         raise UserError(f"{dataset.name}: not one of its {len(dataset.samples)} images could be read: {unreadable[:3]}")
+    if not world.is_first:
+        return None
     results = coco_results(dataset, positions, detections)
     return Evaluation(coco_ap(dataset, positions, results), results, unreadable)
+
+
+def _gather(
+    world: World, positions: list[int], detections: list[dict[str, np.ndarray]], unreadable: list[str]
+) -> tuple[list[int], list[dict[str, np.ndarray]], list[str]]:
+    """Everyone's, in the order of the data set."""
+    if world.size == 1:
+        return positions, detections, unreadable
+    columns = {name: np.concatenate([found[name] for found in detections] or [[]]) for name in DETECTION_COLUMNS}
+    message = io.BytesIO()
+    counts = np.array([len(found["scores"]) for found in detections], dtype=np.int64)
+    told = np.frombuffer(json.dumps(unreadable).encode(), dtype=np.uint8)
+    np.savez(message, positions=np.array(positions, dtype=np.int64), counts=counts, unreadable=told, **columns)
+    by_position, messages = {}, []
+    for content in world.gathered(message.getvalue()):
+        with np.load(io.BytesIO(content)) as part:
+            ends = part["counts"].cumsum()[:-1]
+            split = {name: np.split(part[name], ends) for name in DETECTION_COLUMNS}
+            for number, position in enumerate(part["positions"].tolist()):
+                by_position[position] = {name: split[name][number] for name in DETECTION_COLUMNS}
+            messages += json.loads(part["unreadable"].tobytes())
+    return sorted(by_position), [by_position[position] for position in sorted(by_position)], messages

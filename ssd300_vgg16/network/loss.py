@@ -1,21 +1,25 @@
 """The multibox loss: smooth L1 on offsets, cross-entropy with hard negative mining on classes (section 2.2)."""
 
+from ssd300_vgg16.network.precision import in_float32
 from ssd300_vgg16.runtime import flow
 
 # Hard negatives for each positive, at the most (section 2.2, "Hard negative mining").
 NEGATIVES_PER_POSITIVE = 3
 
 
-def multibox_loss(offsets, logits, target_offsets, target_labels) -> dict:
+def multibox_loss(offsets, logits, target_offsets, target_labels, normaliser=None) -> dict:
     """Both parts of SSD's loss, each summed over the batch and divided by max(1, positives in the batch).
 
     offsets [B, D, 4] and logits [B, D, C] are the network's answers; target_offsets float32 [B, D, 4] and
     target_labels int64 [B, D] what they should be (label 0 is background). Returns scalars "localization" and
     "classification". An image without objects adds nothing; where fewer negatives exist than are asked for, all count.
+    normaliser: a float32 scalar to divide by instead, where this is but a part of a batch.
     """
+    offsets, logits = in_float32(offsets), in_float32(logits)
     positive = target_labels > 0
     positives = positive.sum(dim=1, keepdim=True)
-    normaliser = positives.sum().to(flow.float32).clamp(min=1.0)
+    if normaliser is None:
+        normaliser = positives.sum().to(flow.float32).clamp(min=1.0)
     distance = flow._C.smooth_l1_loss(offsets, target_offsets, beta=1.0, reduction="none").sum(dim=2)
     cross_entropy = _cross_entropy(logits, target_labels)
     counted = flow.logical_or(positive, _hard_negatives(cross_entropy, positive, positives))

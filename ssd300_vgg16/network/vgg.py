@@ -2,6 +2,7 @@
 
 from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
 from ssd300_vgg16.network.cpu_pooling import CpuMaxPool
+from ssd300_vgg16.network.precision import in_float32
 from ssd300_vgg16.runtime import flow
 
 nn = flow.nn
@@ -142,5 +143,6 @@ class Backbone(nn.Module):
         return maps
 
     def _rescaled(self, x):
+        x = in_float32(x)
         norm = flow.sqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
-        return x / norm * self.scale_weight.view(1, -1, 1, 1)
+        return in_float32(x / norm * self.scale_weight.view(1, -1, 1, 1))

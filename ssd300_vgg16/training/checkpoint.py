@@ -1,60 +1,123 @@
-"""Checkpoints of a run: the network, and what it takes to go on training it."""
+"""Checkpoints of a run: the network, and all that it takes to go on training as if nothing had happened."""
 
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.ssd import SSD300
-from ssd300_vgg16.weights import ModelDescription, describe, load_tensors, model_tensors, read_weights, save_weights
+from ssd300_vgg16.training.run_folder import LAST
+from ssd300_vgg16.weights import ModelDescription, read_weights, save_weights
 
-# A checkpoint is a file of weights whose other tensors, the optimizer's, have names that begin so.
+# A checkpoint is a file of weights whose other tensors have names that begin so.
 OPTIMIZER_PREFIX = "optimizer/"
+AVERAGE_PREFIX = "average/"
+FORMER = "step-{step:09d}.safetensors"
+FORMER_PATTERN = "step-*.safetensors"
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a run has come: steps done, epochs done (evaluation and all), and the best AP so far (-1: none yet).
 
-    steps_per_epoch is kept to tell whether a run that goes on has the images and the batch size it was begun with.
+    readings: those not reported yet, and their names; metrics_length: bytes of metrics.jsonl that go with this
+    checkpoint; data: what `fingerprint` said of the training set.
     """
 
     step: int = 0
     epoch: int = 0
     best_ap: float = -1.0
-    steps_per_epoch: int = 0
+    readings: dict[str, list] = field(default_factory=dict)
+    metrics_length: int = 0
+    data: dict = field(default_factory=dict)
 
 
-def save_checkpoint(
-    path: Path,
-    model: SSD300,
-    description: ModelDescription,
-    optimizer_state: dict[str, np.ndarray],
-    progress: Progress,
-) -> None:
-    """Write everything that `load_checkpoint` needs into one file, atomically."""
-    optimizer = {f"{OPTIMIZER_PREFIX}{name}": array for name, array in optimizer_state.items()}
-    save_weights(path, {**model_tensors(model), **optimizer}, description, {"progress": asdict(progress)})
+@dataclass(frozen=True)
+class Checkpoint:
+    """Names to arrays, of the network, the optimizer and the moving average (if there is one); and the progress."""
+
+    model: Mapping[str, np.ndarray]
+    optimizer: Mapping[str, np.ndarray]
+    average: Mapping[str, np.ndarray]
+    progress: Progress
 
 
-def load_checkpoint(path: Path, model: SSD300) -> tuple[dict[str, np.ndarray], Progress]:
-    """Put a checkpoint's weights into the model; returns the optimizer's state and the progress.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, description: ModelDescription, keep: int) -> None:
+    """Write a run's last checkpoint, atomically and synced; the keep - 1 before it stay, named by their steps.
 
-    Raises UserError for a file that is no checkpoint, or one of another network.
+    Raises UserError if it cannot be written; the former one is then still there, whole.
     """
+    tensors = {
+        **checkpoint.model,
+        **{f"{OPTIMIZER_PREFIX}{name}": array for name, array in checkpoint.optimizer.items()},
+        **{f"{AVERAGE_PREFIX}{name}": array for name, array in checkpoint.average.items()},
+    }
+    last = folder / LAST
+    aside = folder / FORMER.format(step=checkpoint.progress.step)
+    # First under the name it will have when it is no longer the last, so that at no time there is but one of them.
+    save_weights(aside, tensors, description, {"progress": asdict(checkpoint.progress)})
+    _name_last(aside, last)
+    written = sorted(folder.glob(FORMER_PATTERN), reverse=True)
+    # Those of later steps were left behind when the run went back to this one.
+    for superfluous in [*(path for path in written if path > aside), *[p for p in written if p <= aside][keep:]]:
+        superfluous.unlink(missing_ok=True)
+
+
+def _name_last(newest: Path, last: Path) -> None:
+    """Let `last` be another name of the newest checkpoint; where the disk knows no second names, its only one."""
+    link = last.with_name(f".{last.name}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(newest, link)
+    except OSError:
+        link = newest
+    link.replace(last)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises UserError for a file that is none, or is damaged."""
     tensors, header = read_weights(path)
     if "progress" not in header:
         raise UserError(f"{path} holds weights but no state of training: use --load to start from it")
-    load_tensors(model, tensors, path)
-    optimizer = {
-        name.removeprefix(OPTIMIZER_PREFIX): array
-        for name, array in tensors.items()
-        if name.startswith(OPTIMIZER_PREFIX)
-    }
-    return optimizer, Progress(**header["progress"])
+    parts = {OPTIMIZER_PREFIX: {}, AVERAGE_PREFIX: {}, "": {}}
+    for name, array in tensors.items():
+        prefix = next(prefix for prefix in parts if name.startswith(prefix))
+        parts[prefix][name.removeprefix(prefix)] = array
+    try:
+        progress = Progress(**header["progress"])
+    except TypeError as error:
+        raise UserError(
+            f"{path}: a checkpoint of another version of this program: use --load to start from it"
+        ) from error
+    return Checkpoint(parts[""], parts[OPTIMIZER_PREFIX], parts[AVERAGE_PREFIX], progress)
 
 
-def checkpoint_description(path: Path) -> ModelDescription:
-    """What network a checkpoint is of."""
-    return describe(*read_weights(path), path)
+def newest_checkpoint(run: Path) -> tuple[Path, Checkpoint, list[str]] | None:
+    """The checkpoint to go on from: the file itself if `run` is one, else the newest whole one in the run's folder.
+
+    Returns its path, its content, and what was wrong with newer ones; None if the run has not written any yet. Raises
+    UserError if there are some and none is whole.
+    """
+    problems = []
+    for path in _candidates(run):
+        try:
+            return path, load_checkpoint(path), problems
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("no checkpoint to go on from: " + "; ".join(problems))
+    return None
+
+
+def _candidates(run: Path) -> Iterator[Path]:
+    if not run.is_dir():
+        yield run
+        return
+    last = run / LAST
+    if last.exists():
+        yield last
+    for former in sorted(run.glob(FORMER_PATTERN), reverse=True):
+        if not (last.exists() and former.samefile(last)):
+            yield former

@@ -31,6 +31,12 @@ def new_run_folder(chosen: Path | None) -> Path:
     return folder
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a run that was killed while it saved."""
+    for aside in folder.glob(".*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
 def _unused(folder: Path) -> Path:
     """The folder, with a number behind its name if other runs began in the same second."""
     numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))

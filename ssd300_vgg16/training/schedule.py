@@ -1,15 +1,11 @@
-"""The learning rate as a function of the step alone, and the same as a OneFlow scheduler for the compiled step."""
+"""The learning rate as a function of the step alone."""
 
 import math
 from dataclasses import dataclass
 
-from ssd300_vgg16.runtime import flow
-
 # The published recipe starts at a thousandth of the learning rate and reaches it after 1000 iterations.
 WARMUP_FACTOR = 1e-3
 WARMUP_STEPS = 1000
-# A step no training reaches.
-NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -41,17 +37,3 @@ class Schedule:
         # 3. Half a cosine.
         done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         return self.base_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def oneflow_scheduler(schedule: Schedule, optimizer):
-    """A OneFlow scheduler with the same learning rates, which a graph can carry out without the host."""
-    schedulers = flow.optim.lr_scheduler
-    if schedule.kind == "multistep":
-        # In a graph, an empty list of milestones aborts the process.
-        milestones = [step - schedule.warmup_steps for step in schedule.milestones] or [NEVER]
-        after = schedulers.MultiStepLR(optimizer, milestones, schedule.gamma)
-    else:
-        after = schedulers.CosineDecayLR(optimizer, schedule.total_steps - schedule.warmup_steps, alpha=0.0)
-    if schedule.warmup_steps == 0:
-        return after
-    return schedulers.WarmUpLR(after, WARMUP_FACTOR, schedule.warmup_steps, "linear", warmup_prefix=True)

@@ -1,98 +1,125 @@
-"""One training step: network, loss, backward and update, with no transfer of results to the host inside.
+"""One training step: network, loss, backward and update, on this process's part of a batch.
 
-On a GPU it is a static graph. On the CPU it runs op by op, because that is where `cpu_convolution` can serve.
+Any number of processes, and of passes that a batch is split into, gives the training of one process on the whole
+batch: losses are divided by the positives of the whole batch, and gradients are summed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from ssd300_vgg16.data.loader import TrainingBatch
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.processes.world import World
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.schedule import Schedule, oneflow_scheduler
+from ssd300_vgg16.training.optimizer import make_optimizer, oneflow_scheduler
+from ssd300_vgg16.training.plan import UpdateRule
+from ssd300_vgg16.training.schedule import Schedule
 
-LOSS_PARTS = ("localization", "classification")
+# What a step tells of itself, in this order.
+READINGS = ("localization", "classification", "gradient_norm")
 STEP = "step"
-# What a graph calls an optimizer's tensors, and what the optimizer itself calls them.
-GRAPH_STEP = "System-Train-TrainStep"
+# What a graph calls its own state and an optimizer's tensors, and what we and the optimizer itself call them.
+GRAPH_STATE = {
+    STEP: "System-Train-TrainStep",
+    "loss_scale": "System-Train-DynamicLossScale-{graph}-LossScale",
+    "good_steps": "System-Train-DynamicLossScale-{graph}-GoodStepCounter",
+}
+GRAPHS_OWN = "System-"
 SLOTS = {"momentum": "momentum_buf", "m": "exp_avg", "v": "exp_avg_sq"}
+# Graphs of several processes: OneFlow frees one only when all processes do so, and waits for that for ever.
+_kept: list["_Graph"] = []
+# A scale of 1 that never grows: the graph's way to leave out an update whose gradients are not finite.
+UNSCALED = {"init_scale": 1.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 1 << 30}
+# As torch.cuda.amp.GradScaler has it.
+HALF_SCALED = {"init_scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
 
 
-def make_optimizer(kind: str, model: SSD300, lr: float, momentum: float, weight_decay: float):
-    """OneFlow's "sgd" (momentum, L2 in the gradient) or "adamw" (decoupled weight decay) over all parameters."""
-    parameters = list(model.parameters())
-    if kind == "sgd":
-        return flow.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    return flow.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+class NotFinite(Exception):
+    """A step whose losses or gradients are not finite; `readings` float32 [R] are in the order of READINGS."""
+
+    def __init__(self, readings: np.ndarray, step: int):
+        super().__init__(readings, step)
+        self.readings = readings
+        self.step = step
 
 
-def _backward(model: SSD300, images, target_offsets, target_labels):
-    """Gradients of all parameters; returns the parts of the loss, in the order of LOSS_PARTS, as one tensor."""
-    offsets, logits = model(images)
-    losses = multibox_loss(offsets, logits, target_offsets, target_labels)
-    (losses["localization"] + losses["classification"]).backward()
-    return flow.stack([losses[part] for part in LOSS_PARTS])
-
-
-class GraphStep(flow.nn.Graph):
-    """Calling it with a batch trains the model one step and returns the parts of the loss, still on the device.
-
-    The first call compiles. Every batch has to have the shapes of the first. `state` and `restore` speak of the
-    optimizer and the schedule in the same words as EagerStep's.
-    """
-
-    def __init__(self, model: SSD300, optimizer, schedule: Schedule):
-        super().__init__()
-        self.model = model
-        self.add_optimizer(optimizer, lr_sch=oneflow_scheduler(schedule, optimizer))
-
-    def build(self, images, target_offsets, target_labels):
-        return _backward(self.model, images, target_offsets, target_labels)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """ "step" and "PARAMETER-SLOT" to arrays."""
-        found = {}
-        for name, tensor in self.state_dict().items():
-            if name == GRAPH_STEP:
-                found[STEP] = tensor.numpy().reshape(())
-            elif isinstance(tensor, flow.Tensor):
-                found[name.removeprefix("model.")] = tensor.numpy()
-        return found
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a `state`; only before the first call."""
-        state = {f"model.{name}": array for name, array in state.items() if name != STEP} | (
-            {GRAPH_STEP: state[STEP].reshape(1)} if STEP in state else {}
-        )
-        self.load_state_dict({name: flow.tensor(np.ascontiguousarray(array)) for name, array in state.items()})
+def _parts(batch: TrainingBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return batch.images, batch.offsets, batch.labels
 
 
 class EagerStep:
-    """As GraphStep, op by op."""
+    """The step op by op. On the CPU it is the faster one, because `cpu_convolution` can serve in it.
 
-    def __init__(self, model: SSD300, optimizer, schedule: Schedule):
+    Calling it with a part of a batch, and the positives of the whole batch, trains the model one step and returns
+    the READINGS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.
+    """
+
+    def __init__(self, model: SSD300, rule: UpdateRule, schedule: Schedule, world: World, passes: int = 1):
         self.model = model
-        self.optimizer = optimizer
+        self.optimizer = make_optimizer(rule, model, schedule.base_lr)
+        self.rule = rule
         self.schedule = schedule
+        self.world = world
+        self.passes = passes
+        self.readings = READINGS
         self.steps = 0
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def __call__(self, images, target_offsets, target_labels):
+    def __call__(self, batch: TrainingBatch, positives: int):
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._backward(batch, positives)
+        gradients = [parameter.grad for parameter in self._trainable]
+        losses = self._sum_over_processes(losses, gradients)
+        norm = flow.sqrt(flow.stack([flow._C.square(gradient).sum() for gradient in gradients]).sum())
+        readings = flow.cat([losses, norm.reshape(1)])
+        if not np.isfinite(readings.numpy()).all():
+            raise NotFinite(readings.numpy(), self.steps)
+        if self.rule.clip_norm is not None:
+            factor = self.rule.clip_norm / (norm + 1e-6)
+            for gradient in gradients:
+                gradient.mul_(factor.clamp(max=1.0))
+        self._update()
+        return readings
+
+    def _backward(self, batch: TrainingBatch, positives: int):
+        """Gradients of all parameters, and the losses [2], of this process's images alone."""
+        device = self._trainable[0].device
+        normaliser = flow.tensor(float(max(1, positives)), dtype=flow.float32, device=device)
+        total = flow.zeros(2, device=device)
+        for images, target_offsets, target_labels in _passes(batch, self.passes):
+            targets = flow.from_numpy(target_offsets).to(device), flow.from_numpy(target_labels).to(device)
+            losses = multibox_loss(*self.model(flow.from_numpy(images).to(device)), *targets, normaliser)
+            (losses["localization"] + losses["classification"]).backward()
+            total += flow.stack([losses["localization"], losses["classification"]]).detach()
+        return total
+
+    def _sum_over_processes(self, losses, gradients: list):
+        if self.world.size == 1:
+            return losses
+        flat = flow.cat([losses, *(gradient.reshape(-1) for gradient in gradients)])
+        flow.comm.all_reduce(flat)
+        start = len(losses)
+        for gradient in gradients:
+            gradient.copy_(flat[start : start + gradient.numel()].reshape(gradient.shape))
+            start += gradient.numel()
+        return flat[: len(losses)]
+
+    def _update(self) -> None:
+        rate = self.schedule.learning_rate(self.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.steps)
-        self.optimizer.zero_grad()
-        losses = _backward(self.model, images, target_offsets, target_labels)
+            group["lr"] = rate * group["lr_scale"]  # a graph's optimizer does this by itself
         self.optimizer.step()
         self.steps += 1
-        return losses.detach()
 
     def state(self) -> dict[str, np.ndarray]:
         """ "step" and "PARAMETER-SLOT" to arrays."""
         found = {STEP: np.array(self.steps)}
         for name, parameter in self.model.named_parameters():
             for slot, key in SLOTS.items():
-                if key in self.optimizer._state[parameter]:
+                if key in self.optimizer._state.get(parameter, {}):
                     found[f"{name}-{slot}"] = self.optimizer._state[parameter][key].numpy()
         return found
 
@@ -100,19 +127,136 @@ class EagerStep:
         """Go on from a `state`."""
         parameters = dict(self.model.named_parameters())
         for name, array in state.items():
-            if name != STEP:
-                parameter, _, slot = name.rpartition("-")
+            parameter, _, slot = name.rpartition("-")
+            if slot in SLOTS:
                 tensor = flow.tensor(np.ascontiguousarray(array)).to(parameters[parameter].device)
                 self.optimizer._state[parameters[parameter]][SLOTS[slot]] = tensor
         self.steps = self.optimizer._state["step"] = int(state.get(STEP, 0))
 
 
-def make_step(model: SSD300, optimizer, schedule: Schedule, device: str) -> GraphStep | EagerStep:
-    """The kind of step that is faster on the device the model is on."""
-    kind = EagerStep if device == "cpu" else GraphStep
-    return kind(model, optimizer, schedule)
+def _passes(batch: TrainingBatch, passes: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """The batch's arrays in so many parts, as even as can be, none of them empty."""
+    pieces = [np.array_split(array, min(passes, len(array))) for array in _parts(batch)]
+    return zip(*pieces, strict=True)
 
 
-def to_device(batch: TrainingBatch, device: str) -> tuple:
-    """A batch's three arrays as tensors on the device, in the order the step takes them."""
-    return tuple(flow.from_numpy(array).to(device) for array in (batch.images, batch.offsets, batch.labels))
+class _Graph(flow.nn.Graph):
+    """Network, loss, backward and update, compiled; over several processes on global tensors."""
+
+    def __init__(self, model: SSD300, optimizer, schedule: Schedule, passes: int, amp: bool):
+        super().__init__()
+        self.model = model
+        self.passes = passes
+        # With amp the gradients are scaled here, by what is not to be had; with passes they come at other times.
+        self.reads_norm = passes == 1 and not amp
+        self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.add_optimizer(optimizer, lr_sch=oneflow_scheduler(schedule, optimizer))
+        self.set_grad_scaler(flow.amp.GradScaler(**(HALF_SCALED if amp else UNSCALED)))
+        if amp:
+            self.config.enable_amp(True)
+        if passes > 1:
+            self.config.set_gradient_accumulation_steps(passes)
+
+    def build(self, images, target_offsets, target_labels, normaliser):
+        offsets, logits = self.model(images)
+        losses = multibox_loss(offsets, logits, target_offsets, target_labels, normaliser.max())
+        # OneFlow takes the mean of the passes' gradients; theirs is the sum.
+        ((losses["localization"] + losses["classification"]) * float(self.passes)).backward()
+        parts = flow.stack([losses["localization"], losses["classification"]])
+        if not self.reads_norm:
+            return (self._whole(parts),)
+        squares = [flow._C.square(self._whole(parameter.grad)).sum() for parameter in self.trainable]
+        return self._whole(parts), self._whole(flow.sqrt(flow.stack(squares).sum()))
+
+    @staticmethod
+    def _whole(tensor):
+        return tensor.to_global(sbp=flow.sbp.broadcast) if tensor.is_global else tensor
+
+
+class GraphStep:
+    """As EagerStep, compiled at the first call, with no transfer to the host inside: the one for GPUs.
+
+    An update whose gradients are not finite is left out, and the readings say so; nothing is raised. Every batch has
+    to have the shapes of the first. With amp, products run in half precision. The gradient norm is not read with amp,
+    nor with several passes.
+    """
+
+    def __init__(
+        self,
+        model: SSD300,
+        rule: UpdateRule,
+        schedule: Schedule,
+        world: World,
+        passes: int = 1,
+        amp: bool = False,
+    ):
+        if rule.clip_norm is not None and rule.biases_apart:
+            raise UserError(
+                "--clip-norm does not go with --bias-lr-factor or --bias-wd in a compiled step: add --eager"
+            )
+        self.world = world
+        self.passes = passes
+        self.amp = amp
+        self.device = next(model.parameters()).device.type
+        if world.size > 1:
+            self.placement = flow.placement(self.device, ranks=list(range(world.size)))
+            model.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
+        self._graph = _Graph(model, make_optimizer(rule, model, schedule.base_lr), schedule, passes, amp)
+        if world.size > 1:
+            _kept.append(self._graph)
+        self.readings = READINGS if self._graph.reads_norm else READINGS[:2]
+
+    def __call__(self, batch: TrainingBatch, positives: int):
+        rows = len(batch.images)
+        if rows % self.passes:
+            raise UserError(
+                f"--accumulate {self.passes}: it has to divide the images of a process ({rows}); or add --eager"
+            )
+        normaliser = np.full(rows, max(1, positives), dtype=np.float32)
+        found = self._graph(*map(self._placed, (*_parts(batch), normaliser)))
+        losses, *norm = [tensor.to_local() if self.world.size > 1 else tensor for tensor in found]
+        # The passes' losses come one after the other.
+        return flow.cat([losses.reshape(-1, 2).sum(dim=0), *(tensor.reshape(1) for tensor in norm)])
+
+    def _placed(self, array: np.ndarray):
+        tensor = flow.from_numpy(array)
+        if self.world.size > 1:
+            return tensor.to(self.device).to_global(placement=self.placement, sbp=flow.sbp.split(0))
+        return tensor.to(self.device)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """ "step", "PARAMETER-SLOT", and with amp the loss scale's, to arrays."""
+        found, names = {}, {graph: ours for ours, graph in self._state_names().items()}
+        for name, tensor in self._graph.state_dict().items():
+            if isinstance(tensor, flow.Tensor) and (name in names or not name.startswith(GRAPHS_OWN)):
+                array = (tensor.to_local() if tensor.is_global else tensor).numpy()
+                found[names.get(name, name.removeprefix("model."))] = array.reshape(()) if name in names else array
+        return found
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a `state`; only before the first call."""
+        names = self._state_names()
+        tensors = {}
+        for name, array in state.items():
+            if name in GRAPH_STATE and name not in names:
+                continue
+            array = array.reshape(1) if name in names else array
+            tensor = flow.tensor(np.ascontiguousarray(array))
+            if self.world.size > 1:
+                tensor = tensor.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
+            tensors[names.get(name, f"model.{name}")] = tensor
+        self._graph.load_state_dict(tensors)
+
+    def _state_names(self) -> dict[str, str]:
+        # The loss scale is amp's alone: to a step without, what it left would look like the gradients' own size.
+        kept = GRAPH_STATE if self.amp else [STEP]
+        return {ours: GRAPH_STATE[ours].format(graph=self._graph.name) for ours in kept}
+
+
+def make_step(
+    model: SSD300, rule: UpdateRule, schedule: Schedule, world: World, passes: int, amp: bool, eager: bool
+) -> GraphStep | EagerStep:
+    """The kind of step asked for."""
+    if eager:
+        return EagerStep(model, rule, schedule, world, passes)
+    return GraphStep(model, rule, schedule, world, passes, amp)

@@ -1,171 +1,226 @@
-"""The training loop: steps, readings, evaluations, checkpoints."""
+"""The training loop: steps, reports, evaluations, checkpoints, and an end in good order whatever happens."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.loader import TrainingBatch, TrainingRecipe, steps_per_epoch, training_batches
+from ssd300_vgg16.data.loader import TrainingBatch, steps_per_epoch, training_batches
 from ssd300_vgg16.data.workers import WorkerPool
-from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.metrics.evaluation import Evaluation
+from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.metrics.evaluation import Evaluation, Interrupted
 from ssd300_vgg16.network.ssd import SSD300
-from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.checkpoint import Progress, save_checkpoint
+from ssd300_vgg16.processes.world import World
+from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from ssd300_vgg16.training.curves import draw_curves
-from ssd300_vgg16.training.run_folder import BEST, LAST, append_metrics
-from ssd300_vgg16.training.schedule import Schedule
-from ssd300_vgg16.training.step import LOSS_PARTS, EagerStep, GraphStep, to_device
+from ssd300_vgg16.training.ema import MovingAverage
+from ssd300_vgg16.training.plan import Plan
+from ssd300_vgg16.training.readings import Pace, Readings, memory
+from ssd300_vgg16.training.replay import save_replay
+from ssd300_vgg16.training.run_folder import BEST
+from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
+from ssd300_vgg16.training.stopping import STOP_SIGNALS, StopRequest
 from ssd300_vgg16.weights import ModelDescription, model_tensors, save_weights
 
+# From weights by name, and what says whether to stop, to the AP on the validation set; None but in the first process.
+# It takes another data set than that as a third argument.
+Evaluate = Callable[..., Evaluation | None]
 
-@dataclass(frozen=True)
-class Plan:
-    """How long to train, and how often to look: print_every counts steps, evaluate_every epochs."""
-
-    epochs: int
-    schedule: Schedule
-    recipe: TrainingRecipe
-    print_every: int
-    evaluate_every: int
+NOT_FINITE_ADVICE = (
+    "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
+)
 
 
 @dataclass
 class Trainer:
-    """One run in its folder. `train` does it all; what it needs is put together by the command line."""
+    """One run in its folder, as one of the processes of a world sees it; the first of them writes and prints.
+
+    `train` does it all; what it needs is put together by the command line. log: None in the others.
+    """
 
     folder: Path
     model: SSD300
     description: ModelDescription
     step: GraphStep | EagerStep
-    device: str
+    average: MovingAverage | None
     plan: Plan
     samples: Sequence[Sample]
     pool: WorkerPool
-    evaluate: Callable[[], Evaluation]
+    evaluate: Evaluate
     progress: Progress
+    world: World
+    device: str
+    log: RunLog | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def __post_init__(self):
+        self.steps_per_epoch = steps_per_epoch(len(self.samples), self.plan.recipe.batch_size)
+        # A run that goes on with another kind of step may read other things of it.
+        kept = self.progress.readings if self.progress.readings.get("names") == list(self.step.readings) else {}
+        self.readings = Readings(self.step.readings, kept.get("values", []))
+        self.pace = Pace(self.plan.recipe.batch_size)
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def train(self) -> Evaluation | None:
         """Train to the end of the plan, from `progress` on; returns the last evaluation, if there was one.
 
-        Ctrl-C ends with a checkpoint of the last whole step and KeyboardInterrupt. A loss that is not finite raises
-        UserError and leaves the former checkpoint as it is.
+        A signal ends with a checkpoint of the last whole step and Stopped; so does, as UserError, trouble with the
+        data. A loss that is not finite raises UserError too and leaves the former checkpoint as it is.
         """
         evaluation = None
-        steps = self._steps_per_epoch()
-        if self.progress.steps_per_epoch not in (0, steps):
-            raise UserError(
-                f"{self.folder}: the run had {self.progress.steps_per_epoch} steps an epoch, now it is {steps}: go on "
-                "with the --batch-size and the training images that it was started with"
-            )
-        self.progress = replace(self.progress, steps_per_epoch=steps)
-        for epoch in range(self.progress.epoch, self.plan.epochs):
-            self._train_epoch(epoch, start=self.progress.step - epoch * steps)
-            last = epoch + 1 == self.plan.epochs
-            if last or (epoch + 1) % self.plan.evaluate_every == 0:
-                self._save_last()  # an evaluation that is interrupted is made up for by the run that goes on
-                evaluation = self._evaluate(epoch)
-            self.progress = replace(self.progress, epoch=epoch + 1)
-            self._save_last()
+        with self.stop:
+            for epoch in range(self.progress.epoch, self.plan.epochs):
+                try:
+                    self._train_epoch(epoch)
+                    evaluation = self._end_epoch(epoch) or evaluation
+                except NotFinite as error:
+                    raise self._not_finite(error, epoch) from error
+        return evaluation
+
+    def _train_epoch(self, epoch: int) -> None:
+        self.model.train()
+        start = self.progress.step - epoch * self.steps_per_epoch
+        share = self.world.share(self.plan.recipe.batch_size)
+        batches = training_batches(self.samples, self.plan.recipe, epoch, self.pool, start, share)
+        name = f"epoch {epoch + 1}/{self.plan.epochs}"
+        hidden = None if self.world.is_first else True
+        self.pace.take()
+        with tqdm(
+            total=self.steps_per_epoch, initial=start, desc=name, unit="step", disable=hidden, leave=False
+        ) as bar:
+            for number in range(start + 1, self.steps_per_epoch + 1):
+                self.train_step(batches)
+                bar.update()
+                if number % self.plan.print_every == 0 or number == self.steps_per_epoch:
+                    self._report(f"{name} step {number}/{self.steps_per_epoch}")
+                if self._save_is_due():
+                    self._save()
+
+    def train_step(self, batches: Iterator[TrainingBatch]) -> None:
+        """One step on the next batch; all processes end here together if one of them has to."""
+        since = time.perf_counter()
+        batch, trouble = _next(batches)
+        waited = time.perf_counter() - since
+        for message in batch.unreadable if batch else ():
+            tqdm.write(f"skipped: {message}")
+        positives = self._agree(batch, trouble)
+        self.readings.add(self.progress.step, self.step(batch, positives))
+        self.pace.add(waited)
+        self.progress = replace(self.progress, step=self.progress.step + 1)
+        if self.average:
+            self.average.update(self.progress.step)
+
+    def _agree(self, batch: TrainingBatch | None, trouble: Exception | None) -> int:
+        """The positives of all processes' batches; if one of them cannot or must not go on, all end here."""
+        asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
+        positives = 0 if batch is None else np.count_nonzero(batch.labels)
+        *asked, troubled, positives = self.world.total(*asked, trouble is not None, positives)
+        if any(asked) or troubled:
+            self._save()
+            self.world.wait_for_all()  # whoever leaves while another saves would have that one killed
+        if trouble is not None:
+            raise trouble
+        if troubled:
+            raise UserError("another process had trouble with the data, and said so; all have stopped")
+        for number, processes in zip(STOP_SIGNALS, asked, strict=True):
+            if processes:
+                raise Stopped(number)
+        return int(positives)
+
+    def _report(self, where: str) -> None:
+        """Fetch the readings from the device, check, print and keep them."""
+        means = self.readings.take_means()
+        if not self.world.is_first:
+            return
+        rate = self.plan.schedule.learning_rate(self.progress.step - 1)
+        pace = self.pace.take()
+        steps_left = self.plan.schedule.total_steps - self.progress.step
+        left = steps_left * self.plan.recipe.batch_size / pace["images_per_second"]
+        pace = {name: float(f"{value:.4g}") for name, value in pace.items()}
+        figures = {**means, "lr": rate, **pace, "seconds_left": round(left), **memory(self.device)}
+        self.log.add("training", self.progress.step, **figures)
+        parts = {part: means[part] for part in ("localization", "classification")}
+        listed = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
+        tqdm.write(
+            f"{where}: loss {sum(parts.values()):.3f} ({listed}), lr {rate:.2e}, "
+            f"{pace['images_per_second']:.1f} images/s, {_duration(left)} left"
+        )
+
+    def _end_epoch(self, epoch: int) -> Evaluation | None:
+        evaluation = None
+        if epoch + 1 == self.plan.epochs or (epoch + 1) % self.plan.evaluate_every == 0:
+            self._save()  # an evaluation that is interrupted is made up for by the run that goes on
+            evaluation = self._evaluate(epoch)
+        self.progress = replace(self.progress, epoch=epoch + 1)
+        self._save()
+        if self.world.is_first:
             draw_curves(self.folder)
         return evaluation
 
-    def _steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.samples), self.plan.recipe.batch_size)
-
-    def _train_epoch(self, epoch: int, start: int) -> None:
-        self.model.train()
-        steps = self._steps_per_epoch()
-        readings = _Readings(self.plan.recipe.batch_size)
-        batches = training_batches(self.samples, self.plan.recipe, epoch, self.pool, start)
-        name = f"epoch {epoch + 1}/{self.plan.epochs}"
-        with tqdm(total=steps, initial=start, desc=name, unit="step", disable=None, leave=False) as bar:
-            try:
-                for number, batch in enumerate(batches, start=start + 1):
-                    self._train_step(batch, readings)
-                    bar.update()
-                    if number % self.plan.print_every == 0 or number == steps:
-                        self._report(readings, f"{name} step {number}/{steps}")
-            except KeyboardInterrupt:
-                self._report(readings, f"{name} interrupted")
-                self._save_last()
-                raise
-
-    def _train_step(self, batch: TrainingBatch, readings: "_Readings") -> None:
-        for message in batch.unreadable:
-            tqdm.write(f"skipped: {message}")
-        losses = self.step(*to_device(batch, self.device))
-        readings.add(self.progress.step, losses, batch.files)
-        self.progress = replace(self.progress, step=self.progress.step + 1)
-
-    def _report(self, readings: "_Readings", where: str) -> None:
-        """Read the losses back from the device, check, print and keep them."""
-        if not readings.steps:
-            return
-        losses, rate = readings.read()
-        lr = self.plan.schedule.learning_rate(self.progress.step - 1)
-        left = (self.plan.schedule.total_steps - self.progress.step) * self.plan.recipe.batch_size / rate
-        values = {"lr": lr, "images_per_second": round(rate, 2), "seconds_left": round(left)}
-        append_metrics(self.folder, kind="training", step=self.progress.step, **losses, **values)
-        parts = ", ".join(f"{part} {value:.3f}" for part, value in losses.items())
-        total = sum(losses.values())
-        tqdm.write(f"{where}: loss {total:.3f} ({parts}), lr {lr:.2e}, {rate:.1f} images/s, {_duration(left)} left")
-
-    def _evaluate(self, epoch: int) -> Evaluation:
-        self.model.eval()
-        evaluation = self.evaluate()
+    def _evaluate(self, epoch: int) -> Evaluation | None:
+        weights = self.weights()
+        try:
+            evaluation = self.evaluate(weights, lambda: self.stop.made)
+        except Interrupted:
+            self._agree(None, None)
+            raise
+        if evaluation is None:
+            return None
         for message in evaluation.unreadable:
             tqdm.write(f"left out: {message}")
         statistics = evaluation.metrics.statistics
-        append_metrics(self.folder, kind="evaluation", step=self.progress.step, epoch=epoch + 1, **statistics)
+        self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **statistics)
         tqdm.write(f"epoch {epoch + 1}/{self.plan.epochs}: AP {statistics['AP']:.3f}, AP50 {statistics['AP50']:.3f}")
         if statistics["AP"] >= self.progress.best_ap:
             self.progress = replace(self.progress, best_ap=statistics["AP"])
             extra = {"step": self.progress.step, "metrics": statistics}
-            save_weights(self.folder / BEST, model_tensors(self.model), self.description, extra)
+            save_weights(self.folder / BEST, weights, self.description, extra)
         return evaluation
 
-    def _save_last(self) -> None:
-        save_checkpoint(self.folder / LAST, self.model, self.description, self.step.state(), self.progress)
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights to detect with: the moving average, where there is one."""
+        return self.average.tensors() if self.average else model_tensors(self.model)
+
+    def _save_is_due(self) -> bool:
+        since = self.progress.step - self._saved_step, time.monotonic() - self._saved_at
+        return self.plan.save_every.is_due(*since)
+
+    def _save(self) -> None:
+        """Write the last checkpoint; not before it is known that all losses up to it were finite."""
+        if self.log is None:  # not the first process, or a rehearsal
+            return
+        self.readings.fetch()
+        readings = {"names": list(self.readings.names), "values": self.readings.values}
+        self.progress = replace(self.progress, readings=readings, metrics_length=self.log.sync())
+        average = self.average.tensors() if self.average else {}
+        content = Checkpoint(model_tensors(self.model), self.step.state(), average, self.progress)
+        save_checkpoint(self.folder, content, self.description, self.plan.keep)
+        self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+
+    def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
+        """What to tell, after the batch was written for a replay."""
+        parts = ", ".join(f"{n} is {v}" for n, v in zip(self.step.readings, error.readings.tolist(), strict=True))
+        number = error.step - epoch * self.steps_per_epoch
+        batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
+        story = f"step {error.step + 1} is not finite: {parts}. Its images: {', '.join(batch.files)}. "
+        if self.world.is_first:
+            path = self.folder / f"replay-step-{error.step + 1}.safetensors"
+            save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
+            story += f"They and the weights are in {path}: look into it with train.sh --replay {path}. "
+        return UserError(f"{story}{NOT_FINITE_ADVICE} The last checkpoint is from before it.")
 
 
-class _Readings:
-    """Losses still on the device, with what it takes to say which images a bad one came from."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps, self.losses, self.files = [], [], []
-        self.since = time.perf_counter()
-
-    def add(self, step: int, losses, files: list[str]) -> None:
-        self.steps.append(step)
-        self.losses.append(losses)
-        self.files.append(files)
-
-    def read(self) -> tuple[dict[str, float], float]:
-        """Mean loss parts and images per second since the last reading; UserError if a loss is not finite."""
-        values = flow.stack(self.losses).numpy()
-        for step, files, parts in zip(self.steps, self.files, values, strict=True):
-            if not np.isfinite(parts).all():
-                raise UserError(_not_finite(step, parts, files))
-        rate = len(values) * self.batch_size / (time.perf_counter() - self.since)
-        self._clear()
-        return dict(zip(LOSS_PARTS, values.mean(axis=0).tolist(), strict=True)), rate
-
-
-def _not_finite(step: int, values: np.ndarray, files: list[str]) -> str:
-    parts = ", ".join(f"{part} is {value}" for part, value in zip(LOSS_PARTS, values.tolist(), strict=True))
-    return (
-        f"the loss of step {step} is not finite: {parts}. Its images were: {', '.join(files)}. The usual cause is a "
-        "learning rate that is too high: lower --lr or lengthen --warmup-steps. The checkpoint before it is whole."
-    )
+def _next(batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch | None, Exception | None]:
+    """The next batch, or what kept it from being made, which all processes have to hear of before this one ends."""
+    try:
+        return next(batches), None
+    except UserError as error:
+        return None, error
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,57 @@
+"""What a training is to do, as plain values."""
+
+from dataclasses import dataclass
+
+from ssd300_vgg16.data.loader import TrainingRecipe
+from ssd300_vgg16.training.schedule import Schedule
+
+# VGG16's stages as the model zoo counts them: each begins with the pooling before it, the first with conv1_1.
+VGG_STAGES = 5
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """ "sgd" (momentum, L2 in the gradient) or "adamw" (decoupled weight decay).
+
+    Biases learn bias_lr_factor times as fast and decay by bias_weight_decay (None: as everything). The gradient of all
+    parameters together is scaled down to a norm of clip_norm where it is longer (None: never).
+    """
+
+    kind: str
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    bias_lr_factor: float = 1.0
+    bias_weight_decay: float | None = None
+    clip_norm: float | None = None
+
+    @property
+    def biases_apart(self) -> bool:
+        """Whether biases are treated in another way than weights."""
+        return self.bias_lr_factor != 1 or self.bias_weight_decay not in (None, self.weight_decay)
+
+
+@dataclass(frozen=True)
+class SaveEvery:
+    """How often to write a checkpoint between the ends of epochs: after so many steps, or so many seconds."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def is_due(self, steps: int, seconds: float) -> bool:
+        """Whether it is time, so many steps and seconds after the last one."""
+        return (self.steps is not None and steps >= self.steps) or (
+            self.seconds is not None and seconds >= self.seconds
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and how often to look: print_every counts steps, evaluate_every epochs, keep checkpoints."""
+
+    epochs: int
+    schedule: Schedule
+    recipe: TrainingRecipe
+    print_every: int
+    evaluate_every: int
+    save_every: SaveEvery
+    keep: int

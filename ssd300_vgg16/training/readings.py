@@ -1,0 +1,77 @@
+"""What the steps since the last report have told: their losses, and how fast they were."""
+
+import resource
+import time
+
+import numpy as np
+
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training.step import NotFinite
+
+
+class Readings:
+    """Readings of steps, left on the device until someone asks; `values` [N][R] are those already fetched.
+
+    A checkpoint in the middle of a report keeps `values`, so that a run that goes on from it reports the same.
+    """
+
+    def __init__(self, names: tuple[str, ...], values: list[list[float]]):
+        self.names = names
+        self.values = list(values)
+        self._on_device = []
+
+    def add(self, step: int, readings) -> None:
+        """Take the readings [R] of a step, a tensor."""
+        self._on_device.append((step, readings))
+
+    def fetch(self) -> None:
+        """Get all values from the device; raises NotFinite with the first step whose readings are not finite."""
+        if not self._on_device:
+            return
+        fetched = flow.stack([readings for _, readings in self._on_device]).numpy()
+        for (step, _), row in zip(self._on_device, fetched, strict=True):
+            if not np.isfinite(row).all():
+                raise NotFinite(row, step)
+        self.values += fetched.tolist()
+        self._on_device = []
+
+    def take_means(self) -> dict[str, float]:
+        """Means since the last time, by name."""
+        self.fetch()
+        means = dict(zip(self.names, np.mean(self.values, axis=0).tolist(), strict=True))
+        self.values = []
+        return means
+
+
+class Pace:
+    """Images per second, and the share of the time that was spent waiting for data, since the last `take`."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def add(self, waited: float) -> None:
+        """Count a step that had to wait so many seconds for its batch."""
+        self._steps += 1
+        self._waited += waited
+
+    def take(self) -> dict[str, float]:
+        """The figures since the last time, by name."""
+        seconds = time.perf_counter() - self._since
+        figures = {
+            "images_per_second": self._steps * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        self._clear()
+        return figures
+
+
+def memory(device: str) -> dict[str, int]:
+    """Memory in MB: the most that this process has had in main memory, and what all of the GPU's users have there."""
+    used = {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    if device != "cpu":
+        used["gpu_memory_mb"] = round(flow._oneflow_internal.GetCUDAMemoryUsed())
+    return used

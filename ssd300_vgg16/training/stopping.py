@@ -1,0 +1,35 @@
+"""Signals that ask a training to stop when its step is done."""
+
+import signal
+
+# Ctrl-C; what `kill`, Docker and SLURM send before the end; what SLURM can be asked to send some time before that.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """While entered, the first of STOP_SIGNALS is noted as `signal_number`, and the next one ends the process at once.
+
+    At once means by the operating system's own handling, which does not wait for a long operation to return.
+    """
+
+    def __init__(self):
+        self.signal_number: int | None = None
+        self._handlers = {}
+
+    @property
+    def made(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal_number is not None
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self.signal_number = number
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)

@@ -1,0 +1,175 @@
+"""Trainings of several processes: the result that one process has, and an end in good order when one of them dies."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_data import WIDTH, metrics_without_times, run, shapes_folder, start, untrained_run
+
+from ssd300_vgg16.training.run_folder import LAST, read_metrics
+
+# A batch that neither 2 nor 3 processes can share evenly, for 20 steps.
+SETTINGS = ("--data-path", "shapes", "--preset", "narrow", "--width", WIDTH, "-b", 5, "-j", 0, "--device", "cpu")
+SETTINGS += ("--optimizer", "sgd", "--lr", 1e-4, "--print-freq", 1, "--epochs", 4, "--eval-every", 4)
+END_SECONDS = 60.0  # within which a job of which a process was killed has to be at its end
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with generated shapes in it, to run commands in."""
+    folder = tmp_path_factory.mktemp("processes")
+    shapes_folder(folder, 25, 5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """Makes the run's folder of a whole training by so many processes, once."""
+
+    def train(processes, kind):
+        folder = place / f"run{processes}{kind}"
+        if not folder.exists():
+            arguments = (*SETTINGS, kind, "--output-dir", folder.name)
+            process = run("train", *arguments, folder=place, variables={"NPROC": processes})
+            assert process.returncode == 0, process.stderr
+            assert f"batch 5 over {processes} processes" in process.stdout or processes == 1
+        return folder
+
+    return train
+
+
+def assert_same_training(found: Path, expected: Path):
+    """Losses of every step, and how the weights have changed, to float32 rounding."""
+    rows, expected_rows = (
+        [row for row in read_metrics(folder) if row["kind"] == "training"] for folder in (found, expected)
+    )
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    for name in ("localization", "classification", "gradient_norm", "lr"):
+        np.testing.assert_allclose([row[name] for row in rows], [row[name] for row in expected_rows], rtol=1e-4)
+    weights, expected_weights = (load_file(folder / LAST) for folder in (found, expected))
+    for name, array in expected_weights.items():
+        if not name.startswith("optimizer/"):
+            np.testing.assert_allclose(weights[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind"),
+    [(2, "--eager"), (3, "--eager"), (2, "--no-eager"), pytest.param(3, "--no-eager", marks=long)],
+)
+def test_any_number_of_processes_gives_the_same_training(trained, processes, kind):
+    assert_same_training(trained(processes, kind), trained(1, kind))
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=long)])
+def test_a_shared_evaluation_is_exactly_that_of_one_process(place, processes):
+    weights = untrained_run(place / f"untrained{processes}")
+    numbers = []
+    for count in (1, processes):
+        arguments = ("--weights", weights, "--data-path", "shapes", "-b", 1, "-j", 0, "--device", "cpu")
+        # As many threads for each: products are rounded in another way by more of them.
+        process = run("evaluate", *arguments, folder=place, variables={"NPROC": count, "OMP_NUM_THREADS": 1})
+        assert process.returncode == 0, process.stderr
+        names = ("coco_metrics.json", "detections.json")
+        numbers.append([json.loads((weights / name).read_text()) for name in names])
+    assert numbers[0] == numbers[1]
+    images = [detection["image_id"] for detection in numbers[1][1]]
+    assert len(set(images)) == 5, "every image has its detections"
+    assert process.stdout.count("AP50 ") == 1, "one process prints"
+
+
+@pytest.fixture
+def job(place):
+    """Starts a training of two processes that takes long, and waits for its first steps."""
+    processes = []
+
+    def begin(name, *arguments):
+        shutil.rmtree(place / name, ignore_errors=True)
+        arguments = (*SETTINGS, "--epochs", 999, "--save-every", 1, "--output-dir", name, *arguments)
+        process = start("train", *arguments, folder=place, variables={"NPROC": 2}, start_new_session=True)
+        processes.append(process)
+        for line in process.stdout:
+            if " step 3/" in line:
+                return process
+        pytest.fail(process.stderr.read())
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def ranks_of(process) -> list[int]:
+    """The processes that the supervisor has started, in order of rank."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    variables = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
+    ranks = {pid: next(v for v in variables[pid] if v.startswith(b"RANK=")) for pid in children}
+    assert len(ranks) == 2
+    return [int(pid) for pid in sorted(children, key=lambda pid: ranks[pid])]
+
+
+def assert_gone(pids):
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=long), 1])
+def test_a_killed_process_ends_the_job_with_a_word_and_a_checkpoint(job, place, victim):
+    process = job("killed", "--restarts", 0)
+    ranks = ranks_of(process)
+    os.kill(ranks[victim], signal.SIGKILL)
+    _, errors = process.communicate(timeout=END_SECONDS)
+    assert process.returncode == 1
+    assert re.search(rf"train\.sh: process .*rank {victim}.* was killed by .*SIGKILL", errors)
+    assert "NPROC=2 bash train.sh --resume killed" in errors
+    assert_gone(ranks)
+    step = read_metrics(place / "killed")[-1]["step"]
+    going_on = run("train", "--resume", "killed", "--epochs", 1, "-j", 0, "--device", "cpu", folder=place)
+    assert going_on.returncode == 0, going_on.stderr
+    assert f"Going on after step {step - 1}." in going_on.stdout or f"Going on after step {step}." in going_on.stdout
+
+
+def test_a_killed_process_is_replaced_and_the_training_ends_as_if_nothing_had_been(trained, job, place):
+    process = job("replaced", "--eager", "--epochs", 4)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    output, errors = process.communicate(timeout=2 * END_SECONDS)
+    assert process.returncode == 0, errors
+    assert "starting again from the last checkpoint (1 of 3)" in errors
+    assert "Going on after step" in output
+    assert metrics_without_times(place / "replaced") == metrics_without_times(trained(2, "--eager"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(name, marks=long) for name in ("SIGINT", "SIGUSR1"))])
+def test_a_signal_stops_all_processes_after_the_same_step(job, place, name):
+    process = job("stopped")
+    ranks = ranks_of(process)
+    process.send_signal(signal.Signals[name])
+    output, _ = process.communicate(timeout=END_SECONDS)
+    assert process.returncode == 128 + signal.Signals[name]
+    stopped, command = output.splitlines()[-2:]
+    assert re.fullmatch(r"Stopped after step \d+\. Go on with:", stopped)
+    assert command == "  NPROC=2 bash train.sh --resume stopped"
+    assert int(stopped.split()[3].rstrip(".")) == read_metrics(place / "stopped")[-1]["step"]
+    assert_gone(ranks)
+
+
+def test_an_image_that_breaks_in_one_process_is_named_and_ends_all(place):
+    shapes = shutil.copytree(place / "shapes", place / "broken")
+    (shapes / "train" / "000002.jpg").write_bytes(b"no image")
+    arguments = (*SETTINGS, "--data-path", "broken", "--strict-data", "--output-dir", "strict", "--save-every", 1)
+    process = run("train", *arguments, folder=place, variables={"NPROC": 2})
+    assert process.returncode == 2
+    assert "000002.jpg: not an image" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert (place / "strict" / LAST).exists()
