@@ -41,13 +41,14 @@ def run_ours(batch: int, repeats: int) -> dict[str, list[float]]:
     from ssd300_vgg16.data.matching import training_targets
     from ssd300_vgg16.network.default_boxes import default_boxes
     from ssd300_vgg16.network.ssd import SSD300
+    from ssd300_vgg16.processes.world import ALONE
     from ssd300_vgg16.runtime import flow
+    from ssd300_vgg16.training.plan import UpdateRule
     from ssd300_vgg16.training.schedule import Schedule
-    from ssd300_vgg16.training.step import make_optimizer, make_step, to_device
+    from ssd300_vgg16.training.step import EagerStep
 
     model = SSD300()
-    schedule = Schedule("multistep", 1e-5, 1000, 1)
-    step = make_step(model, make_optimizer("sgd", model, 1e-5, 0.9, 5e-4), schedule, "cpu")
+    step = EagerStep(model, UpdateRule("sgd"), Schedule("multistep", 1e-5, 1000, 1), ALONE)
     offsets, labels = training_targets(np.array([OBJECT], dtype=np.float32), np.array([1]), default_boxes())
     images = np.random.default_rng(0).integers(0, 255, (batch, 3, 300, 300), dtype=np.uint8)
     made = TrainingBatch(images, np.stack([offsets] * batch), np.stack([labels] * batch), [], [])
@@ -58,7 +59,7 @@ def run_ours(batch: int, repeats: int) -> dict[str, list[float]]:
                 tensor.numpy()
 
     def train():
-        step(*to_device(made, "cpu")).numpy()
+        step(made, int(np.count_nonzero(made.labels))).numpy()
         model.backbone.scale_weight.numpy()
 
     return {"forward": measure(forward, repeats, batch), "training step": measure(train, repeats, batch)}

@@ -23,10 +23,10 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
         status = USAGE_STATUS
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the clearing up, with a traceback
-        print(f"{name}: interrupted", file=sys.stderr)
+        _say_once(f"{name}: interrupted")
         status = SIGNAL_STATUS + signal.SIGINT
     except Stopped as stop:
-        print(f"{name}: stopped by {signal.Signals(stop.signal_number).name}", file=sys.stderr)
+        _say_once(f"{name}: stopped by {signal.Signals(stop.signal_number).name}")
         status = SIGNAL_STATUS + stop.signal_number
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
@@ -41,6 +41,12 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _say_once(message: str) -> None:
+    """What happens to all processes of a training alike is said by the first of them."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):

@@ -104,7 +104,8 @@ def _train(options: argparse.Namespace) -> int:
         if world.is_first:
             # Not before: weights that do not fit must neither use up the folder nor change what --resume reads.
             run_folder.clear_leftovers(folder)
-            run_folder.describe_run(folder, _saved_options(options, data.val), environment() | _about(data, world))
+            saved = _saved_options(options, folder, data, trainer.progress.step)
+            run_folder.describe_run(folder, saved, environment() | _about(data, world))
             trainer.log = _open_log(folder, trainer.progress)
         _say(world, f"Run folder: {folder}. Device: {device}. {_summary(options, trainer)}")
         try:
@@ -155,10 +156,16 @@ def _about(data: _Data, world) -> dict:
     return {"data": about, "processes": world.size}
 
 
-def _saved_options(options: argparse.Namespace, val_set: Dataset) -> dict:
-    images = val_set.samples[0].path.parent.absolute()
+def _saved_options(options: argparse.Namespace, folder: Path, data: _Data, step: int) -> dict:
+    """What goes into options.json: the options, and the commands that the run was begun and gone on with."""
+    former = run_folder.read_options(folder).get("commands", []) if options.resume else []
     kept = {name: value for name, value in vars(options).items() if name != "notices"}
-    return {**kept, "command": shlex.join(sys.argv), "val_images_folder": str(images)}
+    return {
+        **kept,
+        "num_classes": data.description.num_classes,
+        "commands": [*former, {"step": step, "command": shlex.join(sys.argv)}],
+        "val_images_folder": str(data.val.samples[0].path.parent.absolute()),
+    }
 
 
 def _trainer(options: argparse.Namespace, folder: Path, data: _Data, device: str, eager: bool, pool, world):

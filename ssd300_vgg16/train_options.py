@@ -9,7 +9,7 @@ from ssd300_vgg16.data.source import DEFAULT_COCO, DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.presets import PRESETS
 from ssd300_vgg16.training.plan import VGG_STAGES, SaveEvery
-from ssd300_vgg16.training.run_folder import read_options, run_of
+from ssd300_vgg16.training.run_folder import newest_training, read_options, run_of
 
 DESCRIPTION = """Train SSD300-VGG16.
 
@@ -20,6 +20,7 @@ DESCRIPTION = """Train SSD300-VGG16.
 REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
 LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
 EMA_DECAY = 0.9998
+NEWEST = ""  # as --resume's RUN
 # Options that describe how to call this once, and are not carried over by --resume.
 NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "device", "workers", "check", "replay", "eager")
 # Options that --resume does not let change.
@@ -169,7 +170,13 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--output-dir", metavar="DIR", help="the run's folder (default: runs/DATE-TIME)")
-    group.add_argument("--resume", metavar="RUN", help="go on with a run: its folder or its last.safetensors")
+    group.add_argument(
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const=NEWEST,
+        help="go on with a run: its folder, or one of its checkpoints (default: the newest in runs/)",
+    )
     group.add_argument(
         "--test-only", action="store_true", help="evaluate --resume's or --load's weights, and train nothing"
     )
@@ -255,6 +262,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     first = parser.parse_args(arguments)
+    if first.resume == NEWEST:
+        arguments = [*arguments, "--resume", str(newest_training())]
+        first = parser.parse_args(arguments)
     resumed = _options_of(Path(first.resume)) if first.resume and not first.test_only else {}
     notices = []
     parser.set_defaults(**(resumed or _preset_options(parser, arguments, notices)))

@@ -293,7 +293,7 @@ def saved_run(folder, **changes):
     """A run's folder with the options of a narrow run, and what else is kept with them."""
     options = vars(with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3)) | changes
     del options["notices"]
-    options |= {"command": "train.sh --preset narrow", "val_images_folder": "/data/val"}
+    options |= {"commands": [{"step": 0, "command": "train.sh --preset narrow"}], "val_images_folder": "/data/val"}
     folder.mkdir()
     (folder / "options.json").write_text(json.dumps(options))
     (folder / "last.safetensors").touch()

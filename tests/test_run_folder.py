@@ -16,7 +16,6 @@ from ssd300_vgg16.training.run_folder import (
     LAST,
     METRICS,
     OPTIONS,
-    append_metrics,
     clear_leftovers,
     describe_run,
     find_weights,
@@ -30,6 +29,11 @@ from ssd300_vgg16.training.run_folder import (
 
 TRAINING = {"kind": "training", "localization": 2.0, "classification": 3.5, "lr": 1e-3}
 EVALUATION = {"kind": "evaluation", "AP": 0.1, "AP50": 0.3}
+
+
+def append_metrics(folder, **row):
+    with (folder / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 @pytest.fixture

@@ -103,7 +103,9 @@ def test_options_and_environment_of_a_run_are_kept(trained, place):
     options = json.loads((trained[1] / "options.json").read_text())
     assert (options["width"], options["batch_size"], options["optimizer"], options["lr"]) == (WIDTH, 4, "adamw", 1e-3)
     assert options["val_images_folder"] == str(place / "shapes" / "val")
-    assert "--output-dir 'my run'" in options["command"]
+    (begun,) = options["commands"]
+    assert begun["step"] == 0
+    assert "--output-dir 'my run'" in begun["command"]
     environment = json.loads((trained[1] / "environment.json").read_text())
     assert {"python", "oneflow", "cpu", "blas", "gpus", "git_commit"} <= environment.keys()
     for split, images in (("train", 12), ("val", 3)):

@@ -49,12 +49,13 @@ def evaluate(
     have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
     UserError. Interrupted is raised, by all of them, once stopping() is true in one.
     """
-    positions, detections, unreadable = [], [], []
+    positions, detections, unreadable = [], [], []  # of the last, pairs of batch number and message
     share = slice(world.rank, None, world.size)
     hidden = None if world.is_first else True
     with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
-        for batch in evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share):
-            unreadable += batch.unreadable
+        batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share)
+        for number, batch in enumerate(batches):
+            unreadable += [(number * world.size + world.rank, message) for message in batch.unreadable]
             if len(batch.positions):
                 detections += detect(batch.images, batch.sizes_hw)
                 positions += batch.positions.tolist()
@@ -64,6 +65,7 @@ def evaluate(
     if any(world.total(stopping())):
         raise Interrupted
     positions, detections, unreadable = _gather(world, positions, detections, unreadable)
+    unreadable = [message for _, message in sorted(unreadable, key=lambda pair: pair[0])]
     if not positions:
         raise UserError(f"{dataset.name}: not one of its {len(dataset.samples)} images could be read: {unreadable[:3]}")
     if not world.is_first:
@@ -73,9 +75,9 @@ def evaluate(
 
 
 def _gather(
-    world: World, positions: list[int], detections: list[dict[str, np.ndarray]], unreadable: list[str]
-) -> tuple[list[int], list[dict[str, np.ndarray]], list[str]]:
-    """Everyone's, in the order of the data set."""
+    world: World, positions: list[int], detections: list[dict[str, np.ndarray]], unreadable: list[tuple[int, str]]
+) -> tuple[list[int], list[dict[str, np.ndarray]], list[tuple[int, str]]]:
+    """Everyone's, positions and detections in the order of the data set."""
     if world.size == 1:
         return positions, detections, unreadable
     columns = {name: np.concatenate([found[name] for found in detections] or [[]]) for name in DETECTION_COLUMNS}

@@ -1,6 +1,7 @@
 """Checkpoints of a run: the network, and all that it takes to go on training as if nothing had happened."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,14 +67,22 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, description: ModelDesc
 
 
 def _name_last(newest: Path, last: Path) -> None:
-    """Let `last` be another name of the newest checkpoint; where the disk knows no second names, its only one."""
+    """Let `last` be another name of the newest checkpoint; where the disk knows no second names, a copy of it."""
     link = last.with_name(f".{last.name}.tmp")
     link.unlink(missing_ok=True)
     try:
         os.link(newest, link)
     except OSError:
-        link = newest
+        _copy(newest, link)
     link.replace(last)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise UserError(f"{target} could not be written ({error.strerror}); {source} is whole") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -66,6 +66,14 @@ def newest_run() -> Path:
     return max(folders, key=lambda folder: find_weights(folder).stat().st_mtime)
 
 
+def newest_training() -> Path:
+    """The run's folder below runs/ that was trained in last, with or without weights; UserError if there is none."""
+    folders = [file.parent for file in RUNS.glob(f"*/{OPTIONS}")]
+    if not folders:
+        raise UserError(f"no run in {RUNS.absolute()} to go on with: name its folder after --resume")
+    return max(folders, key=lambda folder: (folder / METRICS).stat().st_mtime)
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically."""
     aside = path.with_name(f".{path.name}.tmp")
@@ -96,12 +104,6 @@ def read_options(folder: Path) -> dict:
         return json.loads((folder / OPTIONS).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no run to go on with ({OPTIONS} is missing or damaged)") from error
-
-
-def append_metrics(folder: Path, **values: object) -> None:
-    """Add a line to metrics.jsonl."""
-    with (folder / METRICS).open("a") as file:
-        file.write(json.dumps(values) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict]:

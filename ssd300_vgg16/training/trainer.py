@@ -74,6 +74,8 @@ class Trainer:
         """
         evaluation = None
         with self.stop:
+            if self.progress.step == 0:
+                self._save()  # a run that goes on is not given --load again; and a disk that is full is told at once
             for epoch in range(self.progress.epoch, self.plan.epochs):
                 try:
                     self._train_epoch(epoch)
@@ -126,7 +128,7 @@ class Trainer:
         if trouble is not None:
             raise trouble
         if troubled:
-            raise UserError("another process had trouble with the data, and said so; all have stopped")
+            raise UserError("stopped with the process that had trouble with the data")
         for number, processes in zip(STOP_SIGNALS, asked, strict=True):
             if processes:
                 raise Stopped(number)
@@ -204,15 +206,18 @@ class Trainer:
 
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
         """What to tell, after the batch was written for a replay."""
+        if not self.world.is_first:
+            return UserError(f"step {error.step + 1} is not finite")
         parts = ", ".join(f"{n} is {v}" for n, v in zip(self.step.readings, error.readings.tolist(), strict=True))
         number = error.step - epoch * self.steps_per_epoch
         batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
-        story = f"step {error.step + 1} is not finite: {parts}. Its images: {', '.join(batch.files)}. "
-        if self.world.is_first:
-            path = self.folder / f"replay-step-{error.step + 1}.safetensors"
-            save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
-            story += f"They and the weights are in {path}: look into it with train.sh --replay {path}. "
-        return UserError(f"{story}{NOT_FINITE_ADVICE} The last checkpoint is from before it.")
+        path = self.folder / f"replay-step-{error.step + 1}.safetensors"
+        save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
+        return UserError(
+            f"step {error.step + 1} is not finite: {parts}. Its images: {', '.join(batch.files)}. They and the weights "
+            f"are in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint "
+            "is from before it."
+        )
 
 
 def _next(batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch | None, Exception | None]:
