@@ -4,6 +4,7 @@ from math import cos, pi
 
 import numpy as np
 import pytest
+from small_data import slowed
 
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.optimizer import oneflow_scheduler
@@ -101,7 +102,7 @@ def graph_rates(schedule, steps):
             self.add_optimizer(one.optimizer, lr_sch=one.scheduler)
 
         def build(self, x):
-            loss = self.linear(x).sum()
+            loss = self.linear(slowed(x)).sum()
             loss.backward()
             return loss
 
