@@ -19,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 BATCH = 4
-WARM_UP = 2
+WARM_UP = 1
 # Width of the network, and steps to time: about as long for either.
-SIZES = {0.125: 25, 1.0: 5}
+SIZES = {0.125: 15, 1.0: 3}
 CASES = [
     (processes, threads, kind) for kind in ("eager", "compiled") for processes, threads in ((1, 1), (1, 2), (2, 1))
 ]

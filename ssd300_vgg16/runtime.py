@@ -3,12 +3,14 @@
 Importing this module makes OneFlow importable and imports it as `flow`; `python -m ssd300_vgg16.runtime` reports.
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
 import platform
 import re
 import signal
+import socket
 import sys
 import sysconfig
 import tempfile
@@ -33,6 +35,7 @@ MKL_LIBRARIES = ("libiomp5.so", "libmkl_rt.so.2")
 # Compute capabilities that the wheel of OneFlow 0.9.0 on PyPI holds code for; it holds no PTX for later ones.
 WHEEL_VERSION = "0.9.0"
 WHEEL_CAPABILITIES = ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
+FIRST_PROCESS_SECONDS = 300.0  # then OneFlow's own import waits, and says what it waits for
 NO_CODE_FOR_GPU = (
     "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for "
     "a newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to 12.2), or run "
@@ -99,7 +102,20 @@ def _environment_kept() -> Iterator[None]:
             del os.environ[name]
 
 
+def _wait_for_first_process() -> None:
+    """Of several processes, OneFlow's first one answers at MASTER_PORT; one that asks too early sleeps ten seconds."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ.get("RANK") == "0":
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + FIRST_PROCESS_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+            return
+        time.sleep(0.05)
+
+
 def _import_oneflow():
+    _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
     with _native_stderr_held_back(), _interrupt_handler_kept(), _environment_kept():
         try:

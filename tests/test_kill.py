@@ -13,16 +13,16 @@ from ssd300_vgg16.training.run_folder import BEST, LAST
 
 # Every step is saved, so that a good part of the time is spent in saving. AdamW and the average have most to remember.
 SETTINGS = ("--preset", "narrow", "--width", WIDTH, "-b", 2, "-j", 0, "--print-freq", 3, "--device", "cpu")
-SETTINGS += ("--epochs", 8, "--save-every", 1, "--ema", 0.9, "--data-path", "shapes", "--eval-every", 3)
+SETTINGS += ("--epochs", 5, "--save-every", 1, "--ema", 0.9, "--data-path", "shapes", "--eval-every", 2)
 ONE_THREAD = {"OMP_NUM_THREADS": 1}
-SECONDS_OF_TRAINING = 4.0  # about what there is to kill it in, on a machine that has nothing else to do
+SECONDS_OF_TRAINING = 6.0  # about what there is to kill it in, on a machine that has nothing else to do
 
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
     """The folder in which a training was left alone; its run is called `whole`."""
     folder = tmp_path_factory.mktemp("kill")
-    shapes_folder(folder, 20, 2)
+    shapes_folder(folder, 16, 2)
     process = run("train", *SETTINGS, "--output-dir", "whole", folder=folder, variables=ONE_THREAD)
     assert process.returncode == 0, process.stderr
     return folder

@@ -64,7 +64,12 @@ long = pytest.mark.long
 
 @pytest.mark.parametrize(
     ("processes", "kind"),
-    [(2, "--eager"), (3, "--eager"), (2, "--no-eager"), pytest.param(3, "--no-eager", marks=long)],
+    [
+        (3, "--eager"),
+        (2, "--no-eager"),
+        pytest.param(2, "--eager", marks=long),
+        pytest.param(3, "--no-eager", marks=long),
+    ],
 )
 def test_any_number_of_processes_gives_the_same_training(trained, processes, kind):
     assert_same_training(trained(processes, kind), trained(1, kind))
@@ -140,6 +145,7 @@ def test_a_killed_process_ends_the_job_with_a_word_and_a_checkpoint(job, place, 
     assert f"Going on after step {step - 1}." in going_on.stdout or f"Going on after step {step}." in going_on.stdout
 
 
+@long
 def test_a_killed_process_is_replaced_and_the_training_ends_as_if_nothing_had_been(trained, job, place):
     process = job("replaced", "--eager", "--epochs", 4)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
