@@ -17,6 +17,8 @@ from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.processes.job import Job, job_from
 from ssd300_vgg16.processes.supervisor import supervise
 from ssd300_vgg16.training import run_folder
+from ssd300_vgg16.training.plan import Plan, UpdateRule, refuse_compiled
+from ssd300_vgg16.training.schedule import Schedule
 
 
 def main(arguments: list[str]) -> int:
@@ -93,6 +95,8 @@ def _train(options: argparse.Namespace) -> int:
     eager = device == "cpu" if options.eager is None else options.eager
     if options.amp and (eager or device == "cpu"):
         raise UserError("--amp: half precision is for the compiled step on a GPU")
+    if not eager:
+        refuse_compiled(_update_rule(options), options.accumulate, options.batch_size, world.size)
     _say(world, *options.notices)
     data = _load_data(options, world)
     with WorkerPool(options.workers, options.restarts) as pool:
@@ -202,11 +206,9 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, device: str
     )
 
 
-def _plan(options: argparse.Namespace, samples: int):
+def _plan(options: argparse.Namespace, samples: int) -> Plan:
     from ssd300_vgg16.data.loader import TrainingRecipe, steps_per_epoch
     from ssd300_vgg16.network.default_boxes import SSD300_COCO, default_boxes
-    from ssd300_vgg16.training.plan import Plan
-    from ssd300_vgg16.training.schedule import Schedule
 
     steps = steps_per_epoch(samples, options.batch_size)
     schedule = Schedule(
@@ -236,9 +238,7 @@ def _plan(options: argparse.Namespace, samples: int):
     )
 
 
-def _update_rule(options: argparse.Namespace):
-    from ssd300_vgg16.training.plan import UpdateRule
-
+def _update_rule(options: argparse.Namespace) -> UpdateRule:
     return UpdateRule(
         kind=options.optimizer,
         momentum=options.momentum,

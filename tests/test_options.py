@@ -15,6 +15,7 @@ from ssd300_vgg16 import command_line, evaluate, infer, train, train_options
 from ssd300_vgg16.data import source as data_source
 from ssd300_vgg16.data.source import DataSource
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.training.plan import UpdateRule, refuse_compiled
 
 RECIPE = {
     "preset": "coco",
@@ -571,3 +572,41 @@ def test_workers_leave_a_core_to_each_training_process(monkeypatch, cores, proce
     if processes > 1:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert command_line.default_workers() == workers
+
+
+def test_resume_without_a_run_means_the_newest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no run in .*runs to go on with"):
+        train_options.parse(["--resume"])
+    for age, name in enumerate(("newest", "older", "oldest")):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "options.json").write_text(json.dumps({"lr": 0.5, "batch_size": 7}))
+        (folder / "metrics.jsonl").touch()
+        os.utime(folder / "metrics.jsonl", (1e9 - age, 1e9 - age))
+    options = train_options.parse(["--resume", "--epochs", "9"])
+    assert (options.resume, options.batch_size, options.epochs) == ("runs/newest", 7, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-b", "8", "--accumulate", "3"], "--accumulate 3: a compiled step .* 8 images do not divide so"),
+        (["--clip-norm", "1", "--bias-lr-factor", "2"], "--clip-norm does not go with --bias-lr-factor .* add --eager"),
+        (["--clip-norm", "1", "--bias-wd", "0"], "--clip-norm does not go with .*--bias-wd .* add --eager"),
+    ],
+)
+def test_what_a_compiled_step_cannot_do_is_refused_before_data_is_read(tmp_path, options, message):
+    command = ["--data-path", str(tmp_path / "nowhere"), "--device", "cpu", *options]
+    with pytest.raises(UserError, match=message):
+        train.main([*command, "--no-eager"])
+    with pytest.raises(UserError, match="no train annotations"):
+        train.main([*command, "--eager"])
+
+
+def test_passes_are_shared_by_processes():
+    rule = UpdateRule("sgd")
+    refuse_compiled(rule, passes=2, batch_size=8, processes=2)
+    refuse_compiled(rule, passes=1, batch_size=5, processes=2)
+    with pytest.raises(UserError, match="6 images over 2 processes do not divide so"):
+        refuse_compiled(rule, passes=2, batch_size=6, processes=2)

@@ -6,7 +6,6 @@ from small_data import slowed
 
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.data.matching import training_targets
-from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.processes.world import ALONE
@@ -189,12 +188,6 @@ def test_several_passes_are_one_to_rounding(tiny_batches, tiny_weights, step_cla
     assert_trained_alike(after[1][1], after[0][1], tiny_weights, tolerance=1e-5)
 
 
-def test_a_compiled_step_refuses_passes_of_different_sizes(tiny_batches):
-    step = new_step(GraphStep, "sgd", TinyModel(), passes=3)
-    with pytest.raises(UserError, match=r"--accumulate 3: it has to divide the images of a process \(4\)"):
-        take(step, tiny_batches[0])
-
-
 @pytest.mark.parametrize("step_class", [EagerStep, GraphStep])
 @pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
 def test_the_gradient_is_measured_and_clipped(tiny_batches, tiny_weights, step_class, clip_norm):
@@ -210,13 +203,6 @@ def test_the_gradient_is_measured_and_clipped(tiny_batches, tiny_weights, step_c
     assert gradient > 1, "a case in which 0.5 is short"
     assert readings[READINGS.index("gradient_norm")] == pytest.approx(gradient, rel=1e-5)
     assert change == pytest.approx(rate * min(gradient, clip_norm or np.inf), rel=1e-4)
-
-
-def test_a_compiled_step_cannot_clip_biases_apart():
-    rule = {"clip_norm": 1.0, "bias_lr_factor": 2.0}
-    with pytest.raises(UserError, match=r"--clip-norm does not go with --bias-lr-factor .*: add --eager"):
-        new_step(GraphStep, "sgd", TinyModel(), rule=rule)
-    new_step(EagerStep, "sgd", TinyModel(), rule=rule)
 
 
 @pytest.fixture(scope="module", params=[np.nan, np.inf])

@@ -133,6 +133,16 @@ def test_metrics_hold_every_reading(trained):
     assert training[-1]["lr"] == pytest.approx(1e-3), "the warm-up is shortened to the length of the run"
 
 
+def test_the_same_command_gives_the_same_weights(trained, place):
+    arguments = ("--data-path", "shapes", "--epochs", EPOCHS, "--output-dir", "again", *SETTINGS)
+    assert run("train", *arguments, folder=place).returncode == 0
+    for name in (BEST, LAST):
+        found, expected = (load_file(folder / name) for folder in (place / "again", trained[1]))
+        assert found.keys() == expected.keys()
+        for tensor, array in expected.items():
+            np.testing.assert_array_equal(found[tensor], array, err_msg=tensor)
+
+
 def test_a_folder_with_a_run_is_refused(trained, place):
     arguments = ["--data-path", str(place / "shapes"), "--output-dir", str(trained[1]), *map(str, SETTINGS)]
     with pytest.raises(UserError, match="already holds a run"):

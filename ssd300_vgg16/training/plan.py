@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ssd300_vgg16.data.loader import TrainingRecipe
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training.schedule import Schedule
 
 # VGG16's stages as the model zoo counts them: each begins with the pooling before it, the first with conv1_1.
@@ -28,6 +29,18 @@ class UpdateRule:
     def biases_apart(self) -> bool:
         """Whether biases are treated in another way than weights."""
         return self.bias_lr_factor != 1 or self.bias_weight_decay not in (None, self.weight_decay)
+
+
+def refuse_compiled(rule: UpdateRule, passes: int, batch_size: int, processes: int) -> None:
+    """Raises UserError for what a compiled step cannot do, and single operations can."""
+    if rule.clip_norm is not None and rule.biases_apart:
+        raise UserError("--clip-norm does not go with --bias-lr-factor or --bias-wd in a compiled step: add --eager")
+    if passes > 1 and batch_size % (passes * processes):
+        shared = f" over {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"--accumulate {passes}: a compiled step takes passes of one size, and {batch_size} images{shared} do not "
+            "divide so: change --batch-size, or add --eager"
+        )
 
 
 @dataclass(frozen=True)

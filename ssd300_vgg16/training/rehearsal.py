@@ -42,10 +42,7 @@ def _seconds_per_step(trainer: Trainer) -> float:
             trainer.train_step(batches)
             trainer.readings.fetch()
         except NotFinite as error:
-            parts = ", ".join(
-                f"{n} is {v}" for n, v in zip(trainer.step.readings, error.readings.tolist(), strict=True)
-            )
-            raise UserError(f"step {error.step + 1} is not finite: {parts}. {NOT_FINITE_ADVICE}") from error
+            raise UserError(f"{error}. {NOT_FINITE_ADVICE}") from error
         seconds = time.perf_counter() - since
     return seconds
 

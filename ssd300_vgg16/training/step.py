@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ssd300_vgg16.data.loader import TrainingBatch
-from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.processes.world import World
@@ -44,6 +43,11 @@ class NotFinite(Exception):
         super().__init__(readings, step)
         self.readings = readings
         self.step = step
+
+    def __str__(self) -> str:
+        # Without the gradient's norm where that is not read.
+        values = zip(READINGS, self.readings.tolist(), strict=False)
+        return f"step {self.step + 1} is not finite: {', '.join(f'{name} is {value}' for name, value in values)}"
 
 
 def _parts(batch: TrainingBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,7 +182,7 @@ class GraphStep:
 
     An update whose gradients are not finite is left out, and the readings say so; nothing is raised. Every batch has
     to have the shapes of the first. With amp, products run in half precision. The gradient norm is not read with amp,
-    nor with several passes.
+    nor with several passes. What `refuse_compiled` refuses, it cannot do.
     """
 
     def __init__(
@@ -190,10 +194,6 @@ class GraphStep:
         passes: int = 1,
         amp: bool = False,
     ):
-        if rule.clip_norm is not None and rule.biases_apart:
-            raise UserError(
-                "--clip-norm does not go with --bias-lr-factor or --bias-wd in a compiled step: add --eager"
-            )
         self.world = world
         self.passes = passes
         self.amp = amp
@@ -207,12 +207,7 @@ class GraphStep:
         self.readings = READINGS if self._graph.reads_norm else READINGS[:2]
 
     def __call__(self, batch: TrainingBatch, positives: int):
-        rows = len(batch.images)
-        if rows % self.passes:
-            raise UserError(
-                f"--accumulate {self.passes}: it has to divide the images of a process ({rows}); or add --eager"
-            )
-        normaliser = np.full(rows, max(1, positives), dtype=np.float32)
+        normaliser = np.full(len(batch.images), max(1, positives), dtype=np.float32)
         found = self._graph(*map(self._placed, (*_parts(batch), normaliser)))
         losses, *norm = [tensor.to_local() if self.world.size > 1 else tensor for tensor in found]
         # The passes' losses come one after the other.

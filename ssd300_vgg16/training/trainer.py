@@ -207,14 +207,13 @@ class Trainer:
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
         """What to tell, after the batch was written for a replay."""
         if not self.world.is_first:
-            return UserError(f"step {error.step + 1} is not finite")
-        parts = ", ".join(f"{n} is {v}" for n, v in zip(self.step.readings, error.readings.tolist(), strict=True))
+            return UserError(str(error))
         number = error.step - epoch * self.steps_per_epoch
         batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
         path = self.folder / f"replay-step-{error.step + 1}.safetensors"
         save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
         return UserError(
-            f"step {error.step + 1} is not finite: {parts}. Its images: {', '.join(batch.files)}. They and the weights "
+            f"{error}. Its images: {', '.join(batch.files)}. They and the weights "
             f"are in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint "
             "is from before it."
         )
