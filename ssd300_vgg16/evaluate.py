@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> int:
     job = job_from(os.environ)
     if job:
         source.locate("val")  # what is missing is said once
-        return supervise(job, [sys.executable, "-m", "ssd300_vgg16.evaluate", *arguments], [], restarts=0, advice="")
+        command = [sys.executable, "-m", "ssd300_vgg16.evaluate", *arguments]
+        return supervise(job, command, lambda: command, restarts=0, advice="")
     return evaluate_weights(weights, source, options.device, options.batch_size, options.workers, output)
 
 

@@ -148,6 +148,11 @@ def resolve_device(name: str | None, local_rank: int | None = None) -> str:
     if local_rank is not None and name != "cpu":
         if name != "cuda":
             raise UserError(f"--device {name}: several processes take GPUs 0, 1, ... in turn: write cuda")
+        if local_rank >= flow.cuda.device_count():
+            raise UserError(
+                f"process {local_rank} of this machine, counted from 0, has no GPU of its own: it shows "
+                f"{flow.cuda.device_count()}, and NPROC may not be more"
+            )
         name = f"cuda:{local_rank}"
     if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
         raise UserError(f"--device {name}: write cpu, cuda or cuda:N")

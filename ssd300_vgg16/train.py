@@ -5,6 +5,7 @@ which import the module they were started from, stay free of it.
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -58,20 +59,18 @@ def _supervise(job: Job, options: argparse.Namespace, arguments: list[str]) -> i
         train_options.source(options).locate(split)  # what is missing is said once; what is generated, generated once
     module = [sys.executable, "-m", "ssd300_vgg16.train"]
     if options.test_only or options.check:
-        return supervise(job, [*module, *arguments], [], restarts=0, advice="")
+        return supervise(job, [*module, *arguments], lambda: [*module, *arguments], restarts=0, advice="")
     folder = _run_folder(options) if job.host_rank == 0 else Path(options.resume or "RUN")
     begin = [*module, *arguments]
     if job.host_rank == 0 and not options.resume:
         begin += ["--output-dir", str(folder)]
-    go_on = [*module, "--resume", str(folder), *_machine_options(options)]
-    return supervise(job, begin, go_on, options.restarts, f"Go on with:\n  {_resume_command(folder)}", arguments)
+    own_workers = options.workers != command_line.default_workers()  # the default is another in each process
+    go_on = [*module, "--resume", str(folder), *(["--workers", str(options.workers)] if own_workers else [])]
 
+    def again() -> list[str]:
+        return go_on if (folder / run_folder.OPTIONS).exists() else begin
 
-def _machine_options(options: argparse.Namespace) -> list[str]:
-    """The options that a run does not keep."""
-    device = ["--device", options.device] if options.device else []
-    eager = [] if options.eager is None else ["--eager" if options.eager else "--no-eager"]
-    return ["--workers", str(options.workers), *device, *eager]
+    return supervise(job, begin, again, options.restarts, f"Go on with:\n  {_resume_command(folder)}", arguments)
 
 
 def _run_folder(options: argparse.Namespace) -> Path:
@@ -81,14 +80,16 @@ def _run_folder(options: argparse.Namespace) -> Path:
 
 
 def _resume_command(folder: Path) -> str:
-    processes = f"NPROC={os.environ['NPROC']} " if os.environ.get("NPROC") else ""
-    return f"{processes}bash train.sh --resume {_quoted(folder)}"
+    names = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC") if os.environ.get("NNODES") else ("NPROC",)
+    variables = "".join(f"{name}={os.environ[name]} " for name in names if os.environ.get(name))
+    return f"{variables}bash train.sh --resume {_quoted(folder)}"
 
 
 def _train(options: argparse.Namespace) -> int:
     from ssd300_vgg16.data.workers import WorkerPool
     from ssd300_vgg16.processes.world import this_world
     from ssd300_vgg16.runtime import environment, resolve_device
+    from ssd300_vgg16.training.checkpoint import go_back_to
 
     world = this_world()
     device = resolve_device(options.device, world.local_rank if world.size > 1 else None)
@@ -102,12 +103,16 @@ def _train(options: argparse.Namespace) -> int:
     with WorkerPool(options.workers, options.restarts) as pool:
         if options.check:
             trainer = _trainer(options, Path(), data, device, eager, pool, world)
+            _refuse_unlike(world, trainer, data, eager)
             return _check(trainer, options, data, world)
         folder = _run_folder(options) if world.is_first else Path(options.resume or "")
         trainer = _trainer(options, folder, data, device, eager, pool, world)
+        _refuse_unlike(world, trainer, data, eager)
         if world.is_first:
             # Not before: weights that do not fit must neither use up the folder nor change what --resume reads.
             run_folder.clear_leftovers(folder)
+            if options.resume:
+                go_back_to(Path(options.resume))
             saved = _saved_options(options, folder, data, trainer.progress.step)
             run_folder.describe_run(folder, saved, environment() | _about(data, world))
             trainer.log = _open_log(folder, trainer.progress)
@@ -154,6 +159,22 @@ def _load_data(options: argparse.Namespace, world) -> _Data:
     return _Data(train_set, val_set, ModelDescription(num_classes, options.width, train_set.categories))
 
 
+def _refuse_unlike(world, trainer, data: _Data, eager: bool) -> None:
+    """See that all processes are about to do the same; those of other hosts have their own files and GPUs."""
+    mine = {
+        "kind of device": trainer.device.partition(":")[0],
+        "kind of step": "eager" if eager else "compiled",
+        "checkpoint (its step)": trainer.progress.step,
+        "training data": data.train.fingerprint(),
+        "validation data": data.val.fingerprint(),
+    }
+    everyones = [json.loads(message) for message in world.gathered(json.dumps(mine).encode())]
+    for rank, theirs in enumerate(everyones):
+        for name, value in everyones[0].items():
+            if theirs[name] != value:
+                raise UserError(f"process {rank} has another {name} than process 0: {theirs[name]} instead of {value}")
+
+
 def _about(data: _Data, world) -> dict:
     sets = {"train": data.train, "val": data.val}
     about = {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()}
@@ -162,12 +183,13 @@ def _about(data: _Data, world) -> dict:
 
 def _saved_options(options: argparse.Namespace, folder: Path, data: _Data, step: int) -> dict:
     """What goes into options.json: the options, and the commands that the run was begun and gone on with."""
-    former = run_folder.read_options(folder).get("commands", []) if options.resume else []
+    former = run_folder.read_options(folder) if options.resume else {}
     kept = {name: value for name, value in vars(options).items() if name != "notices"}
     return {
         **kept,
+        "load": options.load or former.get("load"),
         "num_classes": data.description.num_classes,
-        "commands": [*former, {"step": step, "command": shlex.join(sys.argv)}],
+        "commands": [*former.get("commands", []), {"step": step, "command": shlex.join(sys.argv)}],
         "val_images_folder": str(data.val.samples[0].path.parent.absolute()),
     }
 
@@ -259,12 +281,17 @@ def _model(options: argparse.Namespace, description, checkpoint):
     model = build_model(description)
     if checkpoint.model:
         load_tensors(model, checkpoint.model, Path(options.resume))
-    elif options.load:
-        weights = run_folder.find_weights(Path(options.load))
+    elif load := options.load or _load_of(options):
+        weights = run_folder.find_weights(Path(load))
         load_tensors(model, read_weights(weights)[0], weights)
     else:
         initialise_from_nothing(model)
     return model
+
+
+def _load_of(options: argparse.Namespace) -> str | None:
+    """What --load said when the run was begun, which was killed before its first checkpoint."""
+    return run_folder.read_options(run_folder.run_of(Path(options.resume))).get("load") if options.resume else None
 
 
 def _checkpoint_to_go_on_from(options: argparse.Namespace, data: _Data, world):
@@ -331,6 +358,7 @@ def _check(trainer, options: argparse.Namespace, data: _Data, world) -> int:
 
     few = replace(data.val, samples=data.val.samples[: options.batch_size * world.size])
     _say(world, *rehearse(trainer, few, len(data.val.samples)))
+    world.wait_for_all()
     return 0
 
 

@@ -22,7 +22,7 @@ LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
 EMA_DECAY = 0.9998
 NEWEST = ""  # as --resume's RUN
 # Options that describe how to call this once, and are not carried over by --resume.
-NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "device", "workers", "check", "replay", "eager")
+NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "workers", "check", "replay")
 # Options that --resume does not let change.
 FIXED = (
     "preset",
@@ -282,7 +282,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
     """The option that sets each of the parsed values."""
-    return {action.dest: max(action.option_strings, key=len) for action in parser._actions if action.option_strings}
+    long = {action.dest: [name for name in action.option_strings if name[1] == "-"] for action in parser._actions}
+    return {dest: names[0] for dest, names in long.items() if names}
 
 
 def _without_data(options: argparse.Namespace) -> bool:
@@ -351,10 +352,14 @@ def _problems_of_resuming(options: argparse.Namespace, resumed: dict, flags: dic
 def _changes(options: argparse.Namespace, resumed: dict, flags: dict[str, str]) -> list[str]:
     """What changes in a run that goes on."""
     return [
-        f"Going on with {flags[name]} {getattr(options, name)} instead of {resumed[name]}."
+        f"Going on with {flags[name]} {_shown(getattr(options, name))} instead of {_shown(resumed[name])}."
         for name in resumed
         if name in flags and getattr(options, name) != resumed[name]
     ]
+
+
+def _shown(value: object) -> object:
+    return "unset" if value is None else value
 
 
 def source(options: argparse.Namespace) -> DataSource:

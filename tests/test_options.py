@@ -303,10 +303,11 @@ def saved_run(folder, **changes):
 
 @pytest.mark.parametrize("named", ["run", "run/last.safetensors"])
 def test_a_resumed_run_keeps_its_options(tmp_path, named):
-    once = {"load": "weights", "device": "cuda", "workers": 31, "eager": True, "check": True, "replay": "file"}
-    saved_run(tmp_path / "run", output_dir="run", **once)
+    once = {"load": "weights", "workers": 31, "check": True, "replay": "file"}
+    saved_run(tmp_path / "run", output_dir="run", device="cuda", eager=True, **once)
     options = parse("--resume", named)
     expected = RECIPE | NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named}
+    expected |= {"device": "cuda", "eager": True}
     assert chosen(options, expected) == expected
     assert options.data_path == "somewhere"
     assert options.workers == command_line.default_workers()
@@ -321,7 +322,9 @@ def test_options_go_before_those_of_the_resumed_run(tmp_path):
     assert chosen(options, expected) == expected
     assert sorted(options.notices) == [
         "Going on with --data-path elsewhere instead of somewhere.",
-        "Going on with --ema 0.9998 instead of None.",
+        "Going on with --device cpu instead of unset.",
+        "Going on with --eager True instead of unset.",
+        "Going on with --ema 0.9998 instead of unset.",
         "Going on with --epochs 9 instead of 2.",
         "Going on with --save-every 7 instead of 10m.",
     ]

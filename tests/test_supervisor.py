@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from ssd300_vgg16.processes import supervisor
 from ssd300_vgg16.processes.job import Job
-from ssd300_vgg16.processes.supervisor import supervise
 
 ROOT = Path(__file__).resolve().parents[1]
 ADVICE = "go on with --resume"
+
+
+def supervise(job, command, again, restarts, advice):
+    """The status of a job that is started with one command, and again with another."""
+    return supervisor.supervise(job, command, lambda: again, restarts, advice)
+
+
 # Runs the supervisor as the command line does, with the constants given.
 DRIVER = """
 import json, sys
@@ -25,9 +32,9 @@ from ssd300_vgg16.processes import supervisor
 from ssd300_vgg16.processes.job import Job
 
 def main(arguments):
-    job, constants, *rest = json.loads(arguments[0])
+    job, constants, command, again, *rest = json.loads(arguments[0])
     vars(supervisor).update(constants)
-    return supervisor.supervise(Job(**job), *rest, options=constants.get("OPTIONS"))
+    return supervisor.supervise(Job(**job), command, lambda: again, *rest, options=constants.get("OPTIONS"))
 
 command_line.run(main, "train.sh")
 """

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
@@ -49,22 +49,19 @@ def evaluate(
     have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
     UserError. Interrupted is raised, by all of them, once stopping() is true in one.
     """
-    positions, detections, unreadable = [], [], []  # of the last, pairs of batch number and message
-    share = slice(world.rank, None, world.size)
-    hidden = None if world.is_first else True
-    with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
-        batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share)
-        for number, batch in enumerate(batches):
-            unreadable += [(number * world.size + world.rank, message) for message in batch.unreadable]
-            if len(batch.positions):
-                detections += detect(batch.images, batch.sizes_hw)
-                positions += batch.positions.tolist()
-            bar.update((len(batch.positions) + len(batch.unreadable)) * world.size)
-            if stopping():
-                break
-    if any(world.total(stopping())):
+    found, trouble = _Found(), None
+    try:
+        _detect_share(found, detect, dataset, image_size, batch_size, pool, strict, world, stopping)
+    except UserError as error:
+        trouble = error
+    stopped, troubled = world.total(stopping(), trouble is not None)
+    if trouble:
+        raise trouble
+    if troubled:
+        raise UserError("stopped with the process that had trouble with the data")
+    if stopped:
         raise Interrupted
-    positions, detections, unreadable = _gather(world, positions, detections, unreadable)
+    positions, detections, unreadable = _gather(world, found.positions, found.detections, found.unreadable)
     unreadable = [message for _, message in sorted(unreadable, key=lambda pair: pair[0])]
     if not positions:
         raise UserError(f"{dataset.name}: not one of its {len(dataset.samples)} images could be read: {unreadable[:3]}")
@@ -72,6 +69,41 @@ def evaluate(
         return None
     results = coco_results(dataset, positions, detections)
     return Evaluation(coco_ap(dataset, positions, results), results, unreadable)
+
+
+@dataclass
+class _Found:
+    """What one process has found so far; of the images that cannot be read, pairs of batch number and message."""
+
+    positions: list[int] = field(default_factory=list)
+    detections: list[dict[str, np.ndarray]] = field(default_factory=list)
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _detect_share(
+    found: _Found,
+    detect: Detect,
+    dataset: Dataset,
+    image_size: int,
+    batch_size: int,
+    pool: WorkerPool,
+    strict: bool,
+    world: World,
+    stopping: Callable[[], bool],
+) -> None:
+    """Detect on this process's batches, to their end or until stopping() is true."""
+    share = slice(world.rank, None, world.size)
+    hidden = None if world.is_first else True
+    with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
+        batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share)
+        for number, batch in enumerate(batches):
+            found.unreadable += [(number * world.size + world.rank, message) for message in batch.unreadable]
+            if len(batch.positions):
+                found.detections += detect(batch.images, batch.sizes_hw)
+                found.positions += batch.positions.tolist()
+            bar.update((len(batch.positions) + len(batch.unreadable)) * world.size)
+            if stopping():
+                break
 
 
 def _gather(

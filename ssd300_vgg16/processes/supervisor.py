@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from ssd300_vgg16.processes.job import Job
 from ssd300_vgg16.processes.links import POLL_SECONDS, End, Links
@@ -34,16 +35,16 @@ _libc = ctypes.CDLL(None)
 def supervise(
     job: Job,
     command: list[str],
-    restart_command: list[str],
+    restart_command: Callable[[], list[str]],
     restarts: int,
     advice: str,
     options: list[str] | None = None,
 ) -> int:
     """Run the job's processes of this host to their end; returns the exit status of the whole.
 
-    `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with
-    `restart_command`, `restarts` times at most. `advice` is for the user whose run has failed; it may be empty.
-    `options` is what must be the same on all hosts: the command after its first word if not given.
+    `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with what
+    `restart_command` returns then, `restarts` times at most. `advice` is for the user whose run has failed; it may be
+    empty. `options` is what must be the same on all hosts: the command after its first word if not given.
     """
     options = command[1:] if options is None else options
     fingerprint = hashlib.sha256(shlex.join(options).encode(errors="surrogateescape")).hexdigest()
@@ -58,7 +59,7 @@ def supervise(
             if not watch.crashed or job.hosts > 1 or restart == restarts:
                 break
             _say(f"starting again from the last checkpoint ({restart + 1} of {restarts})")
-            command, port = restart_command, _free_port()
+            command, port = restart_command(), _free_port()
     if advice:
         _say(advice)
     return 1

@@ -60,10 +60,23 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, description: ModelDesc
     # First under the name it will have when it is no longer the last, so that at no time there is but one of them.
     save_weights(aside, tensors, description, {"progress": asdict(checkpoint.progress)})
     _name_last(aside, last)
-    written = sorted(folder.glob(FORMER_PATTERN), reverse=True)
-    # Those of later steps were left behind when the run went back to this one.
-    for superfluous in [*(path for path in written if path > aside), *[p for p in written if p <= aside][keep:]]:
+    _forget_later(aside)
+    for superfluous in sorted(folder.glob(FORMER_PATTERN), reverse=True)[keep:]:
         superfluous.unlink(missing_ok=True)
+
+
+def _forget_later(checkpoint: Path) -> None:
+    """Remove the checkpoints of later steps: the run has gone back to this one."""
+    for path in checkpoint.parent.glob(FORMER_PATTERN):
+        if path > checkpoint:
+            path.unlink(missing_ok=True)
+
+
+def go_back_to(path: Path) -> None:
+    """Make an earlier checkpoint of a run its last one, if `path` is one, before anything else goes back with it."""
+    if path.match(FORMER_PATTERN):
+        _name_last(path, path.with_name(LAST))
+        _forget_later(path)
 
 
 def _name_last(newest: Path, last: Path) -> None:

@@ -197,9 +197,9 @@ class GraphStep:
         self.world = world
         self.passes = passes
         self.amp = amp
-        self.device = next(model.parameters()).device.type
+        self.device = next(model.parameters()).device
         if world.size > 1:
-            self.placement = flow.placement(self.device, ranks=list(range(world.size)))
+            self.placement = flow.placement(self.device.type, ranks=list(range(world.size)))
             model.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
         self._graph = _Graph(model, make_optimizer(rule, model, schedule.base_lr), schedule, passes, amp)
         if world.size > 1:
@@ -237,6 +237,8 @@ class GraphStep:
                 continue
             array = array.reshape(1) if name in names else array
             tensor = flow.tensor(np.ascontiguousarray(array))
+            if name not in names:  # the graph's own state is in main memory
+                tensor = tensor.to(self.device)
             if self.world.size > 1:
                 tensor = tensor.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
             tensors[names.get(name, f"model.{name}")] = tensor

@@ -1,9 +1,11 @@
 """Signals that ask a training to stop when its step is done."""
 
 import signal
+import time
 
 # Ctrl-C; what `kill`, Docker and SLURM send before the end; what SLURM can be asked to send some time before that.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+REPEAT_SECONDS = 0.5  # `timeout` and some schedulers send a signal twice at a time: that is one request
 
 
 class StopRequest:
@@ -30,6 +32,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame) -> None:
+        if self.made:
+            return  # within the wait below
         self.signal_number = number
+        time.sleep(REPEAT_SECONDS)
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)

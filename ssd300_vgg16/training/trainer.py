@@ -100,8 +100,6 @@ class Trainer:
                 bar.update()
                 if number % self.plan.print_every == 0 or number == self.steps_per_epoch:
                     self._report(f"{name} step {number}/{self.steps_per_epoch}")
-                if self._save_is_due():
-                    self._save()
 
     def train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One step on the next batch; all processes end here together if one of them has to."""
@@ -121,9 +119,11 @@ class Trainer:
         """The positives of all processes' batches; if one of them cannot or must not go on, all end here."""
         asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
-        *asked, troubled, positives = self.world.total(*asked, trouble is not None, positives)
-        if any(asked) or troubled:
+        due = self.log is not None and self._save_is_due()  # the first process's clock counts
+        *asked, troubled, due, positives = self.world.total(*asked, trouble is not None, due, positives)
+        if any(asked) or troubled or due:
             self._save()
+        if any(asked) or troubled:
             self.world.wait_for_all()  # whoever leaves while another saves would have that one killed
         if trouble is not None:
             raise trouble
@@ -194,9 +194,9 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the last checkpoint; not before it is known that all losses up to it were finite."""
+        self.readings.fetch()  # in all processes, which end together if it raises NotFinite
         if self.log is None:  # not the first process, or a rehearsal
             return
-        self.readings.fetch()
         readings = {"names": list(self.readings.names), "values": self.readings.values}
         self.progress = replace(self.progress, readings=readings, metrics_length=self.log.sync())
         average = self.average.tensors() if self.average else {}
@@ -207,15 +207,19 @@ class Trainer:
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
         """What to tell, after the batch was written for a replay."""
         if not self.world.is_first:
+            self.world.wait_for_all()  # or the first would be killed while it writes
             return UserError(str(error))
         number = error.step - epoch * self.steps_per_epoch
-        batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
         path = self.folder / f"replay-step-{error.step + 1}.safetensors"
-        save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
+        try:
+            batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
+            save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
+        finally:
+            self.world.wait_for_all()
         return UserError(
-            f"{error}. Its images: {', '.join(batch.files)}. They and the weights "
-            f"are in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint "
-            "is from before it."
+            f"{error}. Its images: {', '.join(batch.files)}. They and the weights after step {self.progress.step} are "
+            f"in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint is "
+            "from before it."
         )
 
 
