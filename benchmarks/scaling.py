@@ -1,7 +1,7 @@
 """Training on the CPU with 1 and 2 processes, op by op and compiled: images/s, and the time outside the network.
 
     .venv/bin/python benchmarks/scaling.py               a table on the terminal
-    .venv/bin/python benchmarks/scaling.py --write       and in benchmarks/scaling.md
+    .venv/bin/python benchmarks/scaling.py --write       and in benchmarks/scaling-WIDTH.md
 
 Each case is `train.sh` itself on generated shapes, in processes of its own, with its step timed; the cases take turns,
 and the table gives medians over the rounds. The first steps, in which a graph is compiled, are not counted.
@@ -63,7 +63,7 @@ def run_case(folder: Path, width: float, processes: int, threads: int, kind: str
 
     steps = SIZES[width] + WARM_UP
     arguments = ["--data-path", str(folder / f"shapes{steps}"), "--preset", "narrow", "--width", str(width)]
-    arguments += ["-b", str(BATCH), "-j", "1", "--epochs", "1", "--print-freq", "1", "--device", "cpu", "--lr", "1e-6"]
+    arguments += ["-b", str(BATCH), "--epochs", "1", "--print-freq", "1", "--device", "cpu", "--lr", "1e-6"]
     arguments += [
         "--eager" if kind == "eager" else "--no-eager",
         "--save-every",
@@ -74,7 +74,7 @@ def run_case(folder: Path, width: float, processes: int, threads: int, kind: str
     times_file, run = folder / "times.json", Path(tempfile.mkdtemp(dir=folder))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, __file__, "--drive", str(times_file), *arguments, "--output-dir", str(run)]
-    if supervise(Job(processes), command, [], restarts=0, advice="") != 0:
+    if supervise(Job(processes), command, lambda: command, restarts=0, advice="") != 0:
         sys.exit("a training failed")
     times = json.loads(times_file.read_text())
     network, whole = (sum(times[part][WARM_UP:]) for part in ("network", "whole"))
@@ -84,42 +84,44 @@ def run_case(folder: Path, width: float, processes: int, threads: int, kind: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=float, choices=SIZES, default=1.0)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     from ssd300_vgg16.data.shapes import write_shapes
 
-    found = {(width, *case): [] for width in SIZES for case in CASES}
+    found = {(options.width, *case): [] for case in CASES}
     with tempfile.TemporaryDirectory() as name:
         for steps in SIZES.values():
             write_shapes(Path(name) / f"shapes{steps + WARM_UP}", (steps + WARM_UP) * BATCH, 2, seed=0)
         for _ in range(options.rounds):
             for case, results in found.items():
                 results.append(run_case(Path(name), *case))
-    report = table(found, options.rounds)
+    report = table(found, options.width, options.rounds)
     print(report)
     if options.write:
-        (ROOT / "benchmarks" / "scaling.md").write_text(report + "\n")
+        (ROOT / "benchmarks" / f"scaling-{options.width:g}.md").write_text(report + "\n")
 
 
-def table(found: dict, rounds: int) -> str:
+def table(found: dict, width: float, rounds: int) -> str:
     from ssd300_vgg16.runtime import cpu_name
 
     lines = [
-        "# Training on the CPU: processes, threads, and how a step is computed",
+        f"# Training on the CPU: processes, threads, and how a step is computed, at width {width:g}",
         "",
-        f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores. Batch {BATCH} in all, generated shapes, one data "
-        f"worker a process. Medians of {rounds} rounds in turn. Repeat with "
-        f"`.venv/bin/python benchmarks/scaling.py --rounds {rounds} --write`.",
+        f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores. Batch {BATCH} in all, generated shapes. Data "
+        "workers: one where a process has two cores, none where it has one. "
+        f"Medians of {rounds} rounds in turn. Repeat with "
+        f"`.venv/bin/python benchmarks/scaling.py --width {width:g} --rounds {rounds} --write`.",
         "",
         "Outside the network: waiting for data, talk between processes, and, op by op, the update of the weights "
         "(which a compiled step has inside).",
         "",
-        "| width | step | processes | threads each | images/s | outside the network |",
-        "|---|---|---|---|---|---|",
+        "| step | processes | threads each | images/s | outside the network |",
+        "|---|---|---|---|---|",
     ]
-    for (width, processes, threads, kind), results in found.items():
+    for (_, processes, threads, kind), results in found.items():
         rate, outside = (statistics.median(column) for column in zip(*results, strict=True))
-        lines.append(f"| {width:g} | {kind} | {processes} | {threads} | {rate:.2f} | {outside:.0%} |")
+        lines.append(f"| {kind} | {processes} | {threads} | {rate:.2f} | {outside:.0%} |")
     return "\n".join(lines)
 
 

@@ -96,10 +96,16 @@ def not_negative(text: str) -> float:
     return value
 
 
-def default_workers() -> int:
-    """Data workers when -j is not given: one less than this process's share of the cores, 8 at the most."""
+def workers_for(device: str, chosen: int | None) -> int:
+    """Data workers: those chosen with -j, else one less than this process's share of the cores, 8 at the most.
+
+    With a GPU there is one at least, because the process itself waits for most of its time; on the CPU a worker on the
+    same core would only be in the way.
+    """
+    if chosen is not None:
+        return chosen
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(8, cores - 1))
+    return max(0 if device == "cpu" else 1, min(8, cores - 1))
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +140,5 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "-j",
         "--workers",
         type=natural,
-        default=default_workers(),
-        help="data loading processes, for each training process; 0: none (default: %(default)s)",
+        help="data loading processes, for each training process; 0: none (default: cores less one, at most 8)",
     )

@@ -51,7 +51,12 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate_weights(
-    weights: Path, source: DataSource, device: str | None, batch_size: int, workers: int, output: Path | None = None
+    weights: Path,
+    source: DataSource,
+    device: str | None,
+    batch_size: int,
+    workers: int | None,
+    output: Path | None = None,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
     from ssd300_vgg16.data.workers import WorkerPool
@@ -64,11 +69,12 @@ def evaluate_weights(
     weights = find_weights(weights)
     output = output or weights.parent
     output.mkdir(parents=True, exist_ok=True)
-    detector = Detector.load(weights, resolve_device(device, world.local_rank if world.size > 1 else None))
+    device = resolve_device(device, world.local_rank if world.size > 1 else None)
+    detector = Detector.load(weights, device)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
         print(dataset.problems.message())
-    with WorkerPool(workers) as pool:
+    with WorkerPool(command_line.workers_for(device, workers)) as pool:
         size = detector.model.layout.image_size
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
     if world.is_first:

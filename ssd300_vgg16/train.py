@@ -64,8 +64,8 @@ def _supervise(job: Job, options: argparse.Namespace, arguments: list[str]) -> i
     begin = [*module, *arguments]
     if job.host_rank == 0 and not options.resume:
         begin += ["--output-dir", str(folder)]
-    own_workers = options.workers != command_line.default_workers()  # the default is another in each process
-    go_on = [*module, "--resume", str(folder), *(["--workers", str(options.workers)] if own_workers else [])]
+    workers = [] if options.workers is None else ["--workers", str(options.workers)]
+    go_on = [*module, "--resume", str(folder), *workers]
 
     def again() -> list[str]:
         return go_on if (folder / run_folder.OPTIONS).exists() else begin
@@ -100,7 +100,7 @@ def _train(options: argparse.Namespace) -> int:
         refuse_compiled(_update_rule(options), options.accumulate, options.batch_size, world.size)
     _say(world, *options.notices)
     data = _load_data(options, world)
-    with WorkerPool(options.workers, options.restarts) as pool:
+    with WorkerPool(command_line.workers_for(device, options.workers), options.restarts) as pool:
         if options.check:
             trainer = _trainer(options, Path(), data, device, eager, pool, world)
             _refuse_unlike(world, trainer, data, eager)

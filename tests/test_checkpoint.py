@@ -16,7 +16,14 @@ from ssd300_vgg16 import train
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics import evaluation
 from ssd300_vgg16.training import checkpoint, trainer
-from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint, save_checkpoint
+from ssd300_vgg16.training.checkpoint import (
+    Checkpoint,
+    Progress,
+    go_back_to,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from ssd300_vgg16.training.run_folder import BEST, LAST, METRICS, read_metrics
 from ssd300_vgg16.weights import ModelDescription, build_model, model_tensors, read_weights, save_weights
 
@@ -448,6 +455,16 @@ def test_what_a_longer_run_has_left_goes_with_the_next_checkpoint(tmp_path):
     save_checkpoint(tmp_path, small(3), DESCRIPTION, 2)
     assert names(tmp_path) == [LAST, step_file(tmp_path, 2).name, step_file(tmp_path, 3).name]
     assert newest_checkpoint(tmp_path)[1:] == (PartlyEqual(3), [])
+
+
+def test_a_run_goes_back_to_an_earlier_checkpoint_for_good(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, small(step), DESCRIPTION, 4)
+    go_back_to(tmp_path / LAST)
+    assert load_checkpoint(tmp_path / LAST).progress.step == 3, "the last one is no earlier one"
+    go_back_to(step_file(tmp_path, 2))
+    assert names(tmp_path) == [LAST, step_file(tmp_path, 1).name, step_file(tmp_path, 2).name]
+    assert load_checkpoint(tmp_path / LAST).progress.step == 2
 
 
 def test_a_disk_that_is_full_leaves_the_former_whole(tmp_path):

@@ -310,7 +310,7 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
     expected |= {"device": "cuda", "eager": True}
     assert chosen(options, expected) == expected
     assert options.data_path == "somewhere"
-    assert options.workers == command_line.default_workers()
+    assert options.workers is None
     assert options.notices == []
 
 
@@ -568,13 +568,15 @@ def test_lines_appear_in_a_pipe_as_they_are_written():
 
 @pytest.mark.parametrize(
     ("cores", "processes", "workers"),
-    [(1, 1, 1), (2, 1, 1), (4, 1, 3), (9, 1, 8), (64, 1, 8), (64, 8, 7), (12, 4, 2), (2, 2, 1), (2, 4, 1)],
+    [(1, 1, 0), (2, 1, 1), (4, 1, 3), (9, 1, 8), (64, 1, 8), (64, 8, 7), (12, 4, 2), (2, 2, 0), (2, 4, 0)],
 )
 def test_workers_leave_a_core_to_each_training_process(monkeypatch, cores, processes, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     if processes > 1:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert command_line.default_workers() == workers
+    assert command_line.workers_for("cpu", None) == workers
+    assert command_line.workers_for("cuda:0", None) == max(1, workers), "which leaves its core most of the time"
+    assert command_line.workers_for("cpu", 5) == command_line.workers_for("cuda", 5) == 5
 
 
 def test_resume_without_a_run_means_the_newest(tmp_path, monkeypatch):

@@ -7,12 +7,15 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_data import WIDTH, metrics_without_times, run, shapes_folder, start, untrained_run
+from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
 
+from ssd300_vgg16 import train
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training.run_folder import LAST, read_metrics
 
 # A batch that neither 2 nor 3 processes can share evenly, for 20 steps.
@@ -90,6 +93,81 @@ def test_a_shared_evaluation_is_exactly_that_of_one_process(place, processes):
     images = [detection["image_id"] for detection in numbers[1][1]]
     assert len(set(images)) == 5, "every image has its detections"
     assert process.stdout.count("AP50 ") == 1, "one process prints"
+
+
+class Spoken:
+    """A world in which the others have said this."""
+
+    def __init__(self, *messages):
+        self.messages = messages
+
+    def gathered(self, message):
+        return [message, *(json.dumps({**json.loads(message), **told}).encode() for told in self.messages)]
+
+
+def test_processes_that_would_not_do_the_same_are_refused(place):
+    """Those of other hosts have files and GPUs of their own."""
+    data = SimpleNamespace(train=shapes(place / "shapes", "train"), val=shapes(place / "shapes", "val"))
+    trainer = SimpleNamespace(device="cuda:1", progress=SimpleNamespace(step=7))
+    train._refuse_unlike(Spoken({}, {}), trainer, data, eager=False)
+    for told, message in (
+        ({"kind of device": "cpu"}, "process 2 has another kind of device than process 0: cpu instead of cuda"),
+        ({"kind of step": "eager"}, "another kind of step than process 0: eager instead of compiled"),
+        ({"checkpoint (its step)": 5}, r"another checkpoint \(its step\) than process 0: 5 instead of 7"),
+        ({"training data": data.val.fingerprint()}, "another training data than process 0: {'images': 5"),
+        ({"validation data": {}}, "another validation data"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train._refuse_unlike(Spoken({}, told), trainer, data, eager=False)
+
+
+def test_a_job_is_started_again_from_where_it_is(place, tmp_path, monkeypatch):
+    """From the beginning as long as there is no run to go on with; with each process's own number of workers."""
+    asked = {}
+
+    def supervise(job, command, again, restarts, advice, options):
+        asked.update(command=command[3:], again=again, restarts=restarts, advice=advice)
+        return 0
+
+    monkeypatch.setattr(train, "supervise", supervise)
+    for name, value in {"NPROC": "2", "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--data-path", str(place / "shapes"), "--output-dir", str(tmp_path / "run"), "--restarts", "5"]
+    assert train.main(arguments) == 0
+    folder = str(tmp_path / "run")
+    assert asked["command"] == [*arguments, "--output-dir", folder]
+    assert asked["restarts"] == 5
+    command = "NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 NPROC=2 bash train.sh --resume"
+    assert asked["advice"] == f"Go on with:\n  {command} {folder}"
+    assert asked["again"]()[3:] == asked["command"]
+    (tmp_path / "run" / "options.json").touch()
+    assert asked["again"]()[3:] == ["--resume", folder]
+    (tmp_path / "run" / "options.json").unlink()
+    assert train.main([*arguments, "-j", "9"]) == 0
+    (tmp_path / "run" / "options.json").touch()
+    assert asked["again"]()[3:] == ["--resume", folder, "--workers", "9"]
+
+
+def test_a_loss_that_is_not_finite_ends_all_with_the_batch_written(place):
+    arguments = (*SETTINGS, "--lr", 1e30, "--warmup-steps", 0, "--output-dir", "wild")
+    process = run("train", *arguments, folder=place, variables={"NPROC": 2})
+    assert process.returncode == 2
+    assert process.stderr.count("is not finite") == 2, "each process says so"
+    assert process.stderr.count("bash train.sh --replay") == 1
+    assert "were killed" not in process.stderr
+    (file,) = (place / "wild").glob("replay-step-*.safetensors")
+    assert file.name in process.stderr
+
+
+def test_a_broken_image_ends_an_evaluation_of_all(place):
+    shapes_copy = shutil.copytree(place / "shapes", place / "broken val")
+    (shapes_copy / "val" / "000003.jpg").write_bytes(b"no image")
+    weights = untrained_run(place / "untrained")
+    arguments = ("--weights", weights, "--data-path", shapes_copy, "-b", 1, "-j", 0, "--device", "cpu")
+    process = run("evaluate", *arguments, "--strict-data", folder=place, variables={"NPROC": 2})
+    assert process.returncode == 2
+    assert "000003.jpg: not an image" in process.stderr
+    assert "were killed" not in process.stderr
 
 
 @pytest.fixture
