@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     command_line.add_data_options(parser)
     _add_network_options(parser)
     _add_schedule_options(parser)
+    _add_update_options(parser)
     _add_run_options(parser)
     command_line.add_common_options(parser)
     _add_step_options(parser)
@@ -99,17 +100,7 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="compute a step in N passes, for less memory; the result is the same (default: 1)",
     )
-    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
     group.add_argument("--lr", type=command_line.positive, help="learning rate (default: 0.002 x batch size / 32)")
-    group.add_argument("--momentum", type=command_line.fraction, default=0.9, help="(default: %(default)s)")
-    group.add_argument(
-        "--wd",
-        "--weight-decay",
-        dest="weight_decay",
-        type=command_line.not_negative,
-        default=5e-4,
-        help="(default: %(default)s)",
-    )
     group.add_argument(
         "--lr-scheduler",
         type=_scheduler,
@@ -133,6 +124,24 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         type=command_line.natural,
         default=1000,
         help="steps of linear warm-up from lr / 1000 (default: %(default)s)",
+    )
+    group.add_argument("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
+    group.add_argument(
+        "--seed", type=command_line.natural, default=0, help="same seed, same command, same batches (default: 0)"
+    )
+
+
+def _add_update_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("update of the weights")
+    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
+    group.add_argument("--momentum", type=command_line.fraction, default=0.9, help="(default: %(default)s)")
+    group.add_argument(
+        "--wd",
+        "--weight-decay",
+        dest="weight_decay",
+        type=command_line.not_negative,
+        default=5e-4,
+        help="(default: %(default)s)",
     )
     group.add_argument(
         "--clip-norm",
@@ -160,10 +169,6 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         const=EMA_DECAY,
         metavar="DECAY",
         help=f"evaluate and keep a moving average of the weights (DECAY: {EMA_DECAY})",
-    )
-    group.add_argument("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
-    group.add_argument(
-        "--seed", type=command_line.natural, default=0, help="same seed, same command, same batches (default: 0)"
     )
 
 
