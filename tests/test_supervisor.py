@@ -300,7 +300,7 @@ def test_ranks_die_with_their_supervisor(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, DEAF))
     ranks = pids(tmp_path, range(2))
     supervisor.kill()
-    until(lambda: not any(map(alive, ranks)), 3)
+    assert until(lambda: not any(map(alive, ranks)), 3)
 
 
 def test_deaths_are_seen_when_the_caller_ignored_them(tmp_path, capfd):
