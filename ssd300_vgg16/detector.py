@@ -11,7 +11,8 @@ from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.runtime import flow, resolve_device
 from ssd300_vgg16.training.run_folder import find_weights
-from ssd300_vgg16.weights import ModelDescription, load_model
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.model import load_model
 
 
 class Detector:

@@ -147,7 +147,7 @@ class _Data:
 
 
 def _load_data(options: argparse.Namespace, world) -> _Data:
-    from ssd300_vgg16.weights import ModelDescription
+    from ssd300_vgg16.weights.description import ModelDescription
 
     source = train_options.source(options)
     train_set = source.load("train")
@@ -275,7 +275,8 @@ def _model(options: argparse.Namespace, description, checkpoint):
     """The network with the weights of the checkpoint, else of --load, else with fresh ones."""
     from ssd300_vgg16.runtime import flow
     from ssd300_vgg16.training.fresh_weights import initialise_from_nothing
-    from ssd300_vgg16.weights import build_model, load_tensors, read_weights
+    from ssd300_vgg16.weights.file import read_weights
+    from ssd300_vgg16.weights.model import build_model, load_tensors
 
     flow.manual_seed(options.seed)
     model = build_model(description)
@@ -320,7 +321,7 @@ def _evaluator(options: argparse.Namespace, data: _Data, device: str, pool, worl
     """What evaluates weights on the validation set (or its first images), with a network of its own."""
     from ssd300_vgg16.detector import Detector
     from ssd300_vgg16.metrics.evaluation import evaluate
-    from ssd300_vgg16.weights import build_model, load_tensors
+    from ssd300_vgg16.weights.model import build_model, load_tensors
 
     detector = Detector(build_model(data.description), data.description, device)
     size = detector.model.layout.image_size

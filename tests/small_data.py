@@ -31,7 +31,9 @@ def untrained_run(folder: Path, seed: int = 0) -> Path:
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.runtime import flow
     from ssd300_vgg16.training.run_folder import BEST
-    from ssd300_vgg16.weights import ModelDescription, build_model, model_tensors, save_weights
+    from ssd300_vgg16.weights.description import ModelDescription
+    from ssd300_vgg16.weights.file import save_weights
+    from ssd300_vgg16.weights.model import build_model, model_tensors
 
     names = enumerate(CATEGORY_IDS.items(), start=1)
     categories = tuple(Category(label, id_, name) for label, (name, id_) in names)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights import local
+from ssd300_vgg16.weights.model import local
 
 
 class MovingAverage:

@@ -9,7 +9,7 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training.readings import memory
 from ssd300_vgg16.training.step import NotFinite
 from ssd300_vgg16.training.trainer import NOT_FINITE_ADVICE, Trainer
-from ssd300_vgg16.weights import model_tensors
+from ssd300_vgg16.weights.model import model_tensors
 
 
 def rehearse(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]:

@@ -9,7 +9,9 @@ from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights import ModelDescription, build_model, describe, load_tensors, read_weights, save_weights
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.file import read_weights, save_weights
+from ssd300_vgg16.weights.model import build_model, describe, load_tensors
 
 BATCH_PREFIX = "batch/"
 ARRAYS = ("images", "offsets", "labels")

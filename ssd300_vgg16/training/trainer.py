@@ -25,7 +25,9 @@ from ssd300_vgg16.training.run_folder import BEST
 from ssd300_vgg16.training.run_log import RunLog
 from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
 from ssd300_vgg16.training.stopping import STOP_SIGNALS, StopRequest
-from ssd300_vgg16.weights import ModelDescription, model_tensors, save_weights
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.file import save_weights
+from ssd300_vgg16.weights.model import model_tensors
 
 # From weights by name, and what says whether to stop, to the AP on the validation set; None but in the first process.
 # It takes another data set than that as a third argument.

@@ -1,16 +1,9 @@
-"""Network weights on disk: one safetensors file whose header says what the network is."""
+"""Networks from files of weights, and their parameters as arrays."""
 
-import json
-import os
-import zlib
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
@@ -18,52 +11,13 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import COCO_CLASSES, SSD300
 from ssd300_vgg16.network.vgg import TRUNK_BLOCKS
 from ssd300_vgg16.runtime import flow
-
-HEADER = "ssd300_vgg16"
-CHECKSUM = "crc32"
-
-
-@dataclass(frozen=True)
-class ModelDescription:
-    """What a file of weights does not say by itself: how wide the network is, and what its outputs mean."""
-
-    num_classes: int
-    width: float
-    categories: tuple[Category, ...]
-
-    def names(self) -> dict[int, str]:
-        """The name of each label."""
-        return {category.label: category.name for category in self.categories}
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.file import read_weights
 
 
 def build_model(description: ModelDescription) -> SSD300:
     """A network of this description with fresh weights."""
     return SSD300(description.num_classes, description.width)
-
-
-def save_weights(
-    path: Path,
-    tensors: Mapping[str, np.ndarray],
-    description: ModelDescription,
-    extra: Mapping[str, object] | None = None,
-) -> None:
-    """Write tensors (the network's and any others), its description and JSON-able extras, atomically and synced."""
-    header = {"model": asdict(description), **(extra or {})}
-    header = json.dumps({**header, CHECKSUM: _checksum(tensors, header)})
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(save(dict(tensors), metadata={HEADER: header}))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); its former version is whole"
-        ) from error
-    finally:
-        with suppress(OSError):  # where it could not be made, nor can it be looked for
-            aside.unlink(missing_ok=True)
 
 
 def model_tensors(model: SSD300) -> dict[str, np.ndarray]:
@@ -74,31 +28,6 @@ def model_tensors(model: SSD300) -> dict[str, np.ndarray]:
 def local(tensor):
     """This process's copy of a tensor that all processes share; the tensor itself where there is one process."""
     return tensor.to_local() if tensor.is_global else tensor
-
-
-def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """All tensors of a safetensors file, and its header (empty if it was not written by this package).
-
-    Raises UserError if the file is missing, is no whole safetensors file, or has changed since it was written.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of weights")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
-    if header.pop(CHECKSUM, None) not in (None, _checksum(tensors, header)):
-        raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
-    return tensors, header
-
-
-def _checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object]) -> int:
-    checksum = zlib.crc32(json.dumps(header).encode())
-    for name in sorted(tensors):
-        checksum = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), checksum))
-    return checksum
 
 
 def load_model(path: Path) -> tuple[SSD300, ModelDescription]:

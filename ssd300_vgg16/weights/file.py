@@ -1,0 +1,69 @@
+"""Weights in one safetensors file, whose header says what the network is: written whole, and checked when read."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.description import ModelDescription
+
+HEADER = "ssd300_vgg16"
+CHECKSUM = "crc32"
+
+
+def save_weights(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    description: ModelDescription,
+    extra: Mapping[str, object] | None = None,
+) -> None:
+    """Write tensors (the network's and any others), its description and JSON-able extras, atomically and synced."""
+    header = {"model": asdict(description), **(extra or {})}
+    header = json.dumps({**header, CHECKSUM: _checksum(tensors, header)})
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(save(dict(tensors), metadata={HEADER: header}))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}); its former version is whole"
+        ) from error
+    finally:
+        with suppress(OSError):  # where it could not be made, nor can it be looked for
+            aside.unlink(missing_ok=True)
+
+
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """All tensors of a safetensors file, and its header (empty if it was not written by this package).
+
+    Raises UserError if the file is missing, is no whole safetensors file, or has changed since it was written.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
+    if header.pop(CHECKSUM, None) not in (None, _checksum(tensors, header)):
+        raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
+    return tensors, header
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object]) -> int:
+    checksum = zlib.crc32(json.dumps(header).encode())
+    for name in sorted(tensors):
+        checksum = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), checksum))
+    return checksum
