@@ -13,6 +13,7 @@ use_widest_kernels()
 
 _HOME_OF = {
     "SSD300": "network.ssd",
+    "SSD512": "network.ssd",
     "default_boxes": "network.default_boxes",
     "match": "data.matching",
     "training_targets": "data.matching",

@@ -1,6 +1,6 @@
 """SSD's default boxes (Liu et al. 2016, section 2.2): a fixed set of boxes around each cell of each feature map."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -18,7 +18,7 @@ class DefaultBoxLayout:
 
     image_size: int
     feature_maps: tuple[int, ...]
-    steps: tuple[int, ...]
+    steps: tuple[float, ...]
     sizes: tuple[float, ...]
     ratios: tuple[tuple[int, ...], ...]
 
@@ -36,15 +36,31 @@ SSD300_COCO = DefaultBoxLayout(
     sizes=(21, 45, 99, 153, 207, 261, 315),
     ratios=((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
 )
+# Section 3.1: conv4_3 at scale 0.1, the others from 0.2 to 0.9.
+SSD300_VOC = replace(SSD300_COCO, sizes=(30, 60, 111, 162, 213, 264, 315))
+# Section 3.4 and 3.2: conv4_3 at scale 0.04 on COCO and 0.07 on VOC, the others from 0.1 and from 0.15 to 0.9.
+SSD512_COCO = DefaultBoxLayout(
+    image_size=512,
+    feature_maps=(64, 32, 16, 8, 4, 2, 1),
+    steps=(8, 16, 32, 64, 128, 256, 512),
+    sizes=(20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72),
+    ratios=((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+)
+SSD512_VOC = replace(SSD512_COCO, sizes=(35.84, 76.8, 153.6, 230.4, 307.2, 384, 460.8, 537.6))
+# The `highres` backbone of torchvision and flowvision, with the authors' sizes and with steps as their box generators
+# make them (no weights of it are published that would say otherwise).
+_HIGHRES_MAPS = (64, 32, 16, 8, 6, 4, 1)
+SSD512_HIGHRES_COCO = replace(SSD512_COCO, feature_maps=_HIGHRES_MAPS, steps=tuple(512 / n for n in _HIGHRES_MAPS))
+SSD512_HIGHRES_VOC = replace(SSD512_HIGHRES_COCO, sizes=SSD512_VOC.sizes)
 
 
 @cache
 def default_boxes(layout: DefaultBoxLayout = SSD300_COCO) -> np.ndarray:
     """Default boxes of a layout in the order of the network's outputs.
 
-    Returns float32 [8732, 4] for SSD300, xyxy in pixels of the network's input, read-only: map by map, row by row,
-    cell by cell, and in a cell s, sqrt(s s'), then w:h = r and 1/r for each ratio r. Widths and heights are at most
-    the image's; centres are not clipped, so boxes reach beyond the border.
+    Returns float32 [D, 4], xyxy in pixels of the network's input, read-only; D is 8732 for SSD300, 24564 for SSD512.
+    Map by map, row by row, cell by cell, and in a cell s, sqrt(s s'), then w:h = r and 1/r for each ratio r. Widths and
+    heights are at most the image's; centres are not clipped, so boxes reach beyond the border.
     """
     maps = [_boxes_of_map(layout, index) for index in range(len(layout.feature_maps))]
     boxes = cxcywh_to_xyxy(np.concatenate(maps)) * np.float32(layout.image_size)

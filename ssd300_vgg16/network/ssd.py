@@ -1,16 +1,15 @@
-"""The SSD300 network: images in, offsets and class logits of every default box out."""
+"""The SSD network: images in, offsets and class logits of every default box out."""
 
 import numpy as np
 
-from ssd300_vgg16.network.default_boxes import SSD300_COCO
+from ssd300_vgg16.network.variants import PIXEL_MEAN, SSD300_VGG16, Variant, variant_of
 from ssd300_vgg16.network.vgg import Backbone, Conv2d
 from ssd300_vgg16.runtime import flow
 
 nn = flow.nn
 
 COCO_CLASSES = 91
-# Mean of ImageNet's pixels, RGB 0..255; nothing is divided by a deviation, as in the Caffe VGG16 the weights come from.
-PIXEL_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+
 
 
 class ScoringHead(nn.Module):
@@ -45,30 +44,42 @@ class Heads(nn.Module):
         return self.regression_head(maps), self.classification_head(maps)
 
 
-class SSD300(nn.Module):
-    """SSD300 with a VGG16 backbone (Liu et al. 2016).
+class SSD(nn.Module):
+    """An SSD with a VGG16 backbone (Liu et al. 2016); `variant` says which.
 
     num_classes counts the background (label 0). width scales every layer's channels; 1.0 is the published network.
     Parameter names and, at width 1, shapes are those of the checkpoints that flowvision and torchvision publish.
     """
 
-    def __init__(self, num_classes: int = COCO_CLASSES, width: float = 1.0):
+    def __init__(self, variant: Variant = SSD300_VGG16, num_classes: int = COCO_CLASSES, width: float = 1.0):
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}: it counts the background, so 2 is the least")
         if width <= 0:
             raise ValueError(f"width is {width}: it has to be above 0")
+        self.variant = variant
         self.num_classes = num_classes
         self.width = width
-        self.layout = SSD300_COCO
-        self.backbone = Backbone(width)
+        self.layout = variant.layout
+        self.backbone = Backbone(variant.extra_layers, width)
         self.head = Heads(self.backbone.out_channels, self.layout.boxes_per_cell, num_classes)
         mean = np.array(PIXEL_MEAN, dtype=np.float32).reshape(1, 3, 1, 1)
         self.register_buffer("pixel_mean", flow.tensor(mean), persistent=False)
 
     def forward(self, images) -> tuple:
-        """Offsets [B, 8732, 4] and logits [B, 8732, num_classes] of images [B, 3, 300, 300].
+        """Offsets [B, D, 4] and logits [B, D, num_classes] of images [B, 3, S, S].
 
-        Images are RGB in 0..255, uint8 or float32. The rows are in the order of `default_boxes`.
+        Images are RGB in 0..255, uint8 or float32. S is 300 or 512; D is 8732 or 24564, in the order of
+        `default_boxes(model.layout)`.
         """
         return self.head(self.backbone(images.to(flow.float32) - self.pixel_mean))
+
+
+def SSD300(num_classes: int = COCO_CLASSES, width: float = 1.0, boxes: str = "coco") -> SSD:  # noqa: N802 (public name)
+    """SSD300: images of 300 x 300, 8732 default boxes, of the sizes published for "coco" or "voc"."""
+    return SSD(variant_of("ssd300_vgg16", boxes), num_classes, width)
+
+
+def SSD512(num_classes: int = COCO_CLASSES, width: float = 1.0, boxes: str = "coco") -> SSD:  # noqa: N802
+    """SSD512: images of 512 x 512, 24564 default boxes, of the sizes published for "coco" or "voc"."""
+    return SSD(variant_of("ssd512_vgg16", boxes), num_classes, width)

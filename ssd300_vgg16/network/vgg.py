@@ -3,6 +3,7 @@
 from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
 from ssd300_vgg16.network.cpu_pooling import CpuMaxPool
 from ssd300_vgg16.network.precision import in_float32
+from ssd300_vgg16.network.variants import ExtraLayer
 from ssd300_vgg16.runtime import flow
 
 nn = flow.nn
@@ -14,6 +15,8 @@ SQUARED_NORM_FLOOR = 1e-10
 # Convolutions up to conv4_3, block by block: channels at width 1, and whether the pooling behind them rounds up.
 # (pool3 does, so that 75 cells become 38; conv4_3 has no pooling of its own here.)
 TRUNK_BLOCKS = (((64, 64), False), ((128, 128), False), ((256, 256, 256), True), ((512, 512, 512), None))
+CONV4_3_CHANNELS, FC7_CHANNELS = 512, 1024
+CONV5 = ("extra.0.1.", "extra.0.3.", "extra.0.5.")
 
 
 class Conv2d(nn.Conv2d):
@@ -78,7 +81,7 @@ def _trunk(width: float) -> nn.Sequential:
 
 def _atrous_fc(width: float) -> nn.Sequential:
     """Pool5 without stride, then fc6 and fc7 as convolutions, fc6 dilated ("a trous", section 3)."""
-    fc = scaled(1024, width)
+    fc = scaled(FC7_CHANNELS, width)
     return nn.Sequential(
         nn.MaxPool2d(3, stride=1, padding=1),
         *_conv_relu(scaled(512, width), fc, 3, padding=6, dilation=6),
@@ -93,34 +96,30 @@ def _conv5_to_fc7(width: float) -> nn.Sequential:
     return nn.Sequential(*layers, _atrous_fc(width))
 
 
-def _extra_layer(before: int, between: int, after: int, width: float, stride: int) -> nn.Sequential:
-    """A 1x1 convolution that narrows, and a 3x3 one that makes the next, smaller feature map."""
+def _extra_layer(before: int, layer: ExtraLayer, width: float) -> nn.Sequential:
+    """A 1x1 convolution that narrows, and a larger one that makes the next, smaller feature map."""
+    between, after = scaled(layer.between, width), scaled(layer.channels, width)
     return nn.Sequential(
-        *_conv_relu(scaled(before, width), scaled(between, width), 1),
-        *_conv_relu(scaled(between, width), scaled(after, width), 3, stride=stride, padding=1 if stride == 2 else 0),
+        *_conv_relu(scaled(before, width), between, 1),
+        *_conv_relu(between, after, layer.kernel, stride=layer.stride, padding=layer.padding),
     )
 
 
 class Backbone(nn.Module):
-    """Images to SSD300's six feature maps: conv4_3 (L2-normalised and scaled), fc7, conv8_2 to conv11_2.
+    """Images to feature maps: conv4_3 (L2-normalised and scaled), fc7, and one of each extra layer, conv8_2 and on.
 
-    Input [B, 3, 300, 300], RGB with the mean taken off. Parameter names are those of the published checkpoints.
+    Input [B, 3, S, S], RGB with the mean taken off. Parameter names are those of the published checkpoints.
     """
 
-    def __init__(self, width: float):
+    def __init__(self, extra_layers: tuple[ExtraLayer, ...], width: float):
         super().__init__()
-        self.out_channels = tuple(scaled(channels, width) for channels in (512, 1024, 512, 256, 256, 256))
+        channels = (CONV4_3_CHANNELS, FC7_CHANNELS, *(layer.channels for layer in extra_layers))
+        self.out_channels = tuple(scaled(each, width) for each in channels)
         self.scale_weight = nn.Parameter(flow.ones(self.out_channels[0]) * INITIAL_SCALE)
         self.features = _trunk(width)
-        self.extra = nn.ModuleList(
-            [
-                _conv5_to_fc7(width),
-                _extra_layer(1024, 256, 512, width, stride=2),
-                _extra_layer(512, 128, 256, width, stride=2),
-                _extra_layer(256, 128, 256, width, stride=1),
-                _extra_layer(256, 128, 256, width, stride=1),
-            ]
-        )
+        before_each = channels[1:]
+        extra = [_extra_layer(*pair, width) for pair in zip(before_each, extra_layers, strict=False)]
+        self.extra = nn.ModuleList([_conv5_to_fc7(width), *extra])
         self._initialise()
 
     def _initialise(self) -> None:
@@ -128,7 +127,7 @@ class Backbone(nn.Module):
         for name, module in self.named_modules():
             if not isinstance(module, Conv2d):
                 continue
-            if name.startswith(("extra.0.7", "extra.1", "extra.2", "extra.3", "extra.4")):
+            if name.startswith("extra.") and not name.startswith(CONV5):
                 nn.init.xavier_uniform_(module.weight)
             else:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
