@@ -1,0 +1,158 @@
+"""The weights that others have published: what they are, where they lie, and how to know them again."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from ssd300_vgg16.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place to download from, and what is known beforehand of the file there."""
+
+    url: str
+    size: int | None = None  # bytes
+    sha256: str | None = None  # hexadecimal, its first digits or all
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL, which the file keeps: mirrors may hold other files, in other formats."""
+        return PurePosixPath(unquote(urlsplit(self.url).path)).name
+
+    def mismatch(self, size: int, sha256: str) -> str | None:
+        """Why a file of so many bytes and this SHA-256 is not the published one; None if it may be."""
+        if size == 0:
+            return "it is empty"
+        if self.size not in (None, size):
+            return f"it has {size:,} bytes and the published file {self.size:,}"
+        if self.sha256 is not None and not sha256.startswith(self.sha256):
+            return f"its SHA-256 is {sha256[: len(self.sha256)]}... and the published file's {self.sha256}..."
+        return None
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights with a name; the first source that answers with the right file is taken."""
+
+    name: str
+    kind: Literal["detector", "backbone"]
+    image_size: int | None  # pixels; None for a backbone
+    num_classes: int | None  # outputs, with the background; None for a backbone
+    about: str
+    sources: tuple[Source, ...]
+
+
+def published(name: str) -> Published:
+    """The published weights of that name. Raises UserError with the names there are."""
+    if name not in PUBLISHED:
+        near = get_close_matches(name, PUBLISHED, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(f"{name}: no published weights have this name.{hint} There are {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+# flowvision 0.2.1 names its two files in flowvision/models/detection/ssd.py, and its model zoo's page gives the 25.1.
+_ONEFLOW = "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/detection/ssd"
+# torchvision names them in torchvision/models/vgg.py and models/detection/ssd.py; a name ends with the SHA-256's start.
+_PYTORCH = "https://download.pytorch.org/models"
+# The README of https://github.com/amdegroot/ssd.pytorch, "Training SSD" and "Download a pre-trained network".
+_AMDEGROOT = "https://s3.amazonaws.com/amdegroot-models"
+# The README of https://github.com/lufficc/SSD, "Model Zoo", which gives the figures.
+_LUFFICC = "https://github.com/lufficc/SSD/releases/download/1.2"
+
+_DETECTORS = (
+    Published(
+        "ssd300_vgg16_coco",
+        "detector",
+        300,
+        91,
+        "SSD300, COCO: 25.1 box AP on val2017; what torchvision and flowvision publish",
+        (
+            Source(f"{_ONEFLOW}/ssd300_vgg16.tar.gz"),
+            Source(f"{_PYTORCH}/ssd300_vgg16_coco-b556d3b4.pth", 142_594_222, "b556d3b43ab6c3f6"),
+        ),
+    ),
+    Published(
+        "ssd300_voc_amdegroot",
+        "detector",
+        300,
+        21,
+        "SSD300, VOC 07+12: 77.43 mAP on VOC2007 test; amdegroot/ssd.pytorch",
+        (Source(f"{_AMDEGROOT}/ssd300_mAP_77.43_v2.pth"),),
+    ),
+    Published(
+        "ssd300_voc_caffe",
+        "detector",
+        300,
+        21,
+        "SSD300, VOC 07+12: 77.26 mAP on VOC2007 test; the paper's own Caffe weights, from amdegroot/ssd.pytorch",
+        (Source(f"{_AMDEGROOT}/ssd_300_VOC0712.pth"),),
+    ),
+    Published(
+        "ssd300_voc_lufficc",
+        "detector",
+        300,
+        21,
+        "SSD300, VOC 07+12: 77.7 mAP on VOC2007 test; lufficc/SSD",
+        (Source(f"{_LUFFICC}/vgg_ssd300_voc0712.pth"),),
+    ),
+    Published(
+        "ssd300_coco_lufficc",
+        "detector",
+        300,
+        81,
+        "SSD300, COCO trainval35k: 25.2 box AP; lufficc/SSD",
+        (Source(f"{_LUFFICC}/vgg_ssd300_coco_trainval35k.pth"),),
+    ),
+    Published(
+        "ssd512_voc_lufficc",
+        "detector",
+        512,
+        21,
+        "SSD512, VOC 07+12: 80.7 mAP on VOC2007 test; lufficc/SSD",
+        (Source(f"{_LUFFICC}/vgg_ssd512_voc0712.pth"),),
+    ),
+    Published(
+        "ssd512_coco_lufficc",
+        "detector",
+        512,
+        81,
+        "SSD512, COCO trainval35k: 29.0 box AP; lufficc/SSD",
+        (Source(f"{_LUFFICC}/vgg_ssd512_coco_trainval35k.pth"),),
+    ),
+)
+
+_BACKBONES = (
+    Published(
+        "vgg16_amdegroot",
+        "backbone",
+        None,
+        None,
+        "VGG16 to conv5_3, ImageNet, the Caffe weights behind the 25.1; its classifier is NaN",
+        (
+            Source(f"{_ONEFLOW}/vgg16_amdegroot.tar.gz"),
+            Source(f"{_PYTORCH}/vgg16_features-amdegroot-88682ab5.pth", sha256="88682ab5"),
+        ),
+    ),
+    Published(
+        "vgg16_reducedfc",
+        "backbone",
+        None,
+        None,
+        "VGG16 to conv5_3 and fc6 and fc7 as convolutions, ImageNet, Caffe's; amdegroot/ssd.pytorch",
+        (Source(f"{_AMDEGROOT}/vgg16_reducedfc.pth"),),
+    ),
+    Published(
+        "vgg16_imagenet",
+        "backbone",
+        None,
+        None,
+        "plain VGG16, ImageNet: 71.6 top-1; torchvision's own training, with its own normalisation of images",
+        (Source(f"{_PYTORCH}/vgg16-397923af.pth", 553_433_881, "397923af8e79cdbb"),),
+    ),
+)
+
+PUBLISHED = {entry.name: entry for entry in (*_DETECTORS, *_BACKBONES)}
