@@ -1,0 +1,139 @@
+"""One split of a data set inspected: its figures printed, its pictures written."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ssd300_vgg16.data import inspection_text as text
+from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.data.image_check import check_images, read_checked
+from ssd300_vgg16.data.inspection import (
+    Candidate,
+    ClassCount,
+    Objects,
+    SizeRow,
+    best_iou,
+    by_size,
+    class_counts,
+    contents,
+    lost_objects,
+    objects_at_input,
+    some_images,
+)
+
+OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
+FAULTS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to inspect with: the chosen network's default boxes, how many sample images, the seed they are drawn with,
+    whether to read all images, and the folder for the pictures."""
+
+    chosen: Candidate
+    images: int
+    seed: int
+    read_all: bool
+    output: Path
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was found: the classes, what is wrong with the image files that were read, and the pictures written."""
+
+    classes: list[ClassCount]
+    faults: list[str]
+    pictures: list[Path]
+
+
+def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: Sequence[Candidate]) -> Inspected:
+    """Print the figures of a split ("train" or "val") and write its pictures.
+
+    candidates: networks that the chosen one is compared with, itself among them; none: no comparison, no advice.
+    """
+    objects = objects_at_input(dataset, settings.chosen.image_size)
+    classes = class_counts(dataset, objects)
+    print(f"\n{split}: {dataset.name}")
+    print(text.describe_contents(contents(dataset, objects)))
+    print(f"\n{text.describe_classes(classes)}")
+    size_rows = _print_fit(objects, settings, candidates) if len(objects) else []
+    print(f"\n{dataset.problems.message() if dataset.problems else 'no problems in the annotations'}")
+    figures, sheet = (settings.output / f"{split}_{name}.png" for name in ("figures", "images"))
+    _write_figures(figures, f"{split}: {dataset.name}", classes, objects, size_rows, settings.chosen)
+    faults = _write_sheet(sheet, dataset, objects, settings)
+    if settings.read_all:
+        faults = _check_all(dataset.samples)
+    _print_faults(faults, len(dataset.samples) if settings.read_all else min(settings.images, len(dataset.samples)))
+    return Inspected(classes, faults, [figures, sheet])
+
+
+def _print_fit(all_objects: Objects, settings: Settings, candidates: Sequence[Candidate]) -> list[SizeRow]:
+    """Print sizes, the fit to default boxes, the comparison and the advice; returns the table by size."""
+    chosen = settings.chosen
+    print(f"\n{text.describe_boxes(all_objects, chosen.image_size)}")
+    objects = some_images(all_objects, OBJECTS_MATCHED, settings.seed)
+    drawn = f", of {len(objects):,} objects in images drawn at random, seed {settings.seed}"
+    print(f"\n  {chosen.model} with {chosen.box_sizes} default boxes{drawn if len(objects) < len(all_objects) else ''}")
+    ious = {
+        candidate: best_iou(objects.resized(candidate.image_size / chosen.image_size), candidate.default_boxes)
+        for candidate in candidates or [chosen]
+    }
+    lost = lost_objects(objects, chosen.default_boxes)
+    rows = by_size(objects.sides, ious[chosen], lost)
+    print(text.describe_fit(rows))
+    if candidates:
+        print(f"\n{text.describe_candidates(ious, chosen)}")
+        for line in text.advice(objects, ious, lost, chosen):
+            print(f"  advice: {line}")
+    return rows
+
+
+def _write_figures(
+    path: Path,
+    title: str,
+    classes: Sequence[ClassCount],
+    objects: Objects,
+    size_rows: Sequence[SizeRow],
+    chosen: Candidate,
+) -> None:
+    from ssd300_vgg16.data.inspection_plot import plot_inspection, save_figure  # matplotlib takes its time
+
+    figure = plot_inspection(classes, objects, size_rows, chosen, title)
+    content = io.BytesIO()
+    save_figure(figure, content)
+    _write(path, content.getvalue())
+
+
+def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[str]:
+    """Write the sheet of samples; returns what is wrong with their files."""
+    from ssd300_vgg16.data.sample_sheet import choose_samples, draw_sheet
+
+    indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
+    samples = [dataset.samples[index] for index in indices]
+    images, faults = zip(*map(read_checked, samples), strict=True)
+    content = io.BytesIO()
+    draw_sheet(samples, images, {category.label: category.name for category in dataset.categories}).save(content, "png")
+    _write(path, content.getvalue())
+    return [fault for fault in faults if fault]
+
+
+def _write(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_bytes(content)
+    aside.replace(path)
+
+
+def _check_all(samples: Sequence[Sample]) -> list[str]:
+    faults = tqdm(check_images(samples), total=len(samples), unit="image", disable=None)
+    return [fault for fault in faults if fault]
+
+
+def _print_faults(faults: Sequence[str], read: int) -> None:
+    print(f"images read: {read:,}; broken, or of another size than annotated: {len(faults):,}")
+    for fault in faults[:FAULTS_SHOWN]:
+        print(f"  {fault}")
+    if len(faults) > FAULTS_SHOWN:
+        print(f"  and {len(faults) - FAULTS_SHOWN:,} more")

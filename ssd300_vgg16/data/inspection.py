@@ -1,0 +1,217 @@
+"""Figures about a data set: what it holds, and how its objects fit a network's default boxes."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.category_names import same_name
+from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.matching import BACKGROUND, MATCH_IOU, match
+
+SIZE_LIMITS = (8, 16, 32, 64, 128, 256)  # between the rows of `by_size`, in pixels of the network's input
+OBJECTS_AT_ONCE = 16  # whose overlaps with all default boxes stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What training learns from, as columns; row i of each belongs together.
+
+    images: int64 [N], indices into the data set's samples, ascending; labels: int64 [N]; boxes: float32 [N, 4] xyxy in
+    pixels of the network's input, each of positive size.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def widths(self) -> np.ndarray:
+        return self.boxes[:, 2] - self.boxes[:, 0]
+
+    @property
+    def heights(self) -> np.ndarray:
+        return self.boxes[:, 3] - self.boxes[:, 1]
+
+    @property
+    def sides(self) -> np.ndarray:
+        """Square roots of the areas, float32 [N] in pixels of the network's input."""
+        return np.sqrt(box_math.area(self.boxes))
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Width over height at the network's input, float32 [N]."""
+        return self.widths / self.heights
+
+    def resized(self, factor: float) -> "Objects":
+        """The same objects at an input that is larger by this factor."""
+        return Objects(self.images, self.labels, self.boxes * np.float32(factor))
+
+    def of_images(self, images: np.ndarray) -> "Objects":
+        """The objects of these images (int64, indices into the samples)."""
+        rows = np.isin(self.images, images)
+        return Objects(self.images[rows], self.labels[rows], self.boxes[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Default boxes that objects are held against: their --model and --default-boxes, the side of the model's input
+    in pixels, and the boxes, float32 [D, 4] xyxy in its pixels."""
+
+    model: str
+    box_sizes: str
+    image_size: int
+    default_boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Counts of a data set. objects: those that training uses; crowds and flat (boxes of no area) are not among them.
+    difficult: objects that are trained on but do not count in an evaluation.
+
+    sizes: (width, height) of the images and how many have it, the most frequent first.
+    """
+
+    images: int
+    images_without_objects: int
+    objects: int
+    difficult: int
+    crowds: int
+    flat: int
+    sizes: list[tuple[tuple[int, int], int]]
+    median_per_image: float
+    most_per_image: int
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """How many objects a class has, and in how many images."""
+
+    label: int
+    name: str
+    objects: int
+    images: int
+
+
+@dataclass(frozen=True)
+class SizeRow:
+    """The objects whose side (square root of the area) is from low up to, but not including, high pixels.
+
+    fitting: those that some default box overlaps with an IoU of at least 0.5; lost: those that no default box learns.
+    """
+
+    low: float
+    high: float
+    objects: int
+    mean_iou: float
+    fitting: int
+    lost: int
+
+
+def objects_at_input(dataset: Dataset, image_size: int) -> Objects:
+    """All objects that `Sample.objects` gives, resized to the network's input of image_size x image_size pixels."""
+    samples = dataset.samples
+    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    labels, crowd, boxes = (
+        np.concatenate([getattr(sample, column) for sample in samples]) for column in ("labels", "crowd", "boxes")
+    )
+    limits = np.array([(sample.width, sample.height) * 2 for sample in samples], dtype=np.float64)[images]
+    clipped = np.clip(boxes, 0, limits).astype(np.float32)
+    scaled = clipped * (image_size / limits).astype(np.float32)
+    keep = ~crowd & (box_math.area(clipped) > 0)
+    return Objects(images[keep], labels[keep], scaled[keep])
+
+
+def contents(dataset: Dataset, objects: Objects) -> Contents:
+    """What the data set holds; objects are all of its `objects_at_input`."""
+    annotations = sum(len(sample.labels) for sample in dataset.samples)
+    crowds, difficult = (
+        sum(int(np.count_nonzero(getattr(sample, column))) for sample in dataset.samples)
+        for column in ("crowd", "difficult")
+    )
+    per_image = np.bincount(objects.images, minlength=len(dataset.samples))
+    return Contents(
+        images=len(dataset.samples),
+        images_without_objects=int(np.count_nonzero(per_image == 0)),
+        objects=len(objects),
+        difficult=difficult,
+        crowds=crowds,
+        flat=annotations - crowds - len(objects),
+        sizes=Counter((sample.width, sample.height) for sample in dataset.samples).most_common(),
+        median_per_image=float(np.median(per_image)),
+        most_per_image=int(per_image.max()),
+    )
+
+
+def class_counts(dataset: Dataset, objects: Objects) -> list[ClassCount]:
+    """Every class of the data set, the most frequent first."""
+    pairs = np.unique(np.stack((objects.images, objects.labels)), axis=1)
+    object_counts = np.bincount(objects.labels, minlength=dataset.num_classes).tolist()
+    image_counts = np.bincount(pairs[1], minlength=dataset.num_classes).tolist()
+    rows = [
+        ClassCount(category.label, category.name, object_counts[category.label], image_counts[category.label])
+        for category in dataset.categories
+    ]
+    return sorted(rows, key=lambda row: -row.objects)
+
+
+def unseen_classes(train: Iterable[ClassCount], val: Iterable[ClassCount]) -> list[str]:
+    """Names of the classes that val has objects of and train has none of."""
+    seen = {same_name(row.name) for row in train if row.objects}
+    return [row.name for row in val if row.objects and same_name(row.name) not in seen]
+
+
+def some_images(objects: Objects, most: int, seed: int) -> Objects:
+    """The objects of images drawn at random, about `most`: all there are, or those of as many images as it takes."""
+    if len(objects) <= most:
+        return objects
+    images, counts = np.unique(objects.images, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    needed = np.searchsorted(np.cumsum(counts[order]), most) + 1
+    return objects.of_images(images[order[:needed]])
+
+
+def best_iou(objects: Objects, default_boxes: np.ndarray) -> np.ndarray:
+    """float32 [N]: each object's highest IoU with any of default_boxes, [D, 4] xyxy in pixels of the input."""
+    best = np.zeros(len(objects), dtype=np.float32)
+    for start in range(0, len(objects), OBJECTS_AT_ONCE):
+        rows = slice(start, start + OBJECTS_AT_ONCE)
+        best[rows] = box_math.iou(objects.boxes[rows], default_boxes).max(axis=1)
+    return best
+
+
+def lost_objects(objects: Objects, default_boxes: np.ndarray) -> np.ndarray:
+    """bool [N]: the objects that are matched to no default box, since others have all of theirs."""
+    lost = np.zeros(len(objects), dtype=bool)
+    first_of_images = np.flatnonzero(np.diff(objects.images)) + 1
+    for rows in np.split(np.arange(len(objects)), first_of_images):
+        if len(rows) > 1:  # one that is alone has its best default box
+            matched = match(objects.boxes[rows], default_boxes)
+            lost[rows] = np.bincount(matched[matched != BACKGROUND], minlength=len(rows)) == 0
+    return lost
+
+
+def by_size(sides: np.ndarray, ious: np.ndarray, lost: np.ndarray) -> list[SizeRow]:
+    """The objects in rows by size: their sides [N], their `best_iou` [N] and whether they are lost, bool [N]."""
+    limits = (0, *SIZE_LIMITS, float("inf"))
+    return [
+        _size_row(low, high, ious[rows], lost[rows])
+        for low, high in pairwise(limits)
+        for rows in [(sides >= low) & (sides < high)]
+    ]
+
+
+def _size_row(low: float, high: float, ious: np.ndarray, lost: np.ndarray) -> SizeRow:
+    mean = float(ious.mean()) if len(ious) else 0.0
+    return SizeRow(low, high, len(ious), mean, fitting_count(ious), int(np.count_nonzero(lost)))
+
+
+def fitting_count(ious: np.ndarray) -> int:
+    """How many of these highest IoUs are enough for a match of more than the one default box that is forced."""
+    return int(np.count_nonzero(ious >= MATCH_IOU))

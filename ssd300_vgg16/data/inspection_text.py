@@ -1,0 +1,199 @@
+"""The figures of an inspection as text, and what they advise."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.inspection import Candidate, ClassCount, Contents, Objects, SizeRow, fitting_count
+from ssd300_vgg16.data.matching import MATCH_IOU
+
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+BAR_LENGTH = 40
+CLASSES_SHOWN = 100
+NAME_LENGTH = 30
+
+# From what share of the objects on something is advised.
+MISFITS_WORTH_ADVICE = 0.15
+LOST_WORTH_ADVICE = 0.01
+GAIN_WORTH_ADVICE = 0.03
+SMALL_FOR_DEFAULT_BOXES = 1.5  # sides of the smallest default box: below, neighbouring ones miss an object
+NARROW = 3.0  # the longest default boxes are 3 to 1
+
+
+def plain(name: str) -> str:
+    """A name of a class or file for one line of a terminal or picture: printable and not too long."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return printable if len(printable) <= NAME_LENGTH else f"{printable[: NAME_LENGTH - 3]}..."
+
+
+def describe_contents(found: Contents) -> str:
+    """Counts of images, objects and image sizes, a line each."""
+    notes = [
+        f"; {count:,} {kind}"
+        for count, kind in (
+            (found.difficult, "difficult: trained on, not evaluated"),
+            (found.crowds, "crowds: not trained on"),
+            (found.flat, "of no area within the image: not trained on"),
+        )
+        if count
+    ]
+    return "\n".join(
+        [
+            f"  images              {found.images:,}, {found.images_without_objects:,} of them without objects",
+            f"  objects             {found.objects:,}{''.join(notes)}",
+            f"  objects per image   median {found.median_per_image:g}, at most {found.most_per_image:,}",
+            f"  image sizes         {_describe_sizes(found.sizes)}",
+        ]
+    )
+
+
+def _describe_sizes(sizes: Sequence[tuple[tuple[int, int], int]]) -> str:
+    (width, height), count = sizes[0]
+    if len(sizes) == 1:
+        return f"all {width} x {height}"
+    widths, heights = zip(*(size for size, _ in sizes), strict=True)
+    ranges = f"widths {min(widths)} to {max(widths)}, heights {min(heights)} to {max(heights)}"
+    most = f", most often {width} x {height} ({count:,})" if count > 1 else ""
+    return f"{len(sizes):,} different: {ranges}{most}"
+
+
+def describe_classes(rows: Sequence[ClassCount]) -> str:
+    """A table of the classes with bars; those without objects are named below it."""
+    present = [row for row in rows if row.objects]
+    shown = present[:CLASSES_SHOWN]
+    column = max([len("class"), *(len(plain(row.name)) for row in shown)])
+    total, most = sum(row.objects for row in rows), max((row.objects for row in rows), default=0)
+    lines = [f"  {'class':{column}}  {'objects':>9}  {'images':>9}   share"]
+    for row in shown:
+        bar = "#" * max(1, round(BAR_LENGTH * row.objects / most))
+        share = row.objects / total
+        lines.append(f"  {plain(row.name):{column}}  {row.objects:9,}  {row.images:9,}  {share:6.1%}  {bar}")
+    if len(present) > len(shown):
+        rest = sum(row.objects for row in present[len(shown) :])
+        lines.append(f"  and {len(present) - len(shown):,} classes with {rest:,} objects together")
+    absent = [row.name for row in rows if not row.objects]
+    if absent:
+        lines.append(f"  without objects: {listed(absent)}")
+    return "\n".join(lines)
+
+
+def describe_unseen(names: Sequence[str]) -> str:
+    """A line about the classes that val has objects of and train has none of."""
+    if not names:
+        return "\nevery class of val has objects in train"
+    return f"\nclasses of val that train has no object of: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a line, not more than CLASSES_SHOWN."""
+    more = f" and {len(names) - CLASSES_SHOWN:,} more" if len(names) > CLASSES_SHOWN else ""
+    return ", ".join(plain(name) for name in names[:CLASSES_SHOWN]) + more
+
+
+def describe_boxes(objects: Objects, image_size: int) -> str:
+    """Percentiles of size and shape of one object or more at the network's input."""
+    head = "".join(f"{f'{percent} %':>8}" for percent in PERCENTILES)
+    sides, ratios = (np.percentile(values, PERCENTILES) for values in (objects.sides, objects.ratios))
+    return "\n".join(
+        [
+            f"  at {image_size} x {image_size}: percentiles of {len(objects):,} objects",
+            f"  {'':22}{head}",
+            f"  {'side, sqrt(area), px':22}" + "".join(f"{value:8.1f}" for value in sides),
+            f"  {'width / height':22}" + "".join(f"{value:8.2f}" for value in ratios),
+        ]
+    )
+
+
+def describe_fit(rows: Sequence[SizeRow]) -> str:
+    """The table of objects by size against the default boxes, and its sum."""
+    enough = f"IoU >= {MATCH_IOU}"
+    lines = [f"  {'side, px':>10}  {'objects':>9}  {'best IoU':>8}  {enough:>16}  {'below':>16}  {'lost':>6}"]
+    total = sum(row.objects for row in rows)
+    mean = sum(row.objects * row.mean_iou for row in rows) / max(total, 1)
+    all_rows = SizeRow(0, float("inf"), total, mean, sum(row.fitting for row in rows), sum(row.lost for row in rows))
+    lines += [_fit_line(interval(row), row) for row in rows if row.objects]
+    lines += [
+        _fit_line("all", all_rows),
+        "  best IoU: mean of each object's highest; below: learnt by the one default box that is forced on it;",
+        "  lost: by none, since another object has the default box",
+    ]
+    return "\n".join(lines)
+
+
+def interval(row: SizeRow) -> str:
+    """A row's limits, as "32 - 64"."""
+    if row.low == 0:
+        return f"< {row.high:g}"
+    return f">= {row.low:g}" if row.high == float("inf") else f"{row.low:g} - {row.high:g}"
+
+
+def _fit_line(interval: str, row: SizeRow) -> str:
+    fitting, below = (
+        f"{count:,} ({count / max(row.objects, 1):4.0%})" for count in (row.fitting, row.objects - row.fitting)
+    )
+    return f"  {interval:>10}  {row.objects:9,}  {row.mean_iou:8.2f}  {fitting:>16}  {below:>16}  {row.lost:6,}"
+
+
+def describe_candidates(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
+    """How the default boxes of several networks fit the same objects: their highest IoUs [N]."""
+    lines = [f"  {'--model':22}  {'--default-boxes':15}  {f'IoU >= {MATCH_IOU}':>10}  {'best IoU':>8}"]
+    for candidate, values in ious.items():
+        mark = "  (as above)" if candidate is chosen else ""
+        figures = f"{_share_fitting(values):10.1%}  {values.mean():8.2f}"
+        lines.append(f"  {candidate.model:22}  {candidate.box_sizes:15}  {figures}{mark}")
+    return "\n".join(lines)
+
+
+def _share_fitting(ious: np.ndarray) -> float:
+    return fitting_count(ious) / len(ious)
+
+
+def advice(objects: Objects, ious: Mapping[Candidate, np.ndarray], lost: np.ndarray, chosen: Candidate) -> list[str]:
+    """What the figures suggest before training with the chosen default boxes, a line each.
+
+    objects: one or more at the chosen one's input, with their highest IoUs [N] for each candidate, and which of them
+    are lost there, bool [N].
+    """
+    misfit = ious[chosen] < MATCH_IOU
+    lines = []
+    if misfit.mean() >= MISFITS_WORTH_ADVICE:
+        reason = _cause(objects, misfit, chosen) + _remedy(ious, chosen)
+        lines.append(f"{misfit.mean():.0%} of the objects have no default box with IoU >= {MATCH_IOU}: {reason}")
+    lines += _other_box_sizes(ious, chosen)
+    if lost.mean() >= LOST_WORTH_ADVICE:
+        lines.append(
+            f"{lost.mean():.0%} of the objects are not learnt, since others have their only default box: "
+            "they are too small or too close; larger crops or a larger input would help"
+        )
+    return lines
+
+
+def _cause(objects: Objects, misfit: np.ndarray, chosen: Candidate) -> str:
+    """Why most of the objects that do not fit, bool [N], do not."""
+    size, smallest = chosen.image_size, float(np.sqrt(box_math.area(chosen.default_boxes).min()))
+    ratios = objects.ratios[misfit]
+    if (objects.sides[misfit] < SMALL_FOR_DEFAULT_BOXES * smallest).mean() > 0.5:
+        return f"most are small at {size} x {size}; larger crops of the images would help"
+    if (np.maximum(ratios, 1 / ratios) > NARROW).mean() > 0.5:
+        return f"most are longer than {NARROW:g} to 1, as no default box is"
+    return "their shapes and places lie between those of the default boxes"
+
+
+def _remedy(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
+    """The network with a larger input that fits best, where that is noticeably better."""
+    larger = {other: _share_fitting(ious[other]) for other in ious if other.image_size > chosen.image_size}
+    best = max(larger, key=larger.get, default=chosen)
+    if not larger or larger[best] < _share_fitting(ious[chosen]) + GAIN_WORTH_ADVICE:
+        return ""
+    return f"; --model {best.model} --default-boxes {best.box_sizes} fits {larger[best]:.0%}"
+
+
+def _other_box_sizes(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> list[str]:
+    """Other box sizes of the same model, if they fit noticeably more objects."""
+    shares = {other: _share_fitting(ious[other]) for other in ious if other.model == chosen.model}
+    better = max(shares, key=shares.get)
+    if shares[better] < shares[chosen] + GAIN_WORTH_ADVICE:
+        return []
+    fits = f"fits {shares[better]:.0%} of the objects, {chosen.box_sizes} {shares[chosen]:.0%}"
+    return [f"--default-boxes {better.box_sizes} {fits}: {better.box_sizes} is the better choice"]

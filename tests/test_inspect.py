@@ -1,0 +1,225 @@
+"""python -m ssd300_vgg16.data inspect, as a user calls it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from small_data import environment, shapes, shapes_folder
+
+from ssd300_vgg16.data import __main__ as command
+from ssd300_vgg16.data import inspection
+from ssd300_vgg16.data.sample_sheet import CELL
+from ssd300_vgg16.draw import label_colour
+from ssd300_vgg16.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shapes_folder(tmp_path_factory.mktemp("data"), 8, 3)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(folder, tmp_path, **edits):
+    """A copy of the training annotations of a shapes folder, each section changed by a function; as options."""
+    document = json.loads((folder / "annotations" / "instances_train.json").read_text())
+    for section, edit in edits.items():
+        edit(document[section])
+    (tmp_path / "changed.json").write_text(json.dumps(document))
+    return ["--train-annotations", str(tmp_path / "changed.json"), "--train-images", str(folder / "train")]
+
+
+def picture(path):
+    return cv2.imread(str(path))[..., ::-1]
+
+
+def test_command_on_generated_shapes(folder, elsewhere, capsys):
+    assert command.main(["inspect", str(folder)]) == 0
+    output = capsys.readouterr().out
+    assert output.index("train: ") < output.index("val: ")
+    assert "images              8, 0 of them without objects" in output
+    assert re.search(r"circle +\d+ +\d+ +[\d.]+%  #+", output)
+    assert output.count("ssd300_vgg16 with coco default boxes") == 2 and output.count("(as above)") == 1
+    assert "no problems in the annotations" in output and "images read: 8; broken" in output
+    written = sorted(elsewhere.rglob("*.*"))
+    names = ["train_figures.png", "train_images.png", "val_figures.png", "val_images.png"]
+    assert [path.name for path in written] == names and all(
+        str(path.relative_to(elsewhere)) in output for path in written
+    )
+    assert picture(written[0]).shape == (650, 1900, 3)
+    assert picture(written[1]).shape[1] == 4 * (CELL + 10) + 10
+    for path in written:
+        assert picture(path).std() > 20
+        assert any((picture(path) == label_colour(label)).all(axis=-1).sum() > 50 for label in range(1, 6))
+
+
+def test_figures_of_a_network_are_the_same_in_the_comparison(folder, elsewhere, capsys):
+    rows = []
+    for options in (["--model", "ssd512_vgg16", "--default-boxes", "voc"], []):
+        assert command.main(["inspect", str(folder), "--split", "val", "--images", "1", *options]) == 0
+        output = capsys.readouterr().out
+        size = 512 if options else 300
+        assert f"at {size} x {size}: percentiles" in output and "train: " not in output
+        rows.append(dict(re.findall(r"  (ssd\d+_vgg16 +\w+) +([\d.]+%  .*\d)", output)))
+        assert len(rows[-1]) == 4
+    assert rows[0] == rows[1] and len(set(rows[0].values())) > 2
+    assert picture(elsewhere / "inspection" / "val_images.png").shape[1] == CELL + 20
+
+
+@pytest.mark.parametrize("model", ["ssd300_vgg16", "ssd512_vgg16", "ssd512_vgg16_highres"])
+def test_one_network_of_each_input_size_is_compared(model):
+    chosen, compared = command._candidates(model, "voc")
+    large = model if "512" in model else "ssd512_vgg16"
+    expected = [(name, boxes) for name in ("ssd300_vgg16", large) for boxes in ("coco", "voc")]
+    assert (chosen.model, chosen.box_sizes) == (model, "voc")
+    assert [(one.model, one.box_sizes) for one in compared] == expected
+
+
+def test_default_boxes_are_those_that_training_would_take(elsewhere, capsys):
+    voc = elsewhere / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (voc / name).mkdir(parents=True)
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>"
+    objects = "".join(f"<object><name>cat</name><difficult>{flag}</difficult>{box}</object>" for flag in (0, 1))
+    size = "<size><width>60</width><height>50</height><depth>3</depth></size>"
+    xml = f"<annotation><filename>a.jpg</filename>{size}{objects}</annotation>"
+    (voc / "Annotations" / "a.xml").write_text(xml)
+    cv2.imwrite(str(voc / "JPEGImages" / "a.jpg"), np.zeros((50, 60, 3), np.uint8))
+    assert command.main(["inspect", str(voc)]) == 0
+    output = capsys.readouterr().out
+    assert "ssd300_vgg16 with voc default boxes" in output and "2; 1 difficult: trained on, not evaluated" in output
+
+
+def test_problems_are_told(folder, elsewhere, capsys):
+    def spoil(annotations):
+        annotations[0]["bbox"] = [5, 5, 0, 20]
+        annotations[1]["category_id"] = 999
+
+    def turn(images):
+        images[2]["width"], images[2]["height"] = 1000, 500
+
+    options = change(folder, elsewhere, annotations=spoil, images=turn)
+    assert command.main(["inspect", *options, "--read-all", "--images", "1"]) == 1
+    output = capsys.readouterr().out
+    assert "1 x box of no area: annotation 1" in output and "1 x annotation of unknown category_id" in output
+    assert "images read: 8; broken, or of another size than annotated: 1" in output
+    assert "000003.jpg: " in output and "by the annotations 1000 x 500" in output
+
+
+def test_broken_sample_is_named_and_has_a_place_on_the_sheet(elsewhere, capsys):
+    folder = shapes_folder(elsewhere, 2, 1)
+    (folder / "train" / "000002.jpg").write_bytes(b"")
+    assert command.main(["inspect", str(folder), "--split", "train"]) == 1
+    assert "000002.jpg: the file is empty" in capsys.readouterr().out
+    assert picture(elsewhere / "inspection" / "train_images.png").shape[1] == 2 * (CELL + 10) + 10
+
+
+def test_classes_of_val_that_are_missing_in_train_are_named(folder, elsewhere, capsys):
+    def without_circles(annotations):
+        annotations[:] = [entry for entry in annotations if entry["category_id"] != 3]
+
+    options = change(folder, elsewhere, annotations=without_circles)
+    circles = inspection.class_counts(val := shapes(folder, "val"), inspection.objects_at_input(val, 300))
+    assert any(row.name == "circle" and row.objects for row in circles)
+    assert command.main(["inspect", str(folder), *options]) == 0
+    output = capsys.readouterr().out
+    assert "classes of val that train has no object of: circle\n" in output
+    assert "without objects: circle" in output
+
+
+def test_only_crowds(folder, elsewhere, capsys):
+    def crowds(annotations):
+        for entry in annotations:
+            entry["iscrowd"] = 1
+
+    assert command.main(["inspect", *change(folder, elsewhere, annotations=crowds)]) == 0
+    output = capsys.readouterr().out
+    assert "objects             0; " in output and "percentiles" not in output
+    assert "8, 8 of them without objects" in output
+
+
+def test_names_that_are_hard_to_draw(folder, elsewhere):
+    def rename(categories):
+        for category, name in zip(categories, ("$\\frac$", "two\nlines", "鳥", "\x1b[31m", "_^{"), strict=True):
+            category["name"] = name
+
+    assert command.main(["inspect", *change(folder, elsewhere, categories=rename)]) == 0
+
+
+def test_missing_split_is_told_unless_it_was_asked_for(elsewhere, capsys):
+    folder = shapes_folder(elsewhere)
+    (folder / "annotations" / "instances_val.json").unlink()
+    assert command.main(["inspect", str(folder)]) == 0
+    assert "not inspected: no val annotations" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no val annotations"):
+        command.main(["inspect", str(folder), "--split", "both"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        ([], "data/coco: no such folder"),
+        (["."], r"\.: no COCO-style, VOC or YOLO data set found"),
+        ([".", "--dataset", "coco"], "no train annotations: looked for"),
+        ([".", "--data-path", "."], "named twice"),
+        (["--val-images", "x"], "--val-images needs --val-annotations"),
+    ],
+)
+def test_wrong_input_is_refused_and_nothing_written(arguments, message, elsewhere):
+    with pytest.raises(UserError, match=message):
+        command.main(["inspect", *arguments])
+    assert not any(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("count", ["0", "101", "x"])
+def test_number_of_samples_is_bounded(count, elsewhere, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["inspect", ".", "--images", count])
+    assert "--images" in capsys.readouterr().err
+
+
+def test_the_data_sets_own_folder_is_written_to_only_if_named(elsewhere, monkeypatch):
+    folder = shapes_folder(elsewhere)
+    before = sorted(folder.rglob("*"))
+    monkeypatch.chdir(folder / "train")
+    with pytest.raises(UserError, match="--output-dir"):
+        command.main(["inspect", ".."])
+    assert sorted(folder.rglob("*")) == before
+    assert command.main(["inspect", "..", "--split", "val", "--output-dir", ".."]) == 0
+    assert (folder / "inspection" / "val_images.png").is_file()
+
+
+def test_command_line_answers_without_oneflow(folder, elsewhere):
+    """As a user calls it; what is imported is printed when it has ended."""
+    program = (
+        "import atexit, runpy, sys; atexit.register(lambda: print('oneflow' in sys.modules, 'cv2' in sys.modules)); "
+        f"sys.argv[1:] = ['inspect', {str(folder)!r}, '--split', 'val']; "
+        "runpy.run_module('ssd300_vgg16.data', run_name='__main__', alter_sys=True)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert result.returncode == 0 and not result.stderr
+    assert "written: inspection/val_figures.png, inspection/val_images.png" in result.stdout
+    assert result.stdout.splitlines()[-1] == "False True"
+
+
+def test_error_is_one_line(elsewhere):
+    command_line = [sys.executable, "-m", "ssd300_vgg16.data", "inspect", "nowhere"]
+    result = subprocess.run(command_line, env=environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "python -m ssd300_vgg16.data: nowhere: no such folder; name that of a data set\n"
+
+
+def test_no_command_prints_the_help(capsys):
+    assert command.main([]) == 0
+    assert "inspect" in capsys.readouterr().out

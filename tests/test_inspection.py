@@ -1,0 +1,247 @@
+"""The figures, advice and sheet of samples of python -m ssd300_vgg16.data inspect."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import shapes, shapes_folder
+
+from ssd300_vgg16.boxes import iou
+from ssd300_vgg16.data import inspection, inspection_text
+from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
+from ssd300_vgg16.data.image_check import check_images
+from ssd300_vgg16.data.inspection import Candidate, ClassCount, Objects
+from ssd300_vgg16.data.inspection_text import advice, plain
+from ssd300_vgg16.data.sample_sheet import CELL, choose_samples, draw_sheet
+from ssd300_vgg16.draw import label_colour
+from ssd300_vgg16.network.default_boxes import SSD300_COCO, default_boxes
+
+CATEGORIES = (Category(1, 10, "cat"), Category(2, 20, "dog"), Category(3, 30, "owl"))
+
+
+def sample(number, objects, height=100, width=200, path="x.jpg", crowd=(), difficult=()):
+    """objects: rows of x1, y1, x2, y2, label; crowd, difficult: which of them are."""
+    table = np.array(objects, dtype=np.float64).reshape(-1, 5)
+    rows = np.arange(len(table))
+    boxes, labels = table[:, :4], table[:, 4].astype(np.int64)
+    crowd, difficult = np.isin(rows, crowd), np.isin(rows, difficult)
+    return Sample(number, path, height, width, boxes, labels, crowd, np.zeros(len(table)), difficult)
+
+
+def dataset(*samples, categories=CATEGORIES):
+    return Dataset("made by hand", categories, samples, Problems("made by hand"))
+
+
+@pytest.fixture
+def by_hand():
+    return dataset(
+        sample(1, [(20, 10, 60, 50, 1), (-30, 0, 100, 100, 1), (0, 0, 200, 100, 2)], crowd=[2], difficult=[0]),
+        sample(2, []),
+        sample(3, [(50, 50, 50, 60, 1), (500, 0, 600, 50, 2), (0, 0, 10, 10, 2)], height=100, width=100),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shapes_folder(tmp_path_factory.mktemp("data"), 8, 3)
+
+
+def test_objects_are_those_that_training_sees_at_the_input(by_hand):
+    objects = inspection.objects_at_input(by_hand, 300)
+    assert objects.images.tolist() == [0, 0, 2]
+    assert objects.labels.tolist() == [1, 1, 2]
+    np.testing.assert_allclose(objects.boxes, [[30, 30, 90, 150], [0, 0, 150, 300], [0, 0, 30, 30]])
+    np.testing.assert_allclose(objects.sides, [np.sqrt(60 * 120), np.sqrt(150 * 300), 30], rtol=1e-6)
+    np.testing.assert_allclose(objects.ratios, [0.5, 0.5, 1])
+
+
+def test_objects_agree_with_those_of_each_sample(folder):
+    data = shapes(folder, "train")
+    objects = inspection.objects_at_input(data, 512)
+    for index, one in enumerate(data.samples):
+        boxes, labels = one.objects(one.height, one.width)
+        scale = np.array([512 / one.width, 512 / one.height] * 2)
+        np.testing.assert_allclose(objects.boxes[objects.images == index], boxes * scale, rtol=1e-5)
+        np.testing.assert_array_equal(objects.labels[objects.images == index], labels)
+
+
+def test_contents_are_counted(by_hand):
+    found = inspection.contents(by_hand, inspection.objects_at_input(by_hand, 300))
+    assert (found.images, found.images_without_objects, found.objects) == (3, 1, 3)
+    assert (found.difficult, found.crowds, found.flat) == (1, 1, 2)
+    assert found.sizes == [((200, 100), 2), ((100, 100), 1)]
+    assert (found.median_per_image, found.most_per_image) == (1, 2)
+    text = inspection_text.describe_contents(found)
+    for words in ("3, 1 of them without", "1 difficult", "1 crowds", "2 of no area", "most often 200 x 100 (2)"):
+        assert words in text
+
+
+def test_classes_are_counted_by_objects_and_images(by_hand):
+    rows = inspection.class_counts(by_hand, inspection.objects_at_input(by_hand, 300))
+    assert rows == [ClassCount(1, "cat", 2, 1), ClassCount(2, "dog", 1, 1), ClassCount(3, "owl", 0, 0)]
+    lines = inspection_text.describe_classes(rows).splitlines()
+    assert re.fullmatch(r"  cat +2 +1 +66.7%  #{40}", lines[1])
+    assert re.fullmatch(r"  dog +1 +1 +33.3%  #{20}", lines[2])
+    assert lines[3] == "  without objects: owl"
+
+
+def test_many_classes_are_summed_up():
+    rows = [ClassCount(label, f"class {label}", 2, 1) for label in range(1, 131)]
+    lines = inspection_text.describe_classes(rows).splitlines()
+    assert len(lines) == 102 and lines[-1] == "  and 30 classes with 60 objects together"
+
+
+def test_classes_that_train_has_no_object_of():
+    train = [ClassCount(1, "Cat", 5, 1), ClassCount(2, "dog", 0, 0), ClassCount(3, "owl", 1, 1)]
+    val = [
+        ClassCount(1, "cat", 1, 1),
+        ClassCount(2, "dog", 2, 1),
+        ClassCount(3, "emu", 3, 1),
+        ClassCount(4, "fox", 0, 0),
+    ]
+    assert inspection.unseen_classes(train, val) == ["dog", "emu"]
+
+
+def random_objects(count, images, largest=120.0, spread=250.0):
+    rng = np.random.default_rng(0)
+    corners, sides = rng.uniform(0, spread, (count, 2)), rng.uniform(2, largest, (count, 2))
+    boxes = np.clip(np.concatenate((corners, corners + sides), axis=1), 0, 300).astype(np.float32)
+    return Objects(np.sort(rng.integers(0, images, count)), rng.integers(1, 4, count), boxes)
+
+
+def test_best_iou_is_that_of_every_pair():
+    objects, boxes = random_objects(37, 5), default_boxes(SSD300_COCO)
+    expected = [max(_iou(one, other) for other in boxes[::7].tolist()) for one in objects.boxes.tolist()]
+    np.testing.assert_allclose(inspection.best_iou(objects, boxes[::7]), expected, atol=1e-5)
+
+
+def _iou(a, b):
+    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def test_objects_that_lose_their_default_boxes():
+    """The strategy, object by object: a default box has the best object above 0.5, forced ones the last that asks."""
+    objects, boxes = random_objects(60, 4, largest=20.0, spread=60.0), default_boxes(SSD300_COCO)
+    expected = []
+    for image in range(4):
+        overlap = iou(objects.boxes[objects.images == image], boxes)
+        owners = {box: int(overlap[:, box].argmax()) for box in np.flatnonzero(overlap.max(axis=0) >= 0.5)}
+        owners |= {int(row.argmax()): index for index, row in enumerate(overlap)}
+        expected += [index not in owners.values() for index in range(len(overlap))]
+    lost = inspection.lost_objects(objects, boxes)
+    assert lost.tolist() == expected and 0 < lost.sum() < 30
+
+
+def test_objects_of_different_images_do_not_compete():
+    boxes = np.array([[100, 100, 104, 104], [101, 100, 105, 104]], dtype=np.float32)
+    together, apart = (Objects(np.array(images), np.array([1, 1]), boxes) for images in ([0, 0], [0, 1]))
+    assert inspection.lost_objects(together, default_boxes(SSD300_COCO)).tolist() == [True, False]
+    assert inspection.lost_objects(apart, default_boxes(SSD300_COCO)).tolist() == [False, False]
+
+
+def test_table_by_size():
+    sides, ious = np.array([7.9, 8, 15, 256, 400]), np.array([0.1, 0.5, 0.49, 0.7, 0.9])
+    rows = inspection.by_size(sides, ious, np.array([True, False, True, False, False]))
+    assert [row.objects for row in rows] == [1, 2, 0, 0, 0, 0, 2]
+    assert [row.fitting for row in rows] == [0, 1, 0, 0, 0, 0, 2]
+    assert [row.lost for row in rows] == [1, 1, 0, 0, 0, 0, 0]
+    np.testing.assert_allclose([row.mean_iou for row in rows], [0.1, 0.495, 0, 0, 0, 0, 0.8])
+    last = inspection_text.describe_fit(rows).splitlines()[-3]
+    assert last.split() == ["all", "5", "0.54", "3", "(", "60%)", "2", "(", "40%)", "2"]
+
+
+def test_a_sample_of_objects_has_whole_images():
+    objects = random_objects(500, 100)
+    some = inspection.some_images(objects, 60, seed=0)
+    assert 60 <= len(some) < 80
+    for image in np.unique(some.images):
+        np.testing.assert_array_equal(some.boxes[some.images == image], objects.boxes[objects.images == image])
+    assert set(some.images) != set(inspection.some_images(objects, 60, seed=1).images)
+    assert inspection.some_images(objects, 500, seed=0) is objects
+
+
+COCO, VOC, LARGE = (
+    Candidate(model, boxes, size, np.array([[0, 0, 20, 20], [0, 0, 60, 60]], dtype=np.float32))
+    for model, boxes, size in (("small", "coco", 300), ("small", "voc", 300), ("large", "coco", 512))
+)
+
+
+def of_size(*sizes):
+    boxes = [(0, 0, width, height) for width, height in sizes]
+    return Objects(np.zeros(len(sizes), int), np.ones(len(sizes), int), np.array(boxes, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("shape", "ious", "lost", "expected"),
+    [
+        ((50, 50), {COCO: [0.9] * 4, VOC: [0.9] * 4}, 0, []),
+        ((5, 5), {COCO: [0.1, 0.1, 0.9, 0.9]}, 0, ["50% of .* small at 300 x 300; larger crops"]),
+        (
+            (5, 5),
+            {COCO: [0.1, 0.1, 0.9, 0.9], LARGE: [0.9] * 4},
+            0,
+            ["small .*--model large --default-boxes coco .* 100%"],
+        ),
+        ((200, 40), {COCO: [0.1, 0.1, 0.9, 0.9]}, 0, ["longer than 3 to 1"]),
+        ((90, 90), {COCO: [0.4, 0.4, 0.9, 0.9]}, 0, ["between those of the default boxes$"]),
+        ((50, 50), {COCO: [0.4, 0.9, 0.9, 0.9], VOC: [0.9] * 4}, 0, ["25% of", "voc fits 100% .*coco 75%: voc is"]),
+        ((50, 50), {COCO: [0.9] * 4, VOC: [0.4, 0.9, 0.9, 0.9]}, 0, []),
+        ((50, 50), {COCO: [0.9] * 4}, 1, ["25% of the objects are not learnt"]),
+    ],
+)
+def test_advice_follows_from_the_figures(shape, ious, lost, expected):
+    ious = {candidate: np.array(values) for candidate, values in ious.items()}
+    count = len(ious[COCO])
+    lines = advice(of_size(*[shape] * count), ious, np.arange(count) < lost, COCO)
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.search(pattern, line)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_samples_show_every_class_that_they_can(seed):
+    images = np.concatenate((np.arange(300), np.arange(100), [5, 200]))
+    labels = np.repeat([1, 2, 3, 4], (300, 100, 1, 1))
+    objects = Objects(images, labels, np.zeros((len(images), 4), np.float32))
+    chosen = choose_samples(objects, 300, 6, seed)
+    assert len(set(chosen)) == 6 and {5, 200} <= set(chosen)
+    assert chosen == choose_samples(objects, 300, 6, seed) != choose_samples(objects, 300, 6, seed + 1)
+    assert sorted(choose_samples(objects.of_images(np.arange(4)), 4, 6, seed)) == [0, 1, 2, 3]
+
+
+def test_sheet_has_a_cell_for_each_sample():
+    grey = np.full((100, 200, 3), 90, np.uint8)
+    one = sample(1, [(20, 10, 60, 50, 1), (100, 20, 180, 80, 2)], path=Path("a.jpg"), crowd=[1])
+    solid, dashed = ((np.array(draw_sheet([one], [grey], NAMES)) == label_colour(label)).all(-1) for label in (1, 2))
+    top = solid.shape[0] - CELL // 2
+    assert solid.shape[1] == CELL + 20 and 0 < top < 150
+    border = solid[:, 10 + 42 : 10 + 126]  # a box from 20 to 60 of 200 pixels, in a cell of 420
+    assert border.any(axis=0).all()
+    row = dashed[np.argmax(dashed[:, 230:380].sum(axis=1)), 10 + 210 : 10 + 378]
+    assert 0.3 < row.mean() < 0.8
+    three = draw_sheet([one] * 3, [grey, None, grey], NAMES)
+    assert three.width == 2 * CELL + 30
+
+
+NAMES = {1: "cat", 2: "dog", 3: "a name\nof $two$ lines, which goes on and on and on"}
+
+
+def test_names_are_made_fit_to_print():
+    assert plain("dog") == "dog"
+    assert plain(NAMES[3]) == "a name?of $two$ lines, whic..."
+    assert plain("\x1b[31mred") == "?[31mred"
+
+
+def test_files_that_are_not_as_annotated_are_named(folder, tmp_path):
+    data = shapes(folder, "train")
+    (tmp_path / "cut.jpg").write_bytes(data.samples[0].path.read_bytes()[:2000])
+    first, second, third = data.samples[:3]
+    turned = replace(second, height=second.width, width=second.height)
+    messages = list(check_images([replace(first, path=tmp_path / "cut.jpg"), turned, third]))
+    assert "cut.jpg: the JPEG image is truncated" in messages[0]
+    size = f"{second.width} x {second.height} pixels, by the annotations {second.height} x {second.width}, as if turned"
+    assert messages[1] == f"{second.path}: {size}"
+    assert messages[2] is None
