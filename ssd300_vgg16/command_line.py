@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+from ssd300_vgg16.data.source import KINDS
 from ssd300_vgg16.errors import Stopped, UserError
 
 USAGE_STATUS = 2
@@ -111,18 +112,24 @@ def workers_for(device: str, chosen: int | None) -> int:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Where the data is, and what to do about its faults."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data-path", metavar="DIR", help="data set in COCO's layout (default: data/coco)")
+    group.add_argument(
+        "--data-path",
+        metavar="DIR",
+        help="data set in the layout of its kind; yolo: data.yaml or its folder (default: data/coco)",
+    )
     group.add_argument(
         "--dataset",
-        choices=("coco", "shapes"),
+        choices=KINDS,
         default="coco",
-        help="coco: COCO-style JSON and images; shapes: generated pictures, to try things (default: coco)",
+        help="coco: COCO-style JSON and images; voc: VOCdevkit, or a folder like VOC2007; yolo: data.yaml and text "
+        "files; shapes: generated pictures, to try things (default: coco)",
     )
     for split in ("train", "val"):
         group.add_argument(
             f"--{split}-annotations",
             metavar="FILE",
-            help=f"COCO-style JSON of the {split} split, instead of the layout's",
+            help=f"COCO-style JSON, or VOC image set (ImageSets/Main/x.txt), of the {split} split, instead of the "
+            "layout's",
         )
         group.add_argument(
             f"--{split}-images", metavar="DIR", help=f"folder of the {split} images, instead of the layout's"

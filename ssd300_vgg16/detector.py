@@ -8,7 +8,7 @@ import numpy as np
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import network_input
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
-from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.runtime import flow, resolve_device
 from ssd300_vgg16.training.run_folder import find_weights
 from ssd300_vgg16.weights.description import ModelDescription
@@ -24,7 +24,7 @@ class Detector:
 
     def __init__(
         self,
-        model: SSD300,
+        model: SSD,
         description: ModelDescription,
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,

@@ -1,6 +1,7 @@
-"""Evaluate weights: COCO's twelve numbers and AP per class.
+"""Evaluate weights: COCO's twelve numbers and AP per class; for VOC's data its mAP too.
 
 bash eval.sh --weights runs/RUN --data-path /data/coco
+bash eval.sh --weights runs/RUN --dataset voc --data-path /data/VOCdevkit
 """
 
 # As in train.py, imports that bring OneFlow are made inside functions.
@@ -85,8 +86,8 @@ def evaluate_weights(
 
 def _report(evaluation, weights: Path, dataset, output: Path) -> None:
     print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
-    print(evaluation.metrics.table())
-    write_json(output / "coco_metrics.json", evaluation.metrics.as_json())
+    print(evaluation.table())
+    write_json(output / "coco_metrics.json", evaluation.as_json())
     write_json(output / "detections.json", evaluation.results)
     for message in evaluation.unreadable:
         print(f"left out: {message}")

@@ -6,6 +6,7 @@ which import the module they were started from, stay free of it.
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -99,14 +100,17 @@ def _train(options: argparse.Namespace) -> int:
     if not eager:
         refuse_compiled(_update_rule(options), options.accumulate, options.batch_size, world.size)
     _say(world, *options.notices)
-    data = _load_data(options, world)
+    train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
+    weights = None if options.resume else _starting_weights(options)
+    _settle_network(options, weights)
+    data = _Data(train_set, val_set, _description(options, train_set))
     with WorkerPool(command_line.workers_for(device, options.workers), options.restarts) as pool:
         if options.check:
-            trainer = _trainer(options, Path(), data, device, eager, pool, world)
+            trainer = _trainer(options, Path(), data, weights, device, eager, pool, world)
             _refuse_unlike(world, trainer, data, eager)
             return _check(trainer, options, data, world)
         folder = _run_folder(options) if world.is_first else Path(options.resume or "")
-        trainer = _trainer(options, folder, data, device, eager, pool, world)
+        trainer = _trainer(options, folder, data, weights, device, eager, pool, world)
         _refuse_unlike(world, trainer, data, eager)
         if world.is_first:
             # Not before: weights that do not fit must neither use up the folder nor change what --resume reads.
@@ -146,17 +150,23 @@ class _Data:
     description: "ModelDescription"  # noqa: F821 (its module brings OneFlow)
 
 
-def _load_data(options: argparse.Namespace, world) -> _Data:
-    from ssd300_vgg16.weights.description import ModelDescription
-
+def _load_data(options: argparse.Namespace, world) -> tuple[Dataset, Dataset]:
     source = train_options.source(options)
     train_set = source.load("train")
     val_set = source.load("val", train_set.categories)
     _say(world, *(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
-    num_classes = options.num_classes or train_set.num_classes
-    if num_classes < train_set.num_classes:
-        raise UserError(f"--num_classes {num_classes}: {train_set.name} needs at least {train_set.num_classes}")
-    return _Data(train_set, val_set, ModelDescription(num_classes, options.width, train_set.categories))
+    options.num_classes = options.num_classes or train_set.num_classes
+    if options.num_classes < train_set.num_classes:
+        raise UserError(f"--num_classes {options.num_classes}: {train_set.name} needs at least {train_set.num_classes}")
+    return train_set, val_set
+
+
+def _description(options: argparse.Namespace, train_set: Dataset):
+    from ssd300_vgg16.network.variants import variant_of
+    from ssd300_vgg16.weights.description import ModelDescription
+
+    variant = variant_of(options.model, options.default_boxes)
+    return ModelDescription(options.num_classes, options.width, train_set.categories, variant)
 
 
 def _refuse_unlike(world, trainer, data: _Data, eager: bool) -> None:
@@ -188,13 +198,12 @@ def _saved_options(options: argparse.Namespace, folder: Path, data: _Data, step:
     return {
         **kept,
         "load": options.load or former.get("load"),
-        "num_classes": data.description.num_classes,
         "commands": [*former.get("commands", []), {"step": step, "command": shlex.join(sys.argv)}],
         "val_images_folder": str(data.val.samples[0].path.parent.absolute()),
     }
 
 
-def _trainer(options: argparse.Namespace, folder: Path, data: _Data, device: str, eager: bool, pool, world):
+def _trainer(options: argparse.Namespace, folder: Path, data: _Data, weights, device: str, eager: bool, pool, world):
     from ssd300_vgg16.data.loader import samples_with_objects
     from ssd300_vgg16.training.checkpoint import Checkpoint, Progress
     from ssd300_vgg16.training.ema import MovingAverage
@@ -203,9 +212,9 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, device: str
     from ssd300_vgg16.training.trainer import Trainer
 
     samples = samples_with_objects(data.train.samples)
-    plan = _plan(options, len(samples))
+    plan = _plan(options, len(samples), data.description.variant.layout)
     checkpoint = _checkpoint_to_go_on_from(options, data, world) or Checkpoint({}, {}, {}, Progress())
-    model = _model(options, data.description, checkpoint).to(device)
+    model = _model(options, data.description, checkpoint, weights, world).to(device)
     freeze_backbone(model, options.trainable_backbone_layers)
     step = make_step(model, _update_rule(options), plan.schedule, world, options.accumulate, options.amp, eager)
     step.restore(checkpoint.optimizer)
@@ -228,29 +237,30 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, device: str
     )
 
 
-def _plan(options: argparse.Namespace, samples: int) -> Plan:
+def _plan(options: argparse.Namespace, samples: int, layout) -> Plan:
     from ssd300_vgg16.data.loader import TrainingRecipe, steps_per_epoch
-    from ssd300_vgg16.network.default_boxes import SSD300_COCO, default_boxes
+    from ssd300_vgg16.network.default_boxes import default_boxes
 
     steps = steps_per_epoch(samples, options.batch_size)
+    in_steps = 1 if options.iterations else steps  # what --lr-steps count
     schedule = Schedule(
         kind=options.lr_scheduler,
         base_lr=options.lr,
-        total_steps=options.epochs * steps,
+        total_steps=options.iterations or options.epochs * steps,
         warmup_steps=options.warmup_steps,
-        milestones=tuple(epoch * steps for epoch in options.lr_steps),
+        milestones=tuple(milestone * in_steps for milestone in options.lr_steps),
         gamma=options.lr_gamma,
     )
     recipe = TrainingRecipe(
         batch_size=options.batch_size,
         augmentation=options.data_augmentation,
         seed=options.seed,
-        default_boxes=default_boxes(),
-        image_size=SSD300_COCO.image_size,
+        default_boxes=default_boxes(layout),
+        image_size=layout.image_size,
         strict=options.strict_data,
     )
     return Plan(
-        epochs=options.epochs,
+        epochs=math.ceil(schedule.total_steps / steps),
         schedule=schedule,
         recipe=recipe,
         print_every=options.print_freq,
@@ -271,20 +281,42 @@ def _update_rule(options: argparse.Namespace) -> UpdateRule:
     )
 
 
-def _model(options: argparse.Namespace, description, checkpoint):
-    """The network with the weights of the checkpoint, else of --load, else with fresh ones."""
+def _starting_weights(options: argparse.Namespace):
+    """The weights that --load, --pretrained or --weights-backbone name; None to start from nothing."""
+    from ssd300_vgg16.weights.recognise import read_as_ssd
+
+    named = options.load or _load_of(options) or options.weights_backbone
+    return None if named == train_options.NO_WEIGHTS else read_as_ssd(run_folder.find_weights(Path(named)))
+
+
+def _settle_network(options: argparse.Namespace, weights) -> None:
+    """What was left open of the network is as in the weights that it starts from."""
+    from ssd300_vgg16.network.variants import SSD300_VGG16
+
+    theirs = weights.description if weights else None
+    options.model = options.model or (theirs.variant.model if theirs else SSD300_VGG16.model)
+    if options.default_boxes is None:
+        boxes = "voc" if options.dataset == "voc" else "coco"
+        options.default_boxes = theirs.variant.boxes if theirs else boxes
+    if options.width is None:
+        options.width = theirs.width if theirs else 1.0
+
+
+def _model(options: argparse.Namespace, description, checkpoint, weights, world):
+    """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
     from ssd300_vgg16.runtime import flow
     from ssd300_vgg16.training.fresh_weights import initialise_from_nothing
-    from ssd300_vgg16.weights.file import read_weights
-    from ssd300_vgg16.weights.model import build_model, load_tensors
+    from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
+    from ssd300_vgg16.weights.transfer import start_from
 
     flow.manual_seed(options.seed)
     model = build_model(description)
     if checkpoint.model:
         load_tensors(model, checkpoint.model, Path(options.resume))
-    elif load := options.load or _load_of(options):
-        weights = run_folder.find_weights(Path(load))
-        load_tensors(model, read_weights(weights)[0], weights)
+    elif weights := weights or _starting_weights(options):
+        start = start_from(weights, description, model_tensors(model))
+        load_tensors(model, start.tensors, weights.path)
+        _say(world, start.table)
     else:
         initialise_from_nothing(model)
     return model
@@ -347,9 +379,10 @@ def _summary(options: argparse.Namespace, trainer) -> str:
         batch += f" over {trainer.world.size} processes"
     if options.accumulate > 1:
         batch += f" in {options.accumulate} passes"
+    length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
     going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
     return (
-        f"{len(trainer.samples)} images with objects, {options.epochs} epochs, {batch}, lr {options.lr:g}, "
+        f"{len(trainer.samples)} images with objects, {length}, {batch}, lr {options.lr:g}, "
         f"seed {options.seed}.{going_on}"
     )
 
@@ -368,7 +401,7 @@ def _finish(folder: Path, evaluation) -> None:
         print(evaluation.metrics.table())
         run_folder.write_json(folder / "coco_metrics.json", evaluation.metrics.as_json())
     else:
-        print("This run is at its end; --epochs with a higher number goes on with it.")
+        print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
     print(f"Curves, metrics and weights are in {folder}. See it detect:\n  bash infer.sh --weights {_quoted(folder)}")
 
 

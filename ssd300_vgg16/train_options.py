@@ -7,26 +7,32 @@ from ssd300_vgg16 import command_line
 from ssd300_vgg16.data.augment import POLICIES
 from ssd300_vgg16.data.source import DEFAULT_COCO, DataSource, split_location
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.presets import PRESETS
+from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, SSD300_VGG16
+from ssd300_vgg16.presets import PRESETS, TRAINED_DETECTOR, TRAINING_BACKBONE
 from ssd300_vgg16.training.plan import VGG_STAGES, SaveEvery
 from ssd300_vgg16.training.run_folder import newest_training, read_options, run_of
+from ssd300_vgg16.weights.published import PUBLISHED
 
 DESCRIPTION = """Train SSD300-VGG16.
 
     bash train.sh                                  learns generated shapes on any machine, in minutes
     bash train.sh --data-path /data/coco           the published recipe on COCO
     bash train.sh --data-path DIR --preset narrow  your own COCO-style data, a small network
+    bash train.sh --data-path VOCdevkit --preset voc300     the paper's run on VOC07+12
+    bash train.sh --pretrained --data-path DIR --epochs 20  your own data, from the published weights
 """
-REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
+REFERENCE_LR, REFERENCE_BATCH, REFERENCE_EPOCHS = 0.002, 32, 120
+NO_WEIGHTS = "none"
 LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
 EMA_DECAY = 0.9998
 NEWEST = ""  # as --resume's RUN
 # Options that describe how to call this once, and are not carried over by --resume.
-NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "workers", "check", "replay")
+NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "pretrained", "workers", "check", "replay")
 # Options that --resume does not let change.
 FIXED = (
     "preset",
     "model",
+    "default_boxes",
     "width",
     "num_classes",
     "optimizer",
@@ -57,13 +63,17 @@ def _preset_help() -> str:
 def _add_network_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--preset", choices=tuple(PRESETS), default="coco", help="see below (default: coco)")
-    group.add_argument("--model", choices=("ssd300_vgg16",), default="ssd300_vgg16", help="(default: %(default)s)")
+    group.add_argument("--model", choices=MODELS, help=f"(default: that of the weights, else {SSD300_VGG16.model})")
+    group.add_argument(
+        "--default-boxes",
+        choices=BOX_SIZES,
+        help="whose sizes the default boxes have (default: the weights', else voc for --dataset voc, else coco)",
+    )
     group.add_argument(
         "--width",
         type=command_line.positive,
-        default=1.0,
         metavar="X",
-        help="channels, as a multiple of the published network's (default: 1)",
+        help="channels, as a multiple of the published network's (default: that of the weights, else 1)",
     )
     group.add_argument(
         "--num_classes",
@@ -72,20 +82,39 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="outputs with background (default: what the data set needs; 91 for COCO)",
     )
-    group.add_argument("--load", metavar="FILE", help="start from these weights")
+    group.add_argument(
+        "--load",
+        metavar="W",
+        help="start from these weights: a file of any format, a run's folder, or a published name "
+        "(python -m ssd300_vgg16.weights list)",
+    )
+    group.add_argument(
+        "--pretrained", action="store_true", help="start from the published detector: as --load with its name"
+    )
+    group.add_argument(
+        "--weights-backbone",
+        metavar="W",
+        help=f"start VGG16 from these weights, the rest from nothing; {NO_WEIGHTS}: all from nothing "
+        f"(default: {TRAINING_BACKBONE} at width 1, but for --dataset shapes)",
+    )
     group.add_argument(
         "--trainable-backbone-layers",
         type=int,
         choices=range(VGG_STAGES + 1),
         metavar="N",
-        help="how many of VGG's 5 stages learn, counted from the end (default: 4 with --load, else 5)",
+        help="how many of VGG's 5 stages learn, counted from the end (default: 4 from weights, 5 from nothing)",
     )
-    group.add_argument("--pretrained", action="store_true", help="not yet: name a file of weights with --load")
 
 
 def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
-    group.add_argument("--epochs", type=command_line.positive_int, default=120, help="(default: %(default)s)")
+    group.add_argument("--epochs", type=command_line.positive_int, help=f"(default: {REFERENCE_EPOCHS})")
+    group.add_argument(
+        "--iterations",
+        type=command_line.positive_int,
+        metavar="N",
+        help="the length in steps, instead of --epochs; --lr-steps then count steps too",
+    )
     group.add_argument(
         "-b",
         "--batch-size",
@@ -113,8 +142,8 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         type=command_line.positive_int,
         nargs="+",
         default=[80, 110],
-        metavar="EPOCH",
-        help="epochs after which multistep lowers the rate (default: 80 110)",
+        metavar="N",
+        help="epochs (with --iterations: steps) after which multistep lowers the rate (default: 80 110)",
     )
     group.add_argument(
         "--lr-gamma", type=command_line.positive, default=0.1, help="factor of each of them (default: %(default)s)"
@@ -276,13 +305,26 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.lr is None:
         options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
-    if options.trainable_backbone_layers is None:
-        options.trainable_backbone_layers = VGG_STAGES - 1 if options.load else VGG_STAGES
     problems = _problems(options) + _problems_of_resuming(options, resumed, _flags(parser))
     if problems:
         raise UserError("; ".join(problems))
+    _fill_in(options)
     options.notices = notices + _changes(options, resumed, _flags(parser))
     return options
+
+
+def _fill_in(options: argparse.Namespace) -> None:
+    """Defaults that follow from other options."""
+    if options.iterations is None:
+        options.epochs = options.epochs or REFERENCE_EPOCHS
+    if options.pretrained:
+        options.load = TRAINED_DETECTOR[options.model or SSD300_VGG16.model]
+    if options.weights_backbone is None:
+        from_nothing = options.load or options.width not in (None, 1) or options.dataset == "shapes"
+        options.weights_backbone = NO_WEIGHTS if from_nothing else TRAINING_BACKBONE
+    if options.trainable_backbone_layers is None:
+        from_weights = options.load or options.weights_backbone != NO_WEIGHTS
+        options.trainable_backbone_layers = VGG_STAGES - 1 if from_weights else VGG_STAGES
 
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
@@ -292,7 +334,8 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def _without_data(options: argparse.Namespace) -> bool:
-    return source(options).is_absent() and not (options.test_only or options.load or options.replay)
+    weights = options.load or options.pretrained or options.weights_backbone
+    return source(options).is_absent() and not (options.test_only or weights or options.replay)
 
 
 def _preset_options(parser: argparse.ArgumentParser, arguments: list[str], notices: list[str]) -> dict:
@@ -319,24 +362,42 @@ def _problems(options: argparse.Namespace) -> list[str]:
         problems.append(f"--num_classes {options.num_classes}: it counts the background, so 2 is the least")
     if sorted(set(options.lr_steps)) != options.lr_steps:
         problems.append(f"--lr-steps {options.lr_steps}: they have to rise")
-    if options.test_only and not (options.load or options.resume):
-        problems.append("--test-only needs weights: give --load FILE or --resume RUN")
-    if options.load and options.resume:
-        problems.append("--load and --resume exclude each other: --resume brings its own weights")
-    if options.pretrained:
+    problems += _problems_of_weights(options)
+    if options.epochs and options.iterations:
         problems.append(
-            "--pretrained: weights are not downloaded yet; give a safetensors file of them with --load FILE"
+            f"--epochs {options.epochs}: this schedule counts iterations, with --iterations {options.iterations} and "
+            f"--lr-steps {' '.join(map(str, options.lr_steps))}; change those"
         )
-    for name in ("load", "resume", "replay"):
-        path = getattr(options, name)
-        if path and not Path(path).exists():
-            problems.append(f"--{name} {path}: there is no such file or folder")
+    if options.replay and not Path(options.replay).exists():
+        problems.append(f"--replay {options.replay}: there is no such file or folder")
     if options.accumulate > options.batch_size:
         problems.append(f"--accumulate {options.accumulate}: there are only {options.batch_size} images in a step")
     if options.amp and options.eager:
         problems.append("--amp and --eager exclude each other: half precision is for the compiled step")
     if options.seed > LARGEST_SEED:
         problems.append(f"--seed {options.seed}: the largest is {LARGEST_SEED}")
+    return problems
+
+
+def _problems_of_weights(options: argparse.Namespace) -> list[str]:
+    problems = []
+    if options.test_only and not (options.load or options.pretrained or options.resume):
+        problems.append("--test-only needs weights: give --load W, --pretrained or --resume RUN")
+    starts = ("load", "pretrained", "resume")
+    given = [f"--{name}" for name in starts if getattr(options, name)]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)} exclude each other: each brings its own weights")
+    if options.pretrained and options.model not in (None, *TRAINED_DETECTOR):
+        problems.append(f"--pretrained: there are no published weights of {options.model}")
+    if options.resume and not Path(options.resume).exists():
+        problems.append(f"--resume {options.resume}: there is no such file or folder")
+    for name in ("load", "weights_backbone"):
+        weights = getattr(options, name)
+        if weights and weights not in (NO_WEIGHTS, *PUBLISHED) and not Path(weights).exists():
+            problems.append(
+                f"--{name.replace('_', '-')} {weights}: there is no such file or folder, and of published weights "
+                f"there are {', '.join(PUBLISHED)}"
+            )
     return problems
 
 

@@ -271,6 +271,13 @@ def test_table_has_a_row_for_each_number_and_each_class(metrics):
     assert {row.split()[0] for row in classes} == {"cat", "dog", "horse", "unicorn"}
 
 
+def test_table_takes_more_columns_for_the_classes(metrics):
+    more = {"one": dict.fromkeys(metrics.per_class, 0.25), "two": dict.fromkeys(metrics.per_class, -1)}
+    plain, wider = (table.split("\n\n")[1].splitlines() for table in (metrics.table(), metrics.table(more)))
+    assert [row.split() for row in wider[1:]] == [[*row.split(), "0.250", "-1.000"] for row in plain[1:]]
+    assert wider[0].split() == [*plain[0].split(), "one", "two"]
+
+
 def test_as_json_holds_the_same_numbers(metrics):
     content = json.loads(json.dumps(metrics.as_json()))
     assert {name: content[name] for name in metrics.statistics} == metrics.statistics

@@ -14,8 +14,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_data import run, shapes, shapes_folder, untrained_run
+from test_voc import image_set, thing, write_voc, xml
 
 from ssd300_vgg16 import evaluate as command
+from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import STATISTICS
@@ -244,6 +246,76 @@ def test_no_process_goes_on_without_any_readable_image(data):
         sample.path.write_bytes(b"")
     for end in evaluate_together(2, by_content(dataset, []), dataset, 2):
         assert isinstance(end, UserError) and "not one of its 5 images could be read" in str(end)
+
+
+@pytest.fixture(scope="module")
+def voc(place):
+    """The same images as a VOC data set, without the rings, and the last object of each image difficult."""
+    dataset = shapes(place / "shapes", "val")
+    names = {category.label: category.name for category in dataset.categories}
+    files = {}
+    for sample in dataset.samples:
+        rows = [row for row in range(len(sample.labels)) if names[sample.labels[row]] != "ring"]
+        objects = [
+            thing(
+                names[sample.labels[row]],
+                (sample.boxes[row] + [1, 1, 0, 0]).tolist(),
+                f"<difficult>{int(row == rows[-1])}</difficult>",
+            )
+            for row in rows
+        ]
+        size = f"<size><width>{sample.width}</width><height>{sample.height}</height></size>"
+        files[sample.path.stem] = xml(*objects, size=size)
+    folder = write_voc(place / "voc", files, {"val": files}, images=[])
+    for sample in dataset.samples:
+        shutil.copy(sample.path, folder / "JPEGImages")
+    return folder
+
+
+def test_data_of_voc_gets_vocs_numbers_too(voc):
+    """Difficult objects are not found, and cost nothing in either."""
+    dataset = load_voc([image_set(voc, "val")])
+    counted = sum(int((~sample.difficult).sum()) for sample in dataset.samples)
+    assert 0 < counted < sum(len(sample.labels) for sample in dataset.samples)
+    samples = [
+        replace(sample, boxes=sample.boxes[~sample.difficult], labels=sample.labels[~sample.difficult])
+        for sample in dataset.samples
+    ]
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(perfect(replace(dataset, samples=samples)), dataset, 300, 2, pool)
+    assert (evaluation.voc.mean_ap, evaluation.voc.mean_ap_07) == (1, 1)
+    assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
+    assert sum(values[2] for values in evaluation.voc.per_class.values()) == counted
+    assert evaluation.as_json() == evaluation.metrics.as_json() | {"voc": evaluation.voc.as_json()}
+    table = evaluation.table().splitlines()
+    assert table[-1] == "VOC mAP at IoU 0.5, 11 points (2007): 1.000"
+    heading = table.index("class     objects      AP    AP50   VOC AP VOC07 AP")
+    objects = evaluation.voc.per_class["circle"][2]
+    assert table[heading + 1].split() == ["circle", str(objects), "1.000", "1.000", "1.000", "1.000"]
+
+
+def test_other_data_gets_cocos_numbers_only(place):
+    dataset = shapes(place / "shapes", "val")
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(perfect(dataset), dataset, 300, 2, pool)
+    assert evaluation.voc is None
+    assert evaluation.table() == evaluation.metrics.table() and "VOC" not in evaluation.table()
+    assert evaluation.as_json() == evaluation.metrics.as_json()
+
+
+def test_the_command_evaluates_a_model_with_more_classes_on_voc(place, voc, tmp_path, capsys):
+    arguments = ["--weights", place / "runs" / "untrained", "--dataset", "voc", "--data-path", voc]
+    arguments = [str(argument) for argument in (*arguments, "--output-dir", tmp_path, "-j", 0, "--device", "cpu")]
+    assert command.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert f"on {image_set(voc, 'val')}, {IMAGES} images" in output
+    numbers = json.loads((tmp_path / "coco_metrics.json").read_text())
+    assert set(numbers["voc"]["per_class"]) == set(numbers["per_class"])
+    assert "ring" not in numbers["per_class"] and "circle" in numbers["per_class"]
+    assert f"area under the curve (2010 on): {numbers['voc']['mAP']:.3f}" in output
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {result["file_name"] for result in results} <= {f"{number:06d}.jpg" for number in range(1, IMAGES + 1)}
+    assert 24 not in {result["category_id"] for result in results}, "the id of rings"
 
 
 def test_the_command_prints_and_writes_the_numbers(evaluated):

@@ -188,7 +188,7 @@ def test_no_more_than_a_dozen_images_are_shown(place, tmp_path, monkeypatch):
         (["nothing.jpg"], "'nothing.jpg': no such file or folder"),
         (["--weights", "best.safetensors", "empty"], "empty: no image in this folder"),
         (["--weights", "nothing", "a.jpg"], "nothing: no such file of weights"),
-        (["--weights", "a.jpg", "a.jpg"], "a.jpg: not a whole safetensors file"),
+        (["--weights", "a.jpg", "a.jpg"], "a.jpg: it is of no format that is known here"),
         (["--weights", "best.safetensors", "a.jpg", "--device", "gpu"], "--device gpu: write cpu, cuda or cuda:N"),
     ],
 )

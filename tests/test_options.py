@@ -16,14 +16,17 @@ from ssd300_vgg16.data import source as data_source
 from ssd300_vgg16.data.source import DataSource
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.training.plan import UpdateRule, refuse_compiled
+from ssd300_vgg16.weights.published import PUBLISHED
 
 RECIPE = {
     "preset": "coco",
-    "model": "ssd300_vgg16",
-    "width": 1.0,
+    "model": None,
+    "default_boxes": None,
+    "width": None,
     "num_classes": None,
     "dataset": "coco",
     "epochs": 120,
+    "iterations": None,
     "batch_size": 32,
     "optimizer": "sgd",
     "lr": 0.002,
@@ -42,7 +45,8 @@ RECIPE = {
     "bias_lr_factor": 1.0,
     "bias_wd": None,
     "ema": None,
-    "trainable_backbone_layers": 5,
+    "trainable_backbone_layers": 4,
+    "weights_backbone": "vgg16_amdegroot",
     "amp": False,
     "eager": None,
     "save_every": "10m",
@@ -68,6 +72,8 @@ NARROW = {
     "warmup_steps": 20,
     "data_augmentation": "hflip",
     "print_freq": 25,
+    "weights_backbone": "none",
+    "trainable_backbone_layers": 5,
 }
 
 
@@ -202,8 +208,8 @@ def test_other_names_and_bounds(arguments, expected):
         (["--warmup-steps", "-1"], "--warmup-steps: -1 is not a whole number from 0 up"),
         (["--optimizer", "adam"], "--optimizer: invalid choice: 'adam'"),
         (["--preset", "tiny"], "--preset: invalid choice: 'tiny'"),
-        (["--model", "ssd512_vgg16"], "--model: invalid choice"),
-        (["--dataset", "voc"], "--dataset: invalid choice"),
+        (["--model", "ssd1024_vgg16"], "--model: invalid choice"),
+        (["--dataset", "lvis"], "--dataset: invalid choice"),
         (["--data-augmentation", "mosaic"], "--data-augmentation: invalid choice"),
         (["--width", "0"], "--width: 0 is not a number above 0"),
         (["-j", "-1"], "-j/--workers: -1 is not a whole number from 0 up"),
@@ -241,13 +247,31 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
         (["--num_classes", "1"], "--num_classes 1: it counts the background, so 2 is the least"),
         (["--lr-steps", "110", "80"], "--lr-steps [110, 80]: they have to rise"),
         (["--lr-steps", "80", "80"], "--lr-steps [80, 80]: they have to rise"),
-        (["--test-only"], "--test-only needs weights: give --load FILE or --resume RUN"),
-        (["--load", "nothing.safetensors"], "--load nothing.safetensors: there is no such file or folder"),
+        (["--test-only"], "--test-only needs weights: give --load W, --pretrained or --resume RUN"),
+        (
+            ["--load", "nothing.safetensors"],
+            "--load nothing.safetensors: there is no such file or folder, and of published weights there are "
+            + ", ".join(PUBLISHED),
+        ),
+        (
+            ["--weights-backbone", "nothing"],
+            "--weights-backbone nothing: there is no such file or folder, and of published weights there are "
+            + ", ".join(PUBLISHED),
+        ),
         (["--resume", "runs/nothing"], "--resume runs/nothing: there is no such file or folder"),
         (["--test-only", "--resume", "nothing"], "--resume nothing: there is no such file or folder"),
         (
-            ["--pretrained"],
-            "--pretrained: weights are not downloaded yet; give a safetensors file of them with --load FILE",
+            ["--pretrained", "--load", "vgg16_reducedfc"],
+            "--load and --pretrained exclude each other: each brings its own weights",
+        ),
+        (
+            ["--pretrained", "--model", "ssd512_vgg16_highres"],
+            "--pretrained: there are no published weights of ssd512_vgg16_highres",
+        ),
+        (
+            ["--preset", "voc300", "--epochs", "9"],
+            "--epochs 9: this schedule counts iterations, with --iterations 120000 and --lr-steps 80000 100000; "
+            "change those",
         ),
         (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}"),
         (["--replay", "nothing"], "--replay nothing: there is no such file or folder"),
@@ -290,9 +314,47 @@ def test_weights_to_start_from_keep_their_first_stage(tmp_path):
     assert with_data("--load", "weights", "--trainable-backbone-layers", 5).trainable_backbone_layers == 5
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ("vgg16_amdegroot", None, 4)),
+        (["--dataset", "voc"], ("vgg16_amdegroot", None, 4)),
+        (["--dataset", "shapes"], ("none", None, 5)),
+        (["--width", "0.5"], ("none", None, 5)),
+        (["--weights-backbone", "none"], ("none", None, 5)),
+        (["--weights-backbone", "vgg16_imagenet", "--width", "1"], ("vgg16_imagenet", None, 4)),
+        (["--pretrained"], ("none", "ssd300_vgg16_coco", 4)),
+        (["--pretrained", "--model", "ssd512_vgg16"], ("none", "ssd512_coco_lufficc", 4)),
+        (["--load", "ssd300_voc_lufficc"], ("none", "ssd300_voc_lufficc", 4)),
+        (["--preset", "voc512"], ("vgg16_reducedfc", None, 5)),
+    ],
+)
+def test_where_weights_come_from(arguments, expected):
+    options = with_data(*arguments)
+    assert (options.weights_backbone, options.load, options.trainable_backbone_layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "model", "dataset", "iterations", "steps"),
+    [
+        ("voc300", None, "voc", 120_000, [80_000, 100_000]),
+        ("voc512", "ssd512_vgg16", "voc", 120_000, [80_000, 100_000]),
+        ("coco300", None, "coco", 240_000, [160_000, 200_000]),
+        ("coco512", "ssd512_vgg16", "coco", 240_000, [160_000, 200_000]),
+    ],
+)
+def test_the_papers_runs(preset, model, dataset, iterations, steps):
+    options = with_data("--preset", preset)
+    assert (options.model, options.dataset) == (model, dataset)
+    assert (options.iterations, options.epochs, options.lr_steps) == (iterations, None, steps)
+    assert (options.lr, options.batch_size, options.momentum, options.weight_decay) == (1e-3, 32, 0.9, 5e-4)
+    assert (options.bias_lr_factor, options.bias_wd) == (2, 0)
+
+
 def saved_run(folder, **changes):
     """A run's folder with the options of a narrow run, and what else is kept with them."""
-    options = vars(with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3)) | changes
+    options = vars(with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3))
+    options |= {"model": "ssd300_vgg16", "default_boxes": "coco"} | changes  # as a run settles them
     del options["notices"]
     options |= {"commands": [{"step": 0, "command": "train.sh --preset narrow"}], "val_images_folder": "/data/val"}
     folder.mkdir()
@@ -307,7 +369,7 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
     saved_run(tmp_path / "run", output_dir="run", device="cuda", eager=True, **once)
     options = parse("--resume", named)
     expected = RECIPE | NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named}
-    expected |= {"device": "cuda", "eager": True}
+    expected |= {"device": "cuda", "eager": True, "model": "ssd300_vgg16", "default_boxes": "coco"}
     assert chosen(options, expected) == expected
     assert options.data_path == "somewhere"
     assert options.workers is None
@@ -332,6 +394,8 @@ def test_options_go_before_those_of_the_resumed_run(tmp_path):
 
 FIXED = [
     ("--preset", "coco", "narrow"),
+    ("--model", "ssd512_vgg16", "ssd300_vgg16"),
+    ("--default-boxes", "voc", "coco"),
     ("--width", "0.5", "0.125"),
     ("--num_classes", "9", "None"),
     ("--optimizer", "sgd", "adamw"),
@@ -343,7 +407,7 @@ FIXED = [
 
 def test_every_fixed_option_is_in_the_test_below():
     named = {option.removeprefix("--").replace("-", "_") for option, *_ in FIXED}
-    assert named | {"model"} == set(train_options.FIXED), "there is one model only"
+    assert named == set(train_options.FIXED)
 
 
 @pytest.mark.parametrize(("option", "given", "kept"), FIXED)
@@ -388,7 +452,8 @@ def test_without_data_what_is_given_still_goes_first():
     options = parse("--epochs", 1, "--width", 0.5)
     assert (options.dataset, options.preset, options.epochs, options.width) == ("shapes", "narrow", 1, 0.5)
     options = parse("--preset", "coco")
-    assert chosen(options, RECIPE) == RECIPE | {"dataset": "shapes"}
+    from_nothing = {"weights_backbone": "none", "trainable_backbone_layers": 5}
+    assert chosen(options, RECIPE) == RECIPE | from_nothing | {"dataset": "shapes"}
     assert "with --preset coco" in options.notices[-1]
 
 
@@ -453,7 +518,7 @@ def test_help_is_whole(module, capsys):
         ("infer", ["--score-threshold", "1"], "--score-threshold: 1 is not from 0 up to 1"),
         ("infer", ["--max-detections", "0"], "--max-detections: 0 is not a whole number from 1 up"),
         ("evaluate", ["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
-        ("evaluate", ["--dataset", "voc"], "--dataset: invalid choice"),
+        ("evaluate", ["--dataset", "lvis"], "--dataset: invalid choice"),
     ],
 )
 def test_wrong_options_of_the_others_are_named(module, arguments, problem, capsys):

@@ -3,42 +3,29 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.category_names import folded, match_names
 from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 from ssd300_vgg16.data.images import ImageError, image_size
+from ssd300_vgg16.data.table import (
+    MAX_COORDINATE,
+    UNKNOWN_CATEGORY,
+    ImageRow,
+    ObjectTable,
+    file_names,
+    report_boxes,
+    samples_of,
+)
 from ssd300_vgg16.errors import UserError
 
-# COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
-PIXELS_BEYOND_IMAGE = 1.0
-# Coordinates must fit float32, the sum of two included.
-MAX_COORDINATE = 1e38
-NAMES_SHOWN = 20
-
-
-class _Image(NamedTuple):
-    id: int
-    path: Path
-    height: int
-    width: int
-
-
-class _Annotations(NamedTuple):
-    """Columns of the usable annotations: row i of each belongs to entries[i]."""
-
-    entries: list[dict]
-    image_index: np.ndarray  # int64 [N], into the list of images
-    boxes_xywh: np.ndarray  # float64 [N, 4]
-    labels: np.ndarray  # int64 [N]
-    crowd: np.ndarray  # bool [N]
-    areas: np.ndarray  # float64 [N]
+SECTIONS_SHOWN = 20
 
 
 def load_coco(
@@ -50,7 +37,7 @@ def load_coco(
     """The data set of a COCO annotation file; samples in the file's order of images.
 
     categories fixes the labels (of the training split, or of trained weights): the file's categories are matched to
-    them by name, ignoring case, and come back with the file's own ids. Without it, a file with exactly COCO's 80
+    them by name (`match_names`) and come back with the file's own ids. Without it, a file with exactly COCO's 80
     categories gets label = COCO id; any other, a subset of COCO's too, gets labels 1..N in order of id.
 
     Images that are missing on disk, and entries that are malformed or refer to unknown ids, are dropped; of entries
@@ -73,8 +60,8 @@ def load_coco(
     entries = _usable_annotations(annotations_section, images, names, problems)
     chosen = _choose_categories(names, categories, entries, problems)
     samples = _samples(list(filter(None, images.values())), entries, chosen, problems)
-    if strict and problems:
-        raise UserError(f"{problems.message()}\nCorrect the file, or load it without strict to leave these out.")
+    if strict:
+        problems.refuse()
     return Dataset(str(annotation_file), chosen, samples, problems)
 
 
@@ -117,7 +104,7 @@ def _read_json(path: Path) -> dict:
 
 def _section(document: dict, name: str, path: str | os.PathLike) -> list:
     if name not in document:
-        found = ", ".join(list(document)[:NAMES_SHOWN]) or "nothing"
+        found = ", ".join(list(document)[:SECTIONS_SHOWN]) or "nothing"
         raise UserError(f'{path}: no "{name}": COCO annotations have images, annotations and categories; found {found}')
     if not isinstance(document[name], list):
         raise UserError(f'{path}: "{name}" must be a list, it is a {type(document[name]).__name__}')
@@ -136,26 +123,22 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
             problems.add(f"category {fault}", _located("categories", entry, position))
             continue
         id_, name = entry["id"], entry["name"].strip()
-        if _same_name(name) in ids_by_name:
-            problems.add("category name used twice", f"{name!r} (ids {ids_by_name[_same_name(name)]} and {id_})")
+        if folded(name) in ids_by_name:
+            problems.add("category name used twice", f"{name!r} (ids {ids_by_name[folded(name)]} and {id_})")
         names[id_] = name
-        ids_by_name.setdefault(_same_name(name), id_)
+        ids_by_name.setdefault(folded(name), id_)
     if not names:
         raise UserError(f"{problems.message()}\nNo category is left.")
     return dict(sorted(names.items()))
 
 
-def _same_name(name: str) -> str:
-    return name.strip().casefold()
-
-
-def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, _Image | None]:
+def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, ImageRow | None]:
     """Images by id, in the file's order; None for those that are dropped."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of images")
     # Each folder is listed once: to ask for each of 100,000 files takes long on a network drive.
-    files_in = cache(lambda parent: _file_names(folder / parent))
-    images: dict[int, _Image | None] = {}
+    files_in = cache(lambda parent: file_names(folder / parent))
+    images: dict[int, ImageRow | None] = {}
     for position, entry in enumerate(entries):
         fault = _id_fault(entry, images)
         if fault:
@@ -171,7 +154,7 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, _
 
 def _read_image_entry(
     entry: dict, folder: Path, files_in: Callable[[str], frozenset[str]]
-) -> tuple[_Image | None, str | None]:
+) -> tuple[ImageRow | None, str | None]:
     """The image, or None and what is wrong with it."""
     fault = _text_fault(entry, "file_name")
     if fault:
@@ -190,23 +173,15 @@ def _read_image_entry(
             return None, "without width and height, whose file cannot be read"
     if not (_is_size(height) and _is_size(width)):
         return None, "whose width or height is not a positive whole number"
-    return _Image(entry["id"], path, int(height), int(width)), None
+    return ImageRow(entry["id"], path, int(height), int(width)), None
 
 
 def _is_size(value: object) -> bool:
     return type(value) in (int, float) and 0 < value < MAX_COORDINATE and value == int(value)
 
 
-def _file_names(folder: Path) -> frozenset[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
-    except (OSError, ValueError):
-        return frozenset()
-
-
 def _usable_annotations(
-    entries: list, images: dict[int, _Image | None], names: dict[int, str], problems: Problems
+    entries: list, images: dict[int, ImageRow | None], names: dict[int, str], problems: Problems
 ) -> list[dict]:
     """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
     usable = []
@@ -287,65 +262,40 @@ def _match_categories(
     names: dict[int, str], given: tuple[Category, ...], entries: list[dict], problems: Problems
 ) -> tuple[Category, ...]:
     """The file's categories with the given labels; annotated ones that are not among the given are a problem."""
-    matched = _match_names({id_: _same_name(name) for id_, name in names.items()}, given)
-    if not matched:
-        theirs, ours = _shown(names.values()), _shown(category.name for category in given)
-        raise UserError(f"{problems.source}: none of its categories ({theirs}) is one of the model's ({ours})")
+    matched = match_names(names, given, problems.source)
     annotated = Counter(entry["category_id"] for entry in entries)
     for id_ in annotated.keys() - matched.keys():
-        problems.add(
-            "category that the model does not know", f"{names[id_]!r} (id {id_}, {annotated[id_]} annotations)"
-        )
+        problems.add(UNKNOWN_CATEGORY, f"{names[id_]!r} (id {id_}, {annotated[id_]} annotations)")
     return tuple(Category(matched[id_].label, id_, matched[id_].name) for id_ in names if id_ in matched)
 
 
-def _match_names(keys: dict[int, str], given: tuple[Category, ...]) -> dict[int, Category]:
-    """The given category for each id of the file, each used once: of those with one name the one with the same id."""
-    same = {(category.id, _same_name(category.name)): category for category in given}
-    matched = {id_: same[id_, key] for id_, key in keys.items() if (id_, key) in same}
-    used = {category.label for category in matched.values()}
-    free = {_same_name(category.name): category for category in reversed(given) if category.label not in used}
-    for id_, key in keys.items():
-        if id_ not in matched and key in free:
-            matched[id_] = free.pop(key)
-    return matched
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
-
-
 def _samples(
-    images: list[_Image], entries: list[dict], chosen: tuple[Category, ...], problems: Problems
+    images: list[ImageRow], entries: list[dict], chosen: tuple[Category, ...], problems: Problems
 ) -> tuple[Sample, ...]:
     label_of = {category.id: category.label for category in chosen}
     entries = [entry for entry in entries if entry["category_id"] in label_of]
     if not entries:
         raise UserError(f"{problems.message()}\nNo annotation is left.")
-    table = _columns(entries, images, label_of, problems)
-    _report_boxes(table, images, problems)
-    order = np.argsort(table.image_index, kind="stable")
-    starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
-    boxes = box_math.xywh_to_xyxy(table.boxes_xywh)[order]
-    columns = (boxes, table.labels[order], table.crowd[order], table.areas[order])
-    return tuple(
-        Sample(*image, *(column[first:last] for column in columns))
-        for image, first, last in zip(images, starts, starts[1:], strict=False)
-    )
+    table = _table(entries, images, label_of, problems)
+
+    def described(row: int) -> str:
+        image = images[table.image_index[row]]
+        return f"annotation {entries[row]['id']} (image {image.id}, {image}): bbox {entries[row]['bbox']}"
+
+    report_boxes(images, table, described, problems)
+    return samples_of(images, table)
 
 
-def _columns(entries: list[dict], images: list[_Image], label_of: dict[int, int], problems: Problems) -> _Annotations:
+def _table(entries: list[dict], images: list[ImageRow], label_of: dict[int, int], problems: Problems) -> ObjectTable:
     index_of = {image.id: index for index, image in enumerate(images)}
     boxes_xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
-    return _Annotations(
-        entries=entries,
+    return ObjectTable(
         image_index=np.array([index_of[entry["image_id"]] for entry in entries], dtype=np.int64),
-        boxes_xywh=boxes_xywh,
+        boxes=box_math.xywh_to_xyxy(boxes_xywh),
         labels=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
         crowd=np.array([bool(entry.get("iscrowd")) for entry in entries]),
         areas=_areas(entries, boxes_xywh, problems),
+        difficult=np.zeros(len(entries), dtype=bool),
     )
 
 
@@ -358,22 +308,3 @@ def _areas(entries: list[dict], boxes_xywh: np.ndarray, problems: Problems) -> n
         elif area is not None:
             problems.add("area that is not a number", f"annotation {entry['id']} (area {str(area)[:80]})")
     return areas
-
-
-def _report_boxes(table: _Annotations, images: list[_Image], problems: Problems) -> None:
-    """Count the boxes that are well-formed and yet wrong for their image; each under the worst that is true of it."""
-    x, y, width, height = table.boxes_xywh.T
-    image_height, image_width = np.array([image[2:] for image in images], dtype=np.float64)[table.image_index].T
-    empty = (width <= 0) | (height <= 0)
-    outside = (x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0)
-    far = PIXELS_BEYOND_IMAGE
-    beyond = (x < -far) | (y < -far) | (x + width > image_width + far) | (y + height > image_height + far)
-    for kind, rows in (
-        ("box of no area", empty),
-        ("box outside the image", outside & ~empty),
-        ("box beyond the image", beyond & ~outside & ~empty),
-    ):
-        for row in np.flatnonzero(rows):
-            entry, image = table.entries[row], images[table.image_index[row]]
-            where = f"image {image.id}, {image.path.name}, {image.width} x {image.height}"
-            problems.add(kind, f"annotation {entry['id']} ({where}): bbox {entry['bbox']}")

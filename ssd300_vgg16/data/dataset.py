@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Sample:
     """One image and its annotations as the file gives them, crowds and all.
 
     boxes: float64 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation); labels: int64 [N];
-    crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large).
+    crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large);
+    difficult: bool [N], VOC's mark of objects that are trained on but do not count in an evaluation.
     Double precision, so that an evaluation sees the numbers of the file.
     height, width: as declared by the annotation file, in pixels.
     """
@@ -37,6 +39,7 @@ class Sample:
     labels: np.ndarray
     crowd: np.ndarray
     areas: np.ndarray
+    difficult: np.ndarray
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
@@ -64,6 +67,11 @@ class Problems:
     def __bool__(self) -> bool:
         return bool(self.counts)
 
+    def refuse(self) -> None:
+        """Raise UserError if there is any problem, for data that is to be read strictly."""
+        if self:
+            raise UserError(f"{self.message()}\nCorrect the file, or load it without strict to leave these out.")
+
     def message(self) -> str:
         """All problems in one text, a line a kind: count, kind, examples."""
         rows = [f"  {n} x {kind}: {_listed(self.examples[kind], n)}" for kind, n in self.counts.items()]
@@ -72,12 +80,17 @@ class Problems:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples with their categories; ``name`` says where they come from."""
+    """Samples with their categories; ``name`` says where they come from.
+
+    kind: the format of the annotations, "coco", "voc" or "yolo". VOC's also gets VOC's own AP in an evaluation; only
+    COCO's has ids of images that mean something outside of this package.
+    """
 
     name: str
     categories: tuple[Category, ...]
     samples: tuple[Sample, ...]
     problems: Problems
+    kind: str = "coco"
 
     @property
     def num_classes(self) -> int:
@@ -94,6 +107,8 @@ class Dataset:
             digest.update(f"{sample.id} {sample.path.name} {sample.height} {sample.width}".encode())
             for column in (sample.boxes, sample.labels, sample.crowd):
                 digest.update(np.ascontiguousarray(column).data)
+            if sample.difficult.any():
+                digest.update(b"difficult" + np.ascontiguousarray(sample.difficult).tobytes())
         objects = sum(len(sample.labels) for sample in self.samples)
         return {"images": len(self.samples), "objects": objects, "sha256": digest.hexdigest()}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,21 +33,24 @@ STATISTICS = (
 class CocoMetrics:
     """Values in 0..1; -1, as in COCO's own tool, where nothing in the ground truth answers to the question.
 
-    statistics: COCO's twelve numbers by name. per_class: category name to (AP, AP50, objects in the ground truth).
+    statistics: COCO's twelve numbers by name. per_class: category name to (AP, AP50, objects that count).
     """
 
     statistics: dict[str, float]
     per_class: dict[str, tuple[float, float, int]]
 
-    def table(self) -> str:
-        """COCO's table, and a row per class."""
+    def table(self, more: Mapping[str, Mapping[str, float]] | None = None) -> str:
+        """COCO's table, and a row per class, with more columns (heading to value of each class) at its end."""
+        more = more or {}
         rows = [f"{'':<12} {'IoU':<10} {'area':<7} {'max':>4} {'value':>7}"]
         for name, iou, area, most in STATISTICS:
             rows.append(f"{name:<12} {iou:<10} {area:<7} {most:>4} {self.statistics[name]:>7.3f}")
         width = max([5, *map(len, self.per_class)])
-        rows += ["", f"{'class':<{width}} {'objects':>8} {'AP':>7} {'AP50':>7}"]
+        headings = "".join(f" {heading:>8}" for heading in more)
+        rows += ["", f"{'class':<{width}} {'objects':>8} {'AP':>7} {'AP50':>7}{headings}"]
         for name, (ap, ap50, objects) in self.per_class.items():
-            rows.append(f"{name:<{width}} {objects:>8} {ap:>7.3f} {ap50:>7.3f}")
+            further = "".join(f" {column[name]:>8.3f}" for column in more.values())
+            rows.append(f"{name:<{width}} {objects:>8} {ap:>7.3f} {ap50:>7.3f}{further}")
         return "\n".join(rows)
 
     def as_json(self) -> dict:
@@ -60,7 +64,8 @@ def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[s
     """Detections in COCO's results format, with the ids of the data set and box xywh in pixels.
 
     detections are those of `postprocess`, for the samples at these positions. Labels the data set does not have are
-    left out: it has no objects of theirs to be right or wrong about.
+    left out: it has no objects of theirs to be right or wrong about. Data sets whose image ids are mere numbers get
+    file names too.
     """
     category_ids = {category.label: category.id for category in dataset.categories}
     results = []
@@ -70,8 +75,10 @@ def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[s
             boxes_xywh.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
         ):
             if label in category_ids:
-                image_id = dataset.samples[position].id
-                results.append({"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score})
+                sample = dataset.samples[position]
+                file_name = {} if dataset.kind == "coco" else {"file_name": sample.path.name}
+                result = {"image_id": sample.id, "category_id": category_ids[label], "bbox": box, "score": score}
+                results.append({**result, **file_name})
     return results
 
 
@@ -92,12 +99,17 @@ def coco_ap(dataset: Dataset, positions: list[int], results: list[dict]) -> Coco
 
 
 def ground_truth(dataset: Dataset, positions: list[int]) -> COCO:
-    """A pycocotools COCO of the samples at these positions."""
+    """A pycocotools COCO of the samples at these positions.
+
+    Difficult objects are of no range of areas, which makes it ignore them and what is found of them: VOC's rule. As
+    crowds they would be ignored too, but with another IoU.
+    """
     samples = [dataset.samples[position] for position in positions]
     category_ids = {category.label: category.id for category in dataset.categories}
     annotations = []
     for sample in samples:
-        columns = (xyxy_to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.areas.tolist())
+        areas = np.where(sample.difficult, np.inf, sample.areas)
+        columns = (xyxy_to_xywh(sample.boxes).tolist(), sample.labels.tolist(), areas.tolist())
         for box, label, area, crowd in zip(*columns, sample.crowd.tolist(), strict=True):
             entry = {"image_id": sample.id, "category_id": category_ids[label], "bbox": box, "area": area}
             # Ids count from 1: pycocotools takes a match with annotation 0 for no match.
@@ -118,7 +130,8 @@ def _per_class(dataset: Dataset, truth: COCO, evaluation: COCOeval) -> dict[str,
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {}
     for column, category_id in enumerate(evaluation.params.catIds):
-        objects = len(truth.getAnnIds(catIds=[category_id], iscrowd=False))
+        entries = truth.loadAnns(truth.getAnnIds(catIds=[category_id], iscrowd=False))
+        objects = sum(entry["area"] < np.inf for entry in entries)  # none of the difficult
         ap, ap50 = _mean(precision[:, :, column]), _mean(precision[0, :, column])
         per_class[names[category_id]] = (ap, ap50, objects)
     return per_class

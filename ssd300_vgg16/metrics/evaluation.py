@@ -13,6 +13,7 @@ from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap, coco_results
+from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
 from ssd300_vgg16.processes.world import ALONE, World
 
 # From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what `postprocess` returns.
@@ -22,11 +23,25 @@ DETECTION_COLUMNS = ("boxes", "scores", "labels")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics of the readable images; results: detections in COCO's format; unreadable: messages about the others."""
+    """metrics of the readable images; results: detections in COCO's format; unreadable: messages about the others.
+
+    voc: VOC's own AP, for data sets of its kind.
+    """
 
     metrics: CocoMetrics
     results: list[dict]
     unreadable: list[str]
+    voc: VocMetrics | None = None
+
+    def table(self) -> str:
+        """COCO's tables; for VOC's data sets with its AP of each class, and its mAP."""
+        if self.voc is None:
+            return self.metrics.table()
+        return f"{self.metrics.table(self.voc.columns())}\n\n{self.voc.table()}"
+
+    def as_json(self) -> dict:
+        """COCO's numbers, and VOC's under "voc"."""
+        return self.metrics.as_json() | ({"voc": self.voc.as_json()} if self.voc else {})
 
 
 class Interrupted(Exception):
@@ -43,7 +58,7 @@ def evaluate(
     world: World = ALONE,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Detect on every image of the data set and compute COCO's numbers.
+    """Detect on every image of the data set and compute COCO's numbers, and VOC's for data sets of its kind.
 
     The batches are shared out among the processes of the world; the first of them returns what one process would
     have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
@@ -68,7 +83,8 @@ def evaluate(
     if not world.is_first:
         return None
     results = coco_results(dataset, positions, detections)
-    return Evaluation(coco_ap(dataset, positions, results), results, unreadable)
+    voc = voc_ap(dataset, positions, detections) if dataset.kind == "voc" else None
+    return Evaluation(coco_ap(dataset, positions, results), results, unreadable, voc)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.model import local
 
@@ -15,7 +15,7 @@ class MovingAverage:
     In the first steps, the decay is no higher than (1 + steps) / (10 + steps), so that the fresh weights are forgotten.
     """
 
-    def __init__(self, model: SSD300, decay: float):
+    def __init__(self, model: SSD, decay: float):
         self.decay = decay
         self._model = model
         self._averages = {name: local(parameter).detach().clone() for name, parameter in model.named_parameters()}

@@ -1,10 +1,10 @@
 """Weights to start from when there is nothing to load: made for learning from nothing.
 
-The published initialisation, which `SSD300` has, is made for a trunk that knows ImageNet. From nothing, its first
+The published initialisation, which `SSD` has, is made for a trunk that knows ImageNet. From nothing, its first
 losses are large, and getting them down costs the trunk most of what it could tell about the image.
 """
 
-from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 
@@ -15,7 +15,7 @@ PIXEL_DEVIATION = 58.0
 HEAD_DEVIATION = 0.01
 
 
-def initialise_from_nothing(model: SSD300) -> None:
+def initialise_from_nothing(model: SSD) -> None:
     """He's initialisation in the backbone, so that depth mutes nothing; heads close to zero; zero biases."""
     init = flow.nn.init
     for convolution in _convolutions(model.backbone):

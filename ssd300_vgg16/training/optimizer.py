@@ -1,6 +1,6 @@
 """What is trained, and OneFlow's own objects for how: the optimizer, and the scheduler of the compiled step."""
 
-from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.plan import VGG_STAGES, UpdateRule
 from ssd300_vgg16.training.schedule import WARMUP_FACTOR, Schedule
@@ -9,7 +9,7 @@ from ssd300_vgg16.training.schedule import WARMUP_FACTOR, Schedule
 NEVER = 1 << 62
 
 
-def freeze_backbone(model: SSD300, trainable_stages: int) -> None:
+def freeze_backbone(model: SSD, trainable_stages: int) -> None:
     """Leave only the last of VGG's five stages trainable, and all that SSD adds; 5 freezes nothing, 0 all of VGG."""
     for stage in _vgg_stages(model)[: VGG_STAGES - trainable_stages]:
         for module in stage:
@@ -17,7 +17,7 @@ def freeze_backbone(model: SSD300, trainable_stages: int) -> None:
                 parameter.requires_grad = False
 
 
-def _vgg_stages(model: SSD300) -> list[list]:
+def _vgg_stages(model: SSD) -> list[list]:
     stages = [[]]
     for module in model.backbone.features:
         if isinstance(module, flow.nn.MaxPool2d):
@@ -27,7 +27,7 @@ def _vgg_stages(model: SSD300) -> list[list]:
     return [*stages, conv5]
 
 
-def make_optimizer(rule: UpdateRule, model: SSD300, lr: float):
+def make_optimizer(rule: UpdateRule, model: SSD, lr: float):
     """OneFlow's optimizer over the trainable parameters."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     everything = [parameter for _, parameter in named]

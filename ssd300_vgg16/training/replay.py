@@ -11,7 +11,7 @@ from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.file import read_weights, save_weights
-from ssd300_vgg16.weights.model import build_model, describe, load_tensors
+from ssd300_vgg16.weights.model import build_model, load_tensors
 
 BATCH_PREFIX = "batch/"
 ARRAYS = ("images", "offsets", "labels")
@@ -30,8 +30,8 @@ def replay(path: Path, device: str) -> str:
     tensors, header = read_weights(path)
     if "replay" not in header:
         raise UserError(f"--replay {path}: not a batch kept by a training (those are called replay-step-N.safetensors)")
-    model = build_model(describe(tensors, header, path))
-    load_tensors(model, tensors, path)
+    model = build_model(ModelDescription.from_json(header["model"]))
+    load_tensors(model, {name: array for name, array in tensors.items() if not name.startswith(BATCH_PREFIX)}, path)
     model = model.to(device)
     images, offsets, labels = (tensors[f"{BATCH_PREFIX}{name}"] for name in ARRAYS)
     normaliser = flow.tensor(float(max(1, np.count_nonzero(labels))), device=device)

@@ -7,6 +7,9 @@ from itertools import chain, count
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.download import fetch
+from ssd300_vgg16.weights.flow_folder import DONE, PICKLE
+from ssd300_vgg16.weights.published import PUBLISHED
 
 LAST = "last.safetensors"
 BEST = "best.safetensors"
@@ -49,13 +52,21 @@ def run_of(path: Path) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """The file of weights that a path means: itself, or the best (else the last) checkpoint of a run's folder."""
-    if not path.is_dir():
+    """The weights that a path means: itself, the best (else the last) checkpoint of a run's folder, or published ones.
+
+    Published ones, by their name, are downloaded now if need be. Raises UserError if it means none.
+    """
+    if not path.exists() and str(path) in PUBLISHED:
+        return fetch(PUBLISHED[str(path)])
+    if not path.is_dir() or (path / PICKLE).exists() or (path / DONE).exists():
         return path
     for name in (BEST, LAST):
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path}: this folder holds neither {BEST} nor {LAST}; name a run's folder or a file of weights")
+    raise UserError(
+        f"{path}: this folder holds neither {BEST} nor {LAST}, nor OneFlow's {PICKLE}; "
+        "name a run's folder or a file of weights"
+    )
 
 
 def newest_run() -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.network.loss import multibox_loss
-from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.processes.world import World
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.optimizer import make_optimizer, oneflow_scheduler
@@ -61,7 +61,7 @@ class EagerStep:
     the READINGS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.
     """
 
-    def __init__(self, model: SSD300, rule: UpdateRule, schedule: Schedule, world: World, passes: int = 1):
+    def __init__(self, model: SSD, rule: UpdateRule, schedule: Schedule, world: World, passes: int = 1):
         self.model = model
         self.optimizer = make_optimizer(rule, model, schedule.base_lr)
         self.rule = rule
@@ -147,7 +147,7 @@ def _passes(batch: TrainingBatch, passes: int) -> Iterator[tuple[np.ndarray, ...
 class _Graph(flow.nn.Graph):
     """Network, loss, backward and update, compiled; over several processes on global tensors."""
 
-    def __init__(self, model: SSD300, optimizer, schedule: Schedule, passes: int, amp: bool):
+    def __init__(self, model: SSD, optimizer, schedule: Schedule, passes: int, amp: bool):
         super().__init__()
         self.model = model
         self.passes = passes
@@ -187,7 +187,7 @@ class GraphStep:
 
     def __init__(
         self,
-        model: SSD300,
+        model: SSD,
         rule: UpdateRule,
         schedule: Schedule,
         world: World,
@@ -251,7 +251,7 @@ class GraphStep:
 
 
 def make_step(
-    model: SSD300, rule: UpdateRule, schedule: Schedule, world: World, passes: int, amp: bool, eager: bool
+    model: SSD, rule: UpdateRule, schedule: Schedule, world: World, passes: int, amp: bool, eager: bool
 ) -> GraphStep | EagerStep:
     """The kind of step asked for."""
     if eager:

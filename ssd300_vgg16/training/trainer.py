@@ -13,7 +13,7 @@ from ssd300_vgg16.data.loader import TrainingBatch, steps_per_epoch, training_ba
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import Evaluation, Interrupted
-from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.processes.world import World
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from ssd300_vgg16.training.curves import draw_curves
@@ -46,7 +46,7 @@ class Trainer:
     """
 
     folder: Path
-    model: SSD300
+    model: SSD
     description: ModelDescription
     step: GraphStep | EagerStep
     average: MovingAverage | None
@@ -88,20 +88,22 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()
-        start = self.progress.step - epoch * self.steps_per_epoch
+        begun = epoch * self.steps_per_epoch
+        start = self.progress.step - begun
+        steps = min(self.steps_per_epoch, self.plan.schedule.total_steps - begun)  # the last epoch may be a part of one
         share = self.world.share(self.plan.recipe.batch_size)
         batches = training_batches(self.samples, self.plan.recipe, epoch, self.pool, start, share)
         name = f"epoch {epoch + 1}/{self.plan.epochs}"
         hidden = None if self.world.is_first else True
         self.pace.take()
         with tqdm(
-            total=self.steps_per_epoch, initial=start, desc=name, unit="step", disable=hidden, leave=False
+            total=steps, initial=start, desc=name, unit="step", disable=hidden, leave=False
         ) as bar:
-            for number in range(start + 1, self.steps_per_epoch + 1):
+            for number in range(start + 1, steps + 1):
                 self.train_step(batches)
                 bar.update()
-                if number % self.plan.print_every == 0 or number == self.steps_per_epoch:
-                    self._report(f"{name} step {number}/{self.steps_per_epoch}")
+                if number % self.plan.print_every == 0 or number == steps:
+                    self._report(f"{name} step {number}/{steps}")
 
     def train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One step on the next batch; all processes end here together if one of them has to."""

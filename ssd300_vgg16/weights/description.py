@@ -1,8 +1,9 @@
 """What a file of weights does not say by itself."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, Variant
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,25 @@ class ModelDescription:
     num_classes: int
     width: float
     categories: tuple[Category, ...]
+    variant: Variant = SSD300_VGG16
 
     def names(self) -> dict[int, str]:
         """The name of each label."""
         return {category.label: category.name for category in self.categories}
+
+    def as_json(self) -> dict:
+        """What `from_json` takes, for the header of a file."""
+        categories = [asdict(category) for category in self.categories]
+        return {
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "categories": categories,
+            "variant": self.variant.name,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict) -> "ModelDescription":
+        """The description that `as_json` wrote; raises KeyError or TypeError if it is none."""
+        categories = tuple(Category(**category) for category in value["categories"])
+        variant = VARIANTS[value.get("variant", SSD300_VGG16.name)]  # the first files did not name it
+        return cls(value["num_classes"], value["width"], categories, variant)

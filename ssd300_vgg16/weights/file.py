@@ -5,7 +5,6 @@ import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,14 @@ CHECKSUM = "crc32"
 def save_weights(
     path: Path,
     tensors: Mapping[str, np.ndarray],
-    description: ModelDescription,
+    description: ModelDescription | None,
     extra: Mapping[str, object] | None = None,
 ) -> None:
-    """Write tensors (the network's and any others), its description and JSON-able extras, atomically and synced."""
-    header = {"model": asdict(description), **(extra or {})}
+    """Write tensors (the network's and any others), its description and JSON-able extras, atomically and synced.
+
+    description: None for tensors that are not a whole network's. Raises UserError if it cannot be written.
+    """
+    header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
     header = json.dumps({**header, CHECKSUM: _checksum(tensors, header)})
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

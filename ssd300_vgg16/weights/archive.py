@@ -1,0 +1,147 @@
+"""Archives of weights, unpacked into memory: nothing is written, so nothing in them can be written anywhere."""
+
+import gzip
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from typing import BinaryIO
+
+from ssd300_vgg16.errors import UserError
+
+MOST_MEMBERS = 10_000
+UNPACKED_BYTES = 2 << 30
+# A tar may give a member a long name in a header of its own, which is read whole and searched.
+LONG_NAME_BYTES = 64 << 10
+LONG_NAME_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+LONG_NAME_TYPES += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+# What macOS and Windows put beside the files of a folder.
+JUNK = re.compile(r"(.*/)?(__MACOSX(/.*)?|\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini)")
+DAMAGED = (EOFError, OSError, RecursionError, ValueError)
+DAMAGED += (struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+CHUNK = 1 << 20
+
+
+def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
+    """The files of a tar by name, without those that operating systems add.
+
+    Raises UserError for a name that leads outside, a link, a device, too many members, too many bytes, and damage.
+    """
+    unpacked = _Counted(gzip.GzipFile(fileobj=file) if gzipped else file)
+    files = {}
+    try:
+        with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK, tarinfo=_Header) as archive:
+            for count, member in enumerate(archive):
+                _check_count(count + 1)
+                name = _checked_name(member.name)
+                if member.isreg() and not member.issparse():
+                    content = archive.extractfile(member).read()
+                    files |= {} if JUNK.fullmatch(name) else {name: content}
+                elif not member.isdir():
+                    raise UserError(f"its member {name!r:.120} is {_kind(member)}; only files and folders are read")
+        while unpacked.read(CHUNK):  # to gzip's own checksum, which follows the tar's end
+            pass
+    except DAMAGED as error:
+        raise UserError(
+            f"it is an archive that is damaged or cut short ({error}); copy or download it again"
+        ) from error
+    return files
+
+
+def read_zip(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """As `read_tar`, of a zip."""
+    files, left = {}, UNPACKED_BYTES
+    for entry in checked_zip(archive):
+        name = _checked_name(entry.filename)
+        if not (entry.is_dir() or JUNK.fullmatch(name)):
+            files[name] = read_entry(archive, entry, left)
+            left -= len(files[name])
+    return files
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """The zip in a file; raises UserError if its list of contents cannot be read."""
+    try:
+        return zipfile.ZipFile(file)
+    except (*DAMAGED, NotImplementedError) as error:
+        raise UserError(f"it is a zip that is damaged or cut short ({error}); copy or download it again") from error
+
+
+def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The entries of a zip; raises UserError for the contents that `read_tar` refuses, by what the zip says of them."""
+    entries = archive.infolist()
+    _check_count(len(entries))
+    _check_bytes(sum(entry.file_size for entry in entries))
+    for entry in entries:
+        name = _checked_name(entry.filename)
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"its member {name!r:.120} is a link or a device; only files and folders are read")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"its member {name!r:.120} is packed in a rare way; unpack it, and zip it without options")
+    return entries
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int | None = None) -> bytes:
+    """One file of a zip; raises UserError if it is damaged, encrypted, or has more bytes than `most`."""
+    most = UNPACKED_BYTES if most is None else most
+    try:
+        with archive.open(entry) as file:
+            content = file.read(most + 1)
+    except (*DAMAGED, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"its part {entry.filename!r:.120} cannot be unpacked ({error}); copy it again") from error
+    if len(content) > most:
+        _check_bytes(UNPACKED_BYTES + 1)
+    if len(content) != entry.file_size:
+        raise UserError(f"its part {entry.filename!r:.120} is not as long as the zip says; copy or download it again")
+    return content
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header, refused before tarfile reads on if it asks for what no honest name needs."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in LONG_NAME_TYPES and header.size > LONG_NAME_BYTES):
+            raise UserError(f"it is an archive with a name of {header.size} bytes; it is damaged or made up")
+        return header
+
+
+class _Counted:
+    """A stream that gives no more than UNPACKED_BYTES."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream = stream
+        self.count = 0
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.count += len(content)
+        _check_bytes(self.count)
+        return content
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_MEMBERS:
+        raise UserError(f"it is an archive of more than {MOST_MEMBERS:,} members; unpack it yourself if you trust it")
+
+
+def _check_bytes(count: int) -> None:
+    if count > UNPACKED_BYTES:
+        raise UserError(f"it unpacks to more than {UNPACKED_BYTES:,} bytes; unpack it yourself if you trust it")
+
+
+def _checked_name(name: str) -> str:
+    """The name with single slashes and no "."; raises UserError if it leads outside the archive."""
+    parts = re.split(r"[/\\]", name)
+    if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
+        raise UserError(f"its member {name!r:.120} would lie outside the folder it is unpacked in; not loaded")
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"a link to {member.linkname!r:.120}"
+    return "a sparse file" if member.issparse() else "a device"

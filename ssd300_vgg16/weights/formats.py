@@ -1,0 +1,157 @@
+"""Weights from files of any origin: what format a file is by its content, and what tensors it holds.
+
+All of them are read without running anything in them, and without the framework that wrote them.
+"""
+
+import gzip
+import zlib
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+from zipfile import ZipFile
+
+import numpy as np
+
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.archive import open_zip, read_tar, read_zip
+from ssd300_vgg16.weights.file import read_weights
+from ssd300_vgg16.weights.file_kind import HEAD_BYTES, READ_HERE, Kind, kind_of, not_weights
+from ssd300_vgg16.weights.flow_folder import DONE, PICKLE, Files, files_on_disk, read_flow_folder, roots
+from ssd300_vgg16.weights.torch_file import TAR_MEMBERS, is_torch_zip, read_torch_stream, read_torch_zip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds, before anyone asks whether it is an SSD.
+
+    format: as people call it; tensors: by the names in the file, read-only where that saves a copy; header: this
+    package's own, of files it wrote; ignored: names of what is no tensor of the network, as "epoch" or "optimizer".
+    """
+
+    format: str
+    tensors: dict[str, np.ndarray]
+    header: dict
+    ignored: list[str]
+
+
+def read_contents(path: Path) -> Contents:
+    """Read a file or folder of weights in any format, told by its content.
+
+    bfloat16 comes as float32. Raises UserError for a file that is missing, damaged, of another format, or that asks
+    for anything but tensors.
+    """
+    try:
+        if path.is_dir():
+            return _of_folder(path)
+        if not path.is_file():
+            raise UserError("no such file of weights")
+        with path.open("rb") as file:
+            kind = _kind_in(file)
+            if kind is not Kind.SAFETENSORS:
+                return _of_file(file, kind)
+    except OSError as error:
+        raise UserError(f"{path} could not be read ({error.strerror or error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return _of_safetensors(path)
+
+
+def _kind_in(file: BinaryIO) -> Kind:
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    kind = kind_of(head)
+    if kind is None:
+        raise UserError(not_weights(head))
+    return kind
+
+
+def _of_safetensors(path: Path) -> Contents:
+    try:
+        tensors, header = read_weights(path)
+    except (TypeError, AttributeError) as error:  # a type that numpy lacks
+        raise UserError(f"{path}: it holds numbers that are not read here ({error}); save it as float32") from error
+    return Contents("safetensors", tensors, header, [])
+
+
+def _of_folder(path: Path) -> Contents:
+    if not any((path / mark).is_file() for mark in (PICKLE, DONE)):
+        raise UserError(f"it is a folder without OneFlow's weights (it has neither {PICKLE} nor {DONE}). {READ_HERE}")
+    return _of_flow(files_on_disk(path), "")
+
+
+def _of_flow(files: Files, root: str) -> Contents:
+    tensors, ignored = read_flow_folder(files, root)
+    return Contents("OneFlow folder", tensors, {}, ignored)
+
+
+def _of_torch_stream(file: BinaryIO) -> Contents:
+    tensors, ignored = read_torch_stream(file)
+    return Contents("PyTorch stream (before 1.6)", tensors, {}, ignored)
+
+
+def _of_torch_zip(archive: ZipFile) -> Contents:
+    tensors, ignored = read_torch_zip(archive)
+    return Contents("PyTorch zip", tensors, {}, ignored)
+
+
+def _of_file(file: BinaryIO, kind: Kind) -> Contents:
+    """The contents of a file that is no safetensors file."""
+    if kind is Kind.TORCH_STREAM:
+        return _of_torch_stream(file)
+    if kind is Kind.ZIP:
+        with open_zip(file) as archive:
+            return _of_torch_zip(archive) if is_torch_zip(archive) else _of_archive(read_zip(archive), ".zip")
+    if kind is Kind.TAR:
+        return _of_archive(read_tar(file, gzipped=False), ".tar")
+    if _kind_in_gzip(file) is not Kind.TAR:
+        raise UserError("it is packed with gzip, but no .tar.gz: unpack it first (gunzip)")
+    return _of_archive(read_tar(file, gzipped=True), ".tar.gz")
+
+
+def _kind_in_gzip(file: BinaryIO) -> Kind | None:
+    try:
+        return kind_of(gzip.GzipFile(fileobj=file).read(HEAD_BYTES))
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"it is a gzip that is damaged or cut short ({error}); copy or download it again") from error
+    finally:
+        file.seek(0)
+
+
+def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
+    """The one folder of OneFlow's in an archive, or the one file of weights in it."""
+    if contents.keys() >= TAR_MEMBERS:
+        raise UserError(
+            "it is in the format of PyTorch's first releases (a tar); load it with torch.load, and torch.save it again"
+        )
+    files = Files({name: len(content) for name, content in contents.items()}, contents.__getitem__)
+    folders = roots(files)
+    found = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
+    if not found:
+        raise UserError(f"it is an archive without weights; it holds {sorted(contents)[:5]!r:.200}. {READ_HERE}")
+    if len(found) > 1:
+        listed = ", ".join(f"{(name or '.')!r:.80}" for name in found[:5])
+        raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({listed})")
+    inner = _of_flow(files, found[0]) if folders else _of_member(contents[found[0]])
+    return replace(inner, format=f"{inner.format} in a {suffix}")
+
+
+def _of_member(content: bytes) -> Contents:
+    """The weights in an archive's one file of weights, which may be no archive itself."""
+    kind = kind_of(content[:HEAD_BYTES])
+    if kind is Kind.TORCH_STREAM:
+        return _of_torch_stream(BytesIO(content))
+    if kind is Kind.ZIP:
+        with open_zip(BytesIO(content)) as archive:
+            if is_torch_zip(archive):
+                return _of_torch_zip(archive)
+    if kind is not Kind.SAFETENSORS:
+        raise UserError("it is an archive in an archive: unpack the outer one first")
+    with TemporaryDirectory() as folder:  # the reader of safetensors wants a path
+        path = Path(folder) / "weights"
+        path.write_bytes(content)
+        try:
+            return _of_safetensors(path)
+        except UserError as error:
+            raise UserError(str(error).removeprefix(f"{path}: ")) from error

@@ -1,0 +1,109 @@
+"""What a file's tensors are to an SSD: a whole detector or a trunk, by whose names, and for which variant."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.voc_categories import VOC_CATEGORIES
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import variant_of
+from ssd300_vgg16.weights import parameter_names, vgg16
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.formats import Contents, read_contents
+from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, MOST_MAPS, PROJECTS, Project
+
+TRUNK_CHANNELS = 64  # of conv1_1 at width 1
+BOXES_OF_LAST_MAP = 4
+NAMES_SHOWN = 8
+# The state of a training in this package's own checkpoints, beside the network.
+STATE_OF_TRAINING = ("optimizer/", "average/")
+# COCO's 80 classes without gaps, as most projects other than torchvision number them.
+COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in enumerate(COCO_CATEGORIES, start=1))
+# Outputs, background included, to whose classes these are.
+KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a file by their published names.
+
+    format: how the file is written; names: by whose names; description: None for a trunk without SSD's heads;
+    unused: names in the file that are no parameters of an SSD; notes: what was assumed or changed, as sentences.
+    """
+
+    path: Path
+    format: str
+    names: str
+    tensors: Mapping[str, np.ndarray]
+    description: ModelDescription | None
+    unused: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_as_ssd(path: Path) -> Weights:
+    """Read a file of weights of any known format, by any known names.
+
+    Raises UserError if the file cannot be read, or holds neither an SSD-VGG16 nor a VGG16.
+    """
+    return recognise(read_contents(path), path)
+
+
+def recognise(contents: Contents, path: Path) -> Weights:
+    """What the contents of a file are to an SSD; raises UserError if they are nothing to it."""
+    given = {name: array for name, array in contents.tensors.items() if not name.startswith(STATE_OF_TRAINING)}
+    project = _project_of(given)
+    if project is None:
+        listed = ", ".join(list(given)[:NAMES_SHOWN]) or "none"
+        raise UserError(f"{path}: neither an SSD-VGG16 nor a VGG16. It is a {contents.format}; its tensors: {listed}")
+    tensors = {ours: array for name, array in given.items() if (ours := project.published(name))}
+    unused = [name for name in given if not project.published(name)]
+    notes, description = [], None
+    if project is parameter_names.VGG16 and vgg16.is_whole_classifier(given):
+        tensors, notes = vgg16.classifier_as_trunk(tensors, given)
+        unused = [name for name in unused if name not in vgg16.FULLY_CONNECTED]
+    try:
+        if "model" in contents.header:
+            description = ModelDescription.from_json(contents.header["model"])
+        elif f"{CLASSIFICATION}.0.bias" in tensors:
+            description, notes = _description_from_shapes(tensors, project)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: what it says of its network, or its heads, make no SSD-VGG16 ({error!r})") from error
+    return Weights(
+        path, contents.format, project.name, tensors, description, (*unused, *contents.ignored), tuple(notes)
+    )
+
+
+def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
+    for project in PROJECTS:
+        first = tensors.get(project.own(f"{CONV1_1}.weight"))
+        if first is not None and first.ndim == 4 and first.shape[1] == 3:
+            return project
+    return None
+
+
+def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project) -> tuple[ModelDescription, list[str]]:
+    """What the heads of a detector say of it, and what had to be assumed beyond that."""
+    maps = sum(f"{CLASSIFICATION}.{level}.bias" in tensors for level in range(MOST_MAPS))
+    num_classes = len(tensors[f"{CLASSIFICATION}.{maps - 1}.bias"]) // BOXES_OF_LAST_MAP
+    model = "ssd300_vgg16" if maps < MOST_MAPS else project.ssd512
+    boxes = "voc" if num_classes == len(VOC_CATEGORIES) + 1 else "coco"
+    width = len(tensors[f"{CONV1_1}.bias"]) / TRUNK_CHANNELS
+    categories = KNOWN_CLASSES.get(num_classes)
+    names = f"{boxes.upper()}'s" if categories else "unknown"
+    notes = [f"{num_classes} outputs: class names are {names}, default boxes taken to be those for {boxes.upper()}"]
+    if model != "ssd300_vgg16":
+        notes.append(f"seven feature maps by {project.name}'s names: taken for {model}")
+    return ModelDescription(num_classes, width, categories or _unnamed(num_classes), variant_of(model, boxes)), notes
+
+
+def is_unnamed(categories: tuple[Category, ...]) -> bool:
+    """Whether these are the stand-ins for categories whose names are not known."""
+    return categories == _unnamed(len(categories) + 1)
+
+
+def _unnamed(num_classes: int) -> tuple[Category, ...]:
+    return tuple(Category(label, label, f"class {label}") for label in range(1, num_classes))

@@ -1,0 +1,140 @@
+"""Weights of one network as the start of another: what fits is taken, and a table says what came from where.
+
+Of a detector for other classes, the rows of the classification heads are taken for the classes that both have.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd300_vgg16.data.category_names import same_name
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, FC6, FC7, REGRESSION, SCALE, VGG16_LAYERS
+from ssd300_vgg16.weights.recognise import Weights, is_unnamed
+
+BACKGROUND = 0
+NAMES_SHOWN = 12
+# Parts of the network for the table, and the beginnings of their parameters' names; the first that fits counts.
+PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("VGG16, conv1_1 to conv5_3", tuple(f"{layer}." for layer in VGG16_LAYERS)),
+    ("fc6 and fc7", (FC6, FC7)),
+    ("scale of conv4_3", (SCALE,)),
+    ("extra layers", ("backbone.extra.",)),
+    ("box offsets", (REGRESSION,)),
+    ("class scores", (CLASSIFICATION,)),
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Tensors for every parameter of a network, and a table of where they came from."""
+
+    tensors: dict[str, np.ndarray]
+    table: str
+
+
+def start_from(weights: Weights, description: ModelDescription, fresh: Mapping[str, np.ndarray]) -> Start:
+    """The tensors of a network of this description that starts from these weights.
+
+    fresh: the network's initial tensors, for what the weights do not have. Raises UserError if they are not whole, or
+    of a network of another width.
+    """
+    _refuse_another_trunk(weights, fresh)
+    labels = _shared_labels(weights.description, description)
+    taken = {}
+    for name, initial in fresh.items():
+        found = weights.tensors.get(name)
+        if found is not None and name.startswith(CLASSIFICATION):
+            found = _rows_by_class(found, weights.description.num_classes, initial, description.num_classes, labels)
+        if found is not None and found.shape == initial.shape:
+            taken[name] = found
+    tensors = {name: np.asarray(taken.get(name, initial), dtype=np.float32) for name, initial in fresh.items()}
+    return Start(tensors, "\n".join(_table(weights, description, fresh, taken, labels)))
+
+
+def _refuse_another_trunk(weights: Weights, fresh: Mapping[str, np.ndarray]) -> None:
+    """VGG16 itself is in every file of weights: if it is not all there, or of another shape, the file is wrong."""
+    for name, initial in fresh.items():
+        if not name.startswith(PARTS[0][1]):
+            continue
+        found = weights.tensors.get(name)
+        if found is None:
+            raise UserError(f"{weights.path}: {name} is missing; the file is not whole")
+        if found.shape != initial.shape:
+            raise UserError(
+                f"{weights.path}: {name} is {found.shape}, in this network {initial.shape}. "
+                "Give the --width that the weights have"
+            )
+
+
+def _shared_labels(theirs: ModelDescription | None, ours: ModelDescription) -> dict[int, int]:
+    """For labels of ours, background first, the label that means the same to them."""
+    if theirs is None:
+        return {}
+    if is_unnamed(theirs.categories):
+        # Without names there is only the order, which says something if there are as many.
+        same = theirs.num_classes == ours.num_classes
+        return {label: label for label in range(theirs.num_classes if same else 1)}
+    known = {same_name(category.name): category.label for category in reversed(theirs.categories)}
+    named = {
+        category.label: known[same_name(category.name)]
+        for category in ours.categories
+        if same_name(category.name) in known
+    }
+    return {BACKGROUND: BACKGROUND, **named}
+
+
+def _rows_by_class(
+    found: np.ndarray, their_classes: int, initial: np.ndarray, our_classes: int, labels: Mapping[int, int]
+) -> np.ndarray | None:
+    """A classification head [boxes * our_classes, ...] with their rows for the shared labels; None if it is unlike."""
+    theirs = found.reshape(-1, their_classes, *found.shape[1:])
+    ours = initial.reshape(-1, our_classes, *initial.shape[1:]).copy()
+    if theirs.shape[0] != ours.shape[0] or theirs.shape[2:] != ours.shape[2:]:
+        return None
+    ours[:, list(labels)] = theirs[:, list(labels.values())]
+    return ours.reshape(initial.shape)
+
+
+def _table(
+    weights: Weights,
+    description: ModelDescription,
+    fresh: Mapping[str, np.ndarray],
+    taken: Mapping[str, np.ndarray],
+    labels: Mapping[int, int],
+) -> list[str]:
+    kind = f"{weights.description.variant.name}" if weights.description else "a VGG16"
+    rows = [f"starting from {weights.path}: {weights.format}, {weights.names}'s names, {kind}"]
+    rows += [f"  ({note})" for note in weights.notes]
+    for part, names in _by_part(fresh).items():
+        have = sum(name in taken for name in names)
+        source = {0: "initialised", len(names): "from the file"}.get(have, f"{have} of {len(names)} from the file")
+        rows.append(f"  {part:<26} {len(names):>3} tensors  {source}")
+    if labels:
+        rows += _class_rows(description, labels)
+    if weights.unused:
+        rows.append(f"  not used: {_listed(weights.unused)}")
+    return rows
+
+
+def _by_part(names: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    parts = {part: [] for part, _ in PARTS}
+    for name in names:
+        parts[next(part for part, beginnings in PARTS if name.startswith(beginnings))].append(name)
+    return parts
+
+
+def _class_rows(description: ModelDescription, labels: Mapping[int, int]) -> list[str]:
+    same = [category.name for category in description.categories if category.label in labels]
+    other = [category.name for category in description.categories if category.label not in labels]
+    rows = [f"  classes from the file: background{''.join(f', {name}' for name in same[:NAMES_SHOWN])}"]
+    if len(same) > NAMES_SHOWN:
+        rows[0] += f", and {len(same) - NAMES_SHOWN} more"
+    return rows + ([f"  classes initialised: {_listed(other)}"] if other else [])
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,507 @@
+"""Files made to harm whoever loads them: each is refused with its reason, runs nothing, and costs next to nothing."""
+
+import gzip
+import io
+import os
+import pickle
+import stat
+import struct
+import tarfile
+import time
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights import archive as archives
+from ssd300_vgg16.weights import restricted_pickle
+from ssd300_vgg16.weights.formats import read_contents
+
+STREAM_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+NUMBERS = np.arange(6, dtype=np.float32).tobytes()
+META = "shape {\n  dim: 2\n  dim: 3\n}\ndata_type: kFloat\n"
+
+
+def torch_zip(path, pickled, numbers=NUMBERS):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/data/0", numbers)
+    return path
+
+
+def torch_stream(path, pickled, numbers=NUMBERS, count=6):
+    path.write_bytes(STREAM_HEAD + pickled + pickle.dumps(["0"], 2) + struct.pack("<q", count) + numbers)
+    return path
+
+
+def flow_folder(path, pickled, numbers=NUMBERS, meta=META):
+    (path / "tensor_1").mkdir(parents=True)
+    (path / "pickled_data").write_bytes(pickled)
+    (path / "tensor_1" / "out").write_bytes(numbers)
+    (path / "tensor_1" / "meta").write_text(meta)
+    return path
+
+
+def tar_gz_of_flow(path, pickled):
+    with tarfile.open(path, "w:gz") as archive:
+        add_to_tar(archive, "w/pickled_data", pickled)
+    return path
+
+
+CONTAINERS = pytest.mark.parametrize("write", [torch_zip, torch_stream, flow_folder, tar_gz_of_flow])
+
+
+def refusal(path):
+    with pytest.raises(UserError) as caught:
+        read_contents(path)
+    assert str(caught.value).startswith(str(path))
+    return str(caught.value)
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def asked(name):
+    """The instruction that asks for a name (module.name)."""
+    module, _, last = name.rpartition(".")
+    return f"c{module}\n{last}\n".encode()
+
+
+def storage(kind="torch.FloatStorage", key="0", count=6):
+    return b"(" + text("storage") + asked(kind) + text(key) + text("cpu") + number(count) + b"tQ"
+
+
+def number(value):
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor(shape=(2, 3), strides=(3, 1), offset=0, stored=None):
+    """A tensor as PyTorch pickles it."""
+    stored = storage() if stored is None else stored
+    rest = number(offset) + number(shape) + number(strides) + b"\x89}"
+    return asked("torch._utils._rebuild_tensor_v2") + b"(" + stored + rest + b"tR"
+
+
+def flow_tensor(folder="tensor_1"):
+    return asked("oneflow.Tensor") + b")\x81}" + text("path") + text(folder) + b"sb"
+
+
+def saved(*pairs):
+    """A pickle of a mapping with these names and pickled values."""
+    return b"\x80\x02}(" + b"".join(text(name) + value for name, value in pairs) + b"u."
+
+
+def saved_by_flow(value):
+    return saved(("protocol_version", b"K\x01"), ("data", saved(("w", value))[2:-1]))
+
+
+def test_the_files_made_here_load_when_nothing_is_wrong_with_them(tmp_path):
+    expected = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for path in (
+        torch_zip(tmp_path / "zip", saved(("w", tensor()))),
+        torch_stream(tmp_path / "stream", saved(("w", tensor()))),
+        flow_folder(tmp_path / "flow", saved_by_flow(flow_tensor())),
+    ):
+        np.testing.assert_array_equal(read_contents(path).tensors["w"], expected)
+
+
+class Reduced:
+    """Pickled as a call."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def calls(command):
+    """Pickles that run a shell command as soon as Python's own pickle loads them, by the way they do it."""
+    line = f"S{command!r}\n".encode()
+    code = f"S{f'__import__({chr(34)}os{chr(34)}).system({command!r})'!r}\n".encode()
+    registered = b"}" + text("x") + asked("posix.system") + b"s"
+    return {
+        "os.system": b"cos\nsystem\n(" + line + b"tR.",
+        "posix.system": pickle.dumps(Reduced(os.system, command), 4),
+        "builtins.eval": b"cbuiltins\neval\n(" + code + b"tR.",
+        "builtins.exec": b"\x80\x04\x8c\x08builtins\x8c\x04exec\x93(" + code + b"tR.",
+        "INST": b"(" + line + b"ios\nsystem\n.",
+        "subprocess.getoutput": b"(csubprocess\ngetoutput\n" + line + b"o.",
+        "subprocess.Popen": b"csubprocess\nPopen\n(" + line + b"I-1\nNNNNNI01\nI01\ntR.",
+        "types.SimpleNamespace": b"ctypes\nSimpleNamespace\n)R" + registered + b"b0cos\nsystem\n(" + line + b"tR.",
+    }
+
+
+@CONTAINERS
+@pytest.mark.parametrize("way", list(calls("")))
+def test_a_pickle_that_runs_a_command_is_refused_by_name_and_runs_nothing(tmp_path, write, way):
+    marker = tmp_path / "ran"
+    pickled = calls(f"touch {marker}")[way]
+    result = pickle.loads(pickled)  # our own: that it is a working one
+    if hasattr(result, "wait"):
+        result.wait()
+    assert marker.exists()
+    marker.unlink()
+    assert way in refusal(write(tmp_path / "hostile", pickled))
+    assert not marker.exists()
+
+
+@CONTAINERS
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.hub.load",
+        "torch.load",
+        "torch.storage._load_from_bytes",
+        "torch._utils._import_dotted_name",
+        "torch.serialization.os.system",
+        "oneflow.load",
+        "oneflow.Tensor.__init__",
+        "collections.OrderedDict.__reduce__",
+        "builtins.getattr",
+        "importlib.import_module",
+        "pickle.loads",
+        "copyreg._reconstructor",
+        "argparse.FileType",
+        "numpy.core.multiarray.fromfile",
+        "ssd300_vgg16.weights.restricted_pickle.StandIn",
+    ],
+)
+def test_a_name_that_weights_do_not_need_is_refused(tmp_path, write, name):
+    assert f"{name!r}, which could run code" in refusal(write(tmp_path / "a", b"\x80\x02" + asked(name) + b")R."))
+
+
+@CONTAINERS
+@pytest.mark.parametrize(
+    ("pickled", "word"),
+    [
+        (b"\x80\x02\x82\x01.", "EXT1"),
+        (b"\x80\x02\x83\x01\x00.", "EXT2"),
+        (b"\x80\x02\x84\x01\x00\x00\x00.", "EXT4"),
+        (b"\x80\x04cargparse\nNamespace\n)}\x92.", "NEWOBJ_EX"),
+        (b"\x80\x05\x97.", "NEXT_BUFFER"),
+        (b"\x80\x02\x8b\x01\x00\x00\x00\x01.", "LONG4"),
+        (b"L" + b"9" * 4000 + b"L\n.", "LONG"),
+        (b"P0\n.", "PERSID"),
+        (b"\x80\x02" + text("module") + b"Q.", "outside it"),
+        (b"\x80\x02(" + text("module") + b"NNNNtQ.", "outside it"),
+        (b"\x80\x02}((K\x01tK\x02tK\x03s.", "key of the type tuple"),
+        (b"\x80\x02}" + number(2**61) + b"K\x03s.", "key of the type int"),
+        (b"\x80\x02K\x01)R.", "damaged"),
+        (b"\x80\x02K\x01}b.", "damaged"),
+        (b"\x80\x02]K\x01K\x02s.", "damaged"),
+        (b"\x80\x02}K\x01a.", "damaged"),
+        (b"\x80\x02h\x07.", "damaged"),
+        (b"\x80\x02t.", "damaged"),
+        (b"\x80\x02.", "damaged"),
+        (b"\x80\x02X\xff\xff\xff\xff.", "damaged"),
+        (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "damaged"),
+        (b"\x80\x02}", "damaged"),
+    ],
+)
+def test_instructions_that_weights_do_not_need_are_refused(tmp_path, write, pickled, word):
+    assert word in refusal(write(tmp_path / "a", pickled))
+
+
+DEEP = 30_000
+
+
+@CONTAINERS
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02)" + b"\x85" * DEEP + b".",
+        b"\x80\x02" + b"]" * DEEP + b"a" * (DEEP - 1) + b".",
+        b"\x80\x02" + b"}" * DEEP + b".",
+        b"\x80\x02" + b"(" * DEEP + b"t" * DEEP + b".",
+        b"\x80\x02)" + b"q\x01h\x01\x86" * DEEP + b".",
+        b"\x80\x02" + asked("torch._utils._rebuild_tensor_v2") + b"(" + storage() + b"K\x00)"
+        b"" + b"q\x01h\x01\x86" * 300 + b")\x89}tR.",
+    ],
+    ids=["tuples", "lists", "many", "marks", "doubled", "shape"],
+)
+def test_values_within_values_end_in_a_message(tmp_path, write, pickled):
+    refusal(write(tmp_path / "a", saved_by_flow(pickled[2:-1])))
+    refusal(write(tmp_path / "b", saved(("w", pickled[2:-1])))) if write in (torch_zip, torch_stream) else None
+
+
+def test_a_mapping_that_holds_itself_is_looked_at_once(tmp_path):
+    itself = b"\x80\x02}q\x01(" + b"".join(text(f"{index}") + b"h\x01" for index in range(1000)) + b"u."
+    start = time.perf_counter()
+    assert "no mapping" in refusal(torch_zip(tmp_path / "a", itself))
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p4000000000\n"])
+def test_a_place_far_off_in_the_memo_takes_no_memory(tmp_path, put):
+    path = torch_zip(tmp_path / "a", b"\x80\x02K\x01" + put + saved(("w", tensor()))[2:])
+    tracemalloc.start()
+    read_contents(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+def test_a_pickle_longer_than_weights_need_is_refused(tmp_path, monkeypatch):
+    pickled = saved(*[(f"w{index}", tensor()) for index in range(50)])
+    read_contents(torch_zip(tmp_path / "a", pickled))
+    monkeypatch.setattr(restricted_pickle, "OPCODES", 500)
+    assert "500 instructions" in refusal(tmp_path / "a")
+    monkeypatch.undo()
+    monkeypatch.setattr(restricted_pickle, "PICKLE_BYTES", len(pickled) - 1)
+    assert "longer than" in refusal(tmp_path / "a")
+
+
+@pytest.mark.parametrize("write", [torch_zip, torch_stream])
+@pytest.mark.parametrize(
+    "described",
+    [
+        tensor(shape=(2, 4)),
+        tensor(shape=(3, 3)),
+        tensor(strides=(4, 1)),
+        tensor(strides=(3, 2)),
+        tensor(strides=(-3, 1)),
+        tensor(strides=(0, 0), shape=(1000, 1000)),
+        tensor(strides=(0, 1), shape=(3, 3)),
+        tensor(strides=(3,)),
+        tensor(offset=1),
+        tensor(offset=-1),
+        tensor(offset=2**62),
+        tensor(shape=(-2, -3)),
+        tensor(shape=(2**40, 2**40)),
+        tensor(shape=(2**62, 0)),
+        tensor(shape=(1,) * 40, strides=(1,) * 40),
+        tensor(shape=None),
+        tensor(shape=(2.0, 3.0)),
+        tensor(shape=(True, 3)),
+        tensor(stored=b"K\x01"),
+        tensor(stored=storage(count=7)),
+        tensor(stored=storage(count=5)),
+        tensor(stored=storage(count=-6)),
+        tensor(stored=storage(count=2**62)),
+        tensor(stored=storage(key="1")),
+        tensor(stored=storage(key="../data.pkl")),
+        tensor(stored=storage(kind="torch.DoubleStorage")),
+        tensor(stored=storage(kind="torch.Size")),
+        tensor(stored=storage(kind="torch.float32")),
+    ],
+)
+def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(tmp_path, write, described):
+    refusal(write(tmp_path / "a", saved(("w", described))))
+
+
+@pytest.mark.parametrize("view", [("v", 4, 3), ("v", -1, 2), ("v", 0, 7), ("v", 0), "view"])
+def test_a_view_of_a_storage_beyond_its_end_is_refused(tmp_path, view):
+    seen = storage()[:-2] + number(view) + b"tQ"
+    refusal(torch_stream(tmp_path / "a", saved(("w", tensor((1,), (1,), stored=seen)))))
+
+
+def test_a_view_of_a_storage_as_older_releases_wrote_it(tmp_path):
+    seen = storage()[:-2] + number(("v", 4, 2)) + b"tQ"
+    path = torch_stream(tmp_path / "a", saved(("w", tensor((2,), (1,), stored=seen))))
+    np.testing.assert_array_equal(read_contents(path).tensors["w"], np.array([4, 5], np.float32))
+
+
+@pytest.mark.parametrize("other", [storage(count=7), storage("torch.HalfStorage", count=6)])
+@pytest.mark.parametrize("write", [torch_zip, torch_stream])
+def test_a_storage_described_in_two_ways_is_refused(tmp_path, write, other):
+    one, two = tensor(), tensor((6,), (1,), stored=other)
+    refusal(write(tmp_path / "a", saved(("one", one), ("two", two))))
+    refusal(write(tmp_path / "b", saved(("two", two), ("one", one))))
+
+
+@pytest.mark.parametrize("count", [5, 7, -6, 2**62])
+def test_a_stream_with_another_count_than_its_pickle_says_is_refused(tmp_path, count):
+    assert "numbers" in refusal(torch_stream(tmp_path / "a", saved(("w", tensor())), count=count))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "meta"),
+    [
+        (NUMBERS[:-1], META),
+        (NUMBERS + b"\0", META),
+        (b"", META),
+        (NUMBERS, META.replace("dim: 2", "dim: 3")),
+        (NUMBERS, META.replace("dim: 2", "dim: 999999999999999999")),
+        (NUMBERS, META.replace("dim: 2", "dim: -2")),
+        (NUMBERS, META.replace("dim: 2", "dim: 1\n" * 100)),
+        (NUMBERS, META.replace("dim: 2", "dim: 2e0")),
+        (NUMBERS, META.replace("kFloat", "kTensorBuffer")),
+        (NUMBERS, META + "data_type: kFloat\n"),
+        (NUMBERS, " " * 5000 + META),
+        (NUMBERS, ""),
+    ],
+)
+def test_numbers_of_oneflow_that_are_not_as_said_are_refused(tmp_path, numbers, meta):
+    path = flow_folder(tmp_path / "a", saved_by_flow(flow_tensor()), numbers, meta)
+    assert "'w' in 'tensor_1'" in refusal(path)
+    (path / "pickled_data").unlink()
+    (path / "snapshot_done").touch()
+    assert "'tensor_1'" in refusal(path)
+
+
+@pytest.mark.parametrize("folder", ["../a/tensor_1", "/etc", ".", "..", "", "a/b", "a\\b", "tensor_1\n"])
+def test_a_tensor_of_oneflow_outside_its_folder_is_refused(tmp_path, folder):
+    assert "plain folder" in refusal(flow_folder(tmp_path / "a", saved_by_flow(flow_tensor(folder))))
+
+
+def test_a_tensor_of_oneflow_without_a_folder_is_refused(tmp_path):
+    refusal(flow_folder(tmp_path / "none", saved_by_flow(flow_tensor("tensor_2"))))
+    refusal(flow_folder(tmp_path / "no_state", saved_by_flow(asked("oneflow.Tensor") + b")\x81")))
+    refusal(flow_folder(tmp_path / "protocol", saved(("data", saved(("w", flow_tensor()))[2:-1]))))
+
+
+def add_to_tar(archive, name, content=b"", **attributes):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for attribute, value in attributes.items():
+        setattr(member, attribute, value)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def hostile_tar(path, name, **attributes):
+    with tarfile.open(path, "w:gz") as archive:
+        add_to_tar(archive, "w/pickled_data", saved_by_flow(b"K\x01"))
+        add_to_tar(archive, name, **attributes)
+    return path
+
+
+def hostile_zip(path, name, mode=stat.S_IFREG):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/pickled_data", saved_by_flow(b"K\x01"))
+        entry = zipfile.ZipInfo(name)
+        entry.external_attr = mode << 16
+        archive.writestr(entry, b"/etc/passwd")
+    return path
+
+
+@pytest.mark.parametrize("write", [hostile_tar, hostile_zip])
+@pytest.mark.parametrize("name", ["../x", "w/../../x", "/etc/x", "w/..", "..\\x", "\\x", "C:\\x", "__MACOSX/../x"])
+def test_a_name_that_leads_outside_the_archive_is_refused(tmp_path, write, name):
+    message = refusal(write(tmp_path / "a", name))
+    assert f"{name!r} would lie outside" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (tarfile.SYMTYPE, "a link to '/etc/passwd'"),
+        (tarfile.LNKTYPE, "a link to '/etc/passwd'"),
+        (tarfile.CHRTYPE, "device"),
+        (tarfile.BLKTYPE, "device"),
+        (tarfile.FIFOTYPE, "device"),
+        (tarfile.GNUTYPE_SPARSE, "sparse"),
+    ],
+)
+def test_what_is_no_file_in_a_tar_is_refused(tmp_path, kind, word):
+    message = refusal(hostile_tar(tmp_path / "a", "w/out", type=kind, linkname="/etc/passwd"))
+    assert "'w/out'" in message and word in message
+
+
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_what_is_no_file_in_a_zip_is_refused(tmp_path, mode):
+    assert "'w/out' is a link or a device" in refusal(hostile_zip(tmp_path / "a", "w/out", mode))
+
+
+def members(path, count):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for index in range(count):
+                archive.writestr(f"{index}", b"")
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            for index in range(count):
+                add_to_tar(archive, f"{index}")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_an_archive_of_too_many_members_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 20)
+    assert "without weights" in refusal(members(tmp_path / f"few{suffix}", 20))
+    assert "20 members" in refusal(members(tmp_path / f"many{suffix}", 21))
+
+
+def zeros(path, count):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a", bytes(count))
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            add_to_tar(archive, "a", bytes(count))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
+    assert "without weights" in refusal(zeros(tmp_path / f"small{suffix}", 1 << 19))
+    path = zeros(tmp_path / f"bomb{suffix}", 50 << 20)
+    assert path.stat().st_size < 100_000
+    tracemalloc.start()
+    assert "unpacks to more than 1,048,576 bytes" in refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+
+
+def test_zeros_after_the_end_of_a_tar_count_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(zeros(path, 10).read_bytes() + gzip.compress(bytes(50 << 20)))
+    assert "unpacks to more" in refusal(path)
+
+
+@pytest.mark.parametrize("declared", [10, 2000])
+def test_a_zip_whose_sizes_are_false_is_refused(tmp_path, declared):
+    """Both in the list at the end and before the content."""
+    path = zeros(tmp_path / "a.zip", 1000)
+    false = path.read_bytes().replace(struct.pack("<I", 1000), struct.pack("<I", declared))
+    assert false.count(struct.pack("<I", declared)) == 2
+    path.write_bytes(false)
+    assert "copy" in refusal(path)
+
+
+def test_a_part_of_a_zip_that_is_packed_to_nothing_stays_within_bounds(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", saved(("w", tensor(stored=storage(count=10 << 20)))))
+        archive.writestr("archive/data/0", bytes(40 << 20))
+    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
+    assert "unpacks to more" in refusal(path)
+
+
+def test_a_zip_that_needs_a_password_or_rare_packing_is_refused(tmp_path):
+    path = zeros(tmp_path / "a.zip", 1000)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    assert "encrypted" in refusal(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a", bytes(100))
+    assert "rare way" in refusal(path)
+
+
+def test_a_tar_with_an_endless_name_is_refused(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        add_to_tar(archive, "x", b"9" * 100_000, type=tarfile.XHDTYPE)
+    assert "name of 100000 bytes" in refusal(path)
+
+
+def test_a_tar_with_headers_upon_headers_is_refused(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for _ in range(2000):
+            add_to_tar(archive, "x", b"11 path=ab\n", type=tarfile.XHDTYPE)
+    assert "damaged" in refusal(path)
+
+
+def test_a_zip_with_two_pickles_is_refused(tmp_path):
+    path = torch_zip(tmp_path / "a", saved(("w", tensor())))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other/data.pkl", b"}.")
+    assert "several pickles" in refusal(path)

@@ -1,0 +1,260 @@
+"""Whose names a file's tensors have, and which network they make: by state dicts built as those projects build them."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import VARIANTS
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.formats import Contents
+from ssd300_vgg16.weights.parameter_names import AMDEGROOT, LUFFICC, PUBLISHED
+from ssd300_vgg16.weights.recognise import recognise
+from ssd300_vgg16.weights.vgg16 import CLASSIFIER_DEVIATION, CLASSIFIER_MEAN
+
+FILE = Path("weights.pth")
+# The lists that ssd.pytorch and lufficc/SSD build their networks from. C: pooling that rounds up; S: stride 2 follows.
+VGG = [64, 64, "M", 128, 128, "M", 256, 256, 256, "C", 512, 512, 512, "M", 512, 512, 512]
+EXTRAS = {
+    300: [256, "S", 512, 128, "S", 256, 128, 256, 128, 256],
+    512: [256, "S", 512, 128, "S", 256, 128, "S", 256, 128, "S", 256],
+}
+BOXES = {300: [4, 6, 6, 6, 4, 4], 512: [4, 6, 6, 6, 6, 4, 4]}
+# How the projects call the parts: trunk, extra layers, scale, offsets, scores.
+NAMES = {
+    "amdegroot": ("vgg", "extras", "L2Norm", "loc", "conf"),
+    "lufficc": (
+        "backbone.vgg",
+        "backbone.extras",
+        "backbone.l2_norm",
+        "box_head.predictor.reg_headers",
+        "box_head.predictor.cls_headers",
+    ),
+}
+
+
+def thin(channels):
+    return channels // 16
+
+
+def convolutions(size):
+    """(index in vgg, output, input, kernel) of the trunk, then (index in extras, ...) of the extra layers."""
+    trunk, index, before = [], 0, 3
+    for layer in VGG:
+        if layer in ("M", "C"):
+            index += 1
+            continue
+        trunk.append((index, thin(layer), before, 3))
+        index, before = index + 2, thin(layer)
+    trunk += [(index + 1, thin(1024), before, 3), (index + 3, thin(1024), thin(1024), 1)]
+    extras, before, kernel = [], thin(1024), 1
+    for layer in EXTRAS[size]:
+        if layer != "S":
+            extras.append((len(extras), thin(layer), before, kernel))
+            before, kernel = thin(layer), 4 - kernel
+    if size == 512:
+        extras += [(len(extras), thin(128), before, 1), (len(extras) + 1, thin(256), thin(128), 4)]
+    return trunk, extras
+
+
+def foreign_detector(project, size, num_classes):
+    """A state dict as the project's code would give it, each tensor filled with its own number."""
+    vgg, extra, scale, loc, conf = NAMES[project]
+    trunk, extras = convolutions(size)
+    shapes = {}
+    for prefix, layers in ((vgg, trunk), (extra, extras)):
+        for index, after, before, kernel in layers:
+            shapes[f"{prefix}.{index}.weight"] = (after, before, kernel, kernel)
+            shapes[f"{prefix}.{index}.bias"] = (after,)
+    shapes[f"{scale}.weight"] = (thin(512),)
+    sources = [thin(512), thin(1024), *(layer[1] for layer in extras[1::2])]
+    for prefix, values in ((loc, 4), (conf, num_classes)):
+        for level, (channels, boxes) in enumerate(zip(sources, BOXES[size], strict=True)):
+            shapes[f"{prefix}.{level}.weight"] = (boxes * values, channels, 3, 3)
+            shapes[f"{prefix}.{level}.bias"] = (boxes * values,)
+    return {name: np.full(shape, number, np.float32) for number, (name, shape) in enumerate(shapes.items())}
+
+
+def published_order(size):
+    """The published names in the order in which the projects above list theirs."""
+    places = [f"features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)]
+    places += [f"extra.0.{n}" for n in (1, 3, 5, "7.1", "7.3")]
+    extras = len(BOXES[size]) - 2
+    places += [f"extra.{layer}.{half}" for layer in range(1, extras + 1) for half in (0, 2)]
+    names = [f"backbone.{place}.{part}" for place in places for part in ("weight", "bias")] + ["backbone.scale_weight"]
+    for head in ("regression", "classification"):
+        for level in range(len(BOXES[size])):
+            names += [f"head.{head}_head.module_list.{level}.{part}" for part in ("weight", "bias")]
+    return names
+
+
+def read(tensors, header=None, ignored=()):
+    return recognise(Contents("test", tensors, header or {}, list(ignored)), FILE)
+
+
+@pytest.mark.parametrize("project", NAMES)
+@pytest.mark.parametrize(
+    ("size", "num_classes", "variant", "first_class"),
+    [
+        (300, 21, "ssd300_vgg16_voc", Category(1, 1, "aeroplane")),
+        (300, 81, "ssd300_vgg16_coco", Category(1, 1, "person")),
+        (512, 21, "ssd512_vgg16_voc", Category(1, 1, "aeroplane")),
+        (512, 91, "ssd512_vgg16_coco", Category(1, 1, "person")),
+        (300, 4, "ssd300_vgg16_coco", Category(1, 1, "class 1")),
+    ],
+)
+def test_detectors_of_other_projects(project, size, num_classes, variant, first_class):
+    theirs = foreign_detector(project, size, num_classes)
+    found = read({**theirs, "epoch": np.zeros(())}, ignored=["optimizer"])
+    assert found.names == project
+    assert list(found.tensors) == published_order(size)
+    for array, original in zip(found.tensors.values(), theirs.values(), strict=True):
+        assert array is original
+    assert found.unused == ("epoch", "optimizer")
+    description = found.description
+    assert (description.num_classes, description.width) == (num_classes, 1 / 16)
+    assert description.variant is VARIANTS[variant]
+    assert description.categories[0] == first_class
+
+
+def test_eighty_classes_without_gaps_are_cocos():
+    categories = read(foreign_detector("lufficc", 300, 81)).description.categories
+    assert [category.label for category in categories] == list(range(1, 81))
+    assert [(c.label, c.id, c.name) for c in categories if c.id in (11, 13, 90)] == [
+        (11, 11, "fire hydrant"),
+        (12, 13, "stop sign"),
+        (80, 90, "toothbrush"),
+    ]
+
+
+def test_published_names_are_the_golden_ones(golden):
+    names = golden("state_dict")["names"].tolist()
+    assert sorted(names) == sorted(published_order(300))
+    for project in (PUBLISHED, AMDEGROOT, LUFFICC):
+        assert [project.published(project.own(name)) for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("project", "variant"), [("amdegroot", "ssd512_vgg16_coco"), (None, "ssd512_vgg16_highres_coco")]
+)
+def test_the_two_ssd512_are_told_apart_by_their_names(project, variant):
+    """Their tensors have the same shapes."""
+    theirs = foreign_detector("amdegroot", 512, 91)
+    tensors = theirs if project else dict(zip(published_order(512), theirs.values(), strict=True))
+    found = read(tensors)
+    assert found.description.variant is VARIANTS[variant]
+    assert any(variant.removesuffix("_coco") in note for note in found.notes)
+
+
+def test_a_header_goes_before_what_shapes_say():
+    said = ModelDescription(91, 1 / 16, (Category(1, 7, "cell"),), VARIANTS["ssd512_vgg16_voc"])
+    tensors = dict(zip(published_order(512), foreign_detector("amdegroot", 512, 91).values(), strict=True))
+    assert read(tensors, {"model": said.as_json()}).description == said
+
+
+@pytest.mark.parametrize("broken", [{"num_classes": 3}, {"num_classes": 3, "width": 1, "categories": [], "variant": 3}])
+def test_a_header_that_makes_no_sense_is_refused(broken):
+    tensors = dict(zip(published_order(300), foreign_detector("amdegroot", 300, 3).values(), strict=True))
+    with pytest.raises(UserError, match=r"weights\.pth"):
+        read(tensors, {"model": broken})
+
+
+def test_state_of_training_is_left_aside():
+    tensors = dict(zip(published_order(300), foreign_detector("amdegroot", 300, 3).values(), strict=True))
+    found = read({**tensors, "optimizer/x": np.zeros(1), "average/backbone.features.0.bias": np.zeros(4)})
+    assert list(found.tensors) == published_order(300)
+    assert found.unused == ()
+
+
+def test_reduced_vgg16():
+    theirs = foreign_detector("amdegroot", 300, 3)
+    trunk = {name.removeprefix("vgg."): array for name, array in theirs.items() if name.startswith("vgg.")}
+    found = read(trunk)
+    assert found.description is None
+    assert list(found.tensors) == published_order(300)[:30]
+    assert found.tensors["backbone.extra.0.7.1.weight"] is theirs["vgg.31.weight"]
+
+
+def plain_vgg16(rng, classifier):
+    """VGG16 with 64/16 ... channels; its fully connected layers have 64 outputs, a quarter of which is 16."""
+    trunk = convolutions(300)[0][:-2]
+    tensors = {}
+    for index, after, before, kernel in trunk:
+        tensors[f"features.{index}.weight"] = rng.standard_normal((after, before, kernel, kernel), dtype=np.float32)
+        tensors[f"features.{index}.bias"] = rng.standard_normal(after, dtype=np.float32)
+    for (layer, before), after in zip(((0, thin(512) * 49), (3, 64), (6, 64)), (64, 64, 10), strict=True):
+        tensors[f"classifier.{layer}.weight"] = rng.standard_normal((after, before), dtype=np.float32)
+        tensors[f"classifier.{layer}.bias"] = rng.standard_normal(after, dtype=np.float32)
+        if not classifier:
+            tensors[f"classifier.{layer}.weight"][:] = np.nan
+    return tensors
+
+
+def test_a_classifier_is_decimated(rng):
+    theirs = plain_vgg16(rng, classifier=True)
+    found = read(theirs)
+    fc6, fc7 = theirs["classifier.0.weight"], theirs["classifier.3.weight"]
+    weight = found.tensors["backbone.extra.0.7.1.weight"]
+    assert weight.shape == (16, 32, 3, 3)
+    for output, channel, row, column in ((0, 0, 0, 0), (3, 5, 1, 2), (15, 31, 2, 2)):
+        # Flattened as channel, row, column of the 7x7 positions.
+        assert weight[output, channel, row, column] == fc6[4 * output, channel * 49 + 3 * row * 7 + 3 * column]
+    assert found.tensors["backbone.extra.0.7.3.weight"].shape == (16, 16, 1, 1)
+    assert found.tensors["backbone.extra.0.7.3.weight"][5, 7, 0, 0] == fc7[20, 28]
+    np.testing.assert_array_equal(found.tensors["backbone.extra.0.7.1.bias"], theirs["classifier.0.bias"][::4])
+    np.testing.assert_array_equal(found.tensors["backbone.extra.0.7.3.bias"], theirs["classifier.3.bias"][::4])
+    assert len(found.notes) == 2
+    assert "classifier.6.weight" in found.unused
+    assert "classifier.0.weight" not in found.unused
+
+
+def test_a_classifiers_first_layer_answers_as_before_to_ssds_pixels(rng):
+    """One 3x3 window of an image: normalised, through the classifier's layer; minus SSD's mean, through the new one."""
+    theirs = plain_vgg16(rng, classifier=True)
+    found = read(theirs)
+    pixels = rng.integers(0, 256, (3, 3, 3)).astype(np.float64)
+    normalised = (pixels / 255 - CLASSIFIER_MEAN.reshape(3, 1, 1)) / CLASSIFIER_DEVIATION.reshape(3, 1, 1)
+    centred = pixels - np.array([0.48235, 0.45882, 0.40784]).reshape(3, 1, 1) * 255
+    before = (theirs["features.0.weight"] * normalised).sum(axis=(1, 2, 3)) + theirs["features.0.bias"]
+    first = (found.tensors[f"backbone.features.0.{part}"] for part in ("weight", "bias"))
+    weight, bias = first
+    np.testing.assert_allclose((weight * centred).sum(axis=(1, 2, 3)) + bias, before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_trunk_whose_classifier_is_nan_is_taken_as_it_is(rng):
+    theirs = plain_vgg16(rng, classifier=False)
+    found = read(theirs)
+    assert list(found.tensors) == published_order(300)[:26]
+    assert found.tensors["backbone.features.0.weight"] is theirs["features.0.weight"]
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"layer1.0.conv1.weight": np.zeros((4, 3, 3, 3)), "fc.bias": np.zeros(9)},
+        {"0.weight": np.zeros((4, 9))},  # the first layer of something else
+        {"features.0.weight": np.zeros((4, 1, 3, 3))},  # of grey images
+    ],
+)
+def test_what_is_no_ssd_is_refused_with_its_names(tensors):
+    with pytest.raises(UserError, match="neither an SSD-VGG16 nor a VGG16") as caught:
+        read(tensors)
+    assert "weights.pth" in str(caught.value)
+    assert all(name in str(caught.value) for name in tensors)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_names_of_extra_layers_alternate():
+    """The list above was written by hand: its channels chain."""
+    for size in BOXES:
+        for layers in convolutions(size):
+            assert all(second[2] == first[1] for first, second in pairwise(layers))

@@ -1,0 +1,168 @@
+"""Data sets of all kinds by what the command lines say of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import shapes_folder
+from test_voc import image_set, thing, write_voc, xml
+from test_yolo import GOOD
+from test_yolo import write as write_yolo
+
+from ssd300_vgg16.data.category_names import match_names, same_name
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.source import KINDS, DataSource, guess_kind, split_location
+from ssd300_vgg16.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A data set of each kind."""
+    folder = tmp_path_factory.mktemp("data")
+    files = {"1": xml(thing()), "2": xml(thing("dog"), thing())}
+    write_voc(folder / "VOCdevkit" / "VOC2007", files, {"train": ["1"], "val": ["2"]})
+    yaml = "train: images/train\nval: images/train\nnames: [cat, dog]\n"
+    return {
+        "coco": shapes_folder(folder, 2, 1),
+        "voc": folder / "VOCdevkit",
+        "yolo": write_yolo(folder / "yolo", {"a": GOOD}, yaml),
+    }
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("coco", (2, 1)), ("voc", (1, 1)), ("yolo", (1, 1))])
+def test_all_kinds_have_one_interface(places, kind, sizes):
+    source = DataSource(kind, places[kind])
+    train = source.load("train")
+    val = source.load("val", train.categories)
+    assert (len(train.samples), len(val.samples)) == sizes
+    assert train.kind == val.kind == kind
+    label_of = {category.name: category.label for category in train.categories}
+    assert all(label_of[category.name] == category.label for category in val.categories)
+    for split in ("train", "val"):
+        assert all(isinstance(path, Path) and path.exists() for path in source.locate(split))
+    for sample in (*train.samples, *val.samples):
+        count = len(sample.labels)
+        assert sample.boxes.shape == (count, 4)
+        for column in (sample.crowd, sample.difficult):
+            assert column.shape == (count,) and column.dtype == np.bool_
+
+
+def test_strict_goes_to_every_kind(places, tmp_path):
+    write_voc(tmp_path / "voc", {"1": xml(thing(), thing(box=(5, 5, 5, 5)))}, {"train": ["1"]})
+    write_yolo(tmp_path / "yolo", {"a": f"{GOOD}0 0.5 0.5 0 0"})
+    for kind in ("voc", "yolo"):
+        with pytest.raises(UserError, match="box of no area"):
+            DataSource(kind, tmp_path / kind, strict=True).load("train")
+
+
+def test_a_split_of_voc_can_be_named(places):
+    folder = places["voc"] / "VOC2007"
+    val = split_location("val", str(image_set(folder, "train")), None)
+    source = DataSource("voc", val=val)
+    assert source.locate("val") == (image_set(folder, "train"),)
+    assert [sample.path.name for sample in source.load("val").samples] == ["1.jpg"]
+    with pytest.raises(UserError, match="--dataset voc needs --data-path"):
+        source.locate("train")
+    images = split_location("val", str(image_set(folder, "train")), str(folder / "ImageSets"))
+    with pytest.raises(UserError, match=r"image missing in .*ImageSets"):
+        DataSource("voc", val=images).load("val")
+    with pytest.raises(UserError, match="no such file"):
+        DataSource("voc", val=(Path("nowhere/ImageSets/Main/val.txt"), None)).locate("val")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("coco", ("a.json", None), "--val-annotations needs --val-images with it"),
+        ("shapes", ("a.json", None), "--val-annotations needs --val-images with it"),
+        (
+            "yolo",
+            ("a.json", "images"),
+            r"--val-annotations: the places of a YOLO data set's splits are in its data\.yaml",
+        ),
+        ("voc", (None, "images"), "--val-images needs --val-annotations with it"),
+        ("coco", (None, "images"), "--val-images needs --val-annotations with it"),
+    ],
+)
+def test_places_that_a_kind_has_no_use_for(kind, given, message):
+    with pytest.raises(UserError, match=message):
+        DataSource(kind, Path("somewhere"), val=split_location("val", *given))
+
+
+@pytest.mark.parametrize("kind", ["voc", "yolo"])
+def test_kinds_without_a_usual_place(kind):
+    source = DataSource(kind)
+    assert not source.is_absent()
+    with pytest.raises(UserError, match=f"--dataset {kind} needs --data-path with it"):
+        source.locate("train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "message"),
+    [
+        ("coco", "voc", "looks like VOC: add --dataset voc"),
+        ("coco", "yolo", "looks like a YOLO data set: add --dataset yolo"),
+        ("voc", "yolo", "looks like a YOLO data set: add --dataset yolo"),
+        ("voc", "coco", "looks like a COCO-style data set: add --dataset coco"),
+        ("yolo", "voc", "looks like VOC: add --dataset voc"),
+        ("yolo", "coco", "looks like a COCO-style data set: add --dataset coco"),
+    ],
+)
+def test_another_kind_of_data_set_is_recognised(places, kind, place, message):
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=message) as caught:
+            DataSource(kind, places[place]).locate(split)
+        assert str(places[place]) in str(caught.value)
+
+
+def test_an_incomplete_data_set_of_the_kind_says_what_is_missing(places, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val.json").touch()
+    with pytest.raises(UserError, match=r"no train annotations: looked for .*instances_train\.json"):
+        DataSource("coco", tmp_path).locate("train")
+    with pytest.raises(UserError, match=r"no train annotations"):
+        DataSource("coco", tmp_path / "nowhere").locate("train")
+
+
+def test_the_kind_is_guessed_from_the_content(places, tmp_path):
+    for kind, place in places.items():
+        assert guess_kind(place) == kind
+    voc = places["voc"] / "VOC2007"
+    assert guess_kind(voc) == guess_kind(image_set(voc, "val")) == guess_kind(voc / "Annotations" / "1.xml") == "voc"
+    assert guess_kind(places["voc"].parent) == "voc"
+    assert guess_kind(places["yolo"] / "data.yaml") == "yolo"
+    assert guess_kind(str(places["coco"] / "annotations" / "instances_val.json")) == "coco"
+    assert guess_kind(tmp_path) is guess_kind(tmp_path / "nowhere") is None
+    assert {*places, "shapes"} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("Cat", " cat ", True),
+        ("aeroplane", "Airplane", True),
+        ("motorbike", "motorcycle", True),
+        ("sofa", "couch", True),
+        ("tvmonitor", "tv", True),
+        ("diningtable", "dining table", True),
+        ("pottedplant", "potted plant", True),
+        ("table", "dining table", False),
+        ("cat", "cats", False),
+    ],
+)
+def test_names_of_the_same_thing(one, other, same):
+    assert (same_name(one) == same_name(other)) is same
+
+
+def test_names_are_matched_by_id_then_spelling_then_meaning():
+    given = (Category(1, 10, "sofa"), Category(2, 20, "couch"), Category(3, 30, "cat"), Category(4, 40, "Cat"))
+
+    def labels(names):
+        return {key: category.label for key, category in match_names(names, given, "here").items()}
+
+    assert labels({1: "couch", 2: "sofa", 40: "cat", 50: "CAT"}) == {1: 2, 2: 1, 40: 4, 50: 3}
+    assert labels({"a": "Couch", "b": "horse"}) == {"a": 2}
+    assert match_names({5: "tv"}, (Category(7, 7, "TVmonitor"),), "here") == {5: Category(7, 7, "TVmonitor")}
+    assert match_names({5: "TV", 6: "tv"}, (Category(7, 7, "tv"),), "here") == {5: Category(7, 7, "tv")}
+    with pytest.raises(UserError, match=r"here: none of its categories \(horse\) .* \(sofa, couch, cat, Cat\)"):
+        labels({1: "horse"})

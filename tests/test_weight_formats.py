@@ -1,0 +1,341 @@
+"""Files of weights of every format: the tensors in them, whatever the file is called and packed in."""
+
+import io
+import json
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.file import save_weights
+from ssd300_vgg16.weights.formats import read_contents
+
+FILES = Path(__file__).parent / "golden" / "weight_files"
+VERSIONS = ("torch1.12", "torch2.6")
+LAYOUTS = {"zip": "PyTorch zip", "stream": "PyTorch stream (before 1.6)"}
+BESIDE_THE_NETWORK = ["iteration", "optimizer", "scheduler", "model_ema", "args", "best", "history"]
+TENSORS = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "conv.bias": np.array([0.5, -1], np.float32),
+    "count": np.array(3, np.int64),
+}
+
+every_torch_file = pytest.mark.parametrize(
+    ("version", "layout"), [(version, layout) for version in VERSIONS for layout in LAYOUTS]
+)
+
+
+def assert_same(tensors, expected):
+    assert list(tensors) == list(expected)
+    for name, array in expected.items():
+        assert tensors[name].dtype == array.dtype, name
+        assert tensors[name].shape == array.shape, name
+        np.testing.assert_array_equal(tensors[name], array, err_msg=name)
+
+
+def expected_of(version, name):
+    with np.load(FILES / version / f"{name}.npz") as file:
+        return {key.removeprefix("module."): file[key] for key in file}
+
+
+def refusal(path):
+    with pytest.raises(UserError) as caught:
+        read_contents(path)
+    assert str(caught.value).startswith(str(path))
+    return str(caught.value)
+
+
+@every_torch_file
+def test_a_state_dict_of_pytorch(version, layout):
+    contents = read_contents(FILES / version / f"plain_{layout}.pth")
+    assert (contents.format, contents.header, contents.ignored) == (LAYOUTS[layout], {}, [])
+    assert_same(contents.tensors, expected_of(version, "network"))
+
+
+@every_torch_file
+def test_the_network_is_found_in_a_checkpoint_among_optimizer_and_average(version, layout):
+    contents = read_contents(FILES / version / f"checkpoint_{layout}.pth")
+    assert contents.ignored == BESIDE_THE_NETWORK
+    assert_same(contents.tensors, expected_of(version, "network"))
+
+
+@every_torch_file
+def test_every_type_view_and_shared_storage_of_pytorch(version, layout):
+    contents = read_contents(FILES / version / f"mixed_{layout}.pth")
+    assert_same(contents.tensors, expected_of(version, "mixed"))
+    assert contents.tensors["bfloat16"].dtype == np.float32
+    assert np.shares_memory(contents.tensors["whole"], contents.tensors["transposed"])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("module", "asks for 'torch.nn.modules.container.Sequential'"), ("script", "TorchScript program")],
+)
+def test_a_whole_network_of_pytorch_is_code_and_refused(version, name, word):
+    message = refusal(FILES / version / f"{name}_zip.pth")
+    assert word in message
+    assert "state_dict()" in message
+
+
+def test_numbers_from_a_machine_of_the_other_byte_order(tmp_path):
+    source = FILES / "torch2.6" / "plain_zip.pth"
+    types = {name: array.dtype for name, array in expected_of("torch2.6", "network").items()}
+    storages = [f"plain_zip/data/{index}" for index in range(len(types))]
+    swapped = tmp_path / "swapped.pth"
+    with zipfile.ZipFile(source) as before, zipfile.ZipFile(swapped, "w") as after:
+        for entry in before.namelist():
+            content = before.read(entry)
+            if entry in storages:
+                content = np.frombuffer(content, list(types.values())[storages.index(entry)]).byteswap().tobytes()
+            after.writestr(entry, b"big" if entry.endswith("/byteorder") else content)
+    assert_same(read_contents(swapped).tensors, expected_of("torch2.6", "network"))
+
+
+@pytest.fixture
+def safetensors(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(TENSORS, path)
+    return path
+
+
+def write_flow_folder(folder, data=None):
+    """By OneFlow itself."""
+    flow.save({name: flow.tensor(array) for name, array in TENSORS.items()} if data is None else data, str(folder))
+    return folder
+
+
+def write_older_flow_folder(folder, tensors=TENSORS):
+    """As OneFlow 0.4 and before wrote it."""
+    kinds = {np.dtype(np.float32): "kFloat", np.dtype(np.int64): "kInt64"}
+    for name, array in tensors.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "out").write_bytes(array.tobytes())
+        dims = "".join(f"  dim: {size}\n" for size in array.shape)
+        (folder / name / "meta").write_text(f"shape {{\n{dims}}}\ndata_type: {kinds[array.dtype]}\n")
+    (folder / "snapshot_done").touch()
+    return folder
+
+
+def test_safetensors_of_others_have_no_header(safetensors):
+    contents = read_contents(safetensors)
+    assert (contents.format, contents.header, contents.ignored) == ("safetensors", {}, [])
+    assert_same(dict(sorted(contents.tensors.items())), dict(sorted(TENSORS.items())))
+
+
+def test_our_own_safetensors_keep_their_header_and_checksum(tmp_path):
+    path = tmp_path / "ours"
+    save_weights(path, TENSORS, ModelDescription(2, 1.0, (Category(1, 1, "cat"),)), {"epoch": 3})
+    header = read_contents(path).header
+    assert (header["epoch"], header["model"]["num_classes"]) == (3, 2)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in refusal(path)
+
+
+def test_safetensors_of_a_type_that_numpy_lacks_are_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    assert "float32" in refusal(path)
+
+
+def test_a_folder_as_oneflow_saves_it(tmp_path):
+    contents = read_contents(write_flow_folder(tmp_path / "w"))
+    assert (contents.format, contents.header, contents.ignored) == ("OneFlow folder", {}, [])
+    assert_same(contents.tensors, TENSORS)
+
+
+def test_a_checkpoint_as_oneflow_saves_it(tmp_path):
+    model = flow.nn.Sequential(flow.nn.Conv2d(3, 2, 1), flow.nn.BatchNorm2d(2))
+    optimizer = flow.optim.SGD(model.parameters(), lr=0.5, momentum=0.5)
+    data = {
+        "epoch": 3,
+        "state_dict": {f"module.{name}": tensor for name, tensor in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "extra": [flow.float32, flow.zeros(2, 3).shape, np.float64(0.5), np.zeros(2), flow.zeros(2)],
+    }
+    contents = read_contents(write_flow_folder(tmp_path / "w", data))
+    assert contents.ignored == ["epoch", "optimizer", "extra"]
+    assert_same(contents.tensors, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"])
+def test_types_of_oneflow(tmp_path, dtype):
+    array = (np.arange(6).reshape(2, 3) % 2).astype(dtype)
+    data = {"w": flow.tensor(array.astype(np.float32)).to(getattr(flow, dtype)), "none": flow.zeros(0, 2)}
+    assert_same(
+        read_contents(write_flow_folder(tmp_path / "w", data)).tensors,
+        {"w": array, "none": np.zeros((0, 2), np.float32)},
+    )
+
+
+def test_the_older_layout_of_oneflow(tmp_path):
+    folder = write_older_flow_folder(tmp_path / "w")
+    (folder / "notes.txt").write_text("of someone")
+    contents = read_contents(folder)
+    assert (contents.format, contents.ignored) == ("OneFlow folder", ["notes.txt"])
+    assert_same(contents.tensors, dict(sorted(TENSORS.items())))
+
+
+def pack(source, path, inside="", junk=True):
+    """The file or folder in an archive, by Python's own writers, below `inside`; with what macOS adds."""
+    members = [source, *sorted(source.rglob("*"))]
+    names = {member: inside + member.relative_to(source.parent).as_posix() for member in members}
+    extra = ("__MACOSX/._w", f"{inside}._w", f"{inside}.DS_Store") if junk else ()
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, name in names.items():
+                archive.write(member, name)
+            for name in extra:
+                archive.writestr(name, b"\0\5\26\7")
+        return path
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for member, name in names.items():
+            archive.add(member, name, recursive=False)
+        for name in extra:
+            archive.addfile(tarfile.TarInfo(name))
+    return path
+
+
+ARCHIVES = pytest.mark.parametrize("suffix", [".tar.gz", ".tar", ".zip"])
+
+
+@ARCHIVES
+@pytest.mark.parametrize("inside", ["", "./", "some/folders/", "long" * 60 + "/"], ids=["top", "dot", "deep", "long"])
+@pytest.mark.parametrize("write", [write_flow_folder, write_older_flow_folder])
+def test_a_folder_of_oneflow_in_an_archive(tmp_path, suffix, inside, write):
+    path = pack(write(tmp_path / "w"), tmp_path / f"w{suffix}", inside)
+    contents = read_contents(path)
+    assert contents.format == f"OneFlow folder in a {suffix}"
+    assert_same(dict(sorted(contents.tensors.items())), dict(sorted(TENSORS.items())))
+
+
+@ARCHIVES
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_file_of_pytorch_in_an_archive(tmp_path, suffix, layout):
+    source = FILES / "torch2.6" / f"plain_{layout}.pth"
+    contents = read_contents(pack(source, tmp_path / f"w{suffix}", "folder/"))
+    assert contents.format == f"{LAYOUTS[layout]} in a {suffix}"
+    assert_same(contents.tensors, expected_of("torch2.6", "network"))
+
+
+@ARCHIVES
+def test_safetensors_in_an_archive(tmp_path, safetensors, suffix):
+    path = pack(safetensors, tmp_path / f"archive{suffix}")
+    assert sorted(read_contents(path).tensors) == sorted(TENSORS)
+    safetensors.write_bytes(safetensors.read_bytes()[:-1])
+    assert "whole" in refusal(pack(safetensors, tmp_path / f"damaged{suffix}"))
+
+
+def test_names_of_files_say_nothing(tmp_path, safetensors):
+    archive = pack(write_flow_folder(tmp_path / "w"), tmp_path / "w.tar.gz")
+    stream = FILES / "torch1.12" / "plain_stream.pth"
+    for source, form in [(safetensors, "safetensors"), (archive, "OneFlow"), (stream, "PyTorch stream")]:
+        path = tmp_path / "model.bin"
+        path.write_bytes(source.read_bytes())
+        assert read_contents(path).format.startswith(form)
+
+
+@ARCHIVES
+def test_an_archive_must_hold_one_file_of_weights(tmp_path, safetensors, suffix):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "readme").write_text("nothing yet")
+    assert "without weights" in refusal(pack(folder, tmp_path / f"none{suffix}"))
+    for name in ("a", "b"):
+        (folder / name).write_bytes(safetensors.read_bytes())
+    assert "several" in refusal(pack(folder, tmp_path / f"two{suffix}"))
+    archive = pack(safetensors, tmp_path / f"inner{suffix}")
+    if suffix != ".tar.gz":
+        assert "archive in an archive" in refusal(pack(archive, tmp_path / f"outer{suffix}"))
+
+
+def tar_of_pytorchs_first_releases():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            archive.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html><title>404</title>", "web page"),
+        (b"<HTML><body>Not found", "web page"),
+        (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 142594222\n", "Git LFS pointer"),
+        (b'{"message": "Not Found"}', "is text"),
+        (b"import torch\n", "is text"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x05", "ONNX"),
+        (b"\n\x0fVGG_ILSVRC_16_layers", "Caffe"),
+        (b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x94.", "pickle"),
+        (b"\xfd7zXZ\0\0", "xz"),
+        (b"\xff\xd8\xff\xe0" + bytes(16), "no format"),
+        (b"PK\x03\x04" + bytes(64), "zip that is damaged"),
+        (b"\x1f\x8b\x08\x00", "gzip that is damaged"),
+        (b"\x10\0\0\0\0\0\0\0{", "safetensors"),
+        (tar_of_pytorchs_first_releases(), "first releases"),
+    ],
+)
+def test_what_holds_no_weights_is_named(tmp_path, content, words):
+    path = tmp_path / "w.pth"
+    path.write_bytes(content)
+    assert words in refusal(path)
+
+
+def test_what_is_missing_or_a_folder_of_something_else_is_named(tmp_path):
+    assert "no such file" in refusal(tmp_path / "none.pth")
+    (tmp_path / "images").mkdir()
+    assert "pickled_data" in refusal(tmp_path / "images")
+
+
+def test_what_holds_no_mapping_of_tensors_is_named(tmp_path):
+    assert "no mapping of names" in refusal(write_flow_folder(tmp_path / "list", [flow.zeros(2)]))
+    assert "no mapping of names" in refusal(write_flow_folder(tmp_path / "epoch", {"epoch": 3}))
+
+
+@pytest.mark.parametrize("name", ["plain_zip.pth", "checkpoint_stream.pth", "flow.tar.gz", "flow.tar", "flow.zip"])
+def test_files_cut_short_are_refused(tmp_path, name):
+    source = FILES / "torch2.6" / name
+    if not source.exists():
+        source = pack(write_flow_folder(tmp_path / "w"), tmp_path / name, junk=False)
+    whole = source.read_bytes()
+    # The end of a tar is filled up with zeros, without which it is whole, too.
+    end = len(whole.rstrip(b"\0"))
+    path = tmp_path / "cut"
+    for cut in np.linspace(0, end - 1, 50).astype(int):
+        path.write_bytes(whole[:cut])
+        refusal(path)
+
+
+@pytest.mark.parametrize("name", ["plain_zip.pth", "mixed_stream.pth", "flow.tar.gz", "flow.tar", "flow.zip"])
+def test_damaged_files_never_fail_with_anything_but_a_message(tmp_path, name):
+    source = FILES / "torch2.6" / name
+    if not source.exists():
+        source = pack(write_flow_folder(tmp_path / "w"), tmp_path / name, junk=False)
+    whole = source.read_bytes()
+    random = np.random.default_rng(0)
+    path, refused = tmp_path / "damaged", 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in random.integers(0, min(len(whole), 3000), 2):
+            content[place] = random.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            read_contents(path)
+        except UserError:
+            refused += 1
+    assert refused > 10
