@@ -109,8 +109,8 @@ def workers_for(device: str, chosen: int | None) -> int:
     return max(0 if device == "cpu" else 1, min(8, cores - 1))
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Where the data is, and what to do about its faults."""
+def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco") -> None:
+    """Where the data is, and what to do about its faults; kind: what --dataset is when not given."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data-path",
@@ -120,9 +120,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dataset",
         choices=KINDS,
-        default="coco",
+        default=kind,
         help="coco: COCO-style JSON and images; voc: VOCdevkit, or a folder like VOC2007; yolo: data.yaml and text "
-        "files; shapes: generated pictures, to try things (default: coco)",
+        f"files; shapes: generated pictures, to try things (default: {kind or 'told by the content'})",
     )
     for split in ("train", "val"):
         group.add_argument(

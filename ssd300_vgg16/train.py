@@ -398,8 +398,8 @@ def _check(trainer, options: argparse.Namespace, data: _Data, world) -> int:
 
 def _finish(folder: Path, evaluation) -> None:
     if evaluation is not None:
-        print(evaluation.metrics.table())
-        run_folder.write_json(folder / "coco_metrics.json", evaluation.metrics.as_json())
+        print(evaluation.table())
+        run_folder.write_json(folder / "coco_metrics.json", evaluation.as_json())
     else:
         print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
     print(f"Curves, metrics and weights are in {folder}. See it detect:\n  bash infer.sh --weights {_quoted(folder)}")

@@ -12,9 +12,9 @@ from small_data import environment, shapes, shapes_folder
 
 from ssd300_vgg16.data import __main__ as command
 from ssd300_vgg16.data import inspection
-from ssd300_vgg16.data.sample_sheet import CELL
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.inspection.sample_sheet import CELL
 
 
 @pytest.fixture(scope="module")

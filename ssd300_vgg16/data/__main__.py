@@ -7,11 +7,11 @@ import argparse
 from pathlib import Path
 
 from ssd300_vgg16 import command_line
-from ssd300_vgg16.data.inspect_split import Settings, inspect_split
-from ssd300_vgg16.data.inspection import Candidate, unseen_classes
-from ssd300_vgg16.data.inspection_text import describe_unseen
 from ssd300_vgg16.data.source import DEFAULT_COCO, DataSource, guess_kind, split_location
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
+from ssd300_vgg16.inspection.split import Settings, inspect_split
+from ssd300_vgg16.inspection.text import describe_unseen
 from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, variant_of
 
@@ -45,8 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
     inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
     inspect.add_argument("--output-dir", metavar="DIR", help="where inspection/ goes (default: the current folder)")
-    command_line.add_data_options(inspect)
-    inspect.set_defaults(dataset=None)
+    command_line.add_data_options(inspect, kind=None)
     return parser
 
 

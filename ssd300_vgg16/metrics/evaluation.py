@@ -39,6 +39,11 @@ class Evaluation:
             return self.metrics.table()
         return f"{self.metrics.table(self.voc.columns())}\n\n{self.voc.table()}"
 
+    def figures(self) -> dict[str, float]:
+        """COCO's twelve numbers by name, and for VOC's data sets its two mAPs."""
+        voc = {"VOC_mAP": self.voc.mean_ap, "VOC07_mAP": self.voc.mean_ap_07} if self.voc else {}
+        return {**self.metrics.statistics, **voc}
+
     def as_json(self) -> dict:
         """COCO's numbers, and VOC's under "voc"."""
         return self.metrics.as_json() | ({"voc": self.voc.as_json()} if self.voc else {})

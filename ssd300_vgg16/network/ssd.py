@@ -11,7 +11,6 @@ nn = flow.nn
 COCO_CLASSES = 91
 
 
-
 class ScoringHead(nn.Module):
     """One 3x3 convolution for each feature map, giving `values` numbers for each default box of each cell."""
 

@@ -33,6 +33,7 @@ from ssd300_vgg16.weights.model import model_tensors
 # It takes another data set than that as a third argument.
 Evaluate = Callable[..., Evaluation | None]
 
+SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
 NOT_FINITE_ADVICE = (
     "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
 )
@@ -96,9 +97,7 @@ class Trainer:
         name = f"epoch {epoch + 1}/{self.plan.epochs}"
         hidden = None if self.world.is_first else True
         self.pace.take()
-        with tqdm(
-            total=steps, initial=start, desc=name, unit="step", disable=hidden, leave=False
-        ) as bar:
+        with tqdm(total=steps, initial=start, desc=name, unit="step", disable=hidden, leave=False) as bar:
             for number in range(start + 1, steps + 1):
                 self.train_step(batches)
                 bar.update()
@@ -179,12 +178,13 @@ class Trainer:
             return None
         for message in evaluation.unreadable:
             tqdm.write(f"left out: {message}")
-        statistics = evaluation.metrics.statistics
-        self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **statistics)
-        tqdm.write(f"epoch {epoch + 1}/{self.plan.epochs}: AP {statistics['AP']:.3f}, AP50 {statistics['AP50']:.3f}")
-        if statistics["AP"] >= self.progress.best_ap:
-            self.progress = replace(self.progress, best_ap=statistics["AP"])
-            extra = {"step": self.progress.step, "metrics": statistics}
+        figures = evaluation.figures()
+        self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **figures)
+        named = ", ".join(f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if name in figures)
+        tqdm.write(f"epoch {epoch + 1}/{self.plan.epochs}: {named}")
+        if figures["AP"] >= self.progress.best_ap:
+            self.progress = replace(self.progress, best_ap=figures["AP"])
+            extra = {"step": self.progress.step, "metrics": figures}
             save_weights(self.folder / BEST, weights, self.description, extra)
         return evaluation
 

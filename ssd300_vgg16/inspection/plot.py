@@ -11,10 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ssd300_vgg16.boxes import xyxy_to_cxcywh
-from ssd300_vgg16.data.inspection import SIZE_LIMITS, Candidate, ClassCount, Objects, SizeRow
-from ssd300_vgg16.data.inspection_text import interval, plain
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.draw import label_colour
+from ssd300_vgg16.inspection.figures import SIZE_LIMITS, Candidate, ClassCount, Objects, SizeRow
+from ssd300_vgg16.inspection.text import interval, plain
 
 CLASSES_SHOWN = 40
 OBJECTS_SHOWN = 4000

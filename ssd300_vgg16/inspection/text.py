@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.inspection import Candidate, ClassCount, Contents, Objects, SizeRow, fitting_count
 from ssd300_vgg16.data.matching import MATCH_IOU
+from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, Objects, SizeRow, fitting_count
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BAR_LENGTH = 40

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.inspection import Objects
-from ssd300_vgg16.data.inspection_text import plain
 from ssd300_vgg16.draw import FONT_FILE, Colour, draw_detections, label_colour
+from ssd300_vgg16.inspection.figures import Objects
+from ssd300_vgg16.inspection.text import plain
 
 CELL = 420  # pixels of the sheet, along each side of a sample
 CAPTION = 22

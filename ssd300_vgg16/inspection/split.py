@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from ssd300_vgg16.data import inspection_text as text
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.image_check import check_images, read_checked
-from ssd300_vgg16.data.inspection import (
+from ssd300_vgg16.inspection.figures import (
     Candidate,
     ClassCount,
     Objects,
@@ -23,6 +22,7 @@ from ssd300_vgg16.data.inspection import (
     objects_at_input,
     some_images,
 )
+from ssd300_vgg16.inspection.image_check import check_images, read_checked
 
 OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
 FAULTS_SHOWN = 20
@@ -99,7 +99,7 @@ def _write_figures(
     size_rows: Sequence[SizeRow],
     chosen: Candidate,
 ) -> None:
-    from ssd300_vgg16.data.inspection_plot import plot_inspection, save_figure  # matplotlib takes its time
+    from ssd300_vgg16.inspection.plot import plot_inspection, save_figure  # matplotlib takes its time
 
     figure = plot_inspection(classes, objects, size_rows, chosen, title)
     content = io.BytesIO()
@@ -109,7 +109,7 @@ def _write_figures(
 
 def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[str]:
     """Write the sheet of samples; returns what is wrong with their files."""
-    from ssd300_vgg16.data.sample_sheet import choose_samples, draw_sheet
+    from ssd300_vgg16.inspection.sample_sheet import choose_samples, draw_sheet
 
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]
