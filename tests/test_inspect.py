@@ -11,9 +11,9 @@ import pytest
 from small_data import environment, shapes, shapes_folder
 
 from ssd300_vgg16.data import __main__ as command
-from ssd300_vgg16.data import inspection
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection.sample_sheet import CELL
 
 
@@ -129,7 +129,7 @@ def test_classes_of_val_that_are_missing_in_train_are_named(folder, elsewhere, c
         annotations[:] = [entry for entry in annotations if entry["category_id"] != 3]
 
     options = change(folder, elsewhere, annotations=without_circles)
-    circles = inspection.class_counts(val := shapes(folder, "val"), inspection.objects_at_input(val, 300))
+    circles = figures.class_counts(val := shapes(folder, "val"), figures.objects_at_input(val, 300))
     assert any(row.name == "circle" and row.objects for row in circles)
     assert command.main(["inspect", str(folder), *options]) == 0
     output = capsys.readouterr().out

@@ -9,9 +9,10 @@ import pytest
 from small_data import shapes, shapes_folder
 
 from ssd300_vgg16.boxes import iou
-from ssd300_vgg16.data import inspection, inspection_text
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 from ssd300_vgg16.draw import label_colour
+from ssd300_vgg16.inspection import figures
+from ssd300_vgg16.inspection import text as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Objects
 from ssd300_vgg16.inspection.image_check import check_images
 from ssd300_vgg16.inspection.sample_sheet import CELL, choose_samples, draw_sheet
@@ -49,7 +50,7 @@ def folder(tmp_path_factory):
 
 
 def test_objects_are_those_that_training_sees_at_the_input(by_hand):
-    objects = inspection.objects_at_input(by_hand, 300)
+    objects = figures.objects_at_input(by_hand, 300)
     assert objects.images.tolist() == [0, 0, 2]
     assert objects.labels.tolist() == [1, 1, 2]
     np.testing.assert_allclose(objects.boxes, [[30, 30, 90, 150], [0, 0, 150, 300], [0, 0, 30, 30]])
@@ -59,7 +60,7 @@ def test_objects_are_those_that_training_sees_at_the_input(by_hand):
 
 def test_objects_agree_with_those_of_each_sample(folder):
     data = shapes(folder, "train")
-    objects = inspection.objects_at_input(data, 512)
+    objects = figures.objects_at_input(data, 512)
     for index, one in enumerate(data.samples):
         boxes, labels = one.objects(one.height, one.width)
         scale = np.array([512 / one.width, 512 / one.height] * 2)
@@ -68,7 +69,7 @@ def test_objects_agree_with_those_of_each_sample(folder):
 
 
 def test_contents_are_counted(by_hand):
-    found = inspection.contents(by_hand, inspection.objects_at_input(by_hand, 300))
+    found = figures.contents(by_hand, figures.objects_at_input(by_hand, 300))
     assert (found.images, found.images_without_objects, found.objects) == (3, 1, 3)
     assert (found.difficult, found.crowds, found.flat) == (1, 1, 2)
     assert found.sizes == [((200, 100), 2), ((100, 100), 1)]
@@ -79,7 +80,7 @@ def test_contents_are_counted(by_hand):
 
 
 def test_classes_are_counted_by_objects_and_images(by_hand):
-    rows = inspection.class_counts(by_hand, inspection.objects_at_input(by_hand, 300))
+    rows = figures.class_counts(by_hand, figures.objects_at_input(by_hand, 300))
     assert rows == [ClassCount(1, "cat", 2, 1), ClassCount(2, "dog", 1, 1), ClassCount(3, "owl", 0, 0)]
     lines = inspection_text.describe_classes(rows).splitlines()
     assert re.fullmatch(r"  cat +2 +1 +66.7%  #{40}", lines[1])
@@ -101,7 +102,7 @@ def test_classes_that_train_has_no_object_of():
         ClassCount(3, "emu", 3, 1),
         ClassCount(4, "fox", 0, 0),
     ]
-    assert inspection.unseen_classes(train, val) == ["dog", "emu"]
+    assert figures.unseen_classes(train, val) == ["dog", "emu"]
 
 
 def random_objects(count, images, largest=120.0, spread=250.0):
@@ -114,7 +115,7 @@ def random_objects(count, images, largest=120.0, spread=250.0):
 def test_best_iou_is_that_of_every_pair():
     objects, boxes = random_objects(37, 5), default_boxes(SSD300_COCO)
     expected = [max(_iou(one, other) for other in boxes[::7].tolist()) for one in objects.boxes.tolist()]
-    np.testing.assert_allclose(inspection.best_iou(objects, boxes[::7]), expected, atol=1e-5)
+    np.testing.assert_allclose(figures.best_iou(objects, boxes[::7]), expected, atol=1e-5)
 
 
 def _iou(a, b):
@@ -131,20 +132,20 @@ def test_objects_that_lose_their_default_boxes():
         owners = {box: int(overlap[:, box].argmax()) for box in np.flatnonzero(overlap.max(axis=0) >= 0.5)}
         owners |= {int(row.argmax()): index for index, row in enumerate(overlap)}
         expected += [index not in owners.values() for index in range(len(overlap))]
-    lost = inspection.lost_objects(objects, boxes)
+    lost = figures.lost_objects(objects, boxes)
     assert lost.tolist() == expected and 0 < lost.sum() < 30
 
 
 def test_objects_of_different_images_do_not_compete():
     boxes = np.array([[100, 100, 104, 104], [101, 100, 105, 104]], dtype=np.float32)
     together, apart = (Objects(np.array(images), np.array([1, 1]), boxes) for images in ([0, 0], [0, 1]))
-    assert inspection.lost_objects(together, default_boxes(SSD300_COCO)).tolist() == [True, False]
-    assert inspection.lost_objects(apart, default_boxes(SSD300_COCO)).tolist() == [False, False]
+    assert figures.lost_objects(together, default_boxes(SSD300_COCO)).tolist() == [True, False]
+    assert figures.lost_objects(apart, default_boxes(SSD300_COCO)).tolist() == [False, False]
 
 
 def test_table_by_size():
     sides, ious = np.array([7.9, 8, 15, 256, 400]), np.array([0.1, 0.5, 0.49, 0.7, 0.9])
-    rows = inspection.by_size(sides, ious, np.array([True, False, True, False, False]))
+    rows = figures.by_size(sides, ious, np.array([True, False, True, False, False]))
     assert [row.objects for row in rows] == [1, 2, 0, 0, 0, 0, 2]
     assert [row.fitting for row in rows] == [0, 1, 0, 0, 0, 0, 2]
     assert [row.lost for row in rows] == [1, 1, 0, 0, 0, 0, 0]
@@ -155,12 +156,12 @@ def test_table_by_size():
 
 def test_a_sample_of_objects_has_whole_images():
     objects = random_objects(500, 100)
-    some = inspection.some_images(objects, 60, seed=0)
+    some = figures.some_images(objects, 60, seed=0)
     assert 60 <= len(some) < 80
     for image in np.unique(some.images):
         np.testing.assert_array_equal(some.boxes[some.images == image], objects.boxes[objects.images == image])
-    assert set(some.images) != set(inspection.some_images(objects, 60, seed=1).images)
-    assert inspection.some_images(objects, 500, seed=0) is objects
+    assert set(some.images) != set(figures.some_images(objects, 60, seed=1).images)
+    assert figures.some_images(objects, 500, seed=0) is objects
 
 
 COCO, VOC, LARGE = (

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssd300_vgg16.data import inspection_text as text
 from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.inspection import text
 from ssd300_vgg16.inspection.figures import (
     Candidate,
     ClassCount,
