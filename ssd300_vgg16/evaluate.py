@@ -14,18 +14,24 @@ from ssd300_vgg16 import command_line
 from ssd300_vgg16.data.source import DataSource, split_location
 from ssd300_vgg16.processes.job import job_from
 from ssd300_vgg16.processes.supervisor import supervise
-from ssd300_vgg16.training.run_folder import find_weights, newest_run, write_json
+from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run, write_json
+
+EVALUATIONS = Path("evaluations")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of eval.sh."""
     parser = command_line.Parser(prog="eval.sh", description=__doc__)
-    parser.add_argument("--weights", metavar="W", help="run folder or file of weights (default: the newest run)")
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="run folder, file of weights, or name of published ones (default: the newest run)",
+    )
     parser.add_argument("-b", "--batch-size", type=command_line.positive_int, default=8, help="(default: %(default)s)")
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="where coco_metrics.json and detections.json go (default: beside the weights)",
+        help=f"for coco_metrics.json and detections.json (default: beside the weights; for published, {EVALUATIONS}/)",
     )
     command_line.add_data_options(parser)
     command_line.add_common_options(parser)
@@ -67,8 +73,9 @@ def evaluate_weights(
     from ssd300_vgg16.runtime import resolve_device
 
     world = this_world()
+    beside = EVALUATIONS / weights if is_published_name(weights) else None  # and not in the folder of downloads
     weights = find_weights(weights)
-    output = output or weights.parent
+    output = output or beside or weights.parent
     output.mkdir(parents=True, exist_ok=True)
     device = resolve_device(device, world.local_rank if world.size > 1 else None)
     detector = Detector.load(weights, device)

@@ -3,6 +3,7 @@
 bash infer.sh                                  the newest run, on images of its validation set
 bash infer.sh PATH...                          images, folders (searched through) or globs
 bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
+bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
 """
 
 # As in train.py, imports that bring OneFlow are made inside functions.
@@ -14,7 +15,7 @@ from pathlib import Path
 from ssd300_vgg16 import command_line
 from ssd300_vgg16.data.images import ImageError, find_images, read_image
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of, write_json
+from ssd300_vgg16.training.run_folder import is_published_name, newest_run, read_options, run_of, write_json
 
 SAMPLES_WITHOUT_PATHS = 12
 
@@ -23,7 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The options of infer.sh."""
     parser = command_line.Parser(prog="infer.sh", description=__doc__)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders or globs")
-    parser.add_argument("--weights", metavar="W", help="run folder or file of weights (default: the newest run)")
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="run folder, file of weights, or name of published ones (default: the newest run)",
+    )
     parser.add_argument("--output-dir", metavar="DIR", default="detections", help="(default: %(default)s)")
     parser.add_argument(
         "--score-threshold",
@@ -57,6 +62,8 @@ def main(arguments: list[str]) -> int:
 
 def _samples_of(weights: Path) -> list[Path]:
     """Some images of the validation set that a run was evaluated on."""
+    if is_published_name(weights):
+        raise UserError(f"--weights {weights}: name images or folders to detect on")
     if not weights.exists():
         raise UserError(f"--weights {weights}: there is no such file or folder")
     try:

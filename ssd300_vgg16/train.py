@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd300_vgg16 import command_line, train_options
+from ssd300_vgg16 import command_line, train_options, train_start
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.processes.job import Job, job_from
@@ -58,6 +58,7 @@ def _supervise(job: Job, options: argparse.Namespace, arguments: list[str]) -> i
         raise UserError(f"--batch-size {options.batch_size}: less than one image for each of the processes")
     for split in ("val",) if options.test_only else ("train", "val"):
         train_options.source(options).locate(split)  # what is missing is said once; what is generated, generated once
+    train_start.download_weights(options)
     module = [sys.executable, "-m", "ssd300_vgg16.train"]
     if options.test_only or options.check:
         return supervise(job, [*module, *arguments], lambda: [*module, *arguments], restarts=0, advice="")
@@ -99,11 +100,11 @@ def _train(options: argparse.Namespace) -> int:
         raise UserError("--amp: half precision is for the compiled step on a GPU")
     if not eager:
         refuse_compiled(_update_rule(options), options.accumulate, options.batch_size, world.size)
-    _say(world, *options.notices)
+    world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
-    weights = None if options.resume else _starting_weights(options)
-    _settle_network(options, weights)
-    data = _Data(train_set, val_set, _description(options, train_set))
+    weights = None if options.resume else train_start.starting_weights(options)
+    train_start.settle_network(options, weights)
+    data = _Data(train_set, val_set, train_start.describe_network(options, train_set))
     with WorkerPool(command_line.workers_for(device, options.workers), options.restarts) as pool:
         if options.check:
             trainer = _trainer(options, Path(), data, weights, device, eager, pool, world)
@@ -120,11 +121,11 @@ def _train(options: argparse.Namespace) -> int:
             saved = _saved_options(options, folder, data, trainer.progress.step)
             run_folder.describe_run(folder, saved, environment() | _about(data, world))
             trainer.log = _open_log(folder, trainer.progress)
-        _say(world, f"Run folder: {folder}. Device: {device}. {_summary(options, trainer)}")
+        world.say(f"Run folder: {folder}. Device: {device}. {_summary(options, trainer)}")
         try:
             evaluation = trainer.train()
         except Stopped:
-            _say(world, f"Stopped after step {trainer.progress.step}. Go on with:\n  {_resume_command(folder)}")
+            world.say(f"Stopped after step {trainer.progress.step}. Go on with:\n  {_resume_command(folder)}")
             raise
         finally:
             if trainer.log:
@@ -133,12 +134,6 @@ def _train(options: argparse.Namespace) -> int:
         _finish(folder, evaluation)
     world.wait_for_all()
     return 0
-
-
-def _say(world, *lines: str) -> None:
-    if world.is_first:
-        for line in lines:
-            print(line)
 
 
 @dataclass(frozen=True)
@@ -154,19 +149,11 @@ def _load_data(options: argparse.Namespace, world) -> tuple[Dataset, Dataset]:
     source = train_options.source(options)
     train_set = source.load("train")
     val_set = source.load("val", train_set.categories)
-    _say(world, *(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
+    world.say(*(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
     options.num_classes = options.num_classes or train_set.num_classes
     if options.num_classes < train_set.num_classes:
         raise UserError(f"--num_classes {options.num_classes}: {train_set.name} needs at least {train_set.num_classes}")
     return train_set, val_set
-
-
-def _description(options: argparse.Namespace, train_set: Dataset):
-    from ssd300_vgg16.network.variants import variant_of
-    from ssd300_vgg16.weights.description import ModelDescription
-
-    variant = variant_of(options.model, options.default_boxes)
-    return ModelDescription(options.num_classes, options.width, train_set.categories, variant)
 
 
 def _refuse_unlike(world, trainer, data: _Data, eager: bool) -> None:
@@ -213,8 +200,8 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, weights, de
 
     samples = samples_with_objects(data.train.samples)
     plan = _plan(options, len(samples), data.description.variant.layout)
-    checkpoint = _checkpoint_to_go_on_from(options, data, world) or Checkpoint({}, {}, {}, Progress())
-    model = _model(options, data.description, checkpoint, weights, world).to(device)
+    checkpoint = train_start.checkpoint_to_go_on_from(options, data.train, world) or Checkpoint({}, {}, {}, Progress())
+    model = train_start.make_network(options, data.description, checkpoint, weights, world).to(device)
     freeze_backbone(model, options.trainable_backbone_layers)
     step = make_step(model, _update_rule(options), plan.schedule, world, options.accumulate, options.amp, eager)
     step.restore(checkpoint.optimizer)
@@ -281,74 +268,6 @@ def _update_rule(options: argparse.Namespace) -> UpdateRule:
     )
 
 
-def _starting_weights(options: argparse.Namespace):
-    """The weights that --load, --pretrained or --weights-backbone name; None to start from nothing."""
-    from ssd300_vgg16.weights.recognise import read_as_ssd
-
-    named = options.load or _load_of(options) or options.weights_backbone
-    return None if named == train_options.NO_WEIGHTS else read_as_ssd(run_folder.find_weights(Path(named)))
-
-
-def _settle_network(options: argparse.Namespace, weights) -> None:
-    """What was left open of the network is as in the weights that it starts from."""
-    from ssd300_vgg16.network.variants import SSD300_VGG16
-
-    theirs = weights.description if weights else None
-    options.model = options.model or (theirs.variant.model if theirs else SSD300_VGG16.model)
-    if options.default_boxes is None:
-        boxes = "voc" if options.dataset == "voc" else "coco"
-        options.default_boxes = theirs.variant.boxes if theirs else boxes
-    if options.width is None:
-        options.width = theirs.width if theirs else 1.0
-
-
-def _model(options: argparse.Namespace, description, checkpoint, weights, world):
-    """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
-    from ssd300_vgg16.runtime import flow
-    from ssd300_vgg16.training.fresh_weights import initialise_from_nothing
-    from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
-    from ssd300_vgg16.weights.transfer import start_from
-
-    flow.manual_seed(options.seed)
-    model = build_model(description)
-    if checkpoint.model:
-        load_tensors(model, checkpoint.model, Path(options.resume))
-    elif weights := weights or _starting_weights(options):
-        start = start_from(weights, description, model_tensors(model))
-        load_tensors(model, start.tensors, weights.path)
-        _say(world, start.table)
-    else:
-        initialise_from_nothing(model)
-    return model
-
-
-def _load_of(options: argparse.Namespace) -> str | None:
-    """What --load said when the run was begun, which was killed before its first checkpoint."""
-    return run_folder.read_options(run_folder.run_of(Path(options.resume))).get("load") if options.resume else None
-
-
-def _checkpoint_to_go_on_from(options: argparse.Namespace, data: _Data, world):
-    """The checkpoint that --resume means, if there is one and it is of a training on this data."""
-    from ssd300_vgg16.training.checkpoint import newest_checkpoint
-
-    if not options.resume:
-        return None
-    found = newest_checkpoint(Path(options.resume))
-    if found is None:
-        _say(world, f"{options.resume} has no checkpoint yet: starting it from the beginning.")
-        return None
-    path, checkpoint, problems = found
-    _say(world, *(f"{problem}: going on from {path.name}, the one before." for problem in problems))
-    before, now = checkpoint.progress.data, data.train.fingerprint()
-    if before and before != now:
-        raise UserError(
-            f"--resume {options.resume}: the training data differs. The run had {before['images']} images with "
-            f"{before['objects']} objects (sha256 {before['sha256'][:8]}), now there are {now['images']} with "
-            f"{now['objects']} ({now['sha256'][:8]}). Bring it back, or begin a new run with --load {path}"
-        )
-    return checkpoint
-
-
 def _evaluator(options: argparse.Namespace, data: _Data, device: str, pool, world):
     """What evaluates weights on the validation set (or its first images), with a network of its own."""
     from ssd300_vgg16.detector import Detector
@@ -391,7 +310,7 @@ def _check(trainer, options: argparse.Namespace, data: _Data, world) -> int:
     from ssd300_vgg16.training.rehearsal import rehearse
 
     few = replace(data.val, samples=data.val.samples[: options.batch_size * world.size])
-    _say(world, *rehearse(trainer, few, len(data.val.samples)))
+    world.say(*rehearse(trainer, few, len(data.val.samples)))
     world.wait_for_all()
     return 0
 

@@ -24,11 +24,11 @@ class Category:
 class Sample:
     """One image and its annotations as the file gives them, crowds and all.
 
-    boxes: float64 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation); labels: int64 [N];
-    crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large);
+    boxes: float64 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation), or, if upright, as a viewer
+    shows it (`read_image` and `image_size` take this flag); labels: int64 [N]; crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large);
     difficult: bool [N], VOC's mark of objects that are trained on but do not count in an evaluation.
     Double precision, so that an evaluation sees the numbers of the file.
-    height, width: as declared by the annotation file, in pixels.
+    height, width: as declared by the annotation file, in pixels; those of the upright image, if its boxes refer to it.
     """
 
     id: int
@@ -40,6 +40,7 @@ class Sample:
     crowd: np.ndarray
     areas: np.ndarray
     difficult: np.ndarray
+    upright: bool = False
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""

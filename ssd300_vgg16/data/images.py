@@ -30,6 +30,9 @@ _SIGNATURES = {
     "PPM or PGM": (b"P5", b"P6"),
 }
 _END_OF_JPEG = b"\xff\xd9"
+_ORIENTATION = 0x0112  # EXIF's tag
+_LIES_ON_ITS_SIDE = range(5, 9)  # the orientations that exchange width and height
+_TURNED_KINDS = ("JPEG", "MPO", "PNG")  # in Pillow's words; an MPO is several JPEGs in one file
 
 # ImageError tells what went wrong; the decoders' own lines would come once more for each worker.
 cv2.setLogLevel(0)
@@ -50,7 +53,7 @@ class ImageError(UserError):
 def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     """The pixels of an image file: uint8 [height, width, 3], RGB, contiguous.
 
-    Pixels come as stored, since annotations refer to them; upright turns a photograph as its EXIF orientation says
+    Pixels come as stored, since most annotations refer to them; upright turns a photograph as its EXIF orientation says
     (JPEG and PNG; a TIFF's orientation is always applied). Of 16 bits the upper 8 are kept. Transparency is dropped
     and the colour underneath kept, as Pillow's convert("RGB") does, so that one file gives the same pixels here and
     in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
@@ -63,10 +66,17 @@ def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     return _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, upright, path)
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(height, width) in pixels as stored, from the file's header alone. Raises ImageError."""
+def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
+    """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
     with _opened_by_pillow(path, path) as image:
-        return image.height, image.width
+        turned = upright and _orientation(image) in _LIES_ON_ITS_SIDE
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def exif_orientation(path: str | os.PathLike) -> int:
+    """EXIF's code for how `read_image` turns the file if it is to be upright: 1 (not at all) to 8. Raises ImageError."""
+    with _opened_by_pillow(path, path) as image:
+        return _orientation(image)
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -170,6 +180,20 @@ def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.Pat
         raise ImageError(path, f"the image is too large: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
         raise ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """By its EXIF data alone, as the decoder takes it; Pillow's own way reads other metadata too."""
+    data = image.info.get("exif") if image.format in _TURNED_KINDS else None
+    if not data:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        value = exif.get(_ORIENTATION)
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error):
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def _expand(text: str) -> list[Path]:

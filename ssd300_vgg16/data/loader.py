@@ -94,7 +94,7 @@ def _training_batch(task: _TrainingTask) -> TrainingBatch:
 
 
 def _training_example(sample: Sample, rng: np.random.Generator, recipe: TrainingRecipe) -> tuple:
-    image = read_image(sample.path)
+    image = read_image(sample.path, sample.upright)
     boxes, labels = sample.objects(*image.shape[:2])
     image, boxes, labels = augment(image, boxes, labels, rng, recipe.augmentation)
     image, boxes = resize(image, boxes, recipe.image_size)
@@ -162,7 +162,7 @@ def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
     positions, images, sizes, unreadable = [], [], [], []
     for position, sample in zip(task.positions, task.samples, strict=True):
         try:
-            image = read_image(sample.path)
+            image = read_image(sample.path, sample.upright)
         except ImageError as error:
             if task.strict:
                 raise

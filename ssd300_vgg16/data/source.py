@@ -7,7 +7,8 @@ from pathlib import Path
 from ssd300_vgg16.data.coco import find_coco_split, load_coco
 from ssd300_vgg16.data.dataset import Category, Dataset
 from ssd300_vgg16.data.shapes import write_shapes
-from ssd300_vgg16.data.voc import find_voc_split, load_voc, voc_folder_of, voc_folders
+from ssd300_vgg16.data.voc import load_voc
+from ssd300_vgg16.data.voc_sets import find_voc_split, holds_xml, read_image_set, voc_folders
 from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
 from ssd300_vgg16.data.yolo_yaml import find_yaml
 from ssd300_vgg16.errors import UserError
@@ -18,7 +19,8 @@ DEFAULT_SHAPES = Path("data/shapes")
 SHAPES_IMAGES = {"train_images": 1200, "val_images": 100}
 SHAPES_SEED = 0
 
-# A split's own annotation file and image folder; for VOC an image set, whose images are where it says without one.
+# A split's own annotation file and image folder; for VOC an image set or a folder of XML files, whose images
+# are where it says without one.
 Location = tuple[Path, Path | None]
 
 
@@ -49,12 +51,13 @@ class DataSource:
     def locate(self, split: str) -> tuple[Path, ...]:
         """The files and folders that "train" or "val" will be read from; generated now if need be.
 
-        coco and shapes: annotation file, image folder; voc: image sets; yolo: folders of images, or lists of them.
+        coco and shapes: annotation file, image folder; voc: image sets, or a folder of XML files; yolo: folders of
+        images, or lists of them.
         Raises UserError when they are not there.
         """
         given = self._given(split)
         if self.kind == "voc" and given:
-            voc_folder_of(given[0])
+            read_image_set(given[0])
             return given[:1]
         if given:
             return given
@@ -102,7 +105,9 @@ def guess_kind(path: str | os.PathLike) -> str | None:
         return "coco"
     if voc_folders(path) or path.parent.parent.name == "ImageSets" or path.suffix.lower() == ".xml":
         return "voc"
-    return "yolo" if find_yaml(path) else None
+    if find_yaml(path):
+        return "yolo"
+    return "voc" if holds_xml(path) else None
 
 
 def _refuse_other_kind(path: Path, kind: str) -> None:

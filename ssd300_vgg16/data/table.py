@@ -39,13 +39,13 @@ class ObjectTable(NamedTuple):
     difficult: np.ndarray  # bool [N]
 
 
-def samples_of(images: list[ImageRow], table: ObjectTable) -> tuple[Sample, ...]:
-    """A sample for each image, its objects in the table's order."""
+def samples_of(images: list[ImageRow], table: ObjectTable, upright: bool = False) -> tuple[Sample, ...]:
+    """A sample for each image, its objects in the table's order; upright: sizes and boxes are of upright images."""
     order = np.argsort(table.image_index, kind="stable")
     starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
     columns = [column[order] for column in table[1:]]
     return tuple(
-        Sample(*image, *(column[first:last] for column in columns))
+        Sample(*image, *(column[first:last] for column in columns), upright=upright)
         for image, first, last in zip(images, starts, starts[1:], strict=False)
     )
 

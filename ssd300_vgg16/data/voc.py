@@ -1,7 +1,5 @@
 """Data sets in PASCAL VOC's layout: image sets, an XML file for each image, checked while they are read."""
 
-import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -13,21 +11,11 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.category_names import folded, match_names
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems
-from ssd300_vgg16.data.images import IMAGE_SUFFIXES, ImageError, image_size
-from ssd300_vgg16.data.table import UNKNOWN_CATEGORY, ImageRow, ObjectTable, file_names, report_boxes, samples_of
+from ssd300_vgg16.data.images import ImageError, image_size
+from ssd300_vgg16.data.table import UNKNOWN_CATEGORY, ImageRow, ObjectTable, report_boxes, samples_of
+from ssd300_vgg16.data.voc_sets import ImageNames, ImageSet, image_names, joined_name, read_image_set
 from ssd300_vgg16.data.voc_xml import VocAnnotation, VocFault, VocObject, read_voc_xml
 from ssd300_vgg16.errors import UserError
-
-# A test set whose annotations were published has nearly all of them; VOC2012's has some, of another task.
-PUBLISHED_SHARE = 0.9
-
-
-class _ImageNames(NamedTuple):
-    """The image files of one folder."""
-
-    all: frozenset[str]
-    by_stem: dict[str, str]
-
 
 class _Object(NamedTuple):
     image_index: int
@@ -44,6 +32,7 @@ def load_voc(
     """The data set of one or several image sets (VOC2007/ImageSets/Main/train.txt), joined in this order.
 
     The files in Annotations and JPEGImages, beside ImageSets, go with each; image_folder stands for all of the latter.
+    A folder of XML files stands for an image set that lists them all (`read_image_set`); images without are left out.
     An image is the one with the name of its XML file, else the XML's <filename>. Its id is its number in the lists,
     counted from 1. Without categories, the names in the files get labels and ids 1..N in alphabetical order, which for
     VOC is VOC's own; with them, names are matched (`match_names`), ids are theirs, and those that no object has are
@@ -54,7 +43,7 @@ def load_voc(
     Raises UserError when an image set cannot be read or nothing in it is usable, categories have no name in common
     with it, or, if strict, when there is any problem.
     """
-    problems = Problems(_joined_name(image_sets))
+    problems = Problems(joined_name(image_sets))
     images, objects = _read(image_sets, image_folder, problems)
     category_of = _categories(objects, categories, problems)
     objects = [entry for entry in objects if folded(entry.content.name) in category_of]
@@ -78,15 +67,15 @@ def _read(
     images: list[ImageRow] = []
     objects: list[_Object] = []
     # Each folder is listed once: to ask for each of 16,000 files takes long on a network drive.
-    names_in = cache(_image_names)
-    for number, (folder, name) in enumerate(_listed_images(image_sets, problems), start=1):
-        path = folder / "Annotations" / f"{name}.xml"
+    names_in = cache(image_names)
+    for number, (image_set, name) in enumerate(_listed_images(image_sets, problems), start=1):
+        path = image_set.annotations / f"{name}.xml"
         try:
             annotation = read_voc_xml(path)
         except VocFault as fault:
             problems.add(f"annotation file {fault}", str(path))
             continue
-        pictures = image_folder or folder / "JPEGImages"
+        pictures = image_folder or image_set.images
         image = _image(number, name, annotation, pictures, names_in(pictures), problems)
         if image:
             objects += [_Object(len(images), path, content) for content in annotation.objects]
@@ -98,125 +87,22 @@ def _read(
     return images, objects
 
 
-def find_voc_split(data_path: str | os.PathLike, split: str) -> tuple[Path, ...]:
-    """The image sets that make up the split, "train" or "val", of the data in a folder of `voc_folders`.
-
-    Where the test set of some year is there with its annotations, "val" is the test sets, and "train" is trainval of
-    every year (train and val, where there is no trainval.txt): 2007 and 2012 together give the usual "07+12".
-    Otherwise "train" is train.txt and "val" is val.txt of every year. Raises UserError when there is none.
-    """
-    folders = voc_folders(data_path)
-    if not folders:
-        raise UserError(
-            f"{data_path}: no VOC data set: it, or folders in it or in its VOCdevkit, should have ImageSets/Main and "
-            "Annotations"
-        )
-    with_tests = [test for folder in folders if _is_published(test := _image_set(folder, "test"))]
-    if with_tests:
-        found = with_tests if split == "val" else [path for folder in folders for path in _trainval(folder)]
-    else:
-        found = [path for folder in folders if (path := _image_set(folder, split)).is_file()]
-    if not found:
-        sets = ", ".join(str(_image_set(folder, split)) for folder in folders)
-        raise UserError(f"no {split} image set: looked for {sets}. Or give it with --{split}-annotations FILE.")
-    return tuple(found)
-
-
-def voc_folders(data_path: str | os.PathLike) -> list[Path]:
-    """The folders with ImageSets/Main and Annotations that data_path means, by name: it is one, or holds some (VOC2007,
-    VOC2012), or holds VOCdevkit, which does."""
-    data = Path(data_path)
-    if _is_voc(data):
-        return [data]
-    for parent in (data, data / "VOCdevkit"):
-        children = sorted(parent.iterdir()) if parent.is_dir() else []
-        found = [child for child in children if _is_voc(child)]
-        if found:
-            return found
-    return []
-
-
-def voc_folder_of(image_set: Path) -> Path:
-    """The folder that an image set, in its ImageSets/Main, belongs to. Raises UserError if either is not there."""
-    folder = Path(os.path.normpath(image_set.parent / ".." / ".."))
-    if not image_set.is_file():
-        raise UserError(f"{image_set}: no such file; a VOC image set is a text file like ImageSets/Main/train.txt")
-    if not (folder / "Annotations").is_dir():
-        raise UserError(f"{image_set}: not in a VOC data set: an image set is ImageSets/Main/x.txt beside Annotations/")
-    return folder
-
-
-def _is_voc(folder: Path) -> bool:
-    return (folder / "ImageSets" / "Main").is_dir() and (folder / "Annotations").is_dir()
-
-
-def _image_set(folder: Path, name: str) -> Path:
-    return folder / "ImageSets" / "Main" / f"{name}.txt"
-
-
-def _trainval(folder: Path) -> list[Path]:
-    both = _image_set(folder, "trainval")
-    return (
-        [both]
-        if both.is_file()
-        else [path for name in ("train", "val") if (path := _image_set(folder, name)).is_file()]
-    )
-
-
-def _is_published(test_set: Path) -> bool:
-    """Whether an image set is there with its images and annotations."""
-    if not test_set.is_file():
-        return False
-    folder = voc_folder_of(test_set)
-    names = _lines(test_set)
-    annotated = file_names(folder / "Annotations")
-    images = _image_names(folder / "JPEGImages").by_stem
-    there = sum(f"{name}.xml" in annotated and name in images for name in names)
-    return there > 0 and there >= PUBLISHED_SHARE * len(names)
-
-
-def _joined_name(image_sets: Sequence[Path]) -> str:
-    """The file, or the folder of several with their years: data/VOCdevkit (VOC2007 trainval + VOC2012 trainval)."""
-    if len(image_sets) == 1:
-        return str(image_sets[0])
-    folders = [voc_folder_of(path) for path in image_sets]
-    sets = [f"{folder.name} {path.stem}" for folder, path in zip(folders, image_sets, strict=True)]
-    return f"{folders[0].parent} ({' + '.join(sets)})"
-
-
-def _listed_images(image_sets: Sequence[Path], problems: Problems) -> Iterator[tuple[Path, str]]:
-    """(VOC folder, name of the image) for each line of the image sets."""
+def _listed_images(image_sets: Sequence[Path], problems: Problems) -> Iterator[tuple[ImageSet, str]]:
+    """Each name that the image sets list, once."""
     seen = set()
-    for image_set in image_sets:
-        folder = voc_folder_of(image_set)
-        for name in _lines(image_set):
+    for image_set in map(read_image_set, image_sets):
+        for name in image_set.names:
             if "/" in name or "\\" in name or "\0" in name:
-                problems.add("image set entry that is not a name in Annotations", f"{image_set}: {name[:80]}")
-            elif (folder, name) in seen:
-                problems.add("image listed twice", f"{image_set}: {name}")
+                problems.add("image set entry that is not a name in Annotations", f"{image_set.path}: {name[:80]}")
+            elif (image_set.annotations, name) in seen:
+                problems.add("image listed twice", f"{image_set.path}: {name}")
             else:
-                seen.add((folder, name))
-                yield folder, name
-
-
-def _lines(image_set: Path) -> list[str]:
-    """The names that an image set lists. Raises UserError for lists of one class, in which every line has a flag."""
-    try:
-        lines = [line.strip() for line in image_set.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{image_set}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    names = [line for line in lines if line]
-    flagged = names and all(re.search(r"\s(-1|0|1)$", name) for name in names)
-    if flagged and not (voc_folder_of(image_set) / "Annotations" / f"{names[0]}.xml").is_file():
-        raise UserError(
-            f"{image_set}: this is the image set of one class, with a flag in each line ({names[0]}); give one that "
-            f"lists images only, like {image_set.parent / 'train.txt'}"
-        )
-    return names
+                seen.add((image_set.annotations, name))
+                yield image_set, name
 
 
 def _image(
-    number: int, name: str, annotation: VocAnnotation, folder: Path, names: _ImageNames, problems: Problems
+    number: int, name: str, annotation: VocAnnotation, folder: Path, names: ImageNames, problems: Problems
 ) -> ImageRow | None:
     file_name = _image_name(name, annotation.file_name, names)
     if file_name is None:
@@ -232,7 +118,7 @@ def _image(
     return ImageRow(number, path, *size)
 
 
-def _image_name(name: str, named_in_xml: str | None, names: _ImageNames) -> str | None:
+def _image_name(name: str, named_in_xml: str | None, names: ImageNames) -> str | None:
     """The image with the XML file's name, else the one that the XML names."""
     if name in names.by_stem:
         return names.by_stem[name]
@@ -240,13 +126,6 @@ def _image_name(name: str, named_in_xml: str | None, names: _ImageNames) -> str 
     if named in names.all:
         return named
     return names.by_stem.get(named) or names.by_stem.get(Path(named).stem)
-
-
-def _image_names(folder: Path) -> _ImageNames:
-    names = [name for name in file_names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    # The last of several with one stem is taken: a JPEG, which VOC's are.
-    names.sort(key=lambda name: (Path(name).suffix.lower() in (".jpg", ".jpeg"), name))
-    return _ImageNames(frozenset(names), {Path(name).stem: name for name in names})
 
 
 def _categories(objects: list[_Object], given: tuple[Category, ...] | None, problems: Problems) -> dict[str, Category]:

@@ -43,9 +43,10 @@ def load_yolo(
 
     The labels of DIR/images/x.jpg are in DIR/labels/x.txt (beside the image, if no folder is called images): a line
     "class cx cy width height" for each object, or its class and the points of its outline, which stands for the box
-    around it; all in fractions of the image. An image without such a file has no objects. Images come in the order of
-    their paths, or of the list, and their ids count from 1. Category ids are YOLO's class numbers, labels are one
-    more; with categories, labels are those of the categories with the same names (`match_names`).
+    around it; all in fractions of the image, turned as its EXIF orientation says, since that is how YOLO reads it. An
+    image without such a file has no objects. Images come in the order of their paths, or of the list, and their ids
+    count from 1. Category ids are YOLO's class numbers, labels are one more; with categories, labels are those of the
+    categories with the same names (`match_names`).
 
     Images that are missing or unreadable and malformed lines are dropped; boxes that stick out of the image by no
     more than PIXELS_BEYOND_IMAGE are clipped, other odd ones kept as in `load_coco`. All this is counted in
@@ -67,7 +68,8 @@ def load_yolo(
     report_boxes(images, table, described, problems)
     if strict:
         problems.refuse()
-    return Dataset(problems.source, tuple(category_of.values()), samples_of(images, table), problems, kind="yolo")
+    samples = samples_of(images, table, upright=True)
+    return Dataset(problems.source, tuple(category_of.values()), samples, problems, kind="yolo")
 
 
 def _read(description: YoloDescription, split: str, problems: Problems) -> tuple[list[ImageRow], list[_Object]]:
@@ -77,7 +79,7 @@ def _read(description: YoloDescription, split: str, problems: Problems) -> tuple
     labels = None
     for number, path in enumerate(_image_paths(description, split, problems), start=1):
         try:
-            image = ImageRow(number, path, *image_size(path))
+            image = ImageRow(number, path, *image_size(path, upright=True))
         except ImageError as error:
             problems.add("image that cannot be read", str(error))
             continue

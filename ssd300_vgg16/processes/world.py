@@ -25,6 +25,12 @@ class World:
         """Whether this is the process that prints and writes files."""
         return self.rank == 0
 
+    def say(self, *lines: str) -> None:
+        """Print lines, once for all processes."""
+        if self.is_first:
+            for line in lines:
+                print(line)
+
     def share(self, rows: int) -> slice:
         """This process's part of so many rows, as OneFlow splits a tensor: as even as can be, larger parts first."""
         size, larger = divmod(rows, self.size)

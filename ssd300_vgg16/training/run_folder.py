@@ -56,7 +56,7 @@ def find_weights(path: Path) -> Path:
 
     Published ones, by their name, are downloaded now if need be. Raises UserError if it means none.
     """
-    if not path.exists() and str(path) in PUBLISHED:
+    if is_published_name(path):
         return fetch(PUBLISHED[str(path)])
     if not path.is_dir() or (path / PICKLE).exists() or (path / DONE).exists():
         return path
@@ -69,11 +69,19 @@ def find_weights(path: Path) -> Path:
     )
 
 
+def is_published_name(path: Path) -> bool:
+    """Whether a path is no file or folder but the name of published weights."""
+    return str(path) in PUBLISHED and not path.exists()
+
+
 def newest_run() -> Path:
     """The run's folder below runs/ whose weights were written last; UserError if there is none."""
     folders = {file.parent for name in (BEST, LAST) for file in RUNS.glob(f"*/{name}")}
     if not folders:
-        raise UserError(f"no run with weights in {RUNS.absolute()}: train first (bash train.sh), or give --weights")
+        raise UserError(
+            f"no run with weights in {RUNS.absolute()}: train first (bash train.sh), or give --weights, "
+            "which also takes names of published ones (python -m ssd300_vgg16.weights list)"
+        )
     return max(folders, key=lambda folder: find_weights(folder).stat().st_mtime)
 
 

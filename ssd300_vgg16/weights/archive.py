@@ -17,15 +17,13 @@ UNPACKED_BYTES = 2 << 30
 LONG_NAME_BYTES = 64 << 10
 LONG_NAME_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 LONG_NAME_TYPES += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-# What macOS and Windows put beside the files of a folder.
-JUNK = re.compile(r"(.*/)?(__MACOSX(/.*)?|\._[^/]*|\.DS_Store|Thumbs\.db|desktop\.ini)")
 DAMAGED = (EOFError, OSError, RecursionError, ValueError)
 DAMAGED += (struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 CHUNK = 1 << 20
 
 
 def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
-    """The files of a tar by name, without those that operating systems add.
+    """The files of a tar by name.
 
     Raises UserError for a name that leads outside, a link, a device, too many members, too many bytes, and damage.
     """
@@ -37,8 +35,7 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
                 _check_count(count + 1)
                 name = _checked_name(member.name)
                 if member.isreg() and not member.issparse():
-                    content = archive.extractfile(member).read()
-                    files |= {} if JUNK.fullmatch(name) else {name: content}
+                    files[name] = archive.extractfile(member).read()
                 elif not member.isdir():
                     raise UserError(f"its member {name!r:.120} is {_kind(member)}; only files and folders are read")
         while unpacked.read(CHUNK):  # to gzip's own checksum, which follows the tar's end
@@ -52,13 +49,8 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
 
 def read_zip(archive: zipfile.ZipFile) -> dict[str, bytes]:
     """As `read_tar`, of a zip."""
-    files, left = {}, UNPACKED_BYTES
-    for entry in checked_zip(archive):
-        name = _checked_name(entry.filename)
-        if not (entry.is_dir() or JUNK.fullmatch(name)):
-            files[name] = read_entry(archive, entry, left)
-            left -= len(files[name])
-    return files
+    entries = [entry for entry in checked_zip(archive) if not entry.is_dir()]
+    return {_checked_name(entry.filename): read_entry(archive, entry) for entry in entries}
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
@@ -83,16 +75,13 @@ def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return entries
 
 
-def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int | None = None) -> bytes:
-    """One file of a zip; raises UserError if it is damaged, encrypted, or has more bytes than `most`."""
-    most = UNPACKED_BYTES if most is None else most
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """One file of a checked zip; raises UserError if it is damaged, encrypted, or not as long as the zip says."""
     try:
         with archive.open(entry) as file:
-            content = file.read(most + 1)
+            content = file.read(entry.file_size + 1)  # never more than what was counted
     except (*DAMAGED, RuntimeError, NotImplementedError) as error:
         raise UserError(f"its part {entry.filename!r:.120} cannot be unpacked ({error}); copy it again") from error
-    if len(content) > most:
-        _check_bytes(UNPACKED_BYTES + 1)
     if len(content) != entry.file_size:
         raise UserError(f"its part {entry.filename!r:.120} is not as long as the zip says; copy or download it again")
     return content

@@ -72,9 +72,9 @@ def _what(head: bytes) -> str:
 def _guess(head: bytes) -> str:
     """For formats that have no mark of their own."""
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a"):
-        return "looks like ONNX, which is not read here"
+        return "it looks like ONNX, which is not read here"
     if head[:1] == b"\n" and head[2:9].replace(b"_", b"").isalnum():
-        return "looks like Caffe's (.caffemodel), which is not read here: convert it"
+        return "it looks like Caffe's (.caffemodel), which is not read here: convert it"
     if head.isascii() and head.decode("ascii").replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return f"it is text, not weights; it begins {head[:40]!r}"
     return f"it is of no format that is known here, or damaged; it begins with the bytes {head[:8].hex(' ')}"

@@ -93,7 +93,14 @@ def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], li
     if not isinstance(saved, dict) or saved.get("protocol_version") != PROTOCOL:
         raise UserError(f"its {PICKLE} is not one that flow.save wrote (protocol_version {PROTOCOL})")
     described, ignored = find_state_dict(saved.get("data"), _Tensor)
-    return {name: _tensor(files, root, name, tensor.state) for name, tensor in described.items()}, ignored
+    arrays: dict[str, np.ndarray] = {}
+    tensors = {}
+    for name, tensor in described.items():
+        folder = _folder(name, tensor.state)
+        if folder not in arrays:
+            arrays[folder] = _array(files, root, folder, name)
+        tensors[name] = arrays[folder]
+    return tensors, ignored
 
 
 def _older_layout(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -108,11 +115,12 @@ def _older_layout(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[
     return tensors, [name for name in inside if name.partition("/")[0] not in tensors]
 
 
-def _tensor(files: Files, root: str, name: str, state: object) -> np.ndarray:
+def _folder(name: str, state: object) -> str:
+    """The folder of a tensor, from its state in the pickle."""
     folder = state.get("path") if isinstance(state, dict) else None
     if not isinstance(folder, str) or not re.fullmatch(r"\w+", folder, re.ASCII):
         raise UserError(f"its tensor {name!r:.120} does not lie in a plain folder beside {PICKLE}; not loaded")
-    return _array(files, root, folder, name)
+    return folder
 
 
 def _array(files: Files, root: str, folder: str, name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from ssd300_vgg16.errors import UserError
 
 MOST_DIMENSIONS = 8
+MOST_NUMBERS = 2**40
 BFLOAT16 = "bfloat16"
 # Bytes of one number, by the name that numpy and PyTorch share.
 ITEM_SIZES = {
@@ -41,7 +42,7 @@ def numbers(raw: bytes, dtype: str, big_endian: bool = False) -> np.ndarray:
 
 def check_shape(shape: object) -> tuple[int, ...]:
     """The shape itself; raises UserError if it is no tuple of a few counts."""
-    if not _is_counts(shape) or len(shape) > MOST_DIMENSIONS:
+    if not (_is_counts(shape) and len(shape) <= MOST_DIMENSIONS and prod(size or 1 for size in shape) <= MOST_NUMBERS):
         raise UserError(f"its shape is no tuple of up to {MOST_DIMENSIONS} counts; the file is damaged or made up")
     return shape
 
@@ -67,4 +68,4 @@ def strided(values: np.ndarray, offset: object, shape: object, strides: object) 
 
 
 def _is_counts(values: object) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value < 2**48 for value in values)
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value <= MOST_NUMBERS for value in values)

@@ -15,6 +15,9 @@ from ssd300_vgg16.errors import UserError
 PICKLE_BYTES = 16 << 20
 OPCODES = 1_000_000
 MOST_KEY_BITS = 60
+MOST_ARGUMENTS = 16
+# What a damaged pickle can end in; pickletools warns of some bytes, which may be an error.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, Warning)
 
 
 class StandIn:
@@ -25,10 +28,17 @@ class StandIn:
 
 
 def mapping(pairs: object = ()) -> dict:
-    """What an OrderedDict or a Counter becomes."""
+    """What an OrderedDict or a Counter becomes, from a dict or from a list of pairs, which is emptied.
+
+    Nothing is there twice, so that a small pickle cannot grow by having something copied again and again.
+    """
+    if isinstance(pairs, dict):
+        return pairs
     made: dict = {}
-    for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
+    for key, value in pairs:
         _set(made, key, value)
+    if made:
+        pairs.clear()
     return made
 
 
@@ -61,7 +71,7 @@ def read_pickle(
     machine = _Machine({**COMMON_NAMES, **names}, persistent)
     try:
         data = machine.run(window)
-    except (ValueError, LookupError, TypeError, ArithmeticError, Warning) as error:
+    except DAMAGED as error:
         raise UserError(
             f"its pickle is damaged, cut short, or longer than {PICKLE_BYTES >> 20} MiB ({error}); copy it again"
         ) from error
@@ -70,7 +80,7 @@ def read_pickle(
 
 
 class _Machine:
-    """The stack machine; `run` may raise ValueError, LookupError, TypeError or ArithmeticError for a damaged pickle."""
+    """The stack machine; `run` may raise any of DAMAGED."""
 
     def __init__(self, names: Mapping[str, object], persistent: Callable[[object], object] | None):
         self.names = names
@@ -137,8 +147,8 @@ class _Machine:
 
     def call(self, _) -> None:
         function, arguments = self.take(2)
-        if not (callable(function) and isinstance(arguments, tuple)):
-            raise ValueError("it calls what is no function")
+        if not (callable(function) and isinstance(arguments, tuple) and len(arguments) <= MOST_ARGUMENTS):
+            raise ValueError("it calls what is no function, or with too many arguments")
         self.push(function(*arguments))
 
     def build(self, _) -> None:

@@ -9,6 +9,7 @@ from ssd300_vgg16.errors import UserError
 # Names under which training scripts save the network, the best first.
 NAMES_OF_NETWORKS = ("model", "state_dict", "model_state_dict", "net", "network", "module")
 DEEPEST = 4
+LONGEST_NAME = 200
 DATA_PARALLEL = "module."
 
 
@@ -51,11 +52,15 @@ def _candidates(data: object, tensor_type: type) -> Iterator[_Candidate]:
         if count := sum(_is_entry(name, value, tensor_type) for name, value in mapping.items()):
             yield _Candidate(path, count)
         if len(path) < DEEPEST:
-            waiting.extend(((*path, name), value) for name, value in mapping.items() if isinstance(name, str))
+            waiting.extend(((*path, name), value) for name, value in mapping.items() if _is_name(name))
 
 
 def _is_entry(name: object, value: object, tensor_type: type) -> bool:
-    return isinstance(name, str) and isinstance(value, tensor_type)
+    return _is_name(name) and isinstance(value, tensor_type)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= LONGEST_NAME
 
 
 def _rank(candidate: _Candidate) -> int:

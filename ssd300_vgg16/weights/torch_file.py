@@ -12,7 +12,7 @@ import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.archive import checked_zip, read_entry
-from ssd300_vgg16.weights.raw_arrays import BFLOAT16, ITEM_SIZES, numbers, strided
+from ssd300_vgg16.weights.raw_arrays import BFLOAT16, ITEM_SIZES, MOST_NUMBERS, numbers, strided
 from ssd300_vgg16.weights.restricted_pickle import StandIn, read_pickle
 from ssd300_vgg16.weights.state_dict import find_state_dict
 
@@ -23,7 +23,6 @@ STREAM_PROTOCOL = 1001
 LENGTH = Struct("<q")
 # What the files of PyTorch's first releases, which are tars, hold.
 TAR_MEMBERS = frozenset(("pickle", "storages", "tensors"))
-MOST_NUMBERS = 2**40
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class _ZipParts:
 
     def network(self) -> tuple[dict[str, np.ndarray], list[str]]:
         big_endian = f"{self.folder}byteorder" in self.entries and self.read("byteorder") == b"big"
-        data = read_pickle(io.BytesIO(self.read("data.pkl")), NAMES, _stored)
+        data = read_pickle(io.BytesIO(self.read("data.pkl")), NAMES, _Storages().add)
         return _network(data, lambda storage: numbers(self.run(storage), storage.dtype, big_endian))
 
     def run(self, storage: _Storage) -> bytes:
@@ -145,23 +144,15 @@ def read_torch_stream(file: BinaryIO) -> tuple[dict[str, np.ndarray], list[str]]
     Pickles: a magic number, the protocol, the machine, the data, the keys of the storages; then for each key, in that
     order, how many numbers (int64) and the numbers, little-endian on any machine.
     """
-    storages: dict[str, _Storage] = {}
-
-    def note(saved: object) -> _Storage:
-        storage = _stored(saved)
-        before = storages.setdefault(storage.key, storage)
-        if (before.dtype, before.stored) != (storage.dtype, storage.stored):
-            raise UserError("its pickle describes one storage in two ways; the file is damaged or made up")
-        return storage
-
     read_pickle(file, {})
     if read_pickle(file, {}) != STREAM_PROTOCOL:
         raise UserError(
             f"it is no stream of protocol {STREAM_PROTOCOL}, which PyTorch wrote; copy or download it again"
         )
     read_pickle(file, {})
-    data = read_pickle(file, NAMES, note)
-    places = _places(file, read_pickle(file, {}), storages)
+    storages = _Storages()
+    data = read_pickle(file, NAMES, storages.add)
+    places = _places(file, read_pickle(file, {}), storages.by_key)
 
     def run(storage: _Storage) -> np.ndarray:
         file.seek(places[storage.key])
@@ -188,30 +179,39 @@ def _places(file: BinaryIO, keys: object, storages: Mapping[str, _Storage]) -> d
     return places
 
 
-def _stored(saved: object) -> _Storage:
-    """A storage, from what the pickle says: ("storage", type, key, device, count) and in streams a view or None."""
-    if not (isinstance(saved, tuple) and len(saved) in (5, 6) and saved[0] == "storage"):
-        raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
-    _, kind, key, _, stored, *view = saved
-    _, start, size = (view[0] if view else None) or (key, 0, stored)
-    counts = all(type(count) is int and 0 <= count <= MOST_NUMBERS for count in (stored, start, size))
-    if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
-        raise UserError("its pickle describes a storage that cannot be; the file is damaged or made up")
-    return _Storage(key, kind.dtype, stored, start, size)
+class _Storages:
+    """The storages that a pickle asks for."""
+
+    def __init__(self):
+        self.by_key: dict[str, _Storage] = {}
+
+    def add(self, saved: object) -> _Storage:
+        """One, from what the pickle says: ("storage", type, key, device, count) and in streams a view or None."""
+        if not (isinstance(saved, tuple) and len(saved) in (5, 6) and saved[0] == "storage"):
+            raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
+        _, kind, key, _, stored, *view = saved
+        _, start, size = (view[0] if view else None) or (key, 0, stored)
+        counts = all(type(count) is int and 0 <= count <= MOST_NUMBERS for count in (stored, start, size))
+        if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
+            raise UserError("its pickle describes a storage that cannot be; the file is damaged or made up")
+        storage = _Storage(key, kind.dtype, stored, start, size)
+        before = self.by_key.setdefault(key, storage)
+        if (before.dtype, before.stored) != (storage.dtype, storage.stored):
+            raise UserError("its pickle describes one storage in two ways; the file is damaged or made up")
+        return storage
 
 
 def _network(data: object, run: Callable[[_Storage], np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The tensors of the network in a checkpoint, and the names of the rest; `run` reads the stored numbers."""
     described, ignored = find_state_dict(data, _Tensor)
-    runs: dict[tuple[str, str, int], np.ndarray] = {}
+    runs: dict[str, np.ndarray] = {}
     tensors = {}
     for name, tensor in described.items():
         storage = tensor.storage
-        whole = (storage.key, storage.dtype, storage.stored)
         try:
-            if whole not in runs:
-                runs[whole] = run(storage)
-            stored = runs[whole][storage.start : storage.start + storage.size]
+            if storage.key not in runs:
+                runs[storage.key] = run(storage)
+            stored = runs[storage.key][storage.start : storage.start + storage.size]
             tensors[name] = strided(stored, tensor.offset, tensor.shape, tensor.strides)
         except UserError as error:
             raise UserError(f"its tensor {name!r:.120}: {error}") from error
