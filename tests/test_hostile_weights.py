@@ -1,21 +1,19 @@
 """Files made to harm whoever loads them: each is refused with its reason, runs nothing, and costs next to nothing."""
 
-import gzip
 import io
 import os
 import pickle
-import stat
 import struct
 import tarfile
 import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights import archive as archives
 from ssd300_vgg16.weights import restricted_pickle
 from ssd300_vgg16.weights.formats import read_contents
 
@@ -46,7 +44,9 @@ def flow_folder(path, pickled, numbers=NUMBERS, meta=META):
 
 def tar_gz_of_flow(path, pickled):
     with tarfile.open(path, "w:gz") as archive:
-        add_to_tar(archive, "w/pickled_data", pickled)
+        member = tarfile.TarInfo("w/pickled_data")
+        member.size = len(pickled)
+        archive.addfile(member, io.BytesIO(pickled))
     return path
 
 
@@ -178,19 +178,20 @@ def test_a_name_that_weights_do_not_need_is_refused(tmp_path, write, name):
 @pytest.mark.parametrize(
     ("pickled", "word"),
     [
-        (b"\x80\x02\x82\x01.", "EXT1"),
-        (b"\x80\x02\x83\x01\x00.", "EXT2"),
-        (b"\x80\x02\x84\x01\x00\x00\x00.", "EXT4"),
-        (b"\x80\x04cargparse\nNamespace\n)}\x92.", "NEWOBJ_EX"),
-        (b"\x80\x05\x97.", "NEXT_BUFFER"),
-        (b"\x80\x02\x8b\x01\x00\x00\x00\x01.", "LONG4"),
-        (b"L" + b"9" * 4000 + b"L\n.", "LONG"),
-        (b"P0\n.", "PERSID"),
+        (b"\x80\x02\x82\x01.", "instruction EXT1"),
+        (b"\x80\x02\x83\x01\x00.", "instruction EXT2"),
+        (b"\x80\x02\x84\x01\x00\x00\x00.", "instruction EXT4"),
+        (b"\x80\x04cargparse\nNamespace\n)}\x92.", "instruction NEWOBJ_EX"),
+        (b"\x80\x05\x97.", "instruction NEXT_BUFFER"),
+        (b"\x80\x02\x8b\x01\x00\x00\x00\x01.", "instruction LONG4"),
+        (b"L" + b"9" * 4000 + b"L\n.", "instruction LONG"),
+        (b"P0\n.", "instruction PERSID"),
         (b"\x80\x02" + text("module") + b"Q.", "outside it"),
         (b"\x80\x02(" + text("module") + b"NNNNtQ.", "outside it"),
         (b"\x80\x02}((K\x01tK\x02tK\x03s.", "key of the type tuple"),
         (b"\x80\x02}" + number(2**61) + b"K\x03s.", "key of the type int"),
         (b"\x80\x02K\x01)R.", "damaged"),
+        (b"\x80\x02cargparse\nNamespace\n(" + b"N" * 17 + b"tR.", "too many arguments"),
         (b"\x80\x02K\x01}b.", "damaged"),
         (b"\x80\x02]K\x01K\x02s.", "damaged"),
         (b"\x80\x02}K\x01a.", "damaged"),
@@ -235,6 +236,48 @@ def test_a_mapping_that_holds_itself_is_looked_at_once(tmp_path):
     assert time.perf_counter() - start < 1
 
 
+def calls_of(name, arguments, count):
+    """A pickle that calls a function again and again with the same pickled arguments."""
+    again = b"h\x01h\x02R" * count
+    return b"\x80\x02" + asked(name) + b"q\x01" + arguments + b"q\x02" + again + b"."
+
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        calls_of(
+            "collections.OrderedDict", b"}(" + b"".join(text(f"{n}") + b"N" for n in range(MANY)) + b"u\x85", MANY
+        ),
+        calls_of(
+            "collections.OrderedDict", b"](" + b"".join(text(f"{n}") + b"N\x86" for n in range(MANY)) + b"e\x85", MANY
+        ),
+        saved(("x" * MANY, saved(*[(f"{n}", b"N") for n in range(MANY)])[2:-1])),
+        saved(("x" * MANY, saved(*[(f"{n}", tensor()) for n in range(500)])[2:-1])),
+    ],
+    ids=["mapping", "pairs", "long_name", "long_name_of_tensors"],
+)
+def test_a_small_pickle_does_not_grow(tmp_path, pickled):
+    path = torch_zip(tmp_path / "a", pickled)
+    tracemalloc.start()
+    refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 << 20
+
+
+def test_a_folder_named_by_many_tensors_is_read_once(tmp_path, monkeypatch):
+    reads = []
+    before = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or before(path))
+    tensors = saved(*[(f"w{n}", flow_tensor()) for n in range(20)])[2:-1]
+    path = flow_folder(tmp_path / "a", saved(("protocol_version", b"K\x01"), ("data", tensors)))
+    assert len(read_contents(path).tensors) == 20
+    assert reads.count("out") == 1
+
+
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p4000000000\n"])
 def test_a_place_far_off_in_the_memo_takes_no_memory(tmp_path, put):
     path = torch_zip(tmp_path / "a", b"\x80\x02K\x01" + put + saved(("w", tensor()))[2:])
@@ -273,6 +316,7 @@ def test_a_pickle_longer_than_weights_need_is_refused(tmp_path, monkeypatch):
         tensor(shape=(-2, -3)),
         tensor(shape=(2**40, 2**40)),
         tensor(shape=(2**62, 0)),
+        tensor(shape=(2**30, 2**30, 0), strides=(0, 0, 0)),
         tensor(shape=(1,) * 40, strides=(1,) * 40),
         tensor(shape=None),
         tensor(shape=(2.0, 3.0)),
@@ -305,7 +349,7 @@ def test_a_view_of_a_storage_as_older_releases_wrote_it(tmp_path):
     np.testing.assert_array_equal(read_contents(path).tensors["w"], np.array([4, 5], np.float32))
 
 
-@pytest.mark.parametrize("other", [storage(count=7), storage("torch.HalfStorage", count=6)])
+@pytest.mark.parametrize("other", [storage(count=7), storage("torch.HalfStorage"), storage("torch.IntStorage")])
 @pytest.mark.parametrize("write", [torch_zip, torch_stream])
 def test_a_storage_described_in_two_ways_is_refused(tmp_path, write, other):
     one, two = tensor(), tensor((6,), (1,), stored=other)
@@ -352,156 +396,3 @@ def test_a_tensor_of_oneflow_without_a_folder_is_refused(tmp_path):
     refusal(flow_folder(tmp_path / "none", saved_by_flow(flow_tensor("tensor_2"))))
     refusal(flow_folder(tmp_path / "no_state", saved_by_flow(asked("oneflow.Tensor") + b")\x81")))
     refusal(flow_folder(tmp_path / "protocol", saved(("data", saved(("w", flow_tensor()))[2:-1]))))
-
-
-def add_to_tar(archive, name, content=b"", **attributes):
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    for attribute, value in attributes.items():
-        setattr(member, attribute, value)
-    archive.addfile(member, io.BytesIO(content))
-
-
-def hostile_tar(path, name, **attributes):
-    with tarfile.open(path, "w:gz") as archive:
-        add_to_tar(archive, "w/pickled_data", saved_by_flow(b"K\x01"))
-        add_to_tar(archive, name, **attributes)
-    return path
-
-
-def hostile_zip(path, name, mode=stat.S_IFREG):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("w/pickled_data", saved_by_flow(b"K\x01"))
-        entry = zipfile.ZipInfo(name)
-        entry.external_attr = mode << 16
-        archive.writestr(entry, b"/etc/passwd")
-    return path
-
-
-@pytest.mark.parametrize("write", [hostile_tar, hostile_zip])
-@pytest.mark.parametrize("name", ["../x", "w/../../x", "/etc/x", "w/..", "..\\x", "\\x", "C:\\x", "__MACOSX/../x"])
-def test_a_name_that_leads_outside_the_archive_is_refused(tmp_path, write, name):
-    message = refusal(write(tmp_path / "a", name))
-    assert f"{name!r} would lie outside" in message
-
-
-@pytest.mark.parametrize(
-    ("kind", "word"),
-    [
-        (tarfile.SYMTYPE, "a link to '/etc/passwd'"),
-        (tarfile.LNKTYPE, "a link to '/etc/passwd'"),
-        (tarfile.CHRTYPE, "device"),
-        (tarfile.BLKTYPE, "device"),
-        (tarfile.FIFOTYPE, "device"),
-        (tarfile.GNUTYPE_SPARSE, "sparse"),
-    ],
-)
-def test_what_is_no_file_in_a_tar_is_refused(tmp_path, kind, word):
-    message = refusal(hostile_tar(tmp_path / "a", "w/out", type=kind, linkname="/etc/passwd"))
-    assert "'w/out'" in message and word in message
-
-
-@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
-def test_what_is_no_file_in_a_zip_is_refused(tmp_path, mode):
-    assert "'w/out' is a link or a device" in refusal(hostile_zip(tmp_path / "a", "w/out", mode))
-
-
-def members(path, count):
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for index in range(count):
-                archive.writestr(f"{index}", b"")
-    else:
-        with tarfile.open(path, "w:gz") as archive:
-            for index in range(count):
-                add_to_tar(archive, f"{index}")
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
-def test_an_archive_of_too_many_members_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 20)
-    assert "without weights" in refusal(members(tmp_path / f"few{suffix}", 20))
-    assert "20 members" in refusal(members(tmp_path / f"many{suffix}", 21))
-
-
-def zeros(path, count):
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("a", bytes(count))
-    else:
-        with tarfile.open(path, "w:gz") as archive:
-            add_to_tar(archive, "a", bytes(count))
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
-def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
-    assert "without weights" in refusal(zeros(tmp_path / f"small{suffix}", 1 << 19))
-    path = zeros(tmp_path / f"bomb{suffix}", 50 << 20)
-    assert path.stat().st_size < 100_000
-    tracemalloc.start()
-    assert "unpacks to more than 1,048,576 bytes" in refusal(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10 << 20
-
-
-def test_zeros_after_the_end_of_a_tar_count_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
-    path = tmp_path / "a.tar.gz"
-    path.write_bytes(zeros(path, 10).read_bytes() + gzip.compress(bytes(50 << 20)))
-    assert "unpacks to more" in refusal(path)
-
-
-@pytest.mark.parametrize("declared", [10, 2000])
-def test_a_zip_whose_sizes_are_false_is_refused(tmp_path, declared):
-    """Both in the list at the end and before the content."""
-    path = zeros(tmp_path / "a.zip", 1000)
-    false = path.read_bytes().replace(struct.pack("<I", 1000), struct.pack("<I", declared))
-    assert false.count(struct.pack("<I", declared)) == 2
-    path.write_bytes(false)
-    assert "copy" in refusal(path)
-
-
-def test_a_part_of_a_zip_that_is_packed_to_nothing_stays_within_bounds(tmp_path, monkeypatch):
-    path = tmp_path / "a.pth"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", saved(("w", tensor(stored=storage(count=10 << 20)))))
-        archive.writestr("archive/data/0", bytes(40 << 20))
-    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
-    assert "unpacks to more" in refusal(path)
-
-
-def test_a_zip_that_needs_a_password_or_rare_packing_is_refused(tmp_path):
-    path = zeros(tmp_path / "a.zip", 1000)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"PK\1\2") + 8] |= 1
-    path.write_bytes(content)
-    assert "encrypted" in refusal(path)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("a", bytes(100))
-    assert "rare way" in refusal(path)
-
-
-def test_a_tar_with_an_endless_name_is_refused(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as archive:
-        add_to_tar(archive, "x", b"9" * 100_000, type=tarfile.XHDTYPE)
-    assert "name of 100000 bytes" in refusal(path)
-
-
-def test_a_tar_with_headers_upon_headers_is_refused(tmp_path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as archive:
-        for _ in range(2000):
-            add_to_tar(archive, "x", b"11 path=ab\n", type=tarfile.XHDTYPE)
-    assert "damaged" in refusal(path)
-
-
-def test_a_zip_with_two_pickles_is_refused(tmp_path):
-    path = torch_zip(tmp_path / "a", saved(("w", tensor())))
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("other/data.pkl", b"}.")
-    assert "several pickles" in refusal(path)

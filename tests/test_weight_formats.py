@@ -75,6 +75,18 @@ def test_every_type_view_and_shared_storage_of_pytorch(version, layout):
     assert np.shares_memory(contents.tensors["whole"], contents.tensors["transposed"])
 
 
+def test_a_stream_written_by_python_2(tmp_path):
+    """As its pickles differ: bytes for text, an OrderedDict from a list of pairs, counts as long integers."""
+    stored = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu\x8a\x01\x06NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor\n(" + stored + b"K\x00(\x8a\x01\x02\x8a\x01\x03tK\x03K\x01\x86tR"
+    pickled = b"\x80\x02ccollections\nOrderedDict\n](](U\x05vgg.0" + tensor + b"e](U\x05vgg.1" + tensor + b"ee\x85R."
+    head = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
+    numbers = np.arange(6, dtype=np.float32)
+    path = tmp_path / "w.pth"
+    path.write_bytes(head + pickled + b"\x80\x02]U\x010a." + struct.pack("<q", 6) + numbers.tobytes())
+    assert_same(read_contents(path).tensors, {"vgg.0": numbers.reshape(2, 3), "vgg.1": numbers.reshape(2, 3)})
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     ("name", "word"),
@@ -167,6 +179,12 @@ def test_a_checkpoint_as_oneflow_saves_it(tmp_path):
     contents = read_contents(write_flow_folder(tmp_path / "w", data))
     assert contents.ignored == ["epoch", "optimizer", "extra"]
     assert_same(contents.tensors, {name: tensor.numpy() for name, tensor in model.state_dict().items()})
+
+
+def test_a_few_tensors_under_a_networks_name_are_no_network(tmp_path):
+    data = {"model": {"mean": flow.zeros(3)}, "parts": {"a": {name: flow.zeros(1) for name in "xyz"}, "b": 1}}
+    contents = read_contents(write_flow_folder(tmp_path / "w", data))
+    assert (list(contents.tensors), contents.ignored) == (["x", "y", "z"], ["model", "parts.b"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"])

@@ -130,6 +130,14 @@ def test_damaged_files_are_named(path, damage, reason):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("header", ["[" * 100_000, "[1]", "3", "null", "{"])
+def test_a_header_that_is_none_is_named(tmp_path, tensors, header):
+    path = tmp_path / "ssd.safetensors"
+    save_file(tensors, path, metadata={"ssd300_vgg16": header})
+    with pytest.raises(UserError, match=r"ssd\.safetensors: (its header is not one|not a whole safetensors)"):
+        load_model(path)
+
+
 @pytest.mark.parametrize("part", ["a number", "the description"])
 def test_a_file_that_has_changed_is_named(path, part):
     content = path.read_bytes()

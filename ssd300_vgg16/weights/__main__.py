@@ -13,7 +13,11 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from ssd300_vgg16 import command_line
+from ssd300_vgg16.data.category_names import same_name
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
 from ssd300_vgg16.training.run_folder import find_weights
@@ -132,7 +136,8 @@ def _convert(options: argparse.Namespace) -> None:
 
         refuse_misfits(build_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
-    tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
+    # Of a view, as of one in PyTorch's channels_last, the numbers would be written in the order in which they lie.
+    tensors = {_own_name(project, name): np.asarray(array, order="C") for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)
     print("\n".join(_inspection(weights)[: -len(weights.tensors)]))
     print(f"written: {target}, {len(tensors)} tensors by {project.name}'s names")
@@ -147,8 +152,6 @@ def _own_name(project: Project, name: str) -> str:
 
 def _as_said(weights: Weights, options: argparse.Namespace) -> Weights:
     """The weights with what the user says of them."""
-    from ssd300_vgg16.data.dataset import Category
-
     said = options.model or options.default_boxes or options.classes
     description = weights.description
     if said and description is None:
@@ -160,6 +163,9 @@ def _as_said(weights: Weights, options: argparse.Namespace) -> Weights:
             raise UserError(
                 f"--classes: {len(options.classes)} names, and {description.num_classes - 1} outputs without background"
             )
+        for number, name in enumerate(options.classes):
+            if same_name(name) in map(same_name, options.classes[:number]):
+                raise UserError(f"--classes: {name!r} is given twice")
         named = tuple(Category(label, label, name) for label, name in enumerate(options.classes, start=1))
         description = replace(description, categories=named)
     variant = description.variant

@@ -57,8 +57,10 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its header is not one that this package wrote; copy it again")
     if header.pop(CHECKSUM, None) not in (None, _checksum(tensors, header)):
         raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
     return tensors, header

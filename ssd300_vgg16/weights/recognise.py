@@ -16,6 +16,7 @@ from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.formats import Contents, read_contents
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, MOST_MAPS, PROJECTS, Project
 
+BACKGROUND = 0
 TRUNK_CHANNELS = 64  # of conv1_1 at width 1
 BOXES_OF_LAST_MAP = 4
 NAMES_SHOWN = 8
@@ -23,6 +24,8 @@ NAMES_SHOWN = 8
 STATE_OF_TRAINING = ("optimizer/", "average/")
 # COCO's 80 classes without gaps, as most projects other than torchvision number them.
 COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in enumerate(COCO_CATEGORIES, start=1))
+# At width 1 and few classes. A network up to the second number is built for comparison even if most of it is missing.
+PARAMETERS, FEW_PARAMETERS = 24_000_000, 100_000_000
 # Outputs, background included, to whose classes these are.
 KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
 
@@ -68,13 +71,34 @@ def recognise(contents: Contents, path: Path) -> Weights:
     try:
         if "model" in contents.header:
             description = ModelDescription.from_json(contents.header["model"])
-        elif f"{CLASSIFICATION}.0.bias" in tensors:
+        elif any(name.startswith(CLASSIFICATION) for name in tensors):
             description, notes = _description_from_shapes(tensors, project)
+        if description:
+            _refuse_impossible(description, tensors)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{path}: what it says of its network, or its heads, make no SSD-VGG16 ({error!r})") from error
     return Weights(
         path, contents.format, project.name, tensors, description, (*unused, *contents.ignored), tuple(notes)
     )
+
+
+def _refuse_impossible(description: ModelDescription, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for what no network is, or none with these tensors: it is not to be built to find that out."""
+    classes, width = description.num_classes, description.width
+    if not (type(classes) is int and classes >= 2):
+        raise ValueError(f"{classes!r} outputs")
+    if not (type(width) in (int, float) and 0 < width < float("inf")):
+        raise ValueError(f"width {width!r}")
+    for category in description.categories:
+        whole = type(category.label) is type(category.id) is int and type(category.name) is str
+        if not (whole and BACKGROUND < category.label < classes):
+            raise ValueError(f"{category!r} among {classes} outputs")
+    biases = [array for name, array in tensors.items() if name.startswith(CLASSIFICATION) and name.endswith(".bias")]
+    if not any(bias.size and bias.size % classes == 0 for bias in biases):
+        raise ValueError(f"{classes} outputs, of which no class scores are")
+    held = sum(array.size for array in tensors.values())
+    if PARAMETERS * width**2 > max(FEW_PARAMETERS, 2 * held):
+        raise ValueError(f"width {width:g}, for which {held:,} parameters are too few")
 
 
 def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
@@ -87,11 +111,11 @@ def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
 
 def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project) -> tuple[ModelDescription, list[str]]:
     """What the heads of a detector say of it, and what had to be assumed beyond that."""
-    maps = sum(f"{CLASSIFICATION}.{level}.bias" in tensors for level in range(MOST_MAPS))
+    maps = 1 + max(level for level in range(MOST_MAPS) if f"{CLASSIFICATION}.{level}.bias" in tensors)
     num_classes = len(tensors[f"{CLASSIFICATION}.{maps - 1}.bias"]) // BOXES_OF_LAST_MAP
     model = "ssd300_vgg16" if maps < MOST_MAPS else project.ssd512
     boxes = "voc" if num_classes == len(VOC_CATEGORIES) + 1 else "coco"
-    width = len(tensors[f"{CONV1_1}.bias"]) / TRUNK_CHANNELS
+    width = len(tensors[f"{CONV1_1}.weight"]) / TRUNK_CHANNELS
     categories = KNOWN_CLASSES.get(num_classes)
     names = f"{boxes.upper()}'s" if categories else "unknown"
     notes = [f"{num_classes} outputs: class names are {names}, default boxes taken to be those for {boxes.upper()}"]

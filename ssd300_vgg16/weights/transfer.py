@@ -90,6 +90,8 @@ def _rows_by_class(
     found: np.ndarray, their_classes: int, initial: np.ndarray, our_classes: int, labels: Mapping[int, int]
 ) -> np.ndarray | None:
     """A classification head [boxes * our_classes, ...] with their rows for the shared labels; None if it is unlike."""
+    if found.ndim != initial.ndim or len(found) % their_classes:
+        return None
     theirs = found.reshape(-1, their_classes, *found.shape[1:])
     ours = initial.reshape(-1, our_classes, *initial.shape[1:]).copy()
     if theirs.shape[0] != ours.shape[0] or theirs.shape[2:] != ours.shape[2:]:
