@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ssd300_vgg16.data.images import ImageError, find_images, image_size, read_image
+from ssd300_vgg16.data.images import ImageError, exif_orientation, find_images, image_size, read_image
 from ssd300_vgg16.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -112,16 +112,74 @@ def test_first_frame_of_an_animation(write):
     assert read_image(write(data))[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_orientation_is_ignored_unless_upright(write, kind):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_ignored_unless_upright(write, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(encoded(gradient(), kind, exif=exif, quality=95))
+    stored, upright = read_image(path), read_image(path, upright=True)
+    assert stored.shape == (HEIGHT, WIDTH, 3) and image_size(path) == (HEIGHT, WIDTH)
+    stored_as_image = Image.fromarray(stored)
+    stored_as_image.getexif()[0x0112] = orientation
+    np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(stored_as_image)))
+    np.testing.assert_array_equal(upright, cv2.imread(str(path))[..., ::-1])  # as YOLO reads it
+    assert upright.flags.c_contiguous
+    assert image_size(path, upright=True) == upright.shape[:2]
+    assert exif_orientation(path) == orientation
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP", "GIF", "BMP", "PPM"])
+def test_files_of_other_kinds_are_as_they_are(write, kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    options = {"quality": 95} if kind == "JPEG" else {}
-    path = write(encoded(gradient(), kind, exif=exif, **options))
-    stored, upright = read_image(path), read_image(path, upright=True)
-    assert stored.shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_array_equal(upright, np.rot90(stored, k=-1))
-    assert image_size(path) == (HEIGHT, WIDTH)
+    path = write(encoded(gradient(), kind, exif=exif))
+    image = read_image(path, upright=True)
+    np.testing.assert_array_equal(image, read_image(path))
+    assert image_size(path, upright=True) == image_size(path) == image.shape[:2]
+    assert exif_orientation(path) == 1
+
+
+def exif_data(order="<", tag=0x0112, kind=3, value=6, entries=1):
+    mark = b"II" if order == "<" else b"MM"
+    entry = struct.pack(f"{order}HHIHH", tag, kind, 1, value, 0)
+    return mark + struct.pack(f"{order}HIH", 42, 8, entries) + entry + bytes(4)
+
+
+def app1(content):
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+EXIF = b"Exif\0\0"
+XMP = app1(b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='8'/>")
+
+
+@pytest.mark.parametrize(
+    ("segments", "orientation"),
+    [
+        pytest.param(app1(EXIF + exif_data("<")), 6, id="little end first"),
+        pytest.param(app1(EXIF + exif_data(">")), 6, id="big end first"),
+        pytest.param(XMP + app1(EXIF + exif_data()), 6, id="after other metadata"),
+        pytest.param(XMP, 1, id="other metadata alone"),
+        pytest.param(b"\xff\xff\xff" + app1(EXIF + exif_data()), 6, id="after fill bytes"),
+        pytest.param(app1(EXIF + exif_data(tag=0x0110)), 1, id="another tag"),
+        pytest.param(app1(EXIF + exif_data(kind=4)), 1, id="of another type"),
+        pytest.param(app1(EXIF + exif_data(value=0)), 1, id="0"),
+        pytest.param(app1(EXIF + exif_data(value=9)), 1, id="9"),
+        pytest.param(app1(EXIF + exif_data(tag=1, entries=60000)), 1, id="more entries than there are"),
+        pytest.param(app1(EXIF + exif_data()[:14]), 1, id="cut off"),
+        pytest.param(app1(EXIF + b"II*\0\xff\xff\xff\xff"), 1, id="directory beyond the end"),
+        pytest.param(app1(EXIF + b"??" + bytes(40)), 1, id="nonsense"),
+        pytest.param(app1(EXIF), 1, id="empty"),
+        pytest.param(b"", 1, id="none"),
+    ],
+)
+def test_size_and_pixels_agree_whatever_the_exif_data(write, segments, orientation):
+    jpeg = noise_jpeg()
+    path = write(jpeg[:2] + segments + jpeg[2:])
+    assert exif_orientation(path) == orientation
+    shape = (160, 120) if orientation == 6 else (120, 160)
+    assert image_size(path, upright=True) == read_image(path, upright=True).shape[:2] == shape
 
 
 @pytest.mark.parametrize("name", ["ü 图像.png", "a[1]*.png", "-v.png", "new\nline.png", os.fsdecode(b"\xff\xfe.png")])
@@ -197,8 +255,15 @@ def test_broken_images_print_nothing(write, capfd):
 
 @pytest.mark.parametrize("data", [b"", b"text", noise_jpeg()[:10]])
 def test_size_of_a_broken_file(write, data):
-    with pytest.raises(ImageError, match=r"image\.bin"):
-        image_size(write(data))
+    for upright in (False, True):
+        with pytest.raises(ImageError, match=r"image\.bin"):
+            image_size(write(data), upright)
+    assert exif_orientation(write(data)) == 1
+
+
+def test_orientation_of_no_file(tmp_path):
+    with pytest.raises(ImageError, match=r"absent\.jpg: cannot be read: No such file"):
+        exif_orientation(tmp_path / "absent.jpg")
 
 
 @pytest.fixture

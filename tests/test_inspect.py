@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from small_data import environment, shapes, shapes_folder
+from test_voc import thing, write_pairs, write_voc, xml
+from test_yolo import sideways
+from test_yolo import write as write_yolo
 
 from ssd300_vgg16.data import __main__ as command
 from ssd300_vgg16.draw import label_colour
@@ -98,6 +101,41 @@ def test_default_boxes_are_those_that_training_would_take(elsewhere, capsys):
     assert command.main(["inspect", str(voc)]) == 0
     output = capsys.readouterr().out
     assert "ssd300_vgg16 with voc default boxes" in output and "2; 1 difficult: trained on, not evaluated" in output
+
+
+def test_years_of_voc_are_shown_together(elsewhere, capsys):
+    hard = thing("dog", (1, 1, 60, 40), "<difficult>1</difficult>")
+    files = {"1": xml(thing(), hard), "2": xml(thing()), "3": xml(thing("dog"), thing("dog", (5, 5, 5, 9)))}
+    write_voc(elsewhere / "data" / "VOC2007", files, {"trainval": ["1", "2"], "test": ["3"]})
+    write_voc(elsewhere / "data" / "VOC2012", {"4": xml(thing(), hard, hard)}, {"trainval": ["4"], "test": ["5"]})
+    assert command.main(["inspect", str(elsewhere / "data")]) == 0
+    train, val = capsys.readouterr().out.split("\nval: ")
+    assert f"train: {elsewhere / 'data'} (VOC2007 trainval + VOC2012 trainval)\n" in train
+    assert "images              3, 0 of them without objects" in train
+    assert "objects             6; 3 difficult: trained on, not evaluated\n" in train
+    assert re.search(r"cat +3 +3 +50.0%", train) and re.search(r"dog +3 +2 +50.0%", train)
+    assert "images read: 3; broken, or of another size than annotated: 0" in train and "no problems" in train
+    assert val.startswith(f"{elsewhere / 'data' / 'VOC2007' / 'ImageSets' / 'Main' / 'test.txt'}\n")
+    assert "1 x box of no area: " in val and "3.xml, object 2 (dog; 3.jpg, 60 x 40)" in val
+    assert "every class of val has objects in train" in val
+
+
+def test_rotations_that_are_not_applied_are_told(elsewhere, capsys):
+    """Of a folder of images with their XML files, which says what an upright image is like, and of the same in YOLO."""
+    size = "<size><width>50</width><height>100</height></size>"
+    write_pairs(elsewhere / "voc" / "train", {"a": xml(thing(), size=size), "b": xml(thing())})
+    sideways(elsewhere / "voc" / "train" / "a.jpg")
+    assert command.main(["inspect", "voc", "--read-all"]) == 1
+    output = capsys.readouterr().out
+    assert "not inspected: no folder of val XML files" in output
+    assert "a.jpg: 100 x 50 pixels, by the annotations 50 x 100, as if turned" in output
+    assert "images with an EXIF rotation: 1 of these, such as voc/train/a.jpg (orientation 6); their boxes" in output
+    write_yolo(elsewhere / "yolo", {"a": "0 0.5 0.5 0.2 0.4"})
+    sideways(elsewhere / "yolo/images/train/a.jpg")
+    assert command.main(["inspect", "yolo"]) == 0
+    output = capsys.readouterr().out
+    assert "all 50 x 100" in output and "EXIF" not in output
+    assert picture(elsewhere / "inspection" / "train_images.png").shape[0] > CELL
 
 
 def test_problems_are_told(folder, elsewhere, capsys):

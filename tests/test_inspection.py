@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_data import shapes, shapes_folder
+from test_yolo import sideways
 
 from ssd300_vgg16.boxes import iou
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
@@ -14,7 +15,7 @@ from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection import text as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Objects
-from ssd300_vgg16.inspection.image_check import check_images
+from ssd300_vgg16.inspection.image_check import check_images, read_checked
 from ssd300_vgg16.inspection.sample_sheet import CELL, choose_samples, draw_sheet
 from ssd300_vgg16.inspection.text import advice, plain
 from ssd300_vgg16.network.default_boxes import SSD300_COCO, default_boxes
@@ -241,8 +242,23 @@ def test_files_that_are_not_as_annotated_are_named(folder, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(data.samples[0].path.read_bytes()[:2000])
     first, second, third = data.samples[:3]
     turned = replace(second, height=second.width, width=second.height)
-    messages = list(check_images([replace(first, path=tmp_path / "cut.jpg"), turned, third]))
+    findings = list(check_images([replace(first, path=tmp_path / "cut.jpg"), turned, third]))
+    messages = [finding.fault for finding in findings]
     assert "cut.jpg: the JPEG image is truncated" in messages[0]
     size = f"{second.width} x {second.height} pixels, by the annotations {second.height} x {second.width}, as if turned"
     assert messages[1] == f"{second.path}: {size}"
     assert messages[2] is None
+    assert {finding.ignored_rotation for finding in findings} == {None}
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_rotations_are_named_where_they_are_not_applied(tmp_path, upright):
+    path = tmp_path / "a.jpg"
+    sideways(path)
+    height, width = (100, 50) if upright else (50, 100)
+    right = replace(sample(1, [], height, width, path), upright=upright)
+    wrong = replace(right, height=width, width=height)
+    image, finding = read_checked(right)
+    assert image.shape == (height, width, 3)
+    assert finding == (None, None if upright else f"{path} (orientation 6)")
+    assert "as if turned" in read_checked(wrong)[1].fault

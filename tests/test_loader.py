@@ -1,14 +1,18 @@
 """Batches: what they hold, that they depend on (seed, epoch, sample) alone, and what becomes of images that are bad."""
 
+import json
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from small_data import shapes, shapes_folder
+from test_yolo import sideways
+from test_yolo import write as write_yolo
 
 from ssd300_vgg16.data import loader
 from ssd300_vgg16.data.augment import augment, resize
+from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.images import ImageError, read_image
 from ssd300_vgg16.data.loader import (
     TrainingRecipe,
@@ -20,6 +24,7 @@ from ssd300_vgg16.data.loader import (
 )
 from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.data.yolo import load_yolo
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.processes.world import World
@@ -227,6 +232,42 @@ def test_evaluation_leaves_out_what_cannot_be_read(samples, tmp_path, inline):
         assert len(batch.unreadable) == 1 and batch.unreadable[0].startswith(f"{bad.path}: ")
     assert (none.images.shape, none.images.dtype) == ((0, 3, SIZE, SIZE), np.uint8)
     assert (none.sizes_hw.shape, none.sizes_hw.dtype) == ((0, 2), np.int64)
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_images_are_turned_for_boxes_that_refer_to_the_upright_image_alone(tmp_path, inline, upright):
+    """One file in a YOLO set, with the right half of what a viewer shows as its object, and in a COCO set."""
+    folder = write_yolo(tmp_path / "yolo", {"a": "0 0.75 0.5 0.5 1\n"})
+    path = folder / "images/train/a.jpg"
+    sideways(path)
+    if upright:
+        (sample,) = load_yolo(folder, "train").samples
+        size, red = (100, 50), np.s_[:, SIZE // 2 + 9 :]
+        box = [SIZE / 2, 0, SIZE, SIZE]
+    else:
+        (sample,) = coco_samples(tmp_path, path.parent, {"bbox": [0, 0, 100, 25]})
+        size, red = (50, 100), np.s_[: SIZE // 2 - 9]
+        box = [0, 0, SIZE, SIZE / 2]
+    assert (sample.height, sample.width) == size
+    (evaluated,) = evaluation_batches([sample], 1, SIZE, inline)
+    (trained,) = training_batches([sample], recipe(batch_size=1, augmentation="none"), 0, inline)
+    assert evaluated.sizes_hw.tolist() == [list(size)]
+    for image in (evaluated.images[0], trained.images[0]):
+        assert image[0][red].min() > 200 and image[0].mean() == pytest.approx(127, abs=8)
+    offsets, labels = training_targets(np.float32([box]), np.array([1]), default_boxes())
+    np.testing.assert_array_equal(trained.labels[0], labels)
+    np.testing.assert_allclose(trained.offsets[0], offsets, atol=1e-5)
+
+
+def coco_samples(folder, images, annotation):
+    """The samples of a COCO set of one image, a.jpg without a declared size, with one annotation."""
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, **annotation}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "coco.json").write_text(json.dumps(document))
+    return load_coco(folder / "coco.json", images).samples
 
 
 def test_no_samples_make_no_evaluation_batches(inline):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_data import shapes_folder
-from test_voc import image_set, thing, write_voc, xml
+from test_voc import image_set, ones, thing, write_pairs, write_voc, xml
 from test_yolo import GOOD
 from test_yolo import write as write_yolo
 
@@ -68,6 +68,19 @@ def test_a_split_of_voc_can_be_named(places):
         DataSource("voc", val=images).load("val")
     with pytest.raises(UserError, match="no such file"):
         DataSource("voc", val=(Path("nowhere/ImageSets/Main/val.txt"), None)).locate("val")
+
+
+def test_splits_of_voc_can_be_folders_of_xml_files(tmp_path):
+    folder = write_pairs(tmp_path / "xml", ones("1"), tmp_path / "images")
+    beside = write_pairs(tmp_path / "beside", ones("2"))
+    train = split_location("train", str(folder), str(tmp_path / "images"))
+    source = DataSource("voc", train=train, val=split_location("val", str(beside), None))
+    assert (source.locate("train"), source.locate("val")) == ((folder,), (beside,))
+    paths = [source.load(split).samples[0].path for split in ("train", "val")]
+    assert paths == [tmp_path / "images" / "1.jpg", beside / "2.jpg"]
+    empty = split_location("val", str(tmp_path / "images"), None)
+    with pytest.raises(UserError, match="images: no XML file in this folder"):
+        DataSource("voc", val=empty).locate("val")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +146,13 @@ def test_the_kind_is_guessed_from_the_content(places, tmp_path):
     assert guess_kind(places["yolo"] / "data.yaml") == "yolo"
     assert guess_kind(str(places["coco"] / "annotations" / "instances_val.json")) == "coco"
     assert guess_kind(tmp_path) is guess_kind(tmp_path / "nowhere") is None
+    for name in ("train", "val", "valid", "Annotations"):
+        pairs = write_pairs(tmp_path / name / name, ones("1"))
+        assert guess_kind(pairs) == guess_kind(pairs.parent) == "voc"
+    (tmp_path / "train" / "data.yaml").touch()
+    assert guess_kind(tmp_path / "train") == "yolo"
+    with pytest.raises(UserError, match="looks like VOC: add --dataset voc"):
+        DataSource("coco", tmp_path / "val").locate("train")
     assert {*places, "shapes"} == set(KINDS)
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 from ssd300_vgg16.data.coco import find_coco_split, load_coco
 from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.voc import find_voc_split, load_voc, voc_folders
+from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.voc_categories import VOC_CATEGORIES
+from ssd300_vgg16.data.voc_sets import find_voc_split, voc_folders
 from ssd300_vgg16.errors import UserError
 
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
@@ -39,6 +40,17 @@ def write_voc(folder, files, sets, images=None):
         Image.new("RGB", (60, 40)).save(folder / "JPEGImages" / name)
     for name, lines in sets.items():
         (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_pairs(folder, files, images=None):
+    """A folder of XML files by name; beside each of them, or in the folder of images, an image."""
+    images = images or folder
+    for place in (folder, images):
+        place.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.xml").write_text(text)
+        Image.new("RGB", (60, 40)).save(images / f"{name}.jpg")
     return folder
 
 
@@ -143,6 +155,89 @@ def test_an_absent_split_or_data_set_is_named(devkit, tmp_path):
     with pytest.raises(UserError, match="nowhere: no VOC data set"):
         find_voc_split(tmp_path / "nowhere", "val")
     assert voc_folders(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("val", ["val", "valid"])
+def test_folders_of_images_with_their_xml_files(tmp_path, val):
+    write_pairs(tmp_path / "train", ones("b.rf.1f", "a 0", "c"))
+    for name in ("._c.xml", "notes.txt", ".hidden.xml"):
+        (tmp_path / "train" / name).write_bytes(b"\0")
+    Image.new("RGB", (60, 40)).save(tmp_path / "train" / "unlabelled.jpg")
+    write_pairs(tmp_path / val, ones("d"))
+    write_pairs(tmp_path / "test", ones("e"))
+    assert (find_voc_split(tmp_path, "train"), find_voc_split(str(tmp_path), "val")) == (
+        (tmp_path / "train",),
+        (tmp_path / val,),
+    )
+    dataset = load_voc(find_voc_split(tmp_path, "train"), strict=True)
+    assert (dataset.name, dataset.kind) == (str(tmp_path / "train"), "voc")
+    files = [(1, "a 0.jpg"), (2, "b.rf.1f.jpg"), (3, "c.jpg")]
+    assert [(sample.id, sample.path) for sample in dataset.samples] == [
+        (number, tmp_path / "train" / name) for number, name in files
+    ]
+    assert dataset.samples[0].boxes.tolist() == [[10, 10, 30, 20]]
+
+
+def test_image_sets_go_before_folders(devkit):
+    write_pairs(devkit / "train", ones("x"))
+    assert names_of(find_voc_split(devkit, "train")) == [("VOC2007", "trainval"), ("VOC2012", "trainval")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "images", "given"),
+    [
+        ("a", "a", None),
+        ("Annotations", "JPEGImages", None),
+        ("Annotations", "Annotations", None),
+        ("labels", "pictures", "pictures"),
+        ("Annotations", "pictures", "pictures"),
+    ],
+)
+def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, folder, images, given):
+    write_pairs(tmp_path / folder, ones("1"), tmp_path / images)
+    (sample,) = load_voc([tmp_path / folder], given and tmp_path / given).samples
+    assert sample.path == tmp_path / images / "1.jpg"
+    monkeypatch.chdir(tmp_path / folder)
+    (relative,) = load_voc([Path()], given and tmp_path / given).samples
+    assert relative.path.resolve() == sample.path
+
+
+def test_images_that_are_elsewhere(tmp_path):
+    write_pairs(tmp_path / "xml", ones("1"), tmp_path / "images")
+    with pytest.raises(UserError, match=r"(?s)image missing in .*xml: 1\nNo image is left: .* with --train-images"):
+        load_voc([tmp_path / "xml"])
+
+
+@pytest.mark.parametrize(
+    ("places", "split", "message"),
+    [
+        (
+            ["."],
+            "train",
+            r"data: XML files .* not divided .*: move them, with their images, into folders train and val",
+        ),
+        (["Annotations"], "val", r"Annotations: XML .* not divided .*: list the names .* ImageSets/Main/train.txt"),
+        (["train"], "val", r"no folder of val XML files: .*data/valid, .*data/val\. Or .* --val-annotations FOLDER"),
+        (
+            ["valid"],
+            "train",
+            r"no folder of train XML files: looked for .*data/train\. Or .* --train-annotations FOLDER",
+        ),
+        (["test"], "train", r"no VOC data set: .* folders train and val \(or valid\)"),
+    ],
+)
+def test_folders_without_a_split(tmp_path, places, split, message):
+    for place in places:
+        write_pairs(tmp_path / "data" / place, ones("1"))
+    with pytest.raises(UserError, match=message) as caught:
+        find_voc_split(tmp_path / "data", split)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_xml_files(tmp_path):
+    (tmp_path / "sub.xml").mkdir()
+    with pytest.raises(UserError, match="no XML file in this folder"):
+        load_voc([tmp_path])
 
 
 @pytest.mark.parametrize(

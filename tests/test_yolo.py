@@ -133,6 +133,25 @@ def test_lists_of_images_with_faults(tmp_path):
         load_yolo(folder, "train")
 
 
+def sideways(path):
+    """A JPEG stored as 100 x 50 pixels, the upper half red, that EXIF turns by 90 degrees: red is right."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (WIDTH, HEIGHT))
+    image.paste((255, 0, 0), (0, 0, WIDTH, HEIGHT // 2))
+    image.save(path, exif=exif)
+
+
+def test_boxes_and_sizes_are_those_of_the_upright_image(tmp_path):
+    folder = write(tmp_path / "yolo", {"a": "0 0.75 0.25 0.5 0.5\n", "b": GOOD})
+    sideways(folder / "images/train/a.jpg")
+    a, b = load_yolo(folder, "train").samples
+    assert (a.height, a.width, b.height, b.width) == (WIDTH, HEIGHT, HEIGHT, WIDTH)
+    np.testing.assert_allclose(a.boxes, [[25, 0, 50, 50]])
+    np.testing.assert_allclose(b.boxes, [[40, 15, 60, 35]])
+    assert a.upright and b.upright
+
+
 def test_an_outline_stands_for_the_box_around_it(load):
     dataset = load({"a": "1 0.1 0.2 0.5 0.1 0.3 0.6\n0 0.1 0.1 0.2 0.1 0.2 0.3 0.1 0.3\n"})
     assert not dataset.problems

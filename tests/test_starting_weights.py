@@ -1,0 +1,404 @@
+"""Where a training's first weights come from: its first checkpoint, before any step, beside the files named."""
+
+import hashlib
+import json
+import re
+import tarfile
+
+import numpy as np
+import pytest
+from file_server import Answer, directly_and_at_once, names, serving
+from foreign_weights import (
+    FOREIGN_WIDTH,
+    by_published_names,
+    published_trunk,
+    random_detector,
+    reduced_vgg16,
+    write_pth,
+)
+from small_data import WIDTH, shapes_folder, untrained_run
+
+from ssd300_vgg16 import evaluate, infer, train
+from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training import trainer
+from ssd300_vgg16.training.checkpoint import load_checkpoint
+from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights.file import read_weights
+from ssd300_vgg16.weights.published import PUBLISHED, Published, Source
+from ssd300_vgg16.weights.recognise import read_as_ssd
+
+SETTINGS = ("-b", 2, "-j", 0, "--device", "cpu", "--keep", 9)
+SCORES = "head.classification_head.module_list"
+BOXES = (4, 6, 6, 6, 4, 4)
+NAME, TRUNK = "ssd300_vgg16_coco", "vgg16_amdegroot"
+COCO_CLASSES = 91
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with generated shapes, a run on them, and files of others."""
+    folder = tmp_path_factory.mktemp("starting")
+    shapes_folder(folder, 2, 1)
+    untrained_run(folder / "theirs")
+    write_pth(folder / "voc.pth", random_detector("amdegroot"))
+    write_pth(folder / "trunk.pth", reduced_vgg16())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """No published weights but those that a test serves, in a folder of its own; and no time spent on curves."""
+    directly_and_at_once(monkeypatch)
+    monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
+    for name, entry in PUBLISHED.items():
+        nowhere = Source(f"http://127.0.0.1:9/{name}.pth")
+        monkeypatch.setitem(PUBLISHED, name, Published(name, entry.kind, 300, entry.num_classes, "gone", (nowhere,)))
+    monkeypatch.setattr(trainer, "draw_curves", lambda folder: None)
+
+
+@pytest.fixture
+def without_steps(monkeypatch):
+    """Trainings end after their first checkpoint."""
+    monkeypatch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
+
+
+@pytest.fixture
+def begin(place, tmp_path):
+    """What starts a training on the shapes; returns its first checkpoint's tensors, and its description as JSON."""
+
+    def train_from(*arguments, data=place / "shapes", folder=tmp_path / "run"):
+        call(train, "--data-path", data, "--output-dir", folder, *SETTINGS, "--iterations", 1, *arguments)
+        return first_of(folder)
+
+    return train_from
+
+
+def call(module, *arguments):
+    assert module.main([str(argument) for argument in arguments]) == 0
+
+
+def first_of(folder):
+    path = folder / "step-000000000.safetensors"
+    return load_checkpoint(path).model, read_weights(path)[1]["model"]
+
+
+def options_of(folder):
+    return json.loads((folder / "options.json").read_text())
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def assert_taken_but_for_scores(found, expected):
+    assert_same(*({n: a for n, a in each.items() if not n.startswith(SCORES)} for each in (found, expected)))
+
+
+def rows(tensors, level, part, label):
+    """The rows of one class in a classification head."""
+    array = tensors[f"{SCORES}.{level}.{part}"]
+    return array.reshape(BOXES[level], -1, *array.shape[1:][: array.ndim - 1])[:, label]
+
+
+def scores_of(tensors, num_classes, label):
+    """All numbers that score one class."""
+    heads = [tensors[f"{SCORES}.{level}.{part}"] for level in range(6) for part in ("weight", "bias")]
+    by_class = [head.reshape(boxes, num_classes, -1) for head, boxes in zip(heads, np.repeat(BOXES, 2), strict=True)]
+    return np.concatenate([head[:, label].ravel() for head in by_class])
+
+
+def test_the_same_classes_start_from_all_the_weights_of_a_run(place, begin, tmp_path, capsys):
+    tensors, description = begin("--load", place / "theirs")
+    expected, header = read_weights(place / "theirs" / BEST)
+    assert_same(tensors, expected)
+    assert description == header["model"]
+    assert "class scores                12 tensors  from the file" in capsys.readouterr().out
+    assert (options_of(tmp_path / "run")["width"], options_of(tmp_path / "run")["default_boxes"]) == (WIDTH, "coco")
+    after = load_checkpoint(tmp_path / "run" / LAST)
+    assert after.progress.step == 1
+    assert any((after.model[name] != array).any() for name, array in expected.items()), "it was trained from there"
+
+
+def renamed(source, target, names):
+    """The shapes with other names, and so with another order of classes."""
+    target.mkdir()
+    (target / "annotations").mkdir()
+    for split in ("train", "val"):
+        (target / split).symlink_to(source / split)
+        content = json.loads((source / "annotations" / f"instances_{split}.json").read_text())
+        for category in content["categories"]:
+            category["name"] = names.get(category["name"], category["name"])
+            category["id"] = 1000 - category["id"]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 1000 - annotation["category_id"]
+        (target / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return target
+
+
+def test_other_classes_take_the_rows_of_those_with_the_same_names(place, begin, tmp_path, without_steps, capsys):
+    data = renamed(place / "shapes", tmp_path / "data", {"circle": "Circle", "square": "cell", "ring": "nut"})
+    tensors, description = begin("--load", place / "theirs", data=data)
+    expected, header = read_weights(place / "theirs" / BEST)
+    assert_taken_but_for_scores(tensors, expected)
+    ours, theirs = (
+        {category["name"].lower(): category["label"] for category in about["categories"]}
+        for about in (description, header["model"])
+    )
+    assert ours == {"nut": 1, "star": 2, "triangle": 3, "cell": 4, "circle": 5}
+    for name, label in {"background": 0, **ours}.items():
+        found = scores_of(tensors, 6, label)
+        if name in ("nut", "cell"):
+            assert not np.isin(found[found != 0], scores_of(expected, 6, label)).any()
+        else:
+            np.testing.assert_array_equal(found, scores_of(expected, 6, theirs.get(name, 0)), err_msg=name)
+    output = capsys.readouterr().out
+    assert "classes from the file: background, star, triangle, Circle\n" in output
+    assert "classes initialised: nut, cell\n" in output
+
+
+@pytest.mark.parametrize(
+    ("project", "size", "num_classes", "model", "boxes"),
+    [
+        ("amdegroot", 300, 21, "ssd300_vgg16", "voc"),
+        ("lufficc", 300, 81, "ssd300_vgg16", "coco"),
+        ("lufficc", 512, 21, "ssd512_vgg16", "voc"),
+    ],
+)
+def test_network_width_and_default_boxes_follow_the_weights(
+    begin, tmp_path, without_steps, capsys, project, size, num_classes, model, boxes
+):
+    theirs = random_detector(project, size, num_classes)
+    tensors, description = begin("--load", write_pth(tmp_path / "w.pth", theirs))
+    assert_taken_but_for_scores(tensors, by_published_names(theirs, size))
+    assert (description["variant"], description["width"]) == (f"{model}_{boxes}", FOREIGN_WIDTH)
+    assert description["num_classes"] == 6
+    options = options_of(tmp_path / "run")
+    assert (options["model"], options["width"], options["default_boxes"]) == (model, FOREIGN_WIDTH, boxes)
+    output = capsys.readouterr().out
+    assert f"w.pth: PyTorch zip, {project}'s names, {model}_{boxes}\n" in output
+    assert "classes initialised: circle, square, triangle, star, ring\n" in output
+
+
+def test_what_is_said_of_the_network_goes_before_the_weights(place, begin, tmp_path, without_steps, capsys):
+    said = ("--model", "ssd512_vgg16", "--default-boxes", "coco")
+    tensors, description = begin("--load", place / "voc.pth", *said)
+    assert description["variant"] == "ssd512_vgg16_coco"
+    theirs = by_published_names(random_detector("amdegroot"))
+    np.testing.assert_array_equal(tensors["backbone.extra.0.7.3.weight"], theirs["backbone.extra.0.7.3.weight"])
+    assert re.search(r"extra layers +20 tensors  16 of 20 from the file", capsys.readouterr().out)
+
+
+def save_with_oneflow(folder, tensors):
+    flow.save({name: flow.tensor(array) for name, array in tensors.items()}, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_of_oneflows_and_an_archive_of_it(place, begin, tmp_path, without_steps, capsys, packed):
+    expected = read_weights(place / "theirs" / BEST)[0]
+    # 91 outputs, as flowvision publishes them: the file itself does not name them.
+    expected = expected | {
+        f"{SCORES}.{level}.{part}": np.repeat(expected[f"{SCORES}.{level}.{part}"][:1], boxes * 91, axis=0)
+        for level, boxes in enumerate(BOXES)
+        for part in ("weight", "bias")
+    }
+    source = save_with_oneflow(tmp_path / "ssd300_vgg16", expected)
+    if packed:
+        archive = tmp_path / "ssd300_vgg16.tar.gz"
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(source, "ssd300_vgg16")
+        source = archive
+    tensors, description = begin("--load", source, "--width", WIDTH)
+    assert_taken_but_for_scores(tensors, expected)
+    assert description["variant"] == "ssd300_vgg16_coco"
+    kind = "OneFlow folder in a .tar.gz" if packed else "OneFlow folder"
+    assert f"{source}: {kind}, torchvision's names" in capsys.readouterr().out
+
+
+def test_a_trunk_alone_starts_vgg16(place, begin, without_steps, tmp_path):
+    width = ("--width", FOREIGN_WIDTH)
+    tensors, _ = begin("--weights-backbone", place / "trunk.pth", *width)
+    trunk = published_trunk()
+    assert_same({name: tensors[name] for name in trunk}, trunk)
+    for name, array in tensors.items():
+        if name not in trunk and name.endswith("weight") and name != "backbone.scale_weight":
+            assert 0 < np.abs(array).max() < 1 and array.std() > 0.01, name
+    assert options_of(tmp_path / "run")["trainable_backbone_layers"] == 4
+    other, _ = begin("--load", place / "trunk.pth", *width, folder=tmp_path / "load")
+    assert_same(other, tensors)
+
+
+def test_of_a_whole_detector_weights_backbone_takes_vgg16_alone(place, begin, without_steps):
+    """As its help says: the rest starts from nothing."""
+    tensors, _ = begin("--weights-backbone", place / "voc.pth", "--width", FOREIGN_WIDTH)
+    theirs = by_published_names(random_detector("amdegroot"))
+    trunk = published_trunk()
+    assert_same({name: tensors[name] for name in trunk}, trunk)
+    for name in theirs.keys() - trunk.keys():
+        assert tensors[name].shape != theirs[name].shape or (tensors[name] != theirs[name]).all(), name
+
+
+def test_from_nothing(begin, tmp_path, without_steps, capsys):
+    tensors, description = begin("--weights-backbone", "none", "--width", WIDTH)
+    assert description["variant"] == "ssd300_vgg16_coco"
+    again, _ = begin("--weights-backbone", "none", "--width", WIDTH, folder=tmp_path / "again")
+    other, _ = begin("--weights-backbone", "none", "--width", WIDTH, "--seed", 1, folder=tmp_path / "other")
+    assert_same(again, tensors)
+    weights = [name for name in tensors if name.endswith(".weight")]
+    assert all((tensors[name] != other[name]).any() for name in weights)
+    assert "starting from" not in capsys.readouterr().out
+    assert options_of(tmp_path / "run")["trainable_backbone_layers"] == 5
+    assert not (tmp_path / "cache").exists()
+
+
+def test_none_is_no_file_to_load(begin, tmp_path):
+    with pytest.raises(UserError, match="--load none: there is no such file"):
+        begin("--load", "none", "--width", WIDTH)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server of a detector for COCO, which is the only source of NAME now."""
+    theirs = random_detector("amdegroot", num_classes=COCO_CLASSES)
+    body = write_pth(tmp_path / "served.pth", theirs).read_bytes()
+    with serving() as server:
+        source = Source(server.url(), len(body), hashlib.sha256(body).hexdigest())
+        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", 300, COCO_CLASSES, "for tests", (source,)))
+        server.answers = [Answer(body)]
+        yield server
+
+
+@pytest.mark.parametrize("option", [("--pretrained",), ("--load", NAME)])
+def test_published_weights_are_downloaded_once(server, begin, tmp_path, without_steps, option):
+    for number in range(2):
+        tensors, description = begin(*option, folder=tmp_path / f"run{number}")
+        theirs = random_detector("amdegroot", num_classes=COCO_CLASSES)
+        assert_taken_but_for_scores(tensors, by_published_names(theirs))
+        assert description["width"] == FOREIGN_WIDTH
+        assert options_of(tmp_path / f"run{number}")["load"] == NAME
+    assert len(server.requests) == 1
+    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.json"]
+
+
+def test_the_backbone_of_a_full_width_is_downloaded_by_itself(begin, tmp_path):
+    """Before the run's folder is made: without a network there is nothing left behind, and what to do is said."""
+    with pytest.raises(UserError, match=r"vgg16_amdegroot could not be downloaded:(.|\n)*Without a network"):
+        begin()
+    assert not (tmp_path / "run").exists()
+
+
+def test_trouble_with_the_data_is_told_before_a_download(server, tmp_path):
+    with pytest.raises(UserError, match="no train annotations"):
+        call(train, "--pretrained", "--data-path", tmp_path, *SETTINGS)
+    assert server.requests == []
+
+
+def kept_in_the_cache(tmp_path):
+    return names(tmp_path / "cache")
+
+
+def coco_shapes(place, tmp_path):
+    """The validation set with three of COCO's names, as a detector for COCO can be evaluated on it."""
+    objects = ("person", "dog", "cup", "chair", "vase")
+    content = json.loads((place / "shapes" / "annotations" / "instances_val.json").read_text())
+    for category, name in zip(content["categories"], objects, strict=True):
+        category["name"] = name
+    path = tmp_path / "as_coco.json"
+    path.write_text(json.dumps(content))
+    return ("--val-annotations", path, "--val-images", place / "shapes" / "val", "-j", 0, "--device", "cpu")
+
+
+def test_published_weights_are_tested_and_leave_nothing_in_the_cache(server, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = coco_shapes(place, tmp_path)
+    call(train, "--test-only", "--pretrained", *data)
+    assert re.search(r"^AP50 +0.50 +all", capsys.readouterr().out, re.MULTILINE)
+    call(evaluate, "--weights", NAME, *data)
+    assert len(server.requests) == 1
+    assert kept_in_the_cache(tmp_path) == ["weights.pth", "weights.pth.json"]
+    written = tmp_path / "evaluation" / NAME
+    assert sorted(path.name for path in written.iterdir()) == ["coco_metrics.json", "detections.json"]
+    assert str(written.relative_to(tmp_path) / "coco_metrics.json") in capsys.readouterr().out
+
+
+def test_published_weights_detect_by_their_name(server, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (image,) = (place / "shapes" / "val").iterdir()
+    found = Detector.load(NAME, "cpu", 0.0)(image)
+    assert len(found["names"]) > 0 and set(found["names"]) <= {c.name for c in read_as_ssd_categories(tmp_path)}
+    call(infer, image, "--weights", NAME, "--score-threshold", 0, "--device", "cpu", "--output-dir", "out")
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [row["category_name"] for row in written] == found["names"][:100]
+    assert len(server.requests) == 1
+    with pytest.raises(UserError, match="no PATH given, and the weights do not come from a run"):
+        infer.main(["--weights", NAME])
+
+
+def read_as_ssd_categories(tmp_path):
+    return read_as_ssd(tmp_path / "served.pth").description.categories
+
+
+def test_weights_that_are_not_there_leave_no_folder(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nosuch"):
+        evaluate.main(["--weights", "nosuch/best.safetensors", *map(str, coco_shapes(place, tmp_path))])
+    assert not (tmp_path / "nosuch").exists()
+
+
+@pytest.mark.parametrize("weights", ["voc.pth", "trunk.pth", "theirs"])
+def test_another_width_is_refused_and_does_not_use_up_the_folder(place, begin, tmp_path, weights):
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"{weights}.*: backbone\.features\.0\.weight is .* Give the --width"):
+            begin("--load", place / weights, "--width", 0.2)
+    assert not (tmp_path / "run" / "options.json").exists()
+    assert not list((tmp_path).rglob("*.safetensors"))
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL."""
+
+
+def kill(self):
+    raise Killed
+
+
+@pytest.mark.parametrize("start", ["voc.pth", "backbone", "name", "none"])
+def test_a_run_killed_before_its_first_checkpoint_starts_the_same_again(
+    server, place, begin, tmp_path, monkeypatch, capsys, start
+):
+    arguments = {
+        "voc.pth": ("--load", place / "voc.pth"),
+        "backbone": ("--weights-backbone", place / "trunk.pth", "--width", FOREIGN_WIDTH),
+        "name": ("--pretrained",),
+        "none": ("--weights-backbone", "none", "--width", WIDTH),
+    }[start]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
+        expected, description = begin(*arguments, folder=tmp_path / "whole")
+        patch.setattr(trainer.Trainer, "train", kill)
+        with pytest.raises(Killed):
+            begin(*arguments)
+        for _ in range(2):  # killed once more, it has not forgotten either
+            assert not (tmp_path / "run" / LAST).exists()
+            with pytest.raises(Killed):
+                call(train, "--resume", tmp_path / "run", "-j", 0)
+        patch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
+        call(train, "--resume", tmp_path / "run", "-j", 0)
+    found, again = first_of(tmp_path / "run")
+    assert again == description
+    assert_same(found, expected)
+    assert len(options_of(tmp_path / "run")["commands"]) == 4
+    assert "has no checkpoint yet: starting it from the beginning." in capsys.readouterr().out
+
+
+def test_with_a_checkpoint_the_first_weights_are_not_needed_any_more(place, begin, tmp_path, without_steps):
+    source = write_pth(tmp_path / "w.pth", random_detector("amdegroot"))
+    expected, _ = begin("--load", source)
+    source.unlink()
+    call(train, "--resume", tmp_path / "run", "-j", 0)
+    assert_same(first_of(tmp_path / "run")[0], expected)

@@ -1,0 +1,244 @@
+"""Each SSD and each kind of data set through the command lines; and trainings whose length is counted in steps."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_data import WIDTH, metrics_without_times, shapes, shapes_folder
+from test_voc import thing, write_voc, xml
+from test_yolo import GOOD, write
+
+from ssd300_vgg16 import evaluate, infer, train
+from ssd300_vgg16.data.images import read_image
+from ssd300_vgg16.data.loader import TrainingBatch, network_input
+from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.default_boxes import SSD512_VOC
+from ssd300_vgg16.training import trainer
+from ssd300_vgg16.training.replay import save_replay
+from ssd300_vgg16.training.run_folder import BEST, LAST, read_metrics
+from ssd300_vgg16.weights.file import read_weights
+from ssd300_vgg16.weights.model import load_model, model_tensors
+
+DEFAULT_BOXES_512 = 24564
+SETTINGS = ("--width", WIDTH, "-b", 2, "-j", 0, "--device", "cpu", "--print-freq", 1, "--warmup-steps", 0)
+HERE = ("-j", 0, "--device", "cpu")
+
+
+def call(module, *arguments):
+    assert module.main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_curves():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "draw_curves", lambda folder: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six training images: three steps of two in an epoch; and one for validation."""
+    return shapes_folder(tmp_path_factory.mktemp("variants"), 6, 1)
+
+
+@pytest.fixture(scope="module")
+def ssd512(data):
+    """A run of SSD512 with VOC's default boxes, of two steps."""
+    network = ("--model", "ssd512_vgg16", "--default-boxes", "voc")
+    folder = data.parent / "run512"
+    call(train, "--data-path", data, *SETTINGS, *network, "--iterations", 2, "--output-dir", folder)
+    return folder
+
+
+def options_of(folder):
+    return json.loads((folder / "options.json").read_text())
+
+
+def steps_of(folder, kind="training"):
+    return [row["step"] for row in read_metrics(folder) if row["kind"] == kind]
+
+
+def assert_same_files(found, expected):
+    found, expected = load_file(found), load_file(expected)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_a_run_of_ssd512_says_what_it_is(ssd512):
+    assert (options_of(ssd512)["model"], options_of(ssd512)["default_boxes"]) == ("ssd512_vgg16", "voc")
+    for name in (BEST, LAST):
+        model, description = load_model(ssd512 / name)
+        assert description.variant.name == "ssd512_vgg16_voc"
+        assert model.layout == SSD512_VOC
+    assert steps_of(ssd512) == [1, 2]
+    assert all(np.isfinite([row["localization"], row["classification"]]).all() for row in read_metrics(ssd512)[:2])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--model", "ssd300_vgg16"), ("--default-boxes", "coco"), ("--width", "0.05")]
+)
+def test_a_run_goes_on_with_its_own_network_only(ssd512, option, value):
+    with pytest.raises(UserError, match=rf"{option} {value}: the run was started with .*--load instead of --resume"):
+        train.main(["--resume", str(ssd512), option, value])
+
+
+def test_a_run_of_ssd512_goes_on(ssd512, tmp_path):
+    folder = shutil.copytree(ssd512, tmp_path / "run")
+    call(train, "--resume", folder, "--iterations", 3, *HERE)
+    assert steps_of(folder) == [1, 2, 3]
+    assert load_model(folder / LAST)[1].variant.name == "ssd512_vgg16_voc"
+
+
+def test_evaluation_inference_and_python_follow_the_file(ssd512, data, tmp_path):
+    detector = Detector.load(ssd512 / LAST, "cpu", 0.0)
+    assert detector.model.layout.image_size == 512
+    (image,) = (data / "val").iterdir()
+    found = detector(image)
+    assert len(found["boxes"]) == 200
+    call(infer, image, "--weights", ssd512 / LAST, "--score-threshold", 0, "--max-detections", 200, *HERE[2:],
+         "--output-dir", tmp_path / "found")  # fmt: skip
+    rows = json.loads((tmp_path / "found" / "detections.json").read_text())
+    np.testing.assert_allclose([row["score"] for row in rows], found["scores"], atol=1e-5)
+    call(evaluate, "--weights", ssd512 / LAST, "--data-path", data, *HERE, "--output-dir", tmp_path / "evaluated")
+    evaluated = json.loads((tmp_path / "evaluated" / "coco_metrics.json").read_text())
+    assert evaluated == json.loads((ssd512 / "coco_metrics.json").read_text())
+    rows = json.loads((tmp_path / "evaluated" / "detections.json").read_text())
+    above = found["scores"] > 0.01
+    np.testing.assert_allclose([row["score"] for row in rows], found["scores"][above][:100], atol=1e-4)
+
+
+def test_a_batch_of_ssd512_is_looked_into(ssd512, data, tmp_path, capsys):
+    model, description = load_model(ssd512 / LAST)
+    sample = shapes(data, "train").samples[0]
+    image = network_input(read_image(sample.path), 512)[None]
+    labels = np.zeros((1, DEFAULT_BOXES_512), np.int64)
+    labels[0, :3] = 1
+    batch = TrainingBatch(image, np.zeros((1, DEFAULT_BOXES_512, 4), np.float32), labels, ["some.jpg"], [])
+    save_replay(tmp_path / "replay-step-3.safetensors", model_tensors(model), description, batch, 3)
+    call(train, "--replay", tmp_path / "replay-step-3.safetensors", "--device", "cpu")
+    output = capsys.readouterr().out
+    assert "positives    3  some.jpg\n" in output
+    assert "targets, weights and gradients are finite" in output
+
+
+@pytest.mark.long
+def test_a_compiled_step_of_ssd512_is_the_eager_one(ssd512, data, tmp_path):
+    network = ("--model", "ssd512_vgg16", "--default-boxes", "voc", "--no-eager")
+    folder = tmp_path / "compiled"
+    call(train, "--data-path", data, *SETTINGS, *network, "--iterations", 2, "--output-dir", folder)
+    assert steps_of(folder) == [1, 2]
+    for found, expected in zip(read_metrics(folder)[:2], read_metrics(ssd512)[:2], strict=True):
+        for part in ("localization", "classification"):
+            assert found[part] == pytest.approx(expected[part], rel=1e-3)
+
+
+def counted(data, folder, iterations, *options):
+    """A run of SSD300 of so many steps."""
+    call(train, "--data-path", data, *SETTINGS, "--iterations", iterations, "--output-dir", folder, *options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def five(data):
+    """A run of five steps in one go, into the middle of its second epoch."""
+    return counted(data, data.parent / "five", 5, "--lr-steps", 2, 4, "--lr", 1e-3)
+
+
+def test_a_length_in_steps_is_kept_and_its_end_evaluated(five):
+    assert steps_of(five) == [1, 2, 3, 4, 5]
+    assert read_weights(five / LAST)[1]["progress"]["step"] == 5
+    evaluations = [(row["step"], row["epoch"]) for row in read_metrics(five) if row["kind"] == "evaluation"]
+    assert evaluations == [(3, 1), (5, 2)]
+    assert (five / "coco_metrics.json").exists()
+    assert (options_of(five)["iterations"], options_of(five)["epochs"]) == (5, None)
+
+
+def test_milestones_count_steps(five):
+    rates = [row["lr"] for row in read_metrics(five) if row["kind"] == "training"]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+
+
+def test_a_finished_run_has_nothing_left_to_do(five, tmp_path, capsys):
+    folder = shutil.copytree(five, tmp_path / "run")
+    before = (folder / "metrics.jsonl").read_bytes()
+    call(train, "--resume", folder, *HERE)
+    assert "This run is at its end; --epochs (or --iterations) with a higher number goes on" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_a_longer_run_goes_on_as_if_it_had_never_ended(five, data, tmp_path, first):
+    """Wherever in an epoch it ended: with the images that it had not seen, to the same bits."""
+    folder = counted(data, tmp_path / "run", first, "--lr-steps", 2, 4, "--lr", 1e-3)
+    assert steps_of(folder) == list(range(1, first + 1))
+    assert steps_of(folder, "evaluation")[-1] == first
+    call(train, "--resume", folder, "--iterations", 5, *HERE)
+    assert_same_files(folder / LAST, five / LAST)
+    rows, expected = ([r for r in metrics_without_times(f) if r["kind"] == "training"] for f in (folder, five))
+    assert rows == expected
+    assert steps_of(folder, "evaluation") == sorted({first, 3, 5})
+
+
+def test_a_length_in_steps_goes_before_the_presets_epochs(data, tmp_path):
+    settings = [*SETTINGS, "--preset", "narrow", "--iterations", 1, "--output-dir", tmp_path / "run"]
+    call(train, "--data-path", data, *settings)
+    assert steps_of(tmp_path / "run") == [1]
+
+
+def test_both_lengths_at_once_are_refused(data):
+    with pytest.raises(UserError, match="--epochs 2: this schedule counts iterations"):
+        train.main(["--data-path", str(data), "--epochs", "2", "--iterations", "5"])
+
+
+def test_voc_through_the_command_lines(tmp_path, capsys):
+    files = {str(number): xml(thing("cat", (5, 5, 40, 30)), file_name=f"{number}.jpg") for number in range(1, 4)}
+    voc = write_voc(tmp_path / "VOC", files, {"train": ["1", "2"], "val": ["3"]})
+    run = tmp_path / "run"
+    call(train, "--dataset", "voc", "--data-path", voc, *SETTINGS, "--epochs", 1, "--output-dir", run)
+    assert (options_of(run)["model"], options_of(run)["default_boxes"]) == ("ssd300_vgg16", "voc")
+    description = load_model(run / LAST)[1]
+    assert (description.num_classes, description.variant.name) == (2, "ssd300_vgg16_voc")
+    (evaluation,) = (row for row in read_metrics(run) if row["kind"] == "evaluation")
+    metrics = json.loads((run / "coco_metrics.json").read_text())
+    assert {"VOC_mAP", "VOC07_mAP", "AP", "AP50"} <= evaluation.keys()
+    assert metrics["voc"]["VOC_mAP"] == evaluation["VOC_mAP"]
+    assert "VOC_mAP" in capsys.readouterr().out
+    options = ("--dataset", "voc", "--data-path", voc, *HERE)
+    call(evaluate, "--weights", run / LAST, *options, "--output-dir", tmp_path / "evaluated")
+    assert json.loads((tmp_path / "evaluated" / "coco_metrics.json").read_text()) == metrics
+
+
+def test_yolo_through_the_command_lines(tmp_path):
+    yolo = write(tmp_path / "yolo", {"1": GOOD, "2": f"1 0.25 0.5 0.5 1\n{GOOD}"})
+    write(tmp_path / "yolo", {"3": GOOD}, images="images/val")
+    run = tmp_path / "run"
+    call(train, "--dataset", "yolo", "--data-path", yolo, *SETTINGS, "--epochs", 1, "--output-dir", run)
+    description = load_model(run / LAST)[1]
+    assert [category.name for category in description.categories] == ["cat", "dog"]
+    assert description.variant.name == "ssd300_vgg16_coco"
+    (evaluation,) = (row for row in read_metrics(run) if row["kind"] == "evaluation")
+    assert "AP" in evaluation and "VOC_mAP" not in evaluation
+    metrics = json.loads((run / "coco_metrics.json").read_text())
+    assert "voc" not in metrics and set(metrics["per_class"]) == {"cat", "dog"}
+    # Its file is a data set as well as its folder; what was trained goes on.
+    call(train, "--resume", run, "--epochs", 2, *HERE)
+    assert steps_of(run) == [1, 2]
+
+
+def test_a_run_on_voc_goes_on_with_vocs_default_boxes(tmp_path, data):
+    """Weights of a run with VOC's default boxes bring them to other data, unless others are asked for."""
+    files = {str(number): xml(thing("cat", (5, 5, 40, 30)), file_name=f"{number}.jpg") for number in range(1, 4)}
+    voc = write_voc(tmp_path / "VOC", files, {"train": ["1", "2"], "val": ["3"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
+        settings = ("--iterations", 1, *SETTINGS, "--output-dir")
+        call(train, "--dataset", "voc", "--data-path", voc, *settings, tmp_path / "voc")
+        call(train, "--data-path", data, "--load", tmp_path / "voc", *settings, tmp_path / "shapes")
+        asked = ("--load", tmp_path / "shapes", "--default-boxes", "coco")
+        call(train, "--data-path", data, *asked, *settings, tmp_path / "asked")
+    variants = [load_model(tmp_path / name / LAST)[1].variant.name for name in ("voc", "shapes", "asked")]
+    assert variants == ["ssd300_vgg16_voc", "ssd300_vgg16_voc", "ssd300_vgg16_coco"]
