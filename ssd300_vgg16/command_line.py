@@ -121,15 +121,15 @@ def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco")
         "--dataset",
         choices=KINDS,
         default=kind,
-        help="coco: COCO-style JSON and images; voc: VOCdevkit, or a folder like VOC2007; yolo: data.yaml and text "
+        help="coco: COCO-style JSON and images; voc: VOCdevkit, a folder like VOC2007, or train/ and valid/ of images with XML files; yolo: data.yaml and text "
         f"files; shapes: generated pictures, to try things (default: {kind or 'told by the content'})",
     )
     for split in ("train", "val"):
         group.add_argument(
             f"--{split}-annotations",
-            metavar="FILE",
-            help=f"COCO-style JSON, or VOC image set (ImageSets/Main/x.txt), of the {split} split, instead of the "
-            "layout's",
+            metavar="PATH",
+            help=f"COCO-style JSON, VOC image set (ImageSets/Main/x.txt) or folder of XML files of the {split} split, "
+            "instead of the layout's",
         )
         group.add_argument(
             f"--{split}-images", metavar="DIR", help=f"folder of the {split} images, instead of the layout's"

@@ -112,6 +112,7 @@ def _train(options: argparse.Namespace) -> int:
             return _check(trainer, options, data, world)
         folder = _run_folder(options) if world.is_first else Path(options.resume or "")
         trainer = _trainer(options, folder, data, weights, device, eager, pool, world)
+        weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, data, eager)
         if world.is_first:
             # Not before: weights that do not fit must neither use up the folder nor change what --resume reads.
@@ -158,10 +159,14 @@ def _load_data(options: argparse.Namespace, world) -> tuple[Dataset, Dataset]:
 
 def _refuse_unlike(world, trainer, data: _Data, eager: bool) -> None:
     """See that all processes are about to do the same; those of other hosts have their own files and GPUs."""
+    from ssd300_vgg16.weights.file import checksum
+    from ssd300_vgg16.weights.model import model_tensors
+
     mine = {
         "kind of device": trainer.device.partition(":")[0],
         "kind of step": "eager" if eager else "compiled",
         "checkpoint (its step)": trainer.progress.step,
+        "checksum of the weights": checksum(model_tensors(trainer.model)),
         "training data": data.train.fingerprint(),
         "validation data": data.val.fingerprint(),
     }

@@ -17,14 +17,23 @@ def starting_weights(options: argparse.Namespace):
     from ssd300_vgg16.weights.recognise import read_as_ssd
 
     named = _named_weights(options)
-    return read_as_ssd(run_folder.find_weights(named)) if named else None
+    return read_as_ssd(_found(named, options)) if named else None
 
 
 def download_weights(options: argparse.Namespace) -> None:
     """Have the published weights that a training starts from in the folder of downloads."""
     named = _named_weights(options)
     if named and run_folder.is_published_name(named):
-        run_folder.find_weights(named)
+        _found(named, options)
+
+
+def _found(named: Path, options: argparse.Namespace) -> Path:
+    try:
+        return run_folder.find_weights(named)
+    except UserError as error:
+        if str(named) != options.weights_backbone:
+            raise
+        raise UserError(f"{error}\nOr train without them: --weights-backbone {NO_WEIGHTS}") from error
 
 
 def _named_weights(options: argparse.Namespace) -> Path | None:

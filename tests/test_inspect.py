@@ -13,10 +13,9 @@ from test_voc import thing, write_pairs, write_voc, xml
 from test_yolo import sideways
 from test_yolo import write as write_yolo
 
-from ssd300_vgg16.data import __main__ as command
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.inspection import figures
+from ssd300_vgg16.inspection import command, figures
 from ssd300_vgg16.inspection.sample_sheet import CELL
 
 

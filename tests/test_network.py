@@ -111,6 +111,21 @@ def test_parameters_are_those_of_the_published_checkpoints(golden):
     assert sum(map(prod, shapes)) == 35_641_826
 
 
+def test_initial_weights_are_the_published_ones():
+    """Kaiming's in VGG16 (to conv5_3), Xavier's in all that SSD adds; biases zero."""
+    model = SSD300(num_classes=6, width=0.25)
+    vgg = ("backbone.features.", "backbone.extra.0.1.", "backbone.extra.0.3.", "backbone.extra.0.5.")
+    for name, tensor in model.state_dict().items():
+        array = tensor.numpy()
+        if array.ndim != 4:
+            assert (array == (20 if name.endswith("scale_weight") else 0)).all(), name
+            continue
+        fan_out, fan_in = (array[0].size // array.shape[1] * channels for channels in array.shape[:2])
+        expected = np.sqrt(2 / fan_out) if name.startswith(vgg) else np.sqrt(2 / (fan_in + fan_out))
+        if array.size > 1000:
+            assert array.std() == pytest.approx(expected, rel=0.1), name
+
+
 def test_feature_maps_are_those_of_the_reference(golden, step):
     np.testing.assert_allclose(step.feature_norms, golden("forward")["feature_norms"], rtol=1e-4)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -96,12 +97,6 @@ def assert_same(found, expected):
 
 def assert_taken_but_for_scores(found, expected):
     assert_same(*({n: a for n, a in each.items() if not n.startswith(SCORES)} for each in (found, expected)))
-
-
-def rows(tensors, level, part, label):
-    """The rows of one class in a classification head."""
-    array = tensors[f"{SCORES}.{level}.{part}"]
-    return array.reshape(BOXES[level], -1, *array.shape[1:][: array.ndim - 1])[:, label]
 
 
 def scores_of(tensors, num_classes, label):
@@ -298,10 +293,6 @@ def test_trouble_with_the_data_is_told_before_a_download(server, tmp_path):
     assert server.requests == []
 
 
-def kept_in_the_cache(tmp_path):
-    return names(tmp_path / "cache")
-
-
 def coco_shapes(place, tmp_path):
     """The validation set with three of COCO's names, as a detector for COCO can be evaluated on it."""
     objects = ("person", "dog", "cup", "chair", "vase")
@@ -316,14 +307,16 @@ def coco_shapes(place, tmp_path):
 def test_published_weights_are_tested_and_leave_nothing_in_the_cache(server, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = coco_shapes(place, tmp_path)
-    call(train, "--test-only", "--pretrained", *data)
-    assert re.search(r"^AP50 +0.50 +all", capsys.readouterr().out, re.MULTILINE)
-    call(evaluate, "--weights", NAME, *data)
+    written = tmp_path / "evaluations" / NAME
+    for module, arguments in ((train, ("--test-only", "--pretrained")), (evaluate, ("--weights", NAME))):
+        call(module, *arguments, *data)
+        assert sorted(path.name for path in written.iterdir()) == ["coco_metrics.json", "detections.json"]
+        shutil.rmtree(written)
+        output = capsys.readouterr().out
+        assert re.search(r"^AP50 +0.50 +all", output, re.MULTILINE)
+        assert f"written: evaluations/{NAME}/coco_metrics.json, " in output
     assert len(server.requests) == 1
-    assert kept_in_the_cache(tmp_path) == ["weights.pth", "weights.pth.json"]
-    written = tmp_path / "evaluation" / NAME
-    assert sorted(path.name for path in written.iterdir()) == ["coco_metrics.json", "detections.json"]
-    assert str(written.relative_to(tmp_path) / "coco_metrics.json") in capsys.readouterr().out
+    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.json"]
 
 
 def test_published_weights_detect_by_their_name(server, place, tmp_path, monkeypatch):
@@ -335,7 +328,7 @@ def test_published_weights_detect_by_their_name(server, place, tmp_path, monkeyp
     written = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [row["category_name"] for row in written] == found["names"][:100]
     assert len(server.requests) == 1
-    with pytest.raises(UserError, match="no PATH given, and the weights do not come from a run"):
+    with pytest.raises(UserError, match=f"--weights {NAME}: name images or folders"):
         infer.main(["--weights", NAME])
 
 
@@ -402,3 +395,20 @@ def test_with_a_checkpoint_the_first_weights_are_not_needed_any_more(place, begi
     source.unlink()
     call(train, "--resume", tmp_path / "run", "-j", 0)
     assert_same(first_of(tmp_path / "run")[0], expected)
+
+
+def test_processes_that_go_on_from_a_checkpoint_need_no_download(
+    server, place, begin, tmp_path, without_steps, monkeypatch
+):
+    """What starts several processes downloads beforehand, once, what they start from, and nothing else."""
+    begin("--pretrained")
+    shutil.rmtree(tmp_path / "cache")
+    server.answers = [Answer(status=404)]
+    monkeypatch.setenv("NPROC", "2")
+    monkeypatch.setattr(train, "supervise", lambda *arguments, **options: 0)
+    call(train, "--resume", tmp_path / "run")
+    call(train, "--test-only", "--resume", tmp_path / "run")
+    call(train, "--test-only", "--load", place / "theirs" / BEST, "--data-path", place / "shapes")
+    assert len(server.requests) == 1
+    with pytest.raises(UserError, match="404"):
+        call(train, "--pretrained", "--data-path", place / "shapes", *SETTINGS)

@@ -195,6 +195,8 @@ def test_image_sets_go_before_folders(devkit):
 )
 def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, folder, images, given):
     write_pairs(tmp_path / folder, ones("1"), tmp_path / images)
+    if folder != "Annotations":
+        (tmp_path / "JPEGImages").mkdir()
     (sample,) = load_voc([tmp_path / folder], given and tmp_path / given).samples
     assert sample.path == tmp_path / images / "1.jpg"
     monkeypatch.chdir(tmp_path / folder)

@@ -24,11 +24,12 @@ class Category:
 class Sample:
     """One image and its annotations as the file gives them, crowds and all.
 
-    boxes: float64 [N, 4] xyxy in pixels of the image as stored (before any EXIF rotation), or, if upright, as a viewer
-    shows it (`read_image` and `image_size` take this flag); labels: int64 [N]; crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large);
+    boxes: float64 [N, 4] xyxy in pixels of the image as stored, or of that which EXIF turns upright; labels: int64 [N];
+    crowd: bool [N]; areas: float64 [N] in square pixels (COCO's own, used to sort objects into small, medium, large);
     difficult: bool [N], VOC's mark of objects that are trained on but do not count in an evaluation.
     Double precision, so that an evaluation sees the numbers of the file.
-    height, width: as declared by the annotation file, in pixels; those of the upright image, if its boxes refer to it.
+    height, width: as declared by the annotation file, in pixels.
+    upright: whether boxes and size are those of the upright image, and `read_image` is to give it so.
     """
 
     id: int

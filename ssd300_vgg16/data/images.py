@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ssd300_vgg16.data.exif import LYING, orientation_of, turn
 from ssd300_vgg16.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -30,9 +31,6 @@ _SIGNATURES = {
     "PPM or PGM": (b"P5", b"P6"),
 }
 _END_OF_JPEG = b"\xff\xd9"
-_ORIENTATION = 0x0112  # EXIF's tag
-_LIES_ON_ITS_SIDE = range(5, 9)  # the orientations that exchange width and height
-_TURNED_KINDS = ("JPEG", "MPO", "PNG")  # in Pillow's words; an MPO is several JPEGs in one file
 
 # ImageError tells what went wrong; the decoders' own lines would come once more for each worker.
 cv2.setLogLevel(0)
@@ -63,20 +61,27 @@ def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     kind = _format_of(data, path)
     if _is_truncated(data, kind):
         raise ImageError(path, f"the {kind} image is truncated: its end is missing; fetch or export it again")
-    return _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, upright, path)
+    image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path)
+    return turn(image, orientation_of(io.BytesIO(data))) if upright else image
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
     with _opened_by_pillow(path, path) as image:
-        turned = upright and _orientation(image) in _LIES_ON_ITS_SIDE
-        return (image.width, image.height) if turned else (image.height, image.width)
+        lying = upright and orientation_of(image.fp) in LYING
+        return (image.width, image.height) if lying else (image.height, image.width)
 
 
 def exif_orientation(path: str | os.PathLike) -> int:
-    """EXIF's code for how `read_image` turns the file if it is to be upright: 1 (not at all) to 8. Raises ImageError."""
-    with _opened_by_pillow(path, path) as image:
-        return _orientation(image)
+    """How `read_image` turns the file if it is to be upright, from its header alone (`exif.orientation_of`).
+
+    Raises ImageError.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return orientation_of(file)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -106,10 +111,14 @@ def _read_bytes(path: str | os.PathLike) -> bytes:
     except IsADirectoryError:
         raise ImageError(path, "a folder, not an image") from None
     except (OSError, ValueError) as error:
-        raise ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise _unreadable(path, error) from None
     if not data:
         raise ImageError(path, "the file is empty")
     return data
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> ImageError:
+    return ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _format_of(data: bytes, path: str | os.PathLike) -> str:
@@ -143,8 +152,8 @@ def _start_of_scan(data: bytes) -> int:
     return position
 
 
-def _decode(data: bytes, kind: str, upright: bool, path: str | os.PathLike) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+def _decode(data: bytes, kind: str, path: str | os.PathLike) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error as error:
@@ -179,21 +188,7 @@ def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.Pat
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"the image is too large: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
-        raise ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _orientation(image: Image.Image) -> int:
-    """By its EXIF data alone, as the decoder takes it; Pillow's own way reads other metadata too."""
-    data = image.info.get("exif") if image.format in _TURNED_KINDS else None
-    if not data:
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(data)
-        value = exif.get(_ORIENTATION)
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error):
-        return 1
-    return value if value in range(1, 9) else 1
+        raise _unreadable(path, error) from None
 
 
 def _expand(text: str) -> list[Path]:

@@ -17,6 +17,9 @@ from ssd300_vgg16.data.voc_sets import ImageNames, ImageSet, image_names, joined
 from ssd300_vgg16.data.voc_xml import VocAnnotation, VocFault, VocObject, read_voc_xml
 from ssd300_vgg16.errors import UserError
 
+MISSING_IMAGE = "image missing in"
+
+
 class _Object(NamedTuple):
     image_index: int
     annotation_file: Path
@@ -82,6 +85,9 @@ def _read(
             images.append(image)
             for kind, where in annotation.faults:
                 problems.add(kind, f"{path}, {where}")
+    if not images and any(kind.startswith(MISSING_IMAGE) for kind in problems.counts):
+        options = "--train-images or --val-images"
+        raise UserError(f"{problems.message()}\nNo image is left: name the folder that they are in with {options}.")
     if not objects:
         raise UserError(f"{problems.message()}\nNo object is left.")
     return images, objects
@@ -106,7 +112,7 @@ def _image(
 ) -> ImageRow | None:
     file_name = _image_name(name, annotation.file_name, names)
     if file_name is None:
-        problems.add(f"image missing in {folder}", name)
+        problems.add(f"{MISSING_IMAGE} {folder}", name)
         return None
     path, size = folder / file_name, annotation.size
     if size is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.inspection import text
 from ssd300_vgg16.inspection.figures import (
     Candidate,
@@ -22,7 +22,7 @@ from ssd300_vgg16.inspection.figures import (
     objects_at_input,
     some_images,
 )
-from ssd300_vgg16.inspection.image_check import check_images, read_checked
+from ssd300_vgg16.inspection.image_check import Finding, check_images, read_checked
 
 OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
 FAULTS_SHOWN = 20
@@ -63,10 +63,14 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     print(f"\n{dataset.problems.message() if dataset.problems else 'no problems in the annotations'}")
     figures, sheet = (settings.output / f"{split}_{name}.png" for name in ("figures", "images"))
     _write_figures(figures, f"{split}: {dataset.name}", classes, objects, size_rows, settings.chosen)
-    faults = _write_sheet(sheet, dataset, objects, settings)
+    findings = _write_sheet(sheet, dataset, objects, settings)
     if settings.read_all:
-        faults = _check_all(dataset.samples)
-    _print_faults(faults, len(dataset.samples) if settings.read_all else min(settings.images, len(dataset.samples)))
+        findings = list(tqdm(check_images(dataset.samples), total=len(dataset.samples), unit="image", disable=None))
+    faults = [finding.fault for finding in findings if finding.fault]
+    _print_faults(faults, len(findings))
+    rotated = [finding.ignored_rotation for finding in findings if finding.ignored_rotation]
+    if rotated:
+        print(text.describe_rotated(rotated))
     return Inspected(classes, faults, [figures, sheet])
 
 
@@ -107,28 +111,23 @@ def _write_figures(
     _write(path, content.getvalue())
 
 
-def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[str]:
-    """Write the sheet of samples; returns what is wrong with their files."""
+def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[Finding]:
+    """Write the sheet of samples; returns what reading them has shown."""
     from ssd300_vgg16.inspection.sample_sheet import choose_samples, draw_sheet
 
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]
-    images, faults = zip(*map(read_checked, samples), strict=True)
+    images, findings = zip(*map(read_checked, samples), strict=True)
     content = io.BytesIO()
     draw_sheet(samples, images, {category.label: category.name for category in dataset.categories}).save(content, "png")
     _write(path, content.getvalue())
-    return [fault for fault in faults if fault]
+    return list(findings)
 
 
 def _write(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_bytes(content)
     aside.replace(path)
-
-
-def _check_all(samples: Sequence[Sample]) -> list[str]:
-    faults = tqdm(check_images(samples), total=len(samples), unit="image", disable=None)
-    return [fault for fault in faults if fault]
 
 
 def _print_faults(faults: Sequence[str], read: int) -> None:

@@ -85,6 +85,15 @@ def describe_unseen(names: Sequence[str]) -> str:
     return f"\nclasses of val that train has no object of: {listed(names)}"
 
 
+def describe_rotated(files: Sequence[str]) -> str:
+    """A line about images whose EXIF rotation is not applied, named with their orientations."""
+    return (
+        f"images with an EXIF rotation: {len(files):,} of these, such as {files[0]}; their boxes are taken to refer to "
+        "the pixels as stored: where they lie wrong, they were drawn on the upright image, and the files should be "
+        "turned (mogrify -auto-orient)"
+    )
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a line, not more than CLASSES_SHOWN."""
     more = f" and {len(names) - CLASSES_SHOWN:,} more" if len(names) > CLASSES_SHOWN else ""

@@ -16,7 +16,7 @@ SQUARED_NORM_FLOOR = 1e-10
 # (pool3 does, so that 75 cells become 38; conv4_3 has no pooling of its own here.)
 TRUNK_BLOCKS = (((64, 64), False), ((128, 128), False), ((256, 256, 256), True), ((512, 512, 512), None))
 CONV4_3_CHANNELS, FC7_CHANNELS = 512, 1024
-CONV5 = ("extra.0.1.", "extra.0.3.", "extra.0.5.")
+CONV5 = ("extra.0.1", "extra.0.3", "extra.0.5")
 
 
 class Conv2d(nn.Conv2d):
@@ -127,7 +127,7 @@ class Backbone(nn.Module):
         for name, module in self.named_modules():
             if not isinstance(module, Conv2d):
                 continue
-            if name.startswith("extra.") and not name.startswith(CONV5):
+            if name.startswith("extra.") and name not in CONV5:
                 nn.init.xavier_uniform_(module.weight)
             else:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -29,7 +29,7 @@ def save_weights(
     description: None for tensors that are not a whole network's. Raises UserError if it cannot be written.
     """
     header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
-    header = json.dumps({**header, CHECKSUM: _checksum(tensors, header)})
+    header = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
@@ -61,13 +61,14 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: its header is not one that this package wrote; copy it again")
-    if header.pop(CHECKSUM, None) not in (None, _checksum(tensors, header)):
+    if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
         raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
     return tensors, header
 
 
-def _checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object]) -> int:
-    checksum = zlib.crc32(json.dumps(header).encode())
+def checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object] | None = None) -> int:
+    """A CRC-32 of names, numbers and a JSON-able header, whatever their order."""
+    found = zlib.crc32(json.dumps(header or {}).encode())
     for name in sorted(tensors):
-        checksum = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), checksum))
-    return checksum
+        found = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), found))
+    return found

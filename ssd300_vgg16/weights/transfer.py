@@ -4,7 +4,7 @@ Of a detector for other classes, the rows of the classification heads are taken 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,6 +52,16 @@ def start_from(weights: Weights, description: ModelDescription, fresh: Mapping[s
             taken[name] = found
     tensors = {name: np.asarray(taken.get(name, initial), dtype=np.float32) for name, initial in fresh.items()}
     return Start(tensors, "\n".join(_table(weights, description, fresh, taken, labels)))
+
+
+def trunk_of(weights: Weights) -> Weights:
+    """VGG16 alone of these weights: conv1_1 to fc7, without the layers behind it and without heads."""
+    if weights.description is None:
+        return weights
+    kept = (*PARTS[0][1], *PARTS[1][1])
+    tensors = {name: array for name, array in weights.tensors.items() if name.startswith(kept)}
+    notes = (*weights.notes, "of this detector, VGG16 alone is taken")
+    return replace(weights, tensors=tensors, description=None, notes=notes)
 
 
 def _refuse_another_trunk(weights: Weights, fresh: Mapping[str, np.ndarray]) -> None:
