@@ -19,7 +19,7 @@ from foreign_weights import (
 )
 from small_data import WIDTH, shapes_folder, untrained_run
 
-from ssd300_vgg16 import evaluate, infer, train
+from ssd300_vgg16 import evaluate, infer, train, train_options
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
@@ -250,6 +250,12 @@ def test_from_nothing(begin, tmp_path, without_steps, capsys):
     assert not (tmp_path / "cache").exists()
 
 
+def test_from_nothing_and_without_data_shapes_are_learnt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = train_options.parse(["--weights-backbone", "none"])
+    assert (options.dataset, options.preset, options.weights_backbone) == ("shapes", "narrow", "none")
+
+
 def test_none_is_no_file_to_load(begin, tmp_path):
     with pytest.raises(UserError, match="--load none: there is no such file"):
         begin("--load", "none", "--width", WIDTH)
@@ -407,8 +413,13 @@ def test_processes_that_go_on_from_a_checkpoint_need_no_download(
     monkeypatch.setenv("NPROC", "2")
     monkeypatch.setattr(train, "supervise", lambda *arguments, **options: 0)
     call(train, "--resume", tmp_path / "run")
-    call(train, "--test-only", "--resume", tmp_path / "run")
-    call(train, "--test-only", "--load", place / "theirs" / BEST, "--data-path", place / "shapes")
+    shutil.copy(place / "theirs" / BEST, tmp_path / "of no run")
+    for arguments in (
+        ("--resume", tmp_path / "run"),
+        ("--resume", tmp_path / "of no run"),
+        ("--load", place / "theirs"),
+    ):
+        call(train, "--test-only", *arguments, "--data-path", place / "shapes")
     assert len(server.requests) == 1
     with pytest.raises(UserError, match="404"):
         call(train, "--pretrained", "--data-path", place / "shapes", *SETTINGS)

@@ -126,7 +126,8 @@ def _splits(source: DataSource, asked: str | None) -> list[str]:
 def _output(options: argparse.Namespace, source: DataSource) -> Path:
     """The folder for the pictures; UserError if it would be in the data set without having been named."""
     here = Path.cwd()
-    places = [source.path, *(place for split in (source.train, source.val) if split for place in split)]
+    given = (place for split in (source.train, source.val) for place in split or () if place and place.is_dir())
+    places = [source.path, *given]
     folders = [place.parent if place.is_file() else place for place in places if place]
     if not options.output_dir and any(here.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError("the current folder is the data set's own: name one for the pictures with --output-dir")
