@@ -122,7 +122,8 @@ def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco")
         choices=KINDS,
         default=kind,
         help="coco: COCO-style JSON and images; voc: VOCdevkit, a folder like VOC2007, or train/ and valid/ of images "
-        f"with XML files; yolo: data.yaml and text files; shapes: generated pictures, to try things (default: {kind or 'told by the content'})",
+        "with XML files; yolo: data.yaml and text files; shapes: generated pictures, to try things "
+        f"(default: {kind or 'told by the content'})",
     )
     for split in ("train", "val"):
         group.add_argument(
