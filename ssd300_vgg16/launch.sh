@@ -113,6 +113,7 @@ install() {
   fi
   cp -- "$root/requirements.txt" "$venv/requirements.txt"
   install_packages
+  find_package_from_anywhere
   sync -f -- "$venv" # after a power cut, the copy must not be there without the packages
   mv -f -- "$venv/requirements.txt" "$installed"
 }
@@ -141,6 +142,13 @@ install_packages() {
     s/^WARNING: Retrying .*/  no answer, trying again/p
     s/^Installing collected packages.*/  installing (a minute or two)/p' || die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
+}
+
+# So that $venv/bin/python knows the package in any folder, from the user's own programs too.
+find_package_from_anywhere() {
+  local packages=$venv/lib/python3.10/site-packages
+  mkdir -p -- "$packages"
+  printf '%s\n' "$root" >"$packages/ssd300_vgg16.pth"
 }
 
 pip_failure() {

@@ -147,6 +147,12 @@ def test_first_use_passes_everything_through(clone, tmp_path, script, module):
     assert clone.installs() == 1
 
 
+def test_the_environments_python_finds_the_package_from_anywhere(clone):
+    clone.run()
+    (path,) = (clone.venv / "lib/python3.10/site-packages/ssd300_vgg16.pth").read_text().splitlines()
+    assert path == str(clone.root)
+
+
 def test_later_uses_start_nothing_but_the_program(clone):
     clone.run()
     before = clone.calls()
@@ -206,7 +212,7 @@ def test_an_interrupted_set_up_is_done_over(clone, killed_by):
     wait_until(clone.installs)
     clone.kill(process, killed_by)
     assert process.returncode != 0
-    half_made = clone.venv / "lib"
+    half_made = clone.venv / "half-made"
     half_made.touch()
     assert clone.run().returncode == 0
     assert clone.installs() == 2

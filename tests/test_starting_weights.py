@@ -187,6 +187,29 @@ def test_what_is_said_of_the_network_goes_before_the_weights(place, begin, tmp_p
     assert re.search(r"extra layers +20 tensors  16 of 20 from the file", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "row"),
+    [
+        ("conf.2.weight", np.zeros(7, np.float32), r"class scores +12 tensors  11 of 12 from the file"),
+        ("conf.3.bias", np.zeros(127, np.float32), r"class scores +12 tensors  11 of 12 from the file"),
+        ("loc.0.bias", np.zeros((), np.float32), r"box offsets +12 tensors  11 of 12 from the file"),
+        ("extras.0.bias", None, r"extra layers +16 tensors  15 of 16 from the file"),
+    ],
+)
+def test_what_does_not_fit_is_initialised_and_said(begin, tmp_path, without_steps, capsys, name, array, row):
+    theirs = {key: value for key, value in random_detector("amdegroot").items() if key != name}
+    theirs |= {} if array is None else {name: array}
+    begin("--load", write_pth(tmp_path / "w.pth", theirs))
+    assert re.search(row, capsys.readouterr().out)
+
+
+def test_a_trunk_that_is_not_whole_is_refused(begin, tmp_path):
+    theirs = {name: array for name, array in random_detector("amdegroot").items() if name != "vgg.10.bias"}
+    with pytest.raises(UserError, match=r"w\.pth: backbone\.features\.10\.bias is missing; the file is not whole"):
+        begin("--load", write_pth(tmp_path / "w.pth", theirs))
+    assert not (tmp_path / "run" / "options.json").exists()
+
+
 def save_with_oneflow(folder, tensors):
     flow.save({name: flow.tensor(array) for name, array in tensors.items()}, str(folder))
     return folder

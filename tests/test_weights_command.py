@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from ssd300_vgg16.training.run_folder import BEST
 from ssd300_vgg16.weights.__main__ import main
 from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.file import read_weights, save_weights
+from ssd300_vgg16.weights.formats import Contents
 from ssd300_vgg16.weights.published import PUBLISHED, Published, Source
-from ssd300_vgg16.weights.recognise import read_as_ssd
+from ssd300_vgg16.weights.recognise import read_as_ssd, recognise
 
 NAME = "ssd300_voc_amdegroot"
 SHAPES = "circle, square, triangle, star, ring"
@@ -98,7 +100,7 @@ finally:
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["--help"], ["download", "here"]])
-def test_what_needs_no_network_does_not_load_oneflow(server, arguments):
+def test_what_builds_no_network_does_not_load_oneflow(server, arguments):
     command = [sys.executable, "-c", PROGRAM, server.url(), *arguments]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "False"
@@ -248,6 +250,13 @@ def test_a_header_that_cannot_be_is_refused(ours, tmp_path, said):
     path = tmp_path / "w.safetensors"
     save_weights(path, load_file(ours / BEST), None, {"model": {**GOOD, **said} if isinstance(said, dict) else said})
     assert refusal("inspect", path).startswith(f"{path}: ")
+
+
+def test_a_network_much_larger_than_its_file_is_refused():
+    """A bias of 16 MB would be that of heads of 30 GB."""
+    tensors = random_detector("amdegroot") | {LAST_SCORES: np.zeros(4_000_000, np.float32)}
+    with pytest.raises(UserError, match=r"w\.pth: .*1000000 outputs, for which [\d,]+ parameters are too few"):
+        recognise(Contents("PyTorch zip", tensors, {}, []), Path("w.pth"))
 
 
 @pytest.mark.parametrize("names", ["torchvision", "amdegroot", "lufficc"])

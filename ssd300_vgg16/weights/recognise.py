@@ -24,8 +24,9 @@ NAMES_SHOWN = 8
 STATE_OF_TRAINING = ("optimizer/", "average/")
 # COCO's 80 classes without gaps, as most projects other than torchvision number them.
 COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in enumerate(COCO_CATEGORIES, start=1))
-# At width 1 and few classes. A network up to the second number is built for comparison even if most of it is missing.
-PARAMETERS, FEW_PARAMETERS = 24_000_000, 100_000_000
+# About those of SSD300 at width 1, without class scores; and those that score a class.
+PARAMETERS, PARAMETERS_PER_CLASS = 23_000_000, 130_000
+FEW_PARAMETERS = 100_000_000  # a network of no more is built for comparison even if most of it is missing
 # Outputs, background included, to whose classes these are.
 KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
 
@@ -97,8 +98,8 @@ def _refuse_impossible(description: ModelDescription, tensors: Mapping[str, np.n
     if not any(bias.size and bias.size % classes == 0 for bias in biases):
         raise ValueError(f"{classes} outputs, of which no class scores are")
     held = sum(array.size for array in tensors.values())
-    if PARAMETERS * width**2 > max(FEW_PARAMETERS, 2 * held):
-        raise ValueError(f"width {width:g}, for which {held:,} parameters are too few")
+    if PARAMETERS * width**2 + PARAMETERS_PER_CLASS * width * classes > max(FEW_PARAMETERS, 2 * held):
+        raise ValueError(f"width {width:g} and {classes} outputs, for which {held:,} parameters are too few")
 
 
 def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
