@@ -76,12 +76,12 @@ def evaluate_weights(
     beside = EVALUATIONS / weights if is_published_name(weights) else None  # and not in the folder of downloads
     weights = find_weights(weights)
     output = output or beside or weights.parent
-    output.mkdir(parents=True, exist_ok=True)
     device = resolve_device(device, world.local_rank if world.size > 1 else None)
     detector = Detector.load(weights, device)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
         print(dataset.problems.message())
+    output.mkdir(parents=True, exist_ok=True)
     with WorkerPool(command_line.workers_for(device, workers)) as pool:
         size = detector.model.layout.image_size
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)

@@ -43,6 +43,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     resumed = _options_of(Path(first.resume)) if first.resume and not first.test_only else {}
     notices = []
     parser.set_defaults(**(resumed or _preset_options(parser, arguments, notices)))
+    if first.iterations and not first.epochs and not resumed:
+        parser.set_defaults(epochs=None)  # the preset's
     options = parser.parse_args(arguments)
     if options.lr is None:
         options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
@@ -75,7 +77,7 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def _without_data(options: argparse.Namespace) -> bool:
-    weights = options.load or options.pretrained or options.weights_backbone
+    weights = options.load or options.pretrained or options.weights_backbone not in (None, NO_WEIGHTS)
     return source(options).is_absent() and not (options.test_only or weights or options.replay)
 
 
@@ -134,7 +136,8 @@ def _problems_of_weights(options: argparse.Namespace) -> list[str]:
         problems.append(f"--resume {options.resume}: there is no such file or folder")
     for name in ("load", "weights_backbone"):
         weights = getattr(options, name)
-        if weights and weights not in (NO_WEIGHTS, *PUBLISHED) and not Path(weights).exists():
+        none = NO_WEIGHTS if name == "weights_backbone" else None
+        if weights and weights not in (none, *PUBLISHED) and not Path(weights).exists():
             problems.append(
                 f"--{name.replace('_', '-')} {weights}: there is no such file or folder, and of published weights "
                 f"there are {', '.join(PUBLISHED)}"

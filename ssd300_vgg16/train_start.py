@@ -15,13 +15,20 @@ from ssd300_vgg16.training import run_folder
 def starting_weights(options: argparse.Namespace):
     """The weights that --load, --pretrained or --weights-backbone name; None to start from nothing."""
     from ssd300_vgg16.weights.recognise import read_as_ssd
+    from ssd300_vgg16.weights.transfer import trunk_of
 
     named = _named_weights(options)
-    return read_as_ssd(_found(named, options)) if named else None
+    if named is None:
+        return None
+    weights = read_as_ssd(_found(named, options))
+    return weights if options.load or _load_of(options) else trunk_of(weights)
 
 
 def download_weights(options: argparse.Namespace) -> None:
     """Have the published weights that a training starts from in the folder of downloads."""
+    resumed = options.resume and (run_folder.run_of(Path(options.resume)) / run_folder.LAST).exists()
+    if options.resume and (resumed or options.test_only):
+        return  # its own weights are there
     named = _named_weights(options)
     if named and run_folder.is_published_name(named):
         _found(named, options)

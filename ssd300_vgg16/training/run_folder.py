@@ -58,6 +58,10 @@ def find_weights(path: Path) -> Path:
     """
     if is_published_name(path):
         return fetch(PUBLISHED[str(path)])
+    if not path.exists():
+        raise UserError(
+            f"{path}: there is no such file or folder, and of published weights only {', '.join(PUBLISHED)}"
+        )
     if not path.is_dir() or (path / PICKLE).exists() or (path / DONE).exists():
         return path
     for name in (BEST, LAST):

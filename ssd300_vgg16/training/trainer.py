@@ -79,13 +79,19 @@ class Trainer:
         with self.stop:
             if self.progress.step == 0:
                 self._save()  # a run that goes on is not given --load again; and a disk that is full is told at once
-            for epoch in range(self.progress.epoch, self.plan.epochs):
+            for epoch in range(self._first_epoch(), self.plan.epochs):
                 try:
                     self._train_epoch(epoch)
                     evaluation = self._end_epoch(epoch) or evaluation
                 except NotFinite as error:
                     raise self._not_finite(error, epoch) from error
         return evaluation
+
+    def _first_epoch(self) -> int:
+        """The epoch to go on in: one that was the last of a shorter run, and so done in part, is not over yet."""
+        if self.progress.step >= self.plan.schedule.total_steps:
+            return self.progress.epoch
+        return min(self.progress.epoch, self.progress.step // self.steps_per_epoch)
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()

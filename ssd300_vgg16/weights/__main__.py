@@ -13,8 +13,6 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 
-import numpy as np
-
 from ssd300_vgg16 import command_line
 from ssd300_vgg16.data.category_names import same_name
 from ssd300_vgg16.data.dataset import Category
@@ -137,7 +135,7 @@ def _convert(options: argparse.Namespace) -> None:
         refuse_misfits(build_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
     # Of a view, as of one in PyTorch's channels_last, the numbers would be written in the order in which they lie.
-    tensors = {_own_name(project, name): np.asarray(array, order="C") for name, array in weights.tensors.items()}
+    tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)
     print("\n".join(_inspection(weights)[: -len(weights.tensors)]))
     print(f"written: {target}, {len(tensors)} tensors by {project.name}'s names")

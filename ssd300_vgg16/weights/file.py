@@ -28,6 +28,8 @@ def save_weights(
 
     description: None for tensors that are not a whole network's. Raises UserError if it cannot be written.
     """
+    # safetensors writes arrays as they lie in memory: those of other orders would come back scrambled.
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
     header = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
