@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import cv2
 import pytest
@@ -196,3 +197,10 @@ def test_curves_show_what_was_measured(tmp_path):
         pictures.append(cv2.imread(str(tmp_path / "curves.png")))
         (tmp_path / run_folder.METRICS).unlink()
     assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_published_name_that_is_nearly_right_is_guessed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^ssd300_vgg16-coco: .* did you mean the published ssd300_vgg16_coco\?$"):
+        find_weights(Path("ssd300_vgg16-coco"))
+    assert find_weights(Path("weights.pth")) == Path("weights.pth")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from difflib import get_close_matches
 from itertools import chain, count
 from pathlib import Path
 
@@ -58,10 +59,8 @@ def find_weights(path: Path) -> Path:
     """
     if is_published_name(path):
         return fetch(PUBLISHED[str(path)])
-    if not path.exists():
-        raise UserError(
-            f"{path}: there is no such file or folder, and of published weights only {', '.join(PUBLISHED)}"
-        )
+    if not path.exists() and (near := get_close_matches(str(path), PUBLISHED, n=1)):
+        raise UserError(f"{path}: there is no such file or folder; did you mean the published {near[0]}?")
     if not path.is_dir() or (path / PICKLE).exists() or (path / DONE).exists():
         return path
     for name in (BEST, LAST):
