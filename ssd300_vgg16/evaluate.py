@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Evaluate; returns the exit status: 0, or 1 if images could not be read."""
     options = build_parser().parse_args(arguments)
-    weights = Path(options.weights) if options.weights else newest_run()
+    weights = newest_run() if options.weights is None else Path(options.weights)
     source = DataSource(
         options.dataset,
         Path(options.data_path) if options.data_path else None,
@@ -78,6 +78,7 @@ def evaluate_weights(
     output = output or beside or weights.parent
     device = resolve_device(device, world.local_rank if world.size > 1 else None)
     detector = Detector.load(weights, device)
+    world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
         print(dataset.problems.message())

@@ -52,11 +52,12 @@ def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
     images = find_images(options.paths) if options.paths else None
-    weights = Path(options.weights) if options.weights else newest_run()
+    weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
     from ssd300_vgg16.detector import Detector
 
     detector = Detector.load(weights, options.device, options.score_threshold)
+    print("\n".join(detector.description.notes), end="\n" if detector.description.notes else "")
     return _detect_all(detector, images, Path(options.output_dir), options.max_detections)
 
 

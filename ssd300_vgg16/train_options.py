@@ -43,28 +43,53 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     resumed = _options_of(Path(first.resume)) if first.resume and not first.test_only else {}
     notices = []
     parser.set_defaults(**(resumed or _preset_options(parser, arguments, notices)))
-    if first.iterations and not first.epochs and not resumed:
-        parser.set_defaults(epochs=None)  # the preset's
+    if not resumed:
+        _forget_presets_length(parser, first)
     options = parser.parse_args(arguments)
     if options.lr is None:
         options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
+    if options.lr_steps is None:
+        options.lr_steps = _usual_lr_steps(options.iterations or options.epochs or REFERENCE_EPOCHS)
     problems = _problems(options) + _problems_of_resuming(options, resumed, _flags(parser))
     if problems:
         raise UserError("; ".join(problems))
-    _fill_in(options)
-    options.notices = notices + _changes(options, resumed, _flags(parser))
+    _fill_in(options, backbone_given=bool(resumed) or first.weights_backbone is not None)
+    options.notices = notices + _milestones_beyond_the_end(options, first) + _changes(options, resumed, _flags(parser))
     return options
 
 
-def _fill_in(options: argparse.Namespace) -> None:
+def _forget_presets_length(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """A length on the command line goes before the preset's, with all that the preset counts in its own."""
+    if given.iterations:
+        parser.set_defaults(epochs=None, lr_steps=None)
+    elif given.epochs:
+        parser.set_defaults(iterations=None, lr_steps=None)
+
+
+def _usual_lr_steps(length: int) -> list[int]:
+    """Milestones as far into a training of this length (epochs or steps) as 80 and 110 are into 120."""
+    return [max(1, length * 80 // 120), max(2, length * 110 // 120)]
+
+
+def _milestones_beyond_the_end(options: argparse.Namespace, given: argparse.Namespace) -> list[str]:
+    length = options.iterations or options.epochs
+    beyond = [step for step in options.lr_steps if step >= length]
+    if not (beyond and given.lr_steps and options.lr_scheduler == "multistep"):
+        return []
+    return [f"--lr-steps {' '.join(map(str, beyond))}: not reached within {length}, the rate is not lowered there."]
+
+
+def _fill_in(options: argparse.Namespace, backbone_given: bool) -> None:
     """Defaults that follow from other options."""
     if options.iterations is None:
         options.epochs = options.epochs or REFERENCE_EPOCHS
     if options.pretrained:
         options.load = TRAINED_DETECTOR[options.model or SSD300_VGG16.model]
+    from_nothing = options.load or options.width not in (None, 1) or options.dataset == "shapes"
+    if from_nothing and not backbone_given:
+        options.weights_backbone = NO_WEIGHTS  # whatever a preset says
     if options.weights_backbone is None:
-        from_nothing = options.load or options.width not in (None, 1) or options.dataset == "shapes"
-        options.weights_backbone = NO_WEIGHTS if from_nothing else TRAINING_BACKBONE
+        options.weights_backbone = TRAINING_BACKBONE
     if options.trainable_backbone_layers is None:
         from_weights = options.load or options.weights_backbone != NO_WEIGHTS
         options.trainable_backbone_layers = VGG_STAGES - 1 if from_weights else VGG_STAGES
@@ -106,11 +131,8 @@ def _problems(options: argparse.Namespace) -> list[str]:
     if sorted(set(options.lr_steps)) != options.lr_steps:
         problems.append(f"--lr-steps {options.lr_steps}: they have to rise")
     problems += _problems_of_weights(options)
-    if options.epochs and options.iterations:
-        problems.append(
-            f"--epochs {options.epochs}: this schedule counts iterations, with --iterations {options.iterations} and "
-            f"--lr-steps {' '.join(map(str, options.lr_steps))}; change those"
-        )
+    if options.epochs and options.iterations and not options.resume:
+        problems.append("--epochs and --iterations exclude each other: a training has one length")
     if options.replay and not Path(options.replay).exists():
         problems.append(f"--replay {options.replay}: there is no such file or folder")
     if options.accumulate > options.batch_size:
@@ -136,6 +158,8 @@ def _problems_of_weights(options: argparse.Namespace) -> list[str]:
         problems.append(f"--resume {options.resume}: there is no such file or folder")
     for name in ("load", "weights_backbone"):
         weights = getattr(options, name)
+        if weights == "":
+            problems.append(f"--{name.replace('_', '-')}: it is empty; is a variable unset?")
         none = NO_WEIGHTS if name == "weights_backbone" else None
         if weights and weights not in (none, *PUBLISHED) and not Path(weights).exists():
             problems.append(
@@ -154,6 +178,9 @@ def _problems_of_resuming(options: argparse.Namespace, resumed: dict, flags: dic
     ]
     if problems:
         problems[-1] += " (with --load instead of --resume, its weights begin a new run)"
+    if resumed and options.epochs and options.iterations:
+        counted = "iterations" if resumed.get("iterations") else "epochs"
+        problems.append(f"--resume {options.resume}: this run counts {counted}; give its length with --{counted}")
     if resumed and options.output_dir:
         problems.append("--output-dir and --resume exclude each other: a run stays in its folder")
     return problems

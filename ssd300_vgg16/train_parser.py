@@ -121,9 +121,9 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
         "--lr-steps",
         type=command_line.positive_int,
         nargs="+",
-        default=[80, 110],
         metavar="N",
-        help="epochs (with --iterations: steps) after which multistep lowers the rate (default: 80 110)",
+        help="epochs (with --iterations: steps) after which multistep lowers the rate "
+        "(default: 80 and 110 of 120, and as far into other lengths)",
     )
     group.add_argument(
         "--lr-gamma", type=command_line.positive, default=0.1, help="factor of each of them (default: %(default)s)"

@@ -271,8 +271,8 @@ def test_a_small_pickle_does_not_grow(tmp_path, pickled):
 
 def test_a_folder_named_by_many_tensors_is_read_once(tmp_path, monkeypatch):
     reads = []
-    before = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or before(path))
+    before = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode: reads.append(path.name) or before(path, *mode))
     tensors = saved(*[(f"w{n}", flow_tensor()) for n in range(20)])[2:-1]
     path = flow_folder(tmp_path / "a", saved(("protocol_version", b"K\x01"), ("data", tensors)))
     assert len(read_contents(path).tensors) == 20
@@ -397,3 +397,20 @@ def test_a_tensor_of_oneflow_without_a_folder_is_refused(tmp_path):
     assert refusal(flow_folder(tmp_path / "none", saved_by_flow(flow_tensor("tensor_2"))))
     assert refusal(flow_folder(tmp_path / "no_state", saved_by_flow(asked("oneflow.Tensor") + b")\x81")))
     assert refusal(flow_folder(tmp_path / "protocol", saved(("data", saved(("w", flow_tensor()))[2:-1]))))
+
+
+@pytest.mark.parametrize("name", ["/proc/self/status", "/dev/zero", "/dev/null"])
+def test_what_only_looks_like_a_file_is_not_read(tmp_path, name):
+    """Links that a hostile archive leaves on disk: to a file without a size, and to devices."""
+    folder = flow_folder(tmp_path / "a", saved_by_flow(flow_tensor()))
+    (folder / "tensor_1" / "out").unlink()
+    (folder / "tensor_1" / "out").symlink_to(name)
+    assert "out" in refusal(folder)
+
+
+def test_a_file_larger_than_memory_ends_in_a_message(tmp_path, monkeypatch):
+    def too_large(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("ssd300_vgg16.weights.formats.read_torch_zip", too_large)
+    assert "larger than the memory" in refusal(torch_zip(tmp_path / "a", saved()))

@@ -72,6 +72,7 @@ NARROW = {
     "warmup_steps": 20,
     "data_augmentation": "hflip",
     "print_freq": 25,
+    "lr_steps": [1, 2],
     "weights_backbone": "none",
     "trainable_backbone_layers": 5,
 }
@@ -269,9 +270,13 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
             "--pretrained: there are no published weights of ssd512_vgg16_highres",
         ),
         (
-            ["--preset", "voc300", "--epochs", "9"],
-            "--epochs 9: this schedule counts iterations, with --iterations 120000 and --lr-steps 80000 100000; "
-            "change those",
+            ["--iterations", "90", "--epochs", "9"],
+            "--epochs and --iterations exclude each other: a training has one length",
+        ),
+        (["--load", ""], "--load: it is empty; is a variable unset?"),
+        (
+            ["--weights-backbone", "", "--width", "1"],
+            "--weights-backbone: it is empty; is a variable unset?",
         ),
         (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}"),
         (["--replay", "nothing"], "--replay nothing: there is no such file or folder"),
@@ -349,6 +354,47 @@ def test_the_papers_runs(preset, model, dataset, iterations, steps):
     assert (options.iterations, options.epochs, options.lr_steps) == (iterations, None, steps)
     assert (options.lr, options.batch_size, options.momentum, options.weight_decay) == (1e-3, 32, 0.9, 5e-4)
     assert (options.bias_lr_factor, options.bias_wd) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "length", "steps"),
+    [
+        ([], (None, 120), [80, 110]),
+        (["--epochs", 26], (None, 26), [17, 23]),
+        (["--epochs", 1], (None, 1), [1, 2]),
+        (["--epochs", 26, "--lr-steps", 16, 22], (None, 26), [16, 22]),
+        (["--iterations", 60_000], (60_000, None), [40_000, 55_000]),
+        (["--preset", "voc300", "--iterations", 1200], (1200, None), [800, 1100]),
+        (["--preset", "voc300", "--epochs", 12], (None, 12), [8, 11]),
+        (["--preset", "narrow", "--iterations", 12], (12, None), [8, 11]),
+    ],
+)
+def test_the_rate_falls_as_far_into_any_length(arguments, length, steps):
+    options = with_data(*arguments)
+    assert (options.iterations, options.epochs) == length
+    assert options.lr_steps == steps
+    assert options.notices == []
+
+
+def test_milestones_that_are_not_reached_are_told():
+    assert with_data("--epochs", 26, "--lr-steps", 16, 26, 40).notices == [
+        "--lr-steps 26 40: not reached within 26, the rate is not lowered there."
+    ]
+    assert with_data("--epochs", 26, "--lr-steps", 40, "--lr-scheduler", "cosine").notices == []
+
+
+@pytest.mark.parametrize(("counted", "other"), [("epochs", "iterations"), ("iterations", "epochs")])
+def test_a_run_that_goes_on_counts_as_it_did(tmp_path, counted, other):
+    saved_run(tmp_path / "run", **{counted: 7, other: None})
+    assert getattr(parse("--resume", "run", f"--{counted}", 9), counted) == 9
+    with pytest.raises(UserError, match=f"--resume run: this run counts {counted}; give its length with --{counted}"):
+        parse("--resume", "run", f"--{other}", 9)
+
+
+def test_a_preset_does_not_bring_weights_that_cannot_fit():
+    assert with_data("--preset", "voc300", "--width", 0.5).weights_backbone == "none"
+    given = ("--preset", "voc300", "--width", 0.5, "--weights-backbone", "vgg16_imagenet")
+    assert with_data(*given).weights_backbone == "vgg16_imagenet"
 
 
 def saved_run(folder, **changes):

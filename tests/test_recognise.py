@@ -103,10 +103,12 @@ def read(tensors, header=None, ignored=()):
         (300, 81, "ssd300_vgg16_coco", Category(1, 1, "person")),
         (512, 21, "ssd512_vgg16_voc", Category(1, 1, "aeroplane")),
         (512, 91, "ssd512_vgg16_coco", Category(1, 1, "person")),
-        (300, 4, "ssd300_vgg16_coco", Category(1, 1, "class 1")),
+        (300, 4, None, Category(1, 1, "class 1")),
     ],
 )
 def test_detectors_of_other_projects(project, size, num_classes, variant, first_class):
+    """For classes of one's own, lufficc's settings have VOC's default boxes and amdegroot's code COCO's."""
+    variant = variant or {"amdegroot": "ssd300_vgg16_coco", "lufficc": "ssd300_vgg16_voc"}[project]
     theirs = foreign_detector(project, size, num_classes)
     found = read({**theirs, "epoch": np.zeros(())}, ignored=["optimizer"])
     assert found.names == project
@@ -179,13 +181,13 @@ def test_reduced_vgg16():
 
 
 def plain_vgg16(rng, classifier):
-    """VGG16 with 64/16 ... channels; its fully connected layers have 64 outputs, a quarter of which is 16."""
+    """VGG16 with 64/16 ... channels; its fully connected layers have 4096/16 outputs."""
     trunk = convolutions(300)[0][:-2]
     tensors = {}
     for index, after, before, kernel in trunk:
         tensors[f"features.{index}.weight"] = rng.standard_normal((after, before, kernel, kernel), dtype=np.float32)
         tensors[f"features.{index}.bias"] = rng.standard_normal(after, dtype=np.float32)
-    for (layer, before), after in zip(((0, thin(512) * 49), (3, 64), (6, 64)), (64, 64, 10), strict=True):
+    for (layer, before), after in zip(((0, thin(512) * 49), (3, 256), (6, 256)), (256, 256, 10), strict=True):
         tensors[f"classifier.{layer}.weight"] = rng.standard_normal((after, before), dtype=np.float32)
         tensors[f"classifier.{layer}.bias"] = rng.standard_normal(after, dtype=np.float32)
         if not classifier:
@@ -198,17 +200,66 @@ def test_a_classifier_is_decimated(rng):
     found = read(theirs)
     fc6, fc7 = theirs["classifier.0.weight"], theirs["classifier.3.weight"]
     weight = found.tensors["backbone.extra.0.7.1.weight"]
-    assert weight.shape == (16, 32, 3, 3)
-    for output, channel, row, column in ((0, 0, 0, 0), (3, 5, 1, 2), (15, 31, 2, 2)):
+    assert weight.shape == (64, 32, 3, 3)
+    for output, channel, row, column in ((0, 0, 0, 0), (3, 5, 1, 2), (63, 31, 2, 2)):
         # Flattened as channel, row, column of the 7x7 positions.
         assert weight[output, channel, row, column] == fc6[4 * output, channel * 49 + 3 * row * 7 + 3 * column]
-    assert found.tensors["backbone.extra.0.7.3.weight"].shape == (16, 16, 1, 1)
+    assert found.tensors["backbone.extra.0.7.3.weight"].shape == (64, 64, 1, 1)
     assert found.tensors["backbone.extra.0.7.3.weight"][5, 7, 0, 0] == fc7[20, 28]
     np.testing.assert_array_equal(found.tensors["backbone.extra.0.7.1.bias"], theirs["classifier.0.bias"][::4])
     np.testing.assert_array_equal(found.tensors["backbone.extra.0.7.3.bias"], theirs["classifier.3.bias"][::4])
     assert len(found.notes) == 2
     assert "classifier.6.weight" in found.unused
     assert "classifier.0.weight" not in found.unused
+
+
+@pytest.mark.parametrize("head", [(10, 32), (512, 32), (128, 32 * 49)])
+def test_a_classifier_with_other_layers_gives_its_trunk(rng, head):
+    """As those for small images, or one whose last layers were exchanged for a task of their own."""
+    theirs = {name: array for name, array in plain_vgg16(rng, classifier=True).items() if "classifier" not in name}
+    theirs["classifier.0.weight"] = rng.standard_normal(head, dtype=np.float32)
+    theirs["classifier.0.bias"] = np.zeros(head[0], dtype=np.float32)
+    found = read(theirs)
+    assert list(found.tensors) == published_order(300)[:26]
+    assert not np.array_equal(found.tensors["backbone.features.0.weight"], theirs["features.0.weight"])
+    assert len(found.notes) == 1
+    assert found.unused == ("classifier.0.weight", "classifier.0.bias")
+
+
+def test_torchvisions_default_boxes_are_cocos_whatever_it_learns():
+    theirs = foreign_detector("amdegroot", 300, 21).values()
+    found = read(dict(zip(published_order(300), theirs, strict=True)))
+    assert found.description.variant is VARIANTS["ssd300_vgg16_coco"]
+    assert found.description.categories[0].name == "aeroplane"
+
+
+def test_the_authors_own_weights_are_turned_to_rgb():
+    theirs = foreign_detector("amdegroot", 300, 21)
+    theirs["vgg.0.weight"] = np.arange(4 * 3 * 9, dtype=np.float32).reshape(4, 3, 3, 3)
+    contents = Contents("test", theirs, {}, [])
+    found = recognise(contents, Path("cache/ssd_300_VOC0712.pth"))
+    np.testing.assert_array_equal(found.tensors["backbone.features.0.weight"], theirs["vgg.0.weight"][:, [2, 1, 0]])
+    assert any("BGR" in note for note in found.notes)
+    assert recognise(contents, FILE).tensors["backbone.features.0.weight"] is theirs["vgg.0.weight"]
+
+
+def test_numbers_that_serve_many_tensors_are_counted_once():
+    """A small file of views of one array is not taken for a network of hundreds of millions of parameters."""
+    zeros = np.zeros(20_000_000, dtype=np.float32)
+    header = {"model": {"num_classes": 3, "width": 10, "categories": []}}
+    names = [name for name in published_order(300) if name.endswith(("weight", "bias"))]
+    tensors = {name: zeros[:12] if name.endswith("bias") else zeros for name in names}
+    tensors["backbone.features.0.weight"] = zeros[: 640 * 27].reshape(640, 3, 3, 3)
+    with pytest.raises(UserError, match="20,000,000 parameters are too few"):
+        read(tensors, header)
+
+
+@pytest.mark.parametrize("width", [1e200, 10**400, -1, 0, float("nan"), "1", True])
+def test_a_width_that_no_network_has_is_refused(width):
+    tensors = dict(zip(published_order(300), foreign_detector("amdegroot", 300, 3).values(), strict=True))
+    header = {"model": {"num_classes": 3, "width": width, "categories": []}}
+    with pytest.raises(UserError, match="make no SSD-VGG16"):
+        read(tensors, header)
 
 
 def test_a_classifiers_first_layer_answers_as_before_to_ssds_pixels(rng):

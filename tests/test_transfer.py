@@ -95,6 +95,7 @@ def test_classes_without_names_go_by_their_order_if_there_are_as_many():
     np.testing.assert_array_equal(
         start.tensors[f"{CLASSIFICATION}.2.bias"], weights.tensors[f"{CLASSIFICATION}.2.bias"]
     )
+    assert "class scores are taken by position" in start.table and "RBC" not in start.table
     fewer = described(CELLS[:2])
     start = start_from(weights, fewer, initial(fewer, 0.5))
     name = f"{CLASSIFICATION}.2.bias"

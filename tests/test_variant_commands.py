@@ -188,7 +188,7 @@ def test_a_length_in_steps_goes_before_the_presets_epochs(data, tmp_path):
 
 
 def test_both_lengths_at_once_are_refused(data):
-    with pytest.raises(UserError, match="--epochs 2: this schedule counts iterations"):
+    with pytest.raises(UserError, match="--epochs and --iterations exclude each other"):
         train.main(["--data-path", str(data), "--epochs", "2", "--iterations", "5"])
 
 

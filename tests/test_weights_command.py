@@ -149,7 +149,7 @@ def test_inspection_of_another_projects_detector(tmp_path, call):
     assert value_of(lines, "classes").startswith("21 outputs: background, aeroplane, bicycle, ")
     assert value_of(lines, "tensors").endswith("; all there, none too much")
     assert value_of(lines, "not used") == "priors"
-    assert "21 outputs: class names are VOC's" in value_of(lines, "note")
+    assert "21 outputs by amdegroot's names: class names taken to be VOC's" in value_of(lines, "note")
 
 
 def test_inspection_of_a_trunk_alone(tmp_path, call):
@@ -389,6 +389,17 @@ def test_a_model_that_the_tensors_are_not_of_is_refused(ours, tmp_path):
     assert "does not fit this network (ssd512_vgg16_coco, width 0.02)" in message
     assert "missing: head.classification_head.module_list.6.weight" in message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", [[], ["--bgr"]])
+def test_a_first_layer_for_bgr_is_turned(tmp_path, call, flag):
+    theirs = reduced_vgg16()
+    write_pth(tmp_path / "caffe.pth", theirs)
+    call("convert", tmp_path / "caffe.pth", tmp_path / "out.safetensors", *flag)
+    order = [2, 1, 0] if flag else [0, 1, 2]
+    found = load_file(tmp_path / "out.safetensors")["backbone.features.0.weight"]
+    np.testing.assert_array_equal(found, theirs["0.weight"][:, order])
+    assert not np.array_equal(found, found[:, ::-1])
 
 
 @pytest.mark.parametrize("names", ["torchvision", "amdegroot", "lufficc"])

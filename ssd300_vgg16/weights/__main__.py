@@ -19,12 +19,13 @@ from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
 from ssd300_vgg16.training.run_folder import find_weights
+from ssd300_vgg16.weights.description import printable
 from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.file import save_weights
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, LUFFICC, PUBLISHED, Project
 from ssd300_vgg16.weights.published import PUBLISHED as PUBLISHED_WEIGHTS
 from ssd300_vgg16.weights.published import published
-from ssd300_vgg16.weights.recognise import Weights, read_as_ssd
+from ssd300_vgg16.weights.recognise import Weights, read_as_ssd, with_rgb
 
 WRITABLE = {project.name: project for project in (PUBLISHED, AMDEGROOT, LUFFICC)}
 UNUSED_SHOWN = 20
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=PUBLISHED.name,
         help="whose parameter names to write; torchvision's are this package's own (default: %(default)s)",
     )
+    convert.add_argument("--bgr", action="store_true", help="its first layer takes BGR, as Caffe's do: turn it")
     convert.add_argument("--model", choices=MODELS, help="say which network it is, where the file does not")
     convert.add_argument("--default-boxes", choices=BOX_SIZES, help="say whose sizes its default boxes have")
     convert.add_argument(
@@ -90,7 +92,7 @@ def _inspection(weights: Weights) -> list[str]:
     ]
     if weights.unused:
         more = f", and {len(weights.unused) - UNUSED_SHOWN} more" if len(weights.unused) > UNUSED_SHOWN else ""
-        rows.append(f"  not used {', '.join(weights.unused[:UNUSED_SHOWN])}{more}")
+        rows.append(f"  not used {', '.join(map(printable, weights.unused[:UNUSED_SHOWN]))}{more}")
     longest = max(map(len, weights.tensors))
     for name, array in weights.tensors.items():
         shape = " x ".join(map(str, array.shape)) or "single"
@@ -102,7 +104,7 @@ def _about_network(weights: Weights) -> list[str]:
     description = weights.description
     if description is None:
         return ["network  VGG16 without SSD's heads: for --weights-backbone or --load, not for detecting"]
-    names = [category.name for category in description.categories]
+    names = [printable(category.name) for category in description.categories]
     return [
         f"network  {description.variant.model}, default boxes of {description.variant.boxes.upper()}'s sizes, "
         f"width {description.width:g}",
@@ -129,6 +131,8 @@ def _convert(options: argparse.Namespace) -> None:
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target.parent}: there is no such folder to write to")
     weights = _as_said(read_as_ssd(find_weights(Path(options.source))), options)
+    if options.bgr:
+        weights = replace(weights, tensors=with_rgb(weights.tensors))
     if weights.description:
         from ssd300_vgg16.weights.model import build_model, refuse_misfits
 

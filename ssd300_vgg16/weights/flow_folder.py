@@ -71,7 +71,13 @@ def files_on_disk(folder: Path) -> Files:
     """The files of a folder that may be of weights: those in it, and each subfolder's numbers and meta."""
     paths = [*folder.glob("*"), *folder.glob(f"*/{META}"), *folder.glob(f"*/{NUMBERS}")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
-    return Files(sizes, lambda name: (folder / name).read_bytes())
+
+    def read(name: str) -> bytes:
+        # No more than was measured: what is no file of a disk may say 0 bytes, and never end.
+        with (folder / name).open("rb") as file:
+            return file.read(sizes[name]) if sizes[name] else b""
+
+    return Files(sizes, read)
 
 
 def roots(files: Files) -> list[str]:

@@ -43,6 +43,13 @@ def read_contents(path: Path) -> Contents:
     for anything but tensors.
     """
     try:
+        return _read(path)
+    except MemoryError as error:
+        raise UserError(f"{path}: larger than the memory of this machine") from error
+
+
+def _read(path: Path) -> Contents:
+    try:
         if path.is_dir():
             return _of_folder(path)
         if not path.is_file():

@@ -1,6 +1,7 @@
 """Networks from files of weights, and their parameters as arrays."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def load_model(path: Path) -> tuple[SSD, ModelDescription]:
         )
     model = build_model(weights.description)
     load_tensors(model, weights.tensors, path)
-    return model, weights.description
+    return model, replace(weights.description, notes=weights.notes)
 
 
 def load_tensors(model: SSD, tensors: Mapping[str, np.ndarray], path: Path) -> None:

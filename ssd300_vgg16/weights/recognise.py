@@ -12,11 +12,13 @@ from ssd300_vgg16.data.voc_categories import VOC_CATEGORIES
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import variant_of
 from ssd300_vgg16.weights import parameter_names, vgg16
-from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.description import ModelDescription, printable
 from ssd300_vgg16.weights.formats import Contents, read_contents
-from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, MOST_MAPS, PROJECTS, Project
+from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, MOST_MAPS, PROJECTS, Project
+from ssd300_vgg16.weights.published import TAKE_BGR
 
 BACKGROUND = 0
+FC6_WEIGHT = f"{FC6}.weight"
 TRUNK_CHANNELS = 64  # of conv1_1 at width 1
 BOXES_OF_LAST_MAP = 4
 NAMES_SHOWN = 8
@@ -26,6 +28,7 @@ STATE_OF_TRAINING = ("optimizer/", "average/")
 COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in enumerate(COCO_CATEGORIES, start=1))
 # About those of SSD300 at width 1, without class scores; and those that score a class.
 PARAMETERS, PARAMETERS_PER_CLASS = 23_000_000, 130_000
+WIDEST = 100
 FEW_PARAMETERS = 100_000_000  # a network of no more is built for comparison even if most of it is missing
 # Outputs, background included, to whose classes these are.
 KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
@@ -61,22 +64,28 @@ def recognise(contents: Contents, path: Path) -> Weights:
     given = {name: array for name, array in contents.tensors.items() if not name.startswith(STATE_OF_TRAINING)}
     project = _project_of(given)
     if project is None:
-        listed = ", ".join(list(given)[:NAMES_SHOWN]) or "none"
+        listed = ", ".join(map(printable, list(given)[:NAMES_SHOWN])) or "none"
         raise UserError(f"{path}: neither an SSD-VGG16 nor a VGG16. It is a {contents.format}; its tensors: {listed}")
     tensors = {ours: array for name, array in given.items() if (ours := project.published(name))}
     unused = [name for name in given if not project.published(name)]
     notes, description = [], None
-    if project is parameter_names.VGG16 and vgg16.is_whole_classifier(given):
-        tensors, notes = vgg16.classifier_as_trunk(tensors, given)
-        unused = [name for name in unused if name not in vgg16.FULLY_CONNECTED]
     try:
+        if project is parameter_names.VGG16 and vgg16.is_classifier(given):
+            tensors, notes = vgg16.classifier_as_trunk(tensors, given)
+            unused = [name for name in unused if name not in vgg16.FULLY_CONNECTED or FC6_WEIGHT not in tensors]
+        if path.name in TAKE_BGR:
+            tensors, notes = (
+                with_rgb(tensors),
+                [*notes, "conv1_1 was turned from BGR, which these weights take, to RGB"],
+            )
         if "model" in contents.header:
             description = ModelDescription.from_json(contents.header["model"])
         elif any(name.startswith(CLASSIFICATION) for name in tensors):
-            description, notes = _description_from_shapes(tensors, project)
+            description, assumed = _description_from_shapes(tensors, project)
+            notes = [*notes, *assumed]
         if description:
             _refuse_impossible(description, tensors)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, ArithmeticError) as error:
         raise UserError(f"{path}: what it says of its network, or its heads, make no SSD-VGG16 ({error!r})") from error
     return Weights(
         path, contents.format, project.name, tensors, description, (*unused, *contents.ignored), tuple(notes)
@@ -88,8 +97,8 @@ def _refuse_impossible(description: ModelDescription, tensors: Mapping[str, np.n
     classes, width = description.num_classes, description.width
     if not (type(classes) is int and classes >= 2):
         raise ValueError(f"{classes!r} outputs")
-    if not (type(width) in (int, float) and 0 < width < float("inf")):
-        raise ValueError(f"width {width!r}")
+    if not (type(width) in (int, float) and 0 < width < WIDEST):
+        raise ValueError(f"width {width!r:.40}")
     for category in description.categories:
         whole = type(category.label) is type(category.id) is int and type(category.name) is str
         if not (whole and BACKGROUND < category.label < classes):
@@ -97,9 +106,21 @@ def _refuse_impossible(description: ModelDescription, tensors: Mapping[str, np.n
     biases = [array for name, array in tensors.items() if name.startswith(CLASSIFICATION) and name.endswith(".bias")]
     if not any(bias.size and bias.size % classes == 0 for bias in biases):
         raise ValueError(f"{classes} outputs, of which no class scores are")
-    held = sum(array.size for array in tensors.values())
+    held = sum({id(root): root.size for root in map(_root, tensors.values())}.values())
     if PARAMETERS * width**2 + PARAMETERS_PER_CLASS * width * classes > max(FEW_PARAMETERS, 2 * held):
         raise ValueError(f"width {width:g} and {classes} outputs, for which {held:,} parameters are too few")
+
+
+def _root(array: np.ndarray) -> np.ndarray:
+    """The array that others are views of, so that numbers which serve many tensors are counted once."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def with_rgb(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A network that took BGR, as Caffe's do, made to take RGB."""
+    return {**tensors, f"{CONV1_1}.weight": tensors[f"{CONV1_1}.weight"][:, ::-1]}
 
 
 def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
@@ -115,14 +136,28 @@ def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project
     maps = 1 + max(level for level in range(MOST_MAPS) if f"{CLASSIFICATION}.{level}.bias" in tensors)
     num_classes = len(tensors[f"{CLASSIFICATION}.{maps - 1}.bias"]) // BOXES_OF_LAST_MAP
     model = "ssd300_vgg16" if maps < MOST_MAPS else project.ssd512
-    boxes = "voc" if num_classes == len(VOC_CATEGORIES) + 1 else "coco"
+    boxes = _box_sizes(project, num_classes)
     width = len(tensors[f"{CONV1_1}.weight"]) / TRUNK_CHANNELS
     categories = KNOWN_CLASSES.get(num_classes)
-    names = f"{boxes.upper()}'s" if categories else "unknown"
-    notes = [f"{num_classes} outputs: class names are {names}, default boxes taken to be those for {boxes.upper()}"]
+    names = {VOC_CATEGORIES: "VOC's", None: "unknown"}.get(categories, "COCO's")
+    notes = [
+        f"{num_classes} outputs by {project.name}'s names: class names taken to be {names}, default boxes to be of "
+        f"{boxes.upper()}'s sizes"
+    ]
     if model != "ssd300_vgg16":
         notes.append(f"seven feature maps by {project.name}'s names: taken for {model}")
     return ModelDescription(num_classes, width, categories or _unnamed(num_classes), variant_of(model, boxes)), notes
+
+
+def _box_sizes(project: Project, num_classes: int) -> str:
+    """Whose default boxes a network has by its project's code: "coco" or "voc".
+
+    torchvision's has COCO's whatever it learns; lufficc's defaults are VOC's, which its settings for COCO change;
+    amdegroot's asks whether there are 21 outputs.
+    """
+    if project is parameter_names.LUFFICC:
+        return "coco" if KNOWN_CLASSES.get(num_classes, VOC_CATEGORIES) != VOC_CATEGORIES else "voc"
+    return "voc" if project is parameter_names.AMDEGROOT and num_classes == len(VOC_CATEGORIES) + 1 else "coco"
 
 
 def is_unnamed(categories: tuple[Category, ...]) -> bool:

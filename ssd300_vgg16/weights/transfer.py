@@ -10,7 +10,7 @@ import numpy as np
 
 from ssd300_vgg16.data.category_names import same_name
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.description import ModelDescription, printable
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, FC6, FC7, REGRESSION, SCALE, VGG16_LAYERS
 from ssd300_vgg16.weights.recognise import Weights, is_unnamed
 
@@ -125,7 +125,7 @@ def _table(
         source = {0: "initialised", len(names): "from the file"}.get(have, f"{have} of {len(names)} from the file")
         rows.append(f"  {part:<26} {len(names):>3} tensors  {source}")
     if labels:
-        rows += _class_rows(description, labels)
+        rows += _class_rows(weights.description, description, labels)
     if weights.unused:
         rows.append(f"  not used: {_listed(weights.unused)}")
     return rows
@@ -138,10 +138,12 @@ def _by_part(names: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     return parts
 
 
-def _class_rows(description: ModelDescription, labels: Mapping[int, int]) -> list[str]:
+def _class_rows(theirs: ModelDescription, description: ModelDescription, labels: Mapping[int, int]) -> list[str]:
+    if is_unnamed(theirs.categories) and len(labels) > 1:
+        return ["  class scores are taken by position: the file does not name its classes"]
     same = [category.name for category in description.categories if category.label in labels]
     other = [category.name for category in description.categories if category.label not in labels]
-    rows = [f"  classes from the file: background{''.join(f', {name}' for name in same[:NAMES_SHOWN])}"]
+    rows = [f"  classes from the file: background{''.join(f', {printable(name)}' for name in same[:NAMES_SHOWN])}"]
     if len(same) > NAMES_SHOWN:
         rows[0] += f", and {len(same) - NAMES_SHOWN} more"
     return rows + ([f"  classes initialised: {_listed(other)}"] if other else [])
@@ -149,4 +151,4 @@ def _class_rows(description: ModelDescription, labels: Mapping[int, int]) -> lis
 
 def _listed(names: Sequence[str]) -> str:
     more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(map(printable, names[:NAMES_SHOWN])) + more
