@@ -272,7 +272,7 @@ def test_a_small_pickle_does_not_grow(tmp_path, pickled):
 def test_a_folder_named_by_many_tensors_is_read_once(tmp_path, monkeypatch):
     reads = []
     before = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *mode: reads.append(path.name) or before(path, *mode))
+    monkeypatch.setattr(Path, "open", lambda path, *a, **b: reads.append(path.name) or before(path, *a, **b))
     tensors = saved(*[(f"w{n}", flow_tensor()) for n in range(20)])[2:-1]
     path = flow_folder(tmp_path / "a", saved(("protocol_version", b"K\x01"), ("data", tensors)))
     assert len(read_contents(path).tensors) == 20
