@@ -270,13 +270,12 @@ def test_a_small_pickle_does_not_grow(tmp_path, pickled):
 
 
 def test_a_folder_named_by_many_tensors_is_read_once(tmp_path, monkeypatch):
-    reads = []
-    before = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *a, **b: reads.append(path.name) or before(path, *a, **b))
     tensors = saved(*[(f"w{n}", flow_tensor()) for n in range(20)])[2:-1]
     path = flow_folder(tmp_path / "a", saved(("protocol_version", b"K\x01"), ("data", tensors)))
+    opened, before = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *a, **b: opened.append(path.name) or before(path, *a, **b))
     assert len(read_contents(path).tensors) == 20
-    assert reads.count("out") == 1
+    assert opened.count("out") == 1
 
 
 @pytest.mark.parametrize("put", [b"r\xff\xff\xff\x7f", b"p4000000000\n"])
