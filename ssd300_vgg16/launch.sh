@@ -7,10 +7,12 @@ root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 venv=${SSD_VENV:-$root/.venv}
 [[ $venv == /* ]] || venv=$PWD/$venv
 installed=$venv/.installed-requirements # a copy of the requirements that all got installed: written last
+known=$venv/lib/python3.10/site-packages/ssd300_vgg16.pth # by which $venv/bin/python knows the package in any folder
 needed_mb=8500                          # 5.7 GB installed, and 2.5 GB of downloads that pip keeps until the end
 
 launch() {
   up_to_date || set_up </dev/null >&2
+  [[ -f $known ]] || { mkdir -p -- "${known%/*}" && printf '%s\n' "$root" >"$known"; } 2>/dev/null || :
   unset PYTHONHOME
   export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
   exec "$venv/bin/python" "$@"
@@ -113,7 +115,6 @@ install() {
   fi
   cp -- "$root/requirements.txt" "$venv/requirements.txt"
   install_packages
-  find_package_from_anywhere
   sync -f -- "$venv" # after a power cut, the copy must not be there without the packages
   mv -f -- "$venv/requirements.txt" "$installed"
 }
@@ -142,13 +143,6 @@ install_packages() {
     s/^WARNING: Retrying .*/  no answer, trying again/p
     s/^Installing collected packages.*/  installing (a minute or two)/p' || die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
-}
-
-# So that $venv/bin/python knows the package in any folder, from the user's own programs too.
-find_package_from_anywhere() {
-  local packages=$venv/lib/python3.10/site-packages
-  mkdir -p -- "$packages"
-  printf '%s\n' "$root" >"$packages/ssd300_vgg16.pth"
 }
 
 pip_failure() {
