@@ -96,7 +96,7 @@ def _report(evaluation, weights: Path, dataset, output: Path) -> None:
     print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
     print(evaluation.table())
     write_json(output / "coco_metrics.json", evaluation.as_json())
-    write_json(output / "detections.json", evaluation.results)
+    evaluation.results.write(output / "detections.json")
     for message in evaluation.unreadable:
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")

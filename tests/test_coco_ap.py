@@ -1,16 +1,22 @@
-"""COCO's numbers against pycocotools on the same files."""
+"""COCO's numbers against pycocotools on the same files, and on cases made to be hard."""
 
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.metrics.coco_ap import STATISTICS, coco_ap, coco_results, ground_truth
+from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
+from ssd300_vgg16.metrics import coco_matching
+from ssd300_vgg16.metrics import coco_results as results_file
+from ssd300_vgg16.metrics.coco_ap import STATISTICS, coco_ap
+from ssd300_vgg16.metrics.coco_results import coco_results
 
 # Ids with gaps, out of order; labels are 1, 2, 3 and 4 in order of id. There is never a "unicorn".
 CATEGORIES = ((17, "cat"), (3, "dog"), (40, "horse"), (99, "unicorn"))
@@ -102,12 +108,12 @@ def pycocotools_statistics(annotation_file, detections, folder, image_ids=IMAGE_
 def evaluate(dataset, detections, positions=None):
     positions = list(range(len(dataset.samples))) if positions is None else positions
     found = [detections[position] for position in positions]
-    return coco_ap(dataset, positions, coco_results(dataset, positions, found))
+    return coco_ap(coco_results(dataset, positions, found))
 
 
 def assert_statistics(metrics, expected):
     assert list(metrics.statistics) == [name for name, *_ in STATISTICS]
-    np.testing.assert_allclose(list(metrics.statistics.values()), expected, atol=1e-6)
+    np.testing.assert_allclose(list(metrics.statistics.values()), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -216,11 +222,31 @@ def test_results_have_the_ids_of_the_data_set_and_xywh(tmp_path):
         "labels": np.array([2, 80, 1]),
     }
     results = coco_results(dataset, [4, 1], [NOTHING, found])
-    assert results == [
+    assert len(results) == 2
+    assert list(results) == [
         {"image_id": 3, "category_id": 17, "bbox": [1.5, 2.25, 10, 20], "score": 0.75},
         {"image_id": 3, "category_id": 3, "bbox": [3, 4, 2, 2], "score": 0.25},
     ]
-    assert json.loads(json.dumps(results)) == results
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 10_000])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_what_is_written_is_what_there_is(tmp_path, monkeypatch, count, at_a_time):
+    monkeypatch.setattr(results_file, "ROWS_AT_A_TIME", at_a_time)
+    rng = np.random.default_rng(19)
+    found = {
+        "boxes": rng.uniform(0, 640, (count, 4)).astype(np.float32),
+        "scores": rng.random(count).astype(np.float32),
+        "labels": rng.integers(1, 4, count),
+    }
+    results = coco_results(load(tmp_path, large_objects(rng)), [0, 5], [NOTHING, found])
+    path = tmp_path / "detections.json"
+    path.write_text("what was there before")
+    results.write(path)
+    written = json.loads(path.read_text())
+    assert written == list(results) and len(written) == len(results) == count
+    assert [row["score"] for row in written] == found["scores"].tolist()
+    assert [path.name for path in tmp_path.iterdir() if "detections" in path.name] == ["detections.json"]
 
 
 def test_labels_the_data_set_does_not_have_change_nothing(tmp_path):
@@ -238,18 +264,94 @@ def test_labels_the_data_set_does_not_have_change_nothing(tmp_path):
     assert evaluate(dataset, more) == evaluate(dataset, detections)
 
 
-def test_ground_truth_says_what_the_file_says(tmp_path):
-    annotations = random_annotations(np.random.default_rng(17))
-    truth = ground_truth(load(tmp_path, annotations), list(range(len(IMAGE_IDS))))
-    assert sorted(truth.imgs) == sorted(IMAGE_IDS)
-    assert {id_: entry["name"] for id_, entry in truth.cats.items()} == dict(CATEGORIES)
-    assert 0 not in truth.anns
+def pycocotools_metrics(dataset, positions, rows):
+    """The twelve numbers, and AP and AP50 of each class, by pycocotools; difficult objects are in no range of areas."""
+    annotations = []
+    for sample in (dataset.samples[position] for position in positions):
+        areas = np.where(sample.difficult, np.inf, sample.areas).tolist()
+        columns = (sample.labels.tolist(), xyxy_to_xywh(sample.boxes).tolist(), areas, sample.crowd.tolist())
+        ids = {category.label: category.id for category in dataset.categories}
+        for label, box, area, crowd in zip(*columns, strict=True):
+            entry = {"id": len(annotations) + 1, "image_id": sample.id, "category_id": ids[label]}
+            annotations.append({**entry, "bbox": box, "area": area, "iscrowd": int(crowd)})
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": dataset.samples[position].id} for position in positions],
+        "annotations": annotations,
+        "categories": [{"id": category.id, "name": category.name} for category in dataset.categories],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(rows) if rows else COCO(), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class = {}
+    for column, id_ in enumerate(evaluation.params.catIds):
+        values = (precision[:, :, column], precision[0, :, column])
+        per_class[str(id_)] = tuple(float(part[part > -1].mean()) if (part > -1).any() else -1 for part in values)
+    return evaluation.stats.tolist(), per_class
 
-    def rows(entries):
-        keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
-        return sorted(np.hstack([entry[key] for key in keys]).tolist() for entry in entries)
 
-    np.testing.assert_allclose(rows(truth.anns.values()), rows(annotations), rtol=1e-6, atol=1e-4)
+def hard_boxes(rng, count, grid):
+    """On a coarse grid, so that many IoUs are equal, or equal to a threshold; some have no area."""
+    corners, sides = rng.integers(0, 10, (count, 2)) * grid, rng.integers(0, 8, (count, 2)) * grid
+    return np.concatenate((corners, corners + sides), axis=1).astype(np.float64)
+
+
+def hard_sample(rng, id_, objects, labels, grid):
+    boxes = hard_boxes(rng, objects, grid)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * rng.choice([0.5, 1], objects)
+    crowd, difficult = rng.random((2, objects)) < 0.15
+    return Sample(id_, Path(f"{id_}.jpg"), 480, 640, boxes, rng.integers(1, labels, objects), crowd, areas, difficult)
+
+
+def hard_detections(rng, sample, count, labels, grid, scores):
+    """Boxes near objects and others; some labels that the data set does not have; few scores, if so many are asked."""
+    boxes, found = hard_boxes(rng, count, grid), rng.integers(1, labels + 2, count)
+    near = np.flatnonzero(rng.random(count) < 0.6) if len(sample.labels) else []
+    of = rng.integers(0, max(len(sample.labels), 1), len(near))
+    boxes[near] = sample.boxes[of] + rng.integers(-1, 2, (len(near), 4)) * grid / 2
+    found[near] = sample.labels[of]
+    chosen = rng.random(count) if scores is None else rng.integers(1, scores, count) / scores
+    return {"boxes": boxes.astype(np.float32), "scores": chosen.astype(np.float32), "labels": found}
+
+
+@pytest.mark.parametrize(
+    ("objects", "detections", "labels", "grid", "scores"),
+    [
+        (8, 40, 4, 16, None),  # areas on the borders of small and medium
+        (8, 40, 4, 16, 5),  # many equal scores, in an image and between images
+        (30, 60, 3, 4, 5),  # objects that overlap many
+        (3, 500, 2, 30, None),  # more than 100 detections of a class in an image
+        (3, 500, 2, 30, 3),  # and the 100th has the score of the 101st
+        (1, 5, 2, 60, None),
+        (0, 20, 3, 16, None),  # nothing to find
+        (8, 0, 3, 16, None),  # nothing found
+    ],
+)
+@pytest.mark.parametrize("pairs_at_a_time", [7, 1_000_000])
+def test_hard_cases_are_equal_to_the_last_digit(
+    monkeypatch, objects, detections, labels, grid, scores, pairs_at_a_time
+):
+    monkeypatch.setattr(coco_matching, "PAIRS_AT_A_TIME", pairs_at_a_time)
+    rng = np.random.default_rng(objects + detections + grid)
+    categories = tuple(Category(label, 100 - label, str(100 - label)) for label in range(1, labels + 1))
+    ids = (70, 3, 500, 12, 4, 99, 1)
+    samples = tuple(hard_sample(rng, id_, rng.integers(0, objects + 1), labels, grid) for id_ in ids)
+    dataset = Dataset("hard", categories, samples, Problems("hard"))
+    found = [
+        hard_detections(rng, sample, rng.integers(detections // 2, detections + 1), labels, grid, scores)
+        for sample in samples
+    ]
+    positions = [5, 0, 1, 3, 4, 6]
+    results = coco_results(dataset, positions, [found[position] for position in positions])
+    metrics = coco_ap(results)
+    expected, expected_of_class = pycocotools_metrics(dataset, positions, list(results))
+    assert (metrics.statistics["AP"] > 0) == bool(objects and detections), "a case that says something"
+    assert list(metrics.statistics.values()) == expected
+    assert {name: values[:2] for name, values in metrics.per_class.items()} == expected_of_class
 
 
 @pytest.fixture

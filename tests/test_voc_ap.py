@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
-from ssd300_vgg16.metrics.coco_ap import coco_ap, coco_results
+from ssd300_vgg16.metrics.coco_ap import coco_ap
+from ssd300_vgg16.metrics.coco_results import coco_results
 from ssd300_vgg16.metrics.voc_ap import voc_ap
 
 CATEGORIES = (Category(1, 1, "cat"), Category(2, 2, "dog"), Category(5, 5, "unicorn"))
@@ -229,7 +230,7 @@ def test_table_and_json_hold_the_numbers():
 
 def coco_of(objects, rows):
     dataset, detections = dataset_of(objects), [found(*rows)]
-    return coco_ap(dataset, [0], coco_results(dataset, [0], detections))
+    return coco_ap(coco_results(dataset, [0], detections))
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,6 @@ def test_coco_ignores_difficult_objects_at_their_ordinary_iou(objects, rows, ap5
 
 def test_results_of_data_sets_without_ids_of_their_own_name_the_file():
     dataset = dataset_of([CAT], [CAT])
-    assert coco_results(dataset, [1], [found((0.5, 1, BOX))]) == [
+    assert list(coco_results(dataset, [1], [found((0.5, 1, BOX))])) == [
         {"image_id": 2, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 0.5, "file_name": "2.jpg"}
     ]

@@ -1,18 +1,17 @@
 """COCO's box average precision: ground truth and detections in, the twelve numbers and AP per class out."""
 
-import contextlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.dataset import Category, Sample
+from ssd300_vgg16.metrics.coco_curves import DETECTION_LIMITS, Curves, curves, sorted_found
+from ssd300_vgg16.metrics.coco_matching import AREA_RANGES, IOU_THRESHOLDS, Objects, outside_ranges
+from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers
 
-# COCOeval.stats in its order: name, IoU, area, detections per image.
+# pycocotools' COCOeval.stats in its order: name, IoU, area, detections per image.
 STATISTICS = (
     ("AP", "0.50:0.95", "all", 100),
     ("AP50", "0.50", "all", 100),
@@ -60,83 +59,67 @@ class CocoMetrics:
         return {**self.statistics, "per_class": per_class}
 
 
-def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[str, np.ndarray]]) -> list[dict]:
-    """Detections in COCO's results format, with the ids of the data set and box xywh in pixels.
+def coco_ap(results: CocoResults) -> CocoMetrics:
+    """COCO's numbers of detections, on the samples that they were looked for in.
 
-    detections are those of `postprocess`, for the samples at these positions. Labels the data set does not have are
-    left out: it has no objects of theirs to be right or wrong about. Data sets whose image ids are mere numbers get
-    file names too.
+    They are pycocotools' own to the last digits, also for equal scores, which count in order of image id.
     """
-    category_ids = {category.label: category.id for category in dataset.categories}
-    results = []
-    for position, found in zip(positions, detections, strict=True):
-        boxes_xywh = xyxy_to_xywh(found["boxes"].astype(np.float64)).round(3)
-        for box, score, label in zip(
-            boxes_xywh.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
-        ):
-            if label in category_ids:
-                sample = dataset.samples[position]
-                file_name = {} if dataset.kind == "coco" else {"file_name": sample.path.name}
-                result = {"image_id": sample.id, "category_id": category_ids[label], "bbox": box, "score": score}
-                results.append({**result, **file_name})
-    return results
+    # Of equal scores those in the image of the lowest id come first.
+    by_id = np.argsort([sample.id for sample in results.samples], kind="stable")
+    place = np.empty_like(by_id)
+    place[by_id] = np.arange(len(by_id))
+    images = len(by_id)
+    found = sorted_found(results.classes * images + place[results.images], results.boxes_xywh, results.scores)
+    samples = [results.samples[index] for index in by_id]
+    objects = _objects(samples, results.categories)
+    made = curves(found, objects, images, len(results.categories))
+    numbers = np.concatenate([class_numbers(results.categories, sample.labels[_counted(sample)]) for sample in samples])
+    counts = np.bincount(numbers, minlength=len(results.categories))
+    return CocoMetrics(_statistics(made), _per_class(made, results.categories, counts.tolist()))
 
 
-def coco_ap(dataset: Dataset, positions: list[int], results: list[dict]) -> CocoMetrics:
-    """COCO's numbers of results (as `coco_results` makes them) on the samples at these positions, by pycocotools."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = ground_truth(dataset, positions)
-        found = truth.loadRes([dict(result) for result in results]) if results else COCO()  # it writes into them
-        evaluation = COCOeval(truth, found, "bbox")
-        evaluation.params.imgIds = truth.getImgIds()
-        evaluation.params.catIds = truth.getCatIds()
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = [name for name, *_ in STATISTICS]
-    statistics = dict(zip(names, map(float, evaluation.stats), strict=True))
-    return CocoMetrics(statistics, _per_class(dataset, truth, evaluation))
+def _objects(samples: list[Sample], categories: list[Category]) -> Objects:
+    """The ground truth of the samples.
 
-
-def ground_truth(dataset: Dataset, positions: list[int]) -> COCO:
-    """A pycocotools COCO of the samples at these positions.
-
-    Difficult objects are of no range of areas, which makes it ignore them and what is found of them: VOC's rule. As
+    Difficult objects are of no range of areas, which makes them ignored with what is found of them: VOC's rule. As
     crowds they would be ignored too, but with another IoU.
     """
-    samples = [dataset.samples[position] for position in positions]
-    category_ids = {category.label: category.id for category in dataset.categories}
-    annotations = []
-    for sample in samples:
-        areas = np.where(sample.difficult, np.inf, sample.areas)
-        columns = (xyxy_to_xywh(sample.boxes).tolist(), sample.labels.tolist(), areas.tolist())
-        for box, label, area, crowd in zip(*columns, sample.crowd.tolist(), strict=True):
-            entry = {"image_id": sample.id, "category_id": category_ids[label], "bbox": box, "area": area}
-            # Ids count from 1: pycocotools takes a match with annotation 0 for no match.
-            annotations.append({**entry, "iscrowd": int(crowd), "id": len(annotations) + 1})
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": s.id, "width": s.width, "height": s.height} for s in samples],
-        "annotations": annotations,
-        "categories": [{"id": category.id, "name": category.name} for category in dataset.categories],
+    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    labels, boxes, crowd, difficult, areas = (
+        np.concatenate([getattr(sample, name) for sample in samples])
+        for name in ("labels", "boxes", "crowd", "difficult", "areas")
+    )
+    cells = class_numbers(categories, labels) * len(samples) + images
+    ignored = outside_ranges(areas) | (crowd | difficult)[:, None]
+    order = np.argsort(cells, kind="stable")
+    return Objects(cells[order], xyxy_to_xywh(boxes[order]), crowd[order], ignored[order])
+
+
+def _counted(sample: Sample) -> np.ndarray:
+    return ~sample.crowd & ~sample.difficult
+
+
+def _statistics(made: Curves) -> dict[str, float]:
+    areas, thresholds = list(AREA_RANGES), [f"{threshold:.2f}" for threshold in IOU_THRESHOLDS]
+    statistics = {}
+    for name, iou, area, most in STATISTICS:
+        at = slice(None) if iou == "0.50:0.95" else slice(thresholds.index(iou), thresholds.index(iou) + 1)
+        if name.startswith("AP"):
+            values = made.precision[at, :, :, areas.index(area)]
+        else:
+            values = made.recall[at, :, areas.index(area), DETECTION_LIMITS.index(most)]
+        statistics[name] = _mean(values)
+    return statistics
+
+
+def _per_class(made: Curves, categories: list[Category], counts: list[int]) -> dict[str, tuple[float, float, int]]:
+    precision = made.precision[:, :, :, list(AREA_RANGES).index("all")]
+    return {
+        category.name: (_mean(precision[:, :, number]), _mean(precision[0, :, number]), counts[number])
+        for number, category in enumerate(categories)
     }
-    truth.createIndex()
-    return truth
 
 
-def _per_class(dataset: Dataset, truth: COCO, evaluation: COCOeval) -> dict[str, tuple[float, float, int]]:
-    names = {category.id: category.name for category in dataset.categories}
-    # precision: [IoU thresholds, recalls, classes, areas, detections]; area 0 is "all", the last limit is 100.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {}
-    for column, category_id in enumerate(evaluation.params.catIds):
-        entries = truth.loadAnns(truth.getAnnIds(catIds=[category_id], iscrowd=False))
-        objects = sum(entry["area"] < np.inf for entry in entries)  # none of the difficult
-        ap, ap50 = _mean(precision[:, :, column]), _mean(precision[0, :, column])
-        per_class[names[category_id]] = (ap, ap50, objects)
-    return per_class
-
-
-def _mean(precision: np.ndarray) -> float:
-    known = precision[precision > -1]
+def _mean(values: np.ndarray) -> float:
+    known = values[values > -1]
     return float(known.mean()) if known.size else -1.0

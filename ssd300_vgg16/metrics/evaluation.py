@@ -12,7 +12,8 @@ from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap, coco_results
+from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap
+from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
 from ssd300_vgg16.processes.world import ALONE, World
 
@@ -23,13 +24,13 @@ DETECTION_COLUMNS = ("boxes", "scores", "labels")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics of the readable images; results: detections in COCO's format; unreadable: messages about the others.
+    """metrics of the readable images; results: the detections; unreadable: messages about the others.
 
     voc: VOC's own AP, for data sets of its kind.
     """
 
     metrics: CocoMetrics
-    results: list[dict]
+    results: CocoResults
     unreadable: list[str]
     voc: VocMetrics | None = None
 
@@ -89,7 +90,7 @@ def evaluate(
         return None
     results = coco_results(dataset, positions, detections)
     voc = voc_ap(dataset, positions, detections) if dataset.kind == "voc" else None
-    return Evaluation(coco_ap(dataset, positions, results), results, unreadable, voc)
+    return Evaluation(coco_ap(results), results, unreadable, voc)
 
 
 @dataclass
