@@ -246,6 +246,8 @@ def test_what_is_written_is_what_there_is(tmp_path, monkeypatch, count, at_a_tim
     written = json.loads(path.read_text())
     assert written == list(results) and len(written) == len(results) == count
     assert [row["score"] for row in written] == found["scores"].tolist()
+    corners = [[round(value, 3) for value in box[:2]] for box in found["boxes"].tolist()]
+    assert [row["bbox"][:2] for row in written] == corners
     assert [path.name for path in tmp_path.iterdir() if "detections" in path.name] == ["detections.json"]
 
 
@@ -352,6 +354,24 @@ def test_hard_cases_are_equal_to_the_last_digit(
     assert (metrics.statistics["AP"] > 0) == bool(objects and detections), "a case that says something"
     assert list(metrics.statistics.values()) == expected
     assert {name: values[:2] for name, values in metrics.per_class.items()} == expected_of_class
+
+
+LEFT, BETWEEN, RIGHT = [0, 0, 10, 10], [2, 0, 12, 10], [4, 0, 14, 10]
+
+
+@pytest.mark.parametrize(("objects", "ap50"), [((RIGHT, LEFT), 1), ((LEFT, RIGHT), 51 / 101)])
+def test_of_objects_overlapped_alike_the_last_is_taken(objects, ap50):
+    """The first detection is between the two; the second is on the right, and finds that if it is not taken."""
+    boxes = np.array(objects, dtype=np.float64)
+    none, areas = np.zeros(2, dtype=bool), np.full(2, 100.0)
+    sample = Sample(1, Path("1.jpg"), 20, 20, boxes, np.ones(2, dtype=np.int64), none, areas, none)
+    dataset = Dataset("two", (Category(1, 1, "1"),), (sample,), Problems("two"))
+    scores = np.array([0.9, 0.8], dtype=np.float32)
+    found = {"boxes": np.array([BETWEEN, RIGHT], dtype=np.float32), "scores": scores, "labels": np.array([1, 1])}
+    results = coco_results(dataset, [0], [found])
+    metrics = coco_ap(results)
+    assert metrics.statistics["AP50"] == pytest.approx(ap50)
+    assert list(metrics.statistics.values()) == pycocotools_metrics(dataset, [0], list(results))[0]
 
 
 @pytest.fixture
