@@ -190,13 +190,15 @@ def run_side(side: str, images: int, detections: int) -> dict:
 
 def table(measured: dict[str, list[dict]], images: int, detections: int, rounds: int) -> str:
     """The results as Markdown."""
+    from ssd300_vgg16.runtime import environment
+
     reference = np.array(measured["pycocotools 2.0.11"][0]["numbers"])
     medians = {
         side: [statistics.median(column) for column in zip(*(run["figures"] for run in runs), strict=True)]
         for side, runs in measured.items()
     }
     lines = [
-        f"{images} images, {OBJECTS_PER_IMAGE} objects and {detections} detections an image, {CLASSES} classes; "
+        f"CPU: {environment()['cpu']}. {images} images, {OBJECTS_PER_IMAGE} objects and {detections} detections an image, {CLASSES} classes; "
         f"{rounds} rounds in turn, medians. The data set and the detections are part of the memory. The difference is "
         f"the largest of the twelve numbers, and AP and AP50 of each class. Repeat with `.venv/bin/python "
         f"benchmarks/coco_ap.py --images {images} --detections {detections} --rounds {rounds} --write`.",
@@ -207,7 +209,7 @@ def table(measured: dict[str, list[dict]], images: int, detections: int, rounds:
     for side, (ap, file, peak) in medians.items():
         difference = max(np.abs(np.array(run["numbers"]) - reference).max() for run in measured[side])
         ratio = ap / medians["the package"][0]
-        lines.append(f"| {side} | {ap:.2f} | {file:.2f} | {peak:.0f} | {ratio:.1f} | {difference:.1g} |")
+        lines.append(f"| {side} | {ap:.2f} | {file:.2f} | {peak:.0f} | {ratio:.1f} | {difference:.0e} |")
     return "\n".join(lines) + "\n"
 
 

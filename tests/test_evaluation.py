@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -152,6 +153,22 @@ def test_a_detector_that_finds_nothing_scores_zero(place):
         evaluation = evaluate(lambda _, sizes_hw: [nothing] * len(sizes_hw), dataset, 300, 2, pool)
     assert evaluation.metrics.statistics["AP"] == 0
     assert len(evaluation.results) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_are_not_kept(place, workers):
+    """Only the batch at hand is there: an evaluation of many images takes no more memory for it."""
+    dataset, seen = shapes(place / "shapes", "val"), []
+    find = by_content(dataset, [])
+
+    def detect(images, sizes_hw):
+        seen.append(weakref.ref(images))
+        assert [number for number, ref in enumerate(seen) if ref() is not None] == [len(seen) - 1]
+        return find(images, sizes_hw)
+
+    with WorkerPool(workers) as pool:
+        assert len(evaluate(detect, dataset, 300, 1, pool).results)
+    assert len(seen) == IMAGES
 
 
 class OneOfThreads:

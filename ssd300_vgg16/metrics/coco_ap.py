@@ -73,8 +73,8 @@ def coco_ap(results: CocoResults) -> CocoMetrics:
     samples = [results.samples[index] for index in by_id]
     objects = _objects(samples, results.categories)
     made = curves(found, objects, images, len(results.categories))
-    numbers = np.concatenate([class_numbers(results.categories, sample.labels[_counted(sample)]) for sample in samples])
-    counts = np.bincount(numbers, minlength=len(results.categories))
+    counted = np.concatenate([sample.labels[~sample.crowd & ~sample.difficult] for sample in samples])
+    counts = np.bincount(class_numbers(results.categories, counted), minlength=len(results.categories))
     return CocoMetrics(_statistics(made), _per_class(made, results.categories, counts.tolist()))
 
 
@@ -93,10 +93,6 @@ def _objects(samples: list[Sample], categories: list[Category]) -> Objects:
     ignored = outside_ranges(areas) | (crowd | difficult)[:, None]
     order = np.argsort(cells, kind="stable")
     return Objects(cells[order], xyxy_to_xywh(boxes[order]), crowd[order], ignored[order])
-
-
-def _counted(sample: Sample) -> np.ndarray:
-    return ~sample.crowd & ~sample.difficult
 
 
 def _statistics(made: Curves) -> dict[str, float]:

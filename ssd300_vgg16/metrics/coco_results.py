@@ -3,16 +3,14 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise, starmap
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Sample
-
-ROWS_AT_A_TIME = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,31 @@ class CocoResults:
         return len(self.images)
 
     def __iter__(self) -> Iterator[dict]:
-        # Some at a time, since lists of them take many times the memory of the arrays.
-        for start in range(0, len(self), ROWS_AT_A_TIME):
-            part = slice(start, start + ROWS_AT_A_TIME)
-            columns = (self.images, self.classes, self.boxes_xywh, self.scores)
-            for image, class_, box, score in zip(*(column[part].tolist() for column in columns), strict=True):
-                sample = self.samples[image]
-                row = {"image_id": sample.id, "category_id": self.categories[class_].id, "bbox": box, "score": score}
-                yield {**row, "file_name": sample.path.name} if self.named else row
+        return chain.from_iterable(self._by_image())
+
+    def _by_image(self) -> Iterator[list[dict]]:
+        """Image by image: all at once the dicts would take many times the memory of the arrays."""
+        ends = np.searchsorted(self.images, np.arange(len(self.samples) + 1)).tolist()
+        for sample, part in zip(self.samples, starmap(slice, pairwise(ends)), strict=True):
+            about = {"file_name": sample.path.name} if self.named else {}
+            columns = (column[part].tolist() for column in (self.classes, self.boxes_xywh, self.scores))
+            yield [
+                {"image_id": sample.id, "category_id": self.categories[number].id, "bbox": box, "score": score, **about}
+                for number, box, score in zip(*columns, strict=True)
+            ]
 
     def write(self, path: Path) -> None:
-        """Write a JSON list, a detection a line, atomically; on a terminal a bar shows how far it is."""
+        """Write a JSON list, an image a line, atomically; on a terminal a bar shows how far it is."""
         aside = path.with_name(f".{path.name}.tmp")
+        bar = tqdm(self._by_image(), f"write {path.name}", len(self.samples), unit="image", disable=None, leave=False)
         with aside.open("w") as file:
-            self._write_rows(file, path.name)
+            file.write("[")
+            between = "\n"
+            for rows in filter(None, bar):
+                file.write(between + json.dumps(rows)[1:-1])
+                between = ",\n"
+            file.write("\n]\n")
         aside.replace(path)
-
-    def _write_rows(self, file: TextIO, name: str) -> None:
-        encode, before = json.JSONEncoder().encode, "[\n"
-        for row in tqdm(self, desc=f"write {name}", unit="detection", disable=None, leave=False):
-            file.write(before + encode(row))
-            before = ",\n"
-        file.write("\n]\n" if len(self) else "[]\n")
 
 
 def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[str, np.ndarray]]) -> CocoResults:

@@ -89,8 +89,10 @@ def evaluate(
     if not world.is_first:
         return None
     results = coco_results(dataset, positions, detections)
-    voc = voc_ap(dataset, positions, detections) if dataset.kind == "voc" else None
-    return Evaluation(coco_ap(results), results, unreadable, voc)
+    about = f"average precision: {len(positions)} images, {len(results)} detections"
+    with tqdm(desc=about, bar_format="{desc}", disable=None, leave=False):  # takes seconds for a million
+        voc = voc_ap(dataset, positions, detections) if dataset.kind == "voc" else None
+        return Evaluation(coco_ap(results), results, unreadable, voc)
 
 
 @dataclass
