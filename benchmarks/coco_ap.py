@@ -198,10 +198,11 @@ def table(measured: dict[str, list[dict]], images: int, detections: int, rounds:
         for side, runs in measured.items()
     }
     lines = [
-        f"CPU: {environment()['cpu']}. {images} images, {OBJECTS_PER_IMAGE} objects and {detections} detections an image, {CLASSES} classes; "
-        f"{rounds} rounds in turn, medians. The data set and the detections are part of the memory. The difference is "
-        f"the largest of the twelve numbers, and AP and AP50 of each class. Repeat with `.venv/bin/python "
-        f"benchmarks/coco_ap.py --images {images} --detections {detections} --rounds {rounds} --write`.",
+        f"CPU: {environment()['cpu']}. {images} images, {OBJECTS_PER_IMAGE} objects and {detections} detections an "
+        f"image, {CLASSES} classes; {rounds} rounds in turn, medians. The data set and the detections are part of the "
+        "memory. The difference is the largest of the twelve numbers, and AP and AP50 of each class. Repeat with "
+        f"`.venv/bin/python benchmarks/coco_ap.py --images {images} --detections {detections} --rounds {rounds} "
+        "--write`.",
         "",
         f"| | {' | '.join(FIGURES)} | AP, ratio | difference |",
         "|---|---|---|---|---|---|",

@@ -308,7 +308,7 @@ def hard_sample(rng, id_, objects, labels, grid):
     return Sample(id_, Path(f"{id_}.jpg"), 480, 640, boxes, rng.integers(1, labels, objects), crowd, areas, difficult)
 
 
-def hard_detections(rng, sample, count, labels, grid, scores):
+def hard_detections(rng, sample, count, labels, grid, scores, dtype):
     """Boxes near objects and others; some labels that the data set does not have; few scores, if so many are asked."""
     boxes, found = hard_boxes(rng, count, grid), rng.integers(1, labels + 2, count)
     near = np.flatnonzero(rng.random(count) < 0.6) if len(sample.labels) else []
@@ -316,7 +316,7 @@ def hard_detections(rng, sample, count, labels, grid, scores):
     boxes[near] = sample.boxes[of] + rng.integers(-1, 2, (len(near), 4)) * grid / 2
     found[near] = sample.labels[of]
     chosen = rng.random(count) if scores is None else rng.integers(1, scores, count) / scores
-    return {"boxes": boxes.astype(np.float32), "scores": chosen.astype(np.float32), "labels": found}
+    return {"boxes": boxes.astype(dtype), "scores": chosen.astype(dtype), "labels": found}
 
 
 @pytest.mark.parametrize(
@@ -332,9 +332,9 @@ def hard_detections(rng, sample, count, labels, grid, scores):
         (8, 0, 3, 16, None),  # nothing found
     ],
 )
-@pytest.mark.parametrize("pairs_at_a_time", [7, 1_000_000])
+@pytest.mark.parametrize(("pairs_at_a_time", "dtype"), [(7, np.float32), (1_000_000, np.float64)])
 def test_hard_cases_are_equal_to_the_last_digit(
-    monkeypatch, objects, detections, labels, grid, scores, pairs_at_a_time
+    monkeypatch, objects, detections, labels, grid, scores, pairs_at_a_time, dtype
 ):
     monkeypatch.setattr(coco_matching, "PAIRS_AT_A_TIME", pairs_at_a_time)
     rng = np.random.default_rng(objects + detections + grid)
@@ -343,7 +343,7 @@ def test_hard_cases_are_equal_to_the_last_digit(
     samples = tuple(hard_sample(rng, id_, rng.integers(0, objects + 1), labels, grid) for id_ in ids)
     dataset = Dataset("hard", categories, samples, Problems("hard"))
     found = [
-        hard_detections(rng, sample, rng.integers(detections // 2, detections + 1), labels, grid, scores)
+        hard_detections(rng, sample, rng.integers(detections // 2, detections + 1), labels, grid, scores, dtype)
         for sample in samples
     ]
     positions = [5, 0, 1, 3, 4, 6]
