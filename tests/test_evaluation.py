@@ -171,6 +171,22 @@ def test_images_are_not_kept(place, workers):
     assert len(seen) == IMAGES
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_told_what_is_done(place, tmp_path, monkeypatch):
+    dataset, terminal = shapes(place / "shapes", "val"), Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with WorkerPool(0) as pool:
+        evaluation = evaluate(perfect(dataset), dataset, 300, 2, pool)
+    evaluation.results.write(tmp_path / "detections.json")
+    told = [line.strip() for line in terminal.getvalue().split("\r")]
+    assert f"average precision: {IMAGES} images, {len(evaluation.results)} detections" in told
+    assert any(line.startswith("write detections.json: ") for line in told)
+
+
 class OneOfThreads:
     """A process of a world, played by a thread."""
 
