@@ -11,6 +11,7 @@ from ssd300_vgg16.blas import use_widest_kernels
 # Before anything imports numpy: its BLAS chooses its kernels when it is loaded.
 use_widest_kernels()
 
+__version__ = "0.1.0"  # as in pyproject.toml
 _HOME_OF = {
     "SSD300": "network.ssd",
     "SSD512": "network.ssd",

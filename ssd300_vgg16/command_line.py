@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ssd300_vgg16.data.source import KINDS
 from ssd300_vgg16.errors import Stopped, UserError
@@ -95,6 +96,16 @@ def not_negative(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
     return value
+
+
+def refuse_as_target(path: Path, suffix: str, kind: str) -> None:
+    """Raises UserError if a new file of this kind cannot be written there: nothing is overwritten."""
+    if path.suffix != suffix:
+        raise UserError(f"{path}: the new file is {kind}, and its name has to end so: {suffix}")
+    if path.exists():
+        raise UserError(f"{path}: there is such a file already; remove it, or name another")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.parent}: there is no such folder to write to")
 
 
 def workers_for(device: str, chosen: int | None) -> int:

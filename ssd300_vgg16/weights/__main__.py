@@ -124,12 +124,7 @@ def _fit(weights: Weights) -> str:
 
 def _convert(options: argparse.Namespace) -> None:
     target = options.target
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target}: the new file is a safetensors file, and its name has to end so")
-    if target.exists():
-        raise UserError(f"{target}: there is such a file already; remove it, or name another")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"{target.parent}: there is no such folder to write to")
+    command_line.refuse_as_target(target, ".safetensors", "a safetensors file")
     weights = _as_said(read_as_ssd(find_weights(Path(options.source))), options)
     if options.bgr:
         weights = replace(weights, tensors=with_rgb(weights.tensors))

@@ -32,10 +32,15 @@ def save_weights(
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
     header = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
+    write_whole(path, save(dict(tensors), metadata={HEADER: header}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, atomically and synced; raises UserError if it cannot be written."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
-            file.write(save(dict(tensors), metadata={HEADER: header}))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

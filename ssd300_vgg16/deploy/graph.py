@@ -1,0 +1,48 @@
+"""An ONNX graph that grows by one operator at a time; a value is known by its name."""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+OPSET = 13  # the first with scales per channel for int8; any ONNX Runtime since 2020 has it
+IR_VERSION = 8
+
+
+class Graph:
+    """Nodes and constants so far."""
+
+    def __init__(self):
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        """The name of a constant, which it is given here."""
+        self._constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def add(self, operator: str, *inputs: str | np.ndarray | np.generic, name: str | None = None, **attributes) -> str:
+        """The name of an operator's one output; inputs are names of values, or arrays as constants."""
+        name = name or f"{operator}_{len(self._nodes)}"
+        self.add_several(operator, (name,), *inputs, **attributes)
+        return name
+
+    def add_several(
+        self, operator: str, outputs: tuple[str, ...], *inputs: str | np.ndarray | np.generic, **attributes
+    ) -> None:
+        """As `add`, for operators with several outputs, which are named here; the first names the node too."""
+        values = [
+            value if isinstance(value, str) else self.constant(f"{outputs[0]}.input{place}", value)
+            for place, value in enumerate(inputs)
+        ]
+        self._nodes.append(helper.make_node(operator, values, outputs, outputs[0], **attributes))
+
+    def model(
+        self,
+        name: str,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+    ) -> onnx.ModelProto:
+        """The whole as a model with these inputs and outputs; without metadata yet."""
+        graph = helper.make_graph(self._nodes, name, inputs, outputs, self._constants)
+        opset = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION)

@@ -1,0 +1,75 @@
+"""Post-processing as ONNX operators: the rules, the constants and the order of arithmetic of network.postprocess."""
+
+import numpy as np
+
+from ssd300_vgg16.boxes import CENTRE_VARIANCE, MAX_LOG_RATIO, SIZE_VARIANCE, xyxy_to_cxcywh
+from ssd300_vgg16.deploy.graph import Graph
+from ssd300_vgg16.network.default_boxes import DefaultBoxLayout, default_boxes
+from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU
+
+BOXES, SCORES, LABELS, BATCH_INDEX = "boxes", "scores", "labels", "batch_index"
+
+
+def add_postprocess(
+    graph: Graph, offsets: str, logits: str, num_classes: int, layout: DefaultBoxLayout, score_threshold: float
+) -> None:
+    """Add the detections of a batch, image after image, by falling score, from offsets [B, D, 4] and logits [B, D, C].
+
+    BOXES float32 [N, 4] xyxy as parts of the image's width and height, inside it; SCORES float32 [N]; LABELS int64 [N]
+    from 1 up; BATCH_INDEX int64 [N], the image of the batch. As `network.postprocess.postprocess` but for ties: of
+    equal scores in several classes the lower label goes first, and of those that tie for a class's last place among
+    its candidates the earlier default boxes are taken.
+    """
+    most = min(CANDIDATES_PER_CLASS, len(default_boxes(layout)))
+    scores, rows = _candidates(graph, logits, num_classes, most)
+    every = graph.add("GatherND", _decoded(graph, offsets, layout), rows, batch_dims=1)
+    kept = _kept_by_nms(graph, every, scores, most, score_threshold)
+    candidates = (num_classes - 1) * most
+    by_image = graph.add("Reshape", kept, np.array([-1, candidates]))
+    best, places = "best", "best_places"
+    graph.add_several("TopK", (best, places), by_image, np.array([min(DETECTIONS_PER_IMAGE, candidates)]), axis=1)
+    found = graph.add("Transpose", graph.add("NonZero", graph.add("Greater", best, np.float32(0))), perm=(1, 0))
+    graph.add("GatherND", best, found, name=SCORES)
+    place = graph.add("GatherND", places, found)
+    graph.add("Add", graph.add("Div", place, np.int64(most)), np.int64(1), name=LABELS)
+    image = graph.add("Gather", found, np.int64(0), axis=1, name=BATCH_INDEX)
+    columns = [graph.add("Unsqueeze", value, np.array([1])) for value in (image, place)]
+    in_pixels = graph.add("GatherND", every, graph.add("Concat", *columns, axis=1))
+    graph.add("Div", in_pixels, np.float32(layout.image_size), name=BOXES)
+
+
+def _candidates(graph: Graph, logits: str, num_classes: int, most: int) -> tuple[str, str]:
+    """The `most` best scores of each class but the background, [B, C - 1, most]; their default boxes, [B, (C - 1) *
+    most, 1]."""
+    scores = graph.add("Softmax", logits, axis=-1)
+    scores = graph.add("Slice", scores, np.array([1]), np.array([num_classes]), np.array([2]))
+    by_class = graph.add("Transpose", scores, perm=(0, 2, 1))
+    graph.add_several("TopK", ("candidates", "candidate_rows"), by_class, np.array([most]), axis=2)
+    return "candidates", graph.add("Reshape", "candidate_rows", np.array([0, -1, 1]))
+
+
+def _decoded(graph: Graph, offsets: str, layout: DefaultBoxLayout) -> str:
+    """As `boxes.decode` and `boxes.clip`: [B, D, 4] xyxy in pixels of the network's input."""
+    defaults = xyxy_to_cxcywh(default_boxes(layout))
+    centres = graph.constant("default_centres", defaults[:, :2])
+    sizes = graph.constant("default_sizes", defaults[:, 2:])
+    graph.add_several("Split", ("centre_offsets", "size_offsets"), offsets, np.array([2, 2]), axis=2)
+    shift = graph.add("Mul", graph.add("Mul", "centre_offsets", np.float32(CENTRE_VARIANCE)), sizes)
+    centre = graph.add("Add", shift, centres)
+    ratio = graph.add("Min", graph.add("Mul", "size_offsets", np.float32(SIZE_VARIANCE)), np.float32(MAX_LOG_RATIO))
+    half = graph.add("Div", graph.add("Mul", graph.add("Exp", ratio), sizes), np.float32(2))
+    corners = graph.add("Concat", graph.add("Sub", centre, half), graph.add("Add", centre, half), axis=2)
+    return graph.add("Clip", corners, np.float32(0), np.float32(layout.image_size))
+
+
+def _kept_by_nms(graph: Graph, boxes: str, scores: str, most: int, score_threshold: float) -> str:
+    """Scores [B * (C - 1), 1, most] of the candidates that NMS keeps in their class, and 0 for the others.
+
+    ONNX's operator knows one set of boxes for all classes of an image; so each class is an image of its own to it.
+    """
+    boxes = graph.add("Reshape", boxes, np.array([-1, most, 4]))
+    scores = graph.add("Reshape", scores, np.array([-1, 1, most]))
+    limits = np.array([DETECTIONS_PER_IMAGE]), np.array([NMS_IOU], np.float32), np.array([score_threshold], np.float32)
+    kept = graph.add("NonMaxSuppression", boxes, scores, *limits)
+    nothing = graph.add("ConstantOfShape", graph.add("Shape", scores))
+    return graph.add("ScatterND", nothing, kept, graph.add("GatherND", scores, kept))

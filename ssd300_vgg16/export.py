@@ -1,0 +1,108 @@
+"""Write a detector as an ONNX model, which runs without this package: see docs/onnx.md.
+
+python -m ssd300_vgg16.export runs/RUN --to model.onnx                               photographs to detections
+python -m ssd300_vgg16.export ssd300_vgg16_coco --to model.onnx --outputs raw        to offsets and logits
+python -m ssd300_vgg16.export runs/RUN --to small.onnx --int8 --calibrate photos/    in 8 bits: smaller, faster
+
+The input is uint8 [batch, 3, S, S], RGB, S 300 or 512, a batch of any size.
+"""
+
+# As in train.py, imports that bring OneFlow are made inside functions.
+import argparse
+from pathlib import Path
+
+from ssd300_vgg16 import command_line
+from ssd300_vgg16.data.images import find_images
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.training.run_folder import find_weights
+
+CALIBRATION_IMAGES = 200
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of python -m ssd300_vgg16.export."""
+    parser = command_line.Parser(prog="python -m ssd300_vgg16.export", description=__doc__)
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="run folder, file of weights of any format, or name of published ones"
+    )
+    parser.add_argument("--to", metavar="FILE", type=Path, required=True, help="the new file, *.onnx")
+    parser.add_argument(
+        "--outputs",
+        choices=("detections", "raw"),
+        default="detections",
+        help="detections: boxes, scores, labels and batch_index, after NMS; raw: offsets and logits of the default "
+        "boxes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=command_line.fraction,
+        metavar="S",
+        help="detections scored above (default: 0.01, as in evaluation)",
+    )
+    parser.add_argument("--int8", action="store_true", help="convolutions in 8 bits; needs --calibrate")
+    parser.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help=f"images like those to come, from which ranges are measured ({CALIBRATION_IMAGES} of them at most)",
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Export; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    _refuse_contradictions(options)
+    command_line.refuse_as_target(options.to, ".onnx", "an ONNX file")
+    images = _spread(find_images([options.calibrate])) if options.int8 else []
+    weights = find_weights(Path(options.weights))
+    from ssd300_vgg16.deploy.model import onnx_model, save
+    from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
+    from ssd300_vgg16.weights.model import load_model
+
+    model, description = load_model(weights)
+    print(*description.notes, sep="\n", end="\n" if description.notes else "")
+    threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
+    made = onnx_model(model, description, options.outputs, threshold)
+    if images:
+        from ssd300_vgg16.deploy.quantise import quantised
+
+        made = quantised(made, images, model.layout.image_size)
+    save(options.to, made)
+    print("\n".join(_account(options.to, made, weights)))
+    return 0
+
+
+def _refuse_contradictions(options: argparse.Namespace) -> None:
+    problems = []
+    if options.int8 and options.calibrate is None:
+        problems.append("--int8 needs --calibrate FOLDER, images like those to come")
+    if options.calibrate is not None and not options.int8:
+        problems.append("--calibrate is for --int8, which is not given")
+    if options.score_threshold is not None and options.outputs == "raw":
+        problems.append("--score-threshold is for detections, and --outputs raw has none")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _spread(images: list[Path]) -> list[Path]:
+    """All images, or so many of them that calibrating ends soon, evenly from the whole list."""
+    step = max(1, len(images) / CALIBRATION_IMAGES)
+    return [images[int(number * step)] for number in range(min(len(images), CALIBRATION_IMAGES))]
+
+
+def _account(path: Path, made, weights: Path) -> list[str]:
+    """What was written, as lines."""
+    return [
+        f"written: {path}, {path.stat().st_size / 1e6:.1f} MB, checked, from {weights}",
+        f"  takes {', '.join(map(_shaped, made.graph.input))}, uint8 RGB",
+        f"  gives {', '.join(map(_shaped, made.graph.output))}",
+    ]
+
+
+def _shaped(value) -> str:
+    sizes = [size.dim_param or str(size.dim_value) for size in value.type.tensor_type.shape.dim]
+    return f"{value.name} [{', '.join(sizes)}]"
+
+
+if __name__ == "__main__":
+    command_line.run(main, "python -m ssd300_vgg16.export")
