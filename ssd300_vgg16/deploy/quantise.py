@@ -43,6 +43,7 @@ def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> on
             weight_type=QuantType.QInt8,
         )
         made = onnx.load(path)
+    made.producer_name, made.producer_version = model.producer_name, model.producer_version
     onnx.helper.set_model_props(made, {entry.key: entry.value for entry in model.metadata_props})
     return made
 
