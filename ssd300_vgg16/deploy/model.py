@@ -36,7 +36,7 @@ def onnx_model(
     add_network(graph, model, IMAGES)
     if outputs == DETECTIONS:
         add_postprocess(graph, OFFSETS, LOGITS, classes, model.layout, score_threshold)
-        given = _detections()
+        given = detection_outputs()
     else:
         boxes = len(default_boxes(model.layout))
         given = [_float(OFFSETS, ["batch", boxes, 4]), _float(LOGITS, ["batch", boxes, classes])]
@@ -55,7 +55,8 @@ def save(path: Path, model: onnx.ModelProto) -> None:
     write_whole(path, model.SerializeToString())
 
 
-def _detections() -> list[onnx.ValueInfoProto]:
+def detection_outputs() -> list[onnx.ValueInfoProto]:
+    """Names, types and shapes of what `add_postprocess` gives."""
     integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["found"]) for name in (LABELS, BATCH_INDEX)]
     return [_float(BOXES, ["found", 4]), _float(SCORES, ["found"]), *integers]
 

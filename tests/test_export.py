@@ -1,0 +1,212 @@
+"""python -m ssd300_vgg16.export: what it writes, that it runs elsewhere, and what it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from foreign_weights import published_trunk, random_detector, write_pth
+from PIL import Image
+from small_data import REPOSITORY, run, untrained_run
+
+import ssd300_vgg16
+from ssd300_vgg16.data.images import ImageError
+from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.export import _spread, main
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.weights.file import save_weights
+
+OUTPUTS = ["boxes", "scores", "labels", "batch_index"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A run's folder with small weights for the shapes."""
+    return untrained_run(tmp_path_factory.mktemp("export") / "run")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of blocks of colour: three pictures, and a photograph that lies on its side."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for number in range(3):
+        blocks = np.random.default_rng(number).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(blocks, (260 + number, 180)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(folder / "0.png").save(folder / "lying.jpg", exif=exif)
+    return folder
+
+
+def exported(weights, path, *options):
+    assert main([str(weights), "--to", str(path), *map(str, options)]) == 0
+    return path
+
+
+def refusal(*arguments):
+    with pytest.raises(UserError) as caught:
+        main([str(argument) for argument in arguments])
+    return str(caught.value)
+
+
+def session_of(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def assert_same_detections(rows, detector, path):
+    """rows: name, score and box of each detection."""
+    found = detector(path)
+    assert 5 < len(rows) < 200, "too few to compare, or all there is room for"
+    assert [row[0] for row in rows] == found["names"]
+    np.testing.assert_allclose([row[1] for row in rows], found["scores"], atol=2e-4)
+    np.testing.assert_allclose([row[2:] for row in rows], found["boxes"], atol=0.05)
+
+
+def test_the_script_of_the_docs_detects_without_this_package(weights, photographs, tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "onnx.md").read_text(), re.DOTALL)
+    assert "ssd300_vgg16" not in script and len(script.splitlines()) <= 30
+    (tmp_path / "detect.py").write_text(script)
+    path = photographs / "lying.jpg"
+    threshold = float(Detector.load(weights, "cpu")(path)["scores"][30])
+    exported(weights, tmp_path / "model.onnx", "--score-threshold", threshold)
+    elsewhere = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-I", "detect.py", "model.onnx", path]
+    done = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, timeout=60, check=True)
+    rows = [(name, *map(float, numbers)) for name, *numbers in (row.split("\t") for row in done.stdout.splitlines())]
+    assert_same_detections(rows, Detector.load(weights, "cpu", threshold), path)
+
+
+def test_a_batch_has_the_detections_of_its_images(weights, photographs, tmp_path):
+    session = session_of(exported(weights, tmp_path / "model.onnx"))
+    images = [cv2.imread(str(photographs / f"{number}.png"))[..., ::-1] for number in range(3)]
+    images = np.stack([network_input(np.ascontiguousarray(image), 300) for image in images])
+    together = session.run(OUTPUTS, {"images": images})
+    assert np.bincount(together[3]).tolist() == [200, 200, 200]
+    for number in range(3):
+        alone = session.run(OUTPUTS, {"images": images[number : number + 1]})
+        rows = together[3] == number
+        for found, expected in zip(together[:3], alone[:3], strict=True):
+            np.testing.assert_allclose(found[rows], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_raw_outputs_of_a_foreign_file(tmp_path, capsys):
+    """A .pth with amdegroot's names, of a width that its shapes tell."""
+    source = write_pth(tmp_path / "theirs.pth", random_detector("amdegroot"))
+    path = exported(source, tmp_path / "raw.onnx", "--outputs", "raw")
+    printed = capsys.readouterr().out
+    assert "class names taken to be VOC's" in printed, "what was assumed is said"
+    assert "takes images [batch, 3, 300, 300], uint8 RGB" in printed
+    assert "gives offsets [batch, 8732, 4], logits [batch, 8732, 21]" in printed
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), dtype=np.uint8)
+    found = session_of(path).run(["offsets", "logits"], {"images": images})
+    with flow.no_grad():
+        expected = Detector.load(source, "cpu").model(flow.from_numpy(images))
+    for ours, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, reference.numpy(), rtol=1e-4, atol=1e-6)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["raw.onnx", "theirs.pth"]
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
+    """As `weights`, with some channels in each layer: 8 bits of one channel alone do not last to the end."""
+    return untrained_run(tmp_path_factory.mktemp("wider") / "run", width=1 / 8)
+
+
+@pytest.fixture(scope="module")
+def in_8_bits(wider, photographs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    return exported(wider, path, "--int8", "--calibrate", photographs, "--outputs", "raw")
+
+
+def test_in_8_bits_the_first_and_the_heads_stay_in_float(in_8_bits):
+    model = onnx.load(in_8_bits)
+    onnx.checker.check_model(model, full_check=True)
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    weights_of = {node.name: made_by.get(node.input[1]) for node in model.graph.node if node.op_type == "Conv"}
+    in_float = {name for name, maker in weights_of.items() if maker is None}
+    assert in_float == {"backbone.features.0"} | {
+        f"head.{head}_head.module_list.{number}" for head in ("classification", "regression") for number in range(6)
+    }
+    constants = {constant.name: constant for constant in model.graph.initializer}
+    for name in weights_of.keys() - in_float:
+        quantised, scales, _ = (constants[each] for each in weights_of[name].input)
+        assert quantised.data_type == onnx.TensorProto.INT8
+        assert list(scales.dims) == list(quantised.dims[:1]), "a scale for each channel"
+    assert {entry.key for entry in model.metadata_props} >= {"categories", "image_size", "score_threshold"}
+    assert "onnx.infer" not in {entry.key for entry in model.metadata_props}
+
+
+def test_in_8_bits_the_answers_are_nearly_those_of_float(in_8_bits, wider, photographs):
+    image = cv2.imread(str(photographs / "1.png"))[..., ::-1]
+    images = network_input(np.ascontiguousarray(image), 300)[None]
+    with flow.no_grad():
+        expected = Detector.load(wider, "cpu").model(flow.from_numpy(images))
+    for found, tensor in zip(session_of(in_8_bits).run(None, {"images": images}), expected, strict=True):
+        reference = tensor.numpy()
+        error = np.sqrt(np.mean((found - reference) ** 2) / np.var(reference))
+        assert 1e-5 < error < 0.1
+
+
+def test_calibration_images_are_spread_over_the_folder():
+    assert _spread(list("abc")) == list("abc")
+    chosen = _spread(list(range(1000)))
+    assert len(chosen) == 200 and chosen[:2] == [0, 5] and chosen[-1] == 995
+    assert len(set(_spread(list(range(201))))) == 200
+
+
+def test_refusals_come_before_weights_are_read(tmp_path, photographs):
+    nothing = tmp_path / "no-weights"
+    new = tmp_path / "new.onnx"
+    assert "--int8 needs --calibrate FOLDER" in refusal(nothing, "--to", new, "--int8")
+    assert "--calibrate is for --int8" in refusal(nothing, "--to", new, "--calibrate", photographs)
+    both = refusal(nothing, "--to", new, "--outputs", "raw", "--score-threshold", 0.5, "--int8")
+    assert "--int8 needs" in both and "--score-threshold is for detections" in both
+    assert "an ONNX file, and its name has to end so: .onnx" in refusal(nothing, "--to", tmp_path / "new.pb")
+    assert "there is no such folder" in refusal(nothing, "--to", tmp_path / "none" / "new.onnx")
+    (tmp_path / "empty").mkdir()
+    empty = refusal(nothing, "--to", new, "--int8", "--calibrate", tmp_path / "empty")
+    assert empty.startswith(f"{tmp_path / 'empty'}: no image in this folder")
+    assert "no such file" in refusal(nothing, "--to", new, "--int8", "--calibrate", tmp_path / "missing")
+    assert "no such file of weights" in refusal(nothing, "--to", new)
+    new.write_text("mine")
+    assert "there is such a file already" in refusal(nothing, "--to", new)
+    assert new.read_text() == "mine"
+
+
+def test_a_trunk_without_heads_is_refused(tmp_path):
+    save_weights(tmp_path / "trunk.safetensors", published_trunk(), None)
+    assert "detects nothing" in refusal(tmp_path / "trunk.safetensors", "--to", tmp_path / "new.onnx")
+    assert not (tmp_path / "new.onnx").exists()
+
+
+def test_a_broken_calibration_image_is_named(weights, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
+        main([str(weights), "--to", str(tmp_path / "new.onnx"), "--int8", "--calibrate", str(tmp_path / "photos")])
+    assert not (tmp_path / "new.onnx").exists()
+
+
+def test_as_a_program(weights, photographs, tmp_path):
+    """Nothing on stderr, which the quantiser likes to write to; and an error without a traceback."""
+    done = run("export", weights, "--to", "a.onnx", "--int8", "--calibrate", photographs, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("written: a.onnx, ")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
+    again = run("export", weights, "--to", "a.onnx", folder=tmp_path)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == (
+        "python -m ssd300_vgg16.export: a.onnx: there is such a file already; remove it, or name another\n"
+    )
+
+
+def test_the_version_is_the_projects():
+    stated = re.search(r'^version = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert ssd300_vgg16.__version__ == stated[1]
