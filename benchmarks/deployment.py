@@ -1,10 +1,10 @@
-"""AP and time per photograph of a detector on OneFlow and as ONNX models, float32 and int8, on this machine's CPU.
+"""AP and time per photograph of a detector with either engine and as exported models, on this machine's CPU.
 
     .venv/bin/python benchmarks/deployment.py WEIGHTS --data-path DIR --dataset voc             a table on the terminal
     .venv/bin/python benchmarks/deployment.py WEIGHTS --data-path DIR --dataset voc --write     and in deployment.md
 
 AP is that of the val split; ranges for int8 are measured on the train split. Time is from the file to detections, one
-photograph at a time: each round runs all three over the same photographs in turn; the table gives medians of rounds.
+photograph at a time: each round runs all of them over the same photographs in turn; the table gives medians of rounds.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def exported(weights: str, folder: Path, calibration: list[Path]) -> dict[str, P
     (folder / "images").mkdir()
     for path in calibration:
         (folder / "images" / path.name).symlink_to(path.resolve())
-    paths = {"ONNX Runtime, float32": folder / "float32.onnx", "ONNX Runtime, int8": folder / "int8.onnx"}
+    paths = {"exported, float32": folder / "float32.onnx", "exported, int8": folder / "int8.onnx"}
     settings = ([], ["--int8", "--calibrate", str(folder / "images")])
     for path, options in zip(paths.values(), settings, strict=True):
         export.main([weights, "--to", str(path), *options])
@@ -86,14 +86,14 @@ def table(options: argparse.Namespace, detector: Detector, rows: list[tuple]) ->
     """Markdown: a row for each engine."""
     description = detector.description
     lines = [
-        "# Detecting with OneFlow and with exported models",
+        "# Detecting: the two engines, and exported models",
         "",
         f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores. {description.variant.name}, width "
         f"{description.width:g}, {description.num_classes - 1} classes. ONNX Runtime {onnxruntime.__version__}. "
         f"{options.about}From the file to detections, one photograph at a time; medians of {options.rounds} rounds "
         f"over {options.photographs} photographs, all in turn.",
         "",
-        "| engine | AP | AP50 | ms per photograph | times as fast | file, MB |",
+        "| | AP | AP50 | ms per photograph | times as fast | weights, MB |",
         "|---|---|---|---|---|---|",
     ]
     first = rows[0][3]
@@ -118,7 +118,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Export, evaluate, measure."""
     options = parse(arguments)
-    detector = Detector.load(options.weights, "cpu")
+    detector = Detector.load(options.weights, "cpu", engine="oneflow")
     side, categories = detector.model.layout.image_size, detector.description.categories
     source = DataSource(options.dataset, options.data_path)
     val, train = source.load("val", categories), source.load("train", categories)
@@ -126,9 +126,11 @@ def main(arguments: list[str]) -> int:
     options.photographs = len(photographs)
     with tempfile.TemporaryDirectory() as folder:
         paths = exported(options.weights, Path(folder), [sample.path for sample in train.samples])
-        sizes = [sum(tensor.numel() for tensor in detector.model.parameters()) * 4 / 1e6]
+        sizes = [sum(tensor.numel() for tensor in detector.model.parameters()) * 4 / 1e6] * 2
         sizes += [path.stat().st_size / 1e6 for path in paths.values()]
-        detects = {"OneFlow": detector.detect} | {name: onnx_detect(path) for name, path in paths.items()}
+        by_onnx_runtime = Detector.load(options.weights, "cpu", engine="onnxruntime")
+        detects = {"`--engine oneflow`": detector.detect, "`--engine onnxruntime`": by_onnx_runtime.detect}
+        detects |= {name: onnx_detect(path) for name, path in paths.items()}
         seconds = rates(detects, photographs, side, options.rounds)
     rows = []
     for (name, detect), size in zip(detects.items(), sizes, strict=True):

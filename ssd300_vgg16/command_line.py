@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssd300_vgg16.data.source import KINDS
+from ssd300_vgg16.deploy.engine import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError
 
 USAGE_STATUS = 2
@@ -148,6 +149,16 @@ def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco")
         )
     group.add_argument(
         "--strict-data", action="store_true", help="stop at bad boxes and images (default: drop and name them)"
+    )
+
+
+def add_engine_option(parser: argparse._ActionsContainer) -> None:
+    """What computes the network of a detector."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=AUTO,
+        help="what computes the network; auto: ONNX Runtime on the CPU, OneFlow on a GPU (default: %(default)s)",
     )
 
 

@@ -1,12 +1,14 @@
 """Detection on photographs from Python: load once, call on images."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.deploy.engine import AUTO, ONNX_RUNTIME, resolve_engine
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.runtime import flow, resolve_device
@@ -20,6 +22,8 @@ class Detector:
 
     A call returns, for one image: "boxes" float32 [N, 4] xyxy in its pixels, "scores" float32 [N] falling, "labels"
     int64 [N] and "names", a list of N category names; at most 200, each scored above the threshold.
+
+    network: what computes offsets and logits of images uint8 [B, 3, S, S] in place of the model.
     """
 
     def __init__(
@@ -28,20 +32,37 @@ class Detector:
         description: ModelDescription,
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,
+        network: Callable[[np.ndarray], tuple] | None = None,
     ):
         self.model = model.to(device).eval()
         self.description = description
         self.device = device
         self.score_threshold = score_threshold
+        self._network = network or self._by_oneflow
         self._names = description.names()
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike, device: str | None = None, score_threshold: float = SCORE_THRESHOLD
+        cls,
+        path: str | os.PathLike,
+        device: str | None = None,
+        score_threshold: float = SCORE_THRESHOLD,
+        engine: str = AUTO,
     ) -> "Detector":
-        """A detector from a file of weights or a run's folder; device "cpu", "cuda", "cuda:N", or the best one here."""
+        """A detector from a file of weights or a run's folder; device "cpu", "cuda", "cuda:N", or the best one here.
+
+        engine: "oneflow", or "onnxruntime", which gives the same answers, is faster on the CPU, and runs there only;
+        "auto" takes it there.
+        """
+        device = resolve_device(device)
+        engine = resolve_engine(engine, device)
         model, description = load_model(find_weights(Path(path)))
-        return cls(model, description, resolve_device(device), score_threshold)
+        network = None
+        if engine == ONNX_RUNTIME:
+            from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork  # only here, to be spared where it is not used
+
+            network = OnnxRuntimeNetwork(model, description)
+        return cls(model, description, device, score_threshold, network)
 
     def __call__(self, image: np.ndarray | str | os.PathLike) -> dict:
         """Detections of one image: uint8 [H, W, 3] RGB, or a file, which is taken upright as a viewer shows it."""
@@ -54,8 +75,11 @@ class Detector:
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Detections of prepared images uint8 [B, 3, 300, 300], in pixels of images of sizes_hw [B, 2]."""
         with flow.no_grad():
-            offsets, logits = self.model(flow.from_numpy(images).to(self.device))
+            offsets, logits = self._network(images)
             return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.model.layout)
+
+    def _by_oneflow(self, images: np.ndarray) -> tuple:
+        return self.model(flow.from_numpy(images).to(self.device))
 
     def names(self, labels: np.ndarray) -> list[str]:
         """Category names of labels; a label without a category is named by its number."""

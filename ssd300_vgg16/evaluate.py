@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssd300_vgg16 import command_line
 from ssd300_vgg16.data.source import DataSource, split_location
+from ssd300_vgg16.deploy.engine import AUTO
 from ssd300_vgg16.processes.job import job_from
 from ssd300_vgg16.processes.supervisor import supervise
 from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run, write_json
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command_line.add_data_options(parser)
     command_line.add_common_options(parser)
+    command_line.add_engine_option(parser)
     return parser
 
 
@@ -54,7 +56,9 @@ def main(arguments: list[str]) -> int:
         source.locate("val")  # what is missing is said once
         command = [sys.executable, "-m", "ssd300_vgg16.evaluate", *arguments]
         return supervise(job, command, lambda: command, restarts=0, advice="")
-    return evaluate_weights(weights, source, options.device, options.batch_size, options.workers, output)
+    return evaluate_weights(
+        weights, source, options.device, options.batch_size, options.workers, output, options.engine
+    )
 
 
 def evaluate_weights(
@@ -64,6 +68,7 @@ def evaluate_weights(
     batch_size: int,
     workers: int | None,
     output: Path | None = None,
+    engine: str = AUTO,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
     from ssd300_vgg16.data.workers import WorkerPool
@@ -77,7 +82,7 @@ def evaluate_weights(
     weights = find_weights(weights)
     output = output or beside or weights.parent
     device = resolve_device(device, world.local_rank if world.size > 1 else None)
-    detector = Detector.load(weights, device)
+    detector = Detector.load(weights, device, engine=engine)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:

@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="per image, the best ones (default: %(default)s)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
+    command_line.add_engine_option(parser)
     return parser
 
 
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> int:
     images = images or _samples_of(weights)
     from ssd300_vgg16.detector import Detector
 
-    detector = Detector.load(weights, options.device, options.score_threshold)
+    detector = Detector.load(weights, options.device, options.score_threshold, options.engine)
     print("\n".join(detector.description.notes), end="\n" if detector.description.notes else "")
     return _detect_all(detector, images, Path(options.output_dir), options.max_detections)
 

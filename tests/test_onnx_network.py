@@ -202,7 +202,7 @@ def test_metadata_says_what_a_program_needs():
 def test_what_no_onnx_file_holds_is_refused(tmp_path, monkeypatch):
     made = onnx_model(*network(SSD300_VGG16, 2, 0.02), "raw")
     monkeypatch.setattr("ssd300_vgg16.deploy.model.LARGEST", 1000)
-    with pytest.raises(UserError, match="2 GiB at most"):
+    with pytest.raises(UserError, match="2 GiB are the most"):
         save(tmp_path / "large.onnx", made)
     assert not list(tmp_path.iterdir())
 

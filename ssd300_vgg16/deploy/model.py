@@ -49,10 +49,16 @@ def onnx_model(
 
 def save(path: Path, model: onnx.ModelProto) -> None:
     """Check a model in full and write it, atomically; raises UserError if it cannot be written."""
+    content = as_bytes(model)
+    onnx.checker.check_model(content, full_check=True)
+    write_whole(path, content)
+
+
+def as_bytes(model: onnx.ModelProto) -> bytes:
+    """What a file of the model holds; raises UserError if it is too large for one."""
     if model.ByteSize() > LARGEST:
-        raise UserError(f"{path}: the network has {model.ByteSize():,} bytes; an ONNX file holds 2 GiB at most")
-    onnx.checker.check_model(model, full_check=True)
-    write_whole(path, model.SerializeToString())
+        raise UserError(f"the network has {model.ByteSize():,} bytes, and 2 GiB are the most that an ONNX model holds")
+    return model.SerializeToString()
 
 
 def detection_outputs() -> list[onnx.ValueInfoProto]:

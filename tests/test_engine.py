@@ -1,0 +1,100 @@
+"""The same detector on OneFlow and on ONNX Runtime."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from small_data import shapes_folder, untrained_run
+
+from ssd300_vgg16 import evaluate, infer
+from ssd300_vgg16.deploy.engine import resolve_engine
+from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
+from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
+
+ENGINES = ("oneflow", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained_run(tmp_path_factory.mktemp("engines") / "run", seed=1)
+
+
+@pytest.fixture(scope="module")
+def image():
+    blocks = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return cv2.resize(blocks, (260, 180))
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """How many images each call has given to ONNX Runtime."""
+    counts, call = [], OnnxRuntimeNetwork.__call__
+
+    def counted(self, images):
+        counts.append(len(images))
+        return call(self, images)
+
+    monkeypatch.setattr(OnnxRuntimeNetwork, "__call__", counted)
+    return counts
+
+
+def assert_nearly_same(found, expected):
+    assert found["names"] == expected["names"]
+    np.testing.assert_array_equal(found["labels"], expected["labels"])
+    np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-4)
+    np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.01)
+
+
+def test_both_find_the_same(run, image, sessions):
+    threshold = float(Detector.load(run, "cpu")(image)["scores"][29:31].mean())
+    sessions.clear()
+    oneflow, onnx = (Detector.load(run, "cpu", threshold, engine)(image) for engine in ENGINES)
+    assert sessions == [1], "ONNX Runtime where it was asked for, and not else"
+    assert len(oneflow["scores"]) == 30
+    assert_nearly_same(onnx, oneflow)
+    Detector.load(run, "cpu")(image)
+    assert sessions == [1, 1], "on the CPU it is the default"
+
+
+def test_a_detector_of_a_network_in_training_goes_with_its_weights(run, image, sessions):
+    """As in train.sh, where weights change from one evaluation to the next."""
+    loaded = Detector.load(run, "cpu")
+    detector = Detector(loaded.model, loaded.description)
+    before = detector(image)["scores"]
+    flow.nn.init.zeros_(loaded.model.head.classification_head.module_list[0].weight)
+    assert not np.array_equal(detector(image)["scores"], before)
+    assert sessions == []
+
+
+def test_which_engine():
+    assert resolve_engine("auto", "cpu") == "onnxruntime"
+    assert resolve_engine("auto", "cuda:1") == "oneflow"
+    assert [resolve_engine(engine, "cpu") for engine in ENGINES] == list(ENGINES)
+    with pytest.raises(UserError, match="--engine onnxruntime computes on the CPU here, not on cuda: add --device cpu"):
+        resolve_engine("onnxruntime", "cuda")
+    with pytest.raises(UserError, match="--engine caffe: write one of auto, oneflow, onnxruntime"):
+        resolve_engine("caffe", "cpu")
+
+
+def test_an_unknown_engine_is_refused_before_weights_are_read(tmp_path):
+    with pytest.raises(UserError, match="--engine caffe"):
+        Detector.load(tmp_path / "nothing", engine="caffe")
+
+
+def test_infer_and_eval_take_it(run, image, tmp_path, sessions):
+    data = shapes_folder(tmp_path, 1, 1)
+    cv2.imwrite(str(tmp_path / "photo.png"), image)
+    scores = {}
+    for engine in ENGINES:
+        sessions.clear()
+        common = ["--weights", str(run), "--device", "cpu", "--engine", engine, "--output-dir"]
+        assert infer.main([str(tmp_path / "photo.png"), *common, str(tmp_path / f"{engine}-photos")]) == 0
+        assert evaluate.main(["--data-path", str(data), "-j", "0", *common, str(tmp_path / engine)]) == 0
+        assert len(sessions) == (2 if engine == "onnxruntime" else 0)
+        results = json.loads((tmp_path / engine / "detections.json").read_text())
+        scores[engine] = [row["score"] for row in results]
+    assert len(scores["oneflow"]) == 200
+    np.testing.assert_allclose(scores["onnxruntime"], scores["oneflow"], rtol=1e-3)
