@@ -1,10 +1,11 @@
 """AP and time per photograph of a detector with either engine and as exported models, on this machine's CPU.
 
-    .venv/bin/python benchmarks/deployment.py WEIGHTS --data-path DIR --dataset voc             a table on the terminal
-    .venv/bin/python benchmarks/deployment.py WEIGHTS --data-path DIR --dataset voc --write     and in deployment.md
+    .venv/bin/python benchmarks/deployment.py WEIGHTS --data-path DIR --dataset voc          a table on the terminal
+    .venv/bin/python benchmarks/deployment.py WEIGHTS --data-path DIR --dataset voc --write  and deployment-WIDTH.md
 
-AP is that of the val split; ranges for int8 are measured on the train split. Time is from the file to detections, one
-photograph at a time: each round runs all of them over the same photographs in turn; the table gives medians of rounds.
+AP is that of the val split (--time-only: none, for weights that were not trained); ranges for int8 are measured on the
+train split. Time is from the file to detections, one photograph at a time: each round runs all of them over the same
+photographs in turn; the table gives medians of rounds.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 import onnxruntime
 
 from ssd300_vgg16 import export
+from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import network_input
 from ssd300_vgg16.data.source import KINDS, DataSource
@@ -30,7 +32,7 @@ from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.metrics.evaluation import Detect, evaluate
 from ssd300_vgg16.runtime import cpu_name
 
-RESULT = Path(__file__).with_suffix(".md")
+HERE = Path(__file__).parent
 
 
 def onnx_detect(path: Path) -> Detect:
@@ -82,6 +84,13 @@ def rates(detects: dict[str, Detect], photographs: list[Path], side: int, rounds
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def average_precision(detect: Detect, dataset: Dataset, side: int) -> tuple[str, str]:
+    """AP and AP50."""
+    with WorkerPool(0) as pool:
+        figures = evaluate(detect, dataset, side, 1, pool).metrics.statistics
+    return f"{figures['AP']:.4f}", f"{figures['AP50']:.4f}"
+
+
 def table(options: argparse.Namespace, detector: Detector, rows: list[tuple]) -> str:
     """Markdown: a row for each engine."""
     description = detector.description
@@ -98,7 +107,7 @@ def table(options: argparse.Namespace, detector: Detector, rows: list[tuple]) ->
     ]
     first = rows[0][3]
     for name, ap, ap50, seconds, size in rows:
-        lines.append(f"| {name} | {ap:.4f} | {ap50:.4f} | {seconds * 1e3:.1f} | {first / seconds:.2f} | {size:.1f} |")
+        lines.append(f"| {name} | {ap} | {ap50} | {seconds * 1e3:.1f} | {first / seconds:.2f} | {size:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -110,6 +119,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", choices=KINDS, default="coco")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photographs", type=int, default=40)
+    parser.add_argument("--time-only", action="store_true")
     parser.add_argument("--about", default="", help="a sentence for the table, ending in a space")
     parser.add_argument("--write", action="store_true")
     return parser.parse_args(arguments)
@@ -134,13 +144,12 @@ def main(arguments: list[str]) -> int:
         seconds = rates(detects, photographs, side, options.rounds)
     rows = []
     for (name, detect), size in zip(detects.items(), sizes, strict=True):
-        with WorkerPool(0) as pool:
-            figures = evaluate(detect, val, side, 1, pool).metrics.statistics
-        rows.append((name, figures["AP"], figures["AP50"], seconds[name], size))
+        figures = ("", "") if options.time_only else average_precision(detect, val, side)
+        rows.append((name, *figures, seconds[name], size))
     text = table(options, detector, rows)
     print(text)
     if options.write:
-        RESULT.write_text(text)
+        (HERE / f"deployment-{detector.description.width:g}.md").write_text(text)
     return 0
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-OPSET = 13  # the first with scales per channel for int8; any ONNX Runtime since 2020 has it
-IR_VERSION = 8
+OPSET, IR_VERSION = 13, 7  # those of ONNX 1.8 (2020), the first with a scale for each channel in 8 bits
 
 
 class Graph:
