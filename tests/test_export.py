@@ -15,8 +15,9 @@ from PIL import Image
 from small_data import REPOSITORY, run, untrained_run
 
 import ssd300_vgg16
-from ssd300_vgg16.data.images import ImageError
+from ssd300_vgg16.data.images import ImageError, read_image
 from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.deploy.quantise import _Images
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.export import _spread, main
@@ -152,6 +153,13 @@ def test_in_8_bits_the_answers_are_nearly_those_of_float(in_8_bits, wider, photo
         reference = tensor.numpy()
         error = np.sqrt(np.mean((found - reference) ** 2) / np.var(reference))
         assert 1e-5 < error < 0.1
+
+
+def test_calibration_images_are_prepared_as_the_detectors(photographs):
+    given = _Images([photographs / "lying.jpg"], 300)
+    expected = network_input(read_image(photographs / "lying.jpg", upright=True), 300)
+    np.testing.assert_array_equal(given.get_next()["images"], expected[None])
+    assert given.get_next() is None
 
 
 def test_calibration_images_are_spread_over_the_folder():
