@@ -16,7 +16,7 @@ class Graph:
 
     def constant(self, name: str, array: np.ndarray) -> str:
         """The name of a constant, which it is given here."""
-        self._constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def add(self, operator: str, *inputs: str | np.ndarray | np.generic, name: str | None = None, **attributes) -> str:
