@@ -48,16 +48,27 @@ def clip(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Areas [N, M] shared by each of a [N, 4] with each of b [M, 4]."""
-    width = np.minimum(a[:, None, 2], b[None, :, 2]) - np.maximum(a[:, None, 0], b[None, :, 0])
-    height = np.minimum(a[:, None, 3], b[None, :, 3]) - np.maximum(a[:, None, 1], b[None, :, 1])
-    return np.maximum(width, 0) * np.maximum(height, 0)
+    b = np.ascontiguousarray(b.T)  # columns in one piece: N x M pairs are what takes the time
+    width, height = (_shared_length(a, b, axis) for axis in (0, 1))
+    width *= height
+    return width
+
+
+def _shared_length(a: np.ndarray, b_columns: np.ndarray, axis: int) -> np.ndarray:
+    length = np.minimum(a[:, axis + 2, None], b_columns[axis + 2])
+    length -= np.maximum(a[:, axis, None], b_columns[axis])
+    return np.maximum(length, 0, out=length)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union [N, M] of a [N, 4] and b [M, 4], in 0..1; 0 where both boxes have no area."""
     shared = intersection(a, b)
-    union = area(a)[:, None] + area(b)[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    union = area(a)[:, None] + area(b)
+    union -= shared
+    # Without area nothing is shared either: 0 over the least positive number is 0.
+    np.maximum(union, np.finfo(union.dtype).tiny, out=union)
+    shared /= union
+    return shared
 
 
 def encode(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:

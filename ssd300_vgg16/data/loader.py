@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import cv2
 import numpy as np
 
-from ssd300_vgg16.data.augment import augment, resize
+from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.data.matching import write_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 
@@ -42,7 +44,6 @@ class TrainingRecipe:
 
 @dataclass(frozen=True)
 class _TrainingTask:
-    recipe: TrainingRecipe
     epoch: int
     indices: np.ndarray
     samples: list[Sample]
@@ -73,42 +74,36 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
     rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:, share]
-    tasks = (_TrainingTask(recipe, epoch, row, [samples[index] for index in row]) for row in rows)
-    return pool.map(_training_batch, tasks)
+    tasks = (_TrainingTask(epoch, row, [samples[index] for index in row]) for row in rows)
+    return pool.map(partial(_training_batch, recipe), tasks)
 
 
-def _training_batch(task: _TrainingTask) -> TrainingBatch:
-    examples, unreadable = [], []
-    for index, sample in zip(task.indices, task.samples, strict=True):
-        rng = np.random.default_rng([task.recipe.seed, task.epoch, int(index)])
+def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatch:
+    batch = _blank_batch(recipe, [str(sample.path) for sample in task.samples])
+    for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
+        rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
         try:
-            examples.append(_training_example(sample, rng, task.recipe))
+            image = read_image(sample.path, sample.upright)
         except ImageError as error:
-            if task.recipe.strict:
+            if recipe.strict:
                 raise
-            unreadable.append(str(error))
-            examples.append(_blank_example(task.recipe))
-    images, offsets, labels = (np.stack(parts) for parts in zip(*examples, strict=True))
-    files = [str(sample.path) for sample in task.samples]
-    return TrainingBatch(images, offsets, labels, files, unreadable)
+            batch.unreadable.append(str(error))
+            continue
+        objects = sample.objects(*image.shape[:2])
+        boxes, labels = augment(image, *objects, rng, recipe.augmentation, batch.images[row])
+        write_targets(boxes, labels, recipe.default_boxes, batch.offsets[row], batch.labels[row])
+    return batch
 
 
-def _training_example(sample: Sample, rng: np.random.Generator, recipe: TrainingRecipe) -> tuple:
-    image = read_image(sample.path, sample.upright)
-    boxes, labels = sample.objects(*image.shape[:2])
-    image, boxes, labels = augment(image, boxes, labels, rng, recipe.augmentation)
-    image, boxes = resize(image, boxes, recipe.image_size)
-    return _channels_first(image), *training_targets(boxes, labels, recipe.default_boxes)
-
-
-def _blank_example(recipe: TrainingRecipe) -> tuple:
-    image = np.zeros((3, recipe.image_size, recipe.image_size), dtype=np.uint8)
-    nothing = np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.int64)
-    return image, *training_targets(*nothing, recipe.default_boxes)
-
-
-def _channels_first(image: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+def _blank_batch(recipe: TrainingRecipe, files: list[str]) -> TrainingBatch:
+    count, boxes, size = len(files), len(recipe.default_boxes), recipe.image_size
+    return TrainingBatch(
+        images=np.zeros((count, 3, size, size), dtype=np.uint8),
+        offsets=np.zeros((count, boxes, 4), dtype=np.float32),
+        labels=np.zeros((count, boxes), dtype=np.int64),
+        files=files,
+        unreadable=[],
+    )
 
 
 @dataclass(frozen=True)
@@ -179,7 +174,7 @@ def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
 
 def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
     """An image uint8 [H, W, 3] resized and laid out as the network takes it: uint8 [3, image_size, image_size]."""
-    return _channels_first(resize(image, np.empty((0, 4), dtype=np.float32), image_size)[0])
+    return np.stack(cv2.split(cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_LINEAR)))
 
 
 def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:
