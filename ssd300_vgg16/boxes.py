@@ -4,6 +4,8 @@ Boxes are float32 arrays [N, 4], xyxy (x1, y1, x2, y2) in pixels, unless a name 
 (``_cxcywh``: centre, width, height; ``_xywh``: top-left corner, width, height, as in COCO's files).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 # Variances of the offsets: Liu et al. 2016, released Caffe model ("prior_variance"); section 2.2 gives the encoding.
@@ -48,27 +50,33 @@ def clip(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Areas [N, M] shared by each of a [N, 4] with each of b [M, 4]."""
-    b = np.ascontiguousarray(b.T)  # columns in one piece: N x M pairs are what takes the time
-    width, height = (_shared_length(a, b, axis) for axis in (0, 1))
-    width *= height
-    return width
-
-
-def _shared_length(a: np.ndarray, b_columns: np.ndarray, axis: int) -> np.ndarray:
-    length = np.minimum(a[:, axis + 2, None], b_columns[axis + 2])
-    length -= np.maximum(a[:, axis, None], b_columns[axis])
-    return np.maximum(length, 0, out=length)
+    return _shared(a.T[..., None], b.T)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union [N, M] of a [N, 4] and b [M, 4], in 0..1; 0 where both boxes have no area."""
-    shared = intersection(a, b)
-    union = area(a)[:, None] + area(b)
-    union -= shared
-    # Without area nothing is shared either: 0 over the least positive number is 0.
+    return pair_iou(a.T[..., None], b.T, area(a)[:, None], area(b))
+
+
+def pair_iou(a: Sequence[np.ndarray], b: Sequence[np.ndarray], area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes given as columns x1, y1, x2, y2 with their areas, of shapes that broadcast."""
+    shared = _shared(a, b)
+    union = area_a + area_b
+    union = np.subtract(union, shared, out=union)
+    # Without area nothing is shared either, and 0 over the least positive number is 0.
     np.maximum(union, np.finfo(union.dtype).tiny, out=union)
-    shared /= union
-    return shared
+    return np.divide(shared, union, out=shared)
+
+
+def _shared(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+    width, height = (_shared_length(a, b, axis) for axis in (0, 1))
+    return np.multiply(width, height, out=width)
+
+
+def _shared_length(a: Sequence[np.ndarray], b: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    length = np.minimum(a[axis + 2], b[axis + 2])
+    length -= np.maximum(a[axis], b[axis])
+    return np.maximum(length, 0, out=length)
 
 
 def encode(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.matching import write_targets
+from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 
@@ -79,6 +79,7 @@ def training_batches(
 
 
 def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatch:
+    default_boxes = DefaultBoxIndex(recipe.default_boxes)
     batch = _blank_batch(recipe, [str(sample.path) for sample in task.samples])
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
         rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
@@ -91,7 +92,7 @@ def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatc
             continue
         objects = sample.objects(*image.shape[:2])
         boxes, labels = augment(image, *objects, rng, recipe.augmentation, batch.images[row])
-        write_targets(boxes, labels, recipe.default_boxes, batch.offsets[row], batch.labels[row])
+        write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
 

@@ -2,10 +2,41 @@
 
 import numpy as np
 
-from ssd300_vgg16.boxes import encode, iou
+from ssd300_vgg16.boxes import area, encode, pair_iou
 
 MATCH_IOU = 0.5
 BACKGROUND = -1
+BLOCK = 16
+
+
+class DefaultBoxIndex:
+    """Default boxes [D, 4] in blocks of neighbours, each with the rectangle around it.
+
+    Most default boxes are far from an object: whole blocks of them are left out with one comparison.
+    """
+
+    def __init__(self, default_boxes: np.ndarray):
+        self.boxes = default_boxes
+        padding = np.zeros(
+            (-len(default_boxes) % BLOCK, 4), dtype=default_boxes.dtype
+        )  # without area: overlaps nothing
+        padded = np.concatenate((default_boxes, padding))
+        self._columns = np.ascontiguousarray(padded.T).reshape(4, -1, BLOCK)
+        self._areas = area(padded).reshape(-1, BLOCK)
+        self._around = *self._columns[:2].min(axis=-1), *self._columns[2:].max(axis=-1)
+
+    def overlaps(self, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Objects and blocks that may overlap, index by index int64 [P] in order, and their IoU [P, BLOCK]."""
+        rows, blocks = np.nonzero(self._near(objects))
+        columns = tuple(column[blocks] for column in self._columns)
+        areas = area(objects)[rows, None], self._areas[blocks]
+        return rows, blocks, pair_iou(objects.T[:, rows, None], columns, *areas)
+
+    def _near(self, objects: np.ndarray) -> np.ndarray:
+        """bool [N, blocks]: whether an object meets the rectangle around a block."""
+        x1, y1, x2, y2 = objects.T[..., None]
+        left, top, right, bottom = self._around
+        return (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
 
 
 def match(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:
@@ -16,16 +47,32 @@ def match(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:
     objects share their best default box, the later object has it.
     """
     matched = np.full(len(default_boxes), BACKGROUND, dtype=np.int64)
-    if len(objects) == 0:
-        return matched
-    overlap = iou(objects, default_boxes)
-    pairs = np.flatnonzero(overlap >= MATCH_IOU)  # few, of many
-    rows, columns = np.divmod(pairs, len(default_boxes))
-    # Where an index is assigned several times, the last one stays: the highest overlap, of equals the first object.
-    order = np.lexsort((-rows, overlap.ravel()[pairs]))
-    matched[columns[order]] = rows[order]
-    matched[overlap.argmax(axis=1)] = np.arange(len(objects))
+    default_box, index = _matches(objects, DefaultBoxIndex(default_boxes))
+    matched[default_box] = index
     return matched
+
+
+def _matches(objects: np.ndarray, index: DefaultBoxIndex) -> tuple[np.ndarray, np.ndarray]:
+    """Default boxes, and the object of each; of a default box that comes several times, the last one counts."""
+    rows, blocks, overlap = index.overlaps(objects)
+    enough = np.flatnonzero(overlap >= MATCH_IOU)
+    pair, place = np.divmod(enough, BLOCK)
+    # From the lowest overlap to the highest, and of equals from the last object to the first.
+    order = np.lexsort((-rows[pair], overlap.ravel()[enough]))
+    best = _best_default_boxes(len(objects), rows, blocks, overlap)
+    default_boxes = (blocks[pair] * BLOCK + place)[order], best
+    return np.concatenate(default_boxes), np.concatenate((rows[pair][order], np.arange(len(objects))))
+
+
+def _best_default_boxes(objects: int, rows: np.ndarray, blocks: np.ndarray, overlap: np.ndarray) -> np.ndarray:
+    """The default box of highest overlap of each object, of equals the first; 0 for one that overlaps none."""
+    best = np.zeros(objects, dtype=np.int64)
+    highest = overlap.max(axis=1, initial=0)
+    highest_of = np.zeros(objects, dtype=overlap.dtype)
+    np.maximum.at(highest_of, rows, highest)
+    candidates = np.flatnonzero((highest == highest_of[rows]) & (highest > 0))[::-1]  # of several, the last is kept
+    best[rows[candidates]] = blocks[candidates] * BLOCK + overlap[candidates].argmax(axis=1)
+    return best
 
 
 def training_targets(
@@ -38,16 +85,15 @@ def training_targets(
     """
     offsets = np.zeros((len(default_boxes), 4), dtype=np.float32)
     labels = np.zeros(len(default_boxes), dtype=np.int64)
-    write_targets(objects, object_labels, default_boxes, offsets, labels)
+    write_targets(objects, object_labels, DefaultBoxIndex(default_boxes), offsets, labels)
     return offsets, labels
 
 
 def write_targets(
-    objects: np.ndarray, object_labels: np.ndarray, default_boxes: np.ndarray, offsets: np.ndarray, labels: np.ndarray
+    objects: np.ndarray, object_labels: np.ndarray, index: DefaultBoxIndex, offsets: np.ndarray, labels: np.ndarray
 ) -> None:
     """Write what `training_targets` gives into offsets [D, 4] and labels [D], which are 0 everywhere."""
-    matched = match(objects, default_boxes)
-    positive = np.flatnonzero(matched != BACKGROUND)
-    matched = matched[positive]
-    offsets[positive] = encode(objects[matched], default_boxes[positive])
-    labels[positive] = object_labels[matched]
+    default_box, matched = _matches(objects, index)
+    # A default box that comes several times gets the same last row in both.
+    offsets[default_box] = encode(objects[matched], index.boxes[default_box])
+    labels[default_box] = object_labels[matched]
