@@ -57,6 +57,8 @@ def run_package(data: Path, images: int) -> dict[str, float]:
 
     samples = samples_with_objects(load_voc([data / "ImageSets/Main/train.txt"]).samples)
     samples = (samples * (images // len(samples) + 1))[:images]
+    for sample in samples:
+        sample.path.read_bytes()  # so that no side reads the disk
     for count in (10, images):  # the first few warm up
         stages = Stages()
         for index, sample in enumerate(samples[:count]):
@@ -129,6 +131,8 @@ def run_torchvision(data: Path, images: int) -> dict[str, float]:
 
     names = (data / "ImageSets/Main/train.txt").read_text().split()
     names = (names * (images // len(names) + 1))[:images]
+    for name in names:
+        (data / "JPEGImages" / f"{name}.jpg").read_bytes()
     examples = [(str(data / "JPEGImages" / f"{name}.jpg"), torch.tensor(voc_boxes(data, name))) for name in names]
     for count in (10, images):
         stages = Stages()

@@ -1,6 +1,7 @@
 """Worker processes that prepare data: ordered, a bounded number of tasks ahead, and never silent about a death."""
 
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 import cv2
 
+from ssd300_vgg16.data import messages
 from ssd300_vgg16.errors import UserError
 
 Task = TypeVar("Task")
@@ -30,8 +32,9 @@ class WorkerPool:
     """Applies functions to tasks in `workers` processes; with 0 workers, in this process.
 
     The processes are started fresh rather than forked, so they hold neither OneFlow's threads nor a GPU's context, and
-    are kept from one `map` to the next. Functions and tasks travel by pickle. A process that dies is replaced and its
-    task done again, `restarts` times in all; `notify` is told each time.
+    are kept from one `map` to the next. Functions and tasks travel by pickle, a function once to each process, so what
+    all tasks have in common is best bound to it; arrays in results come in shared memory. A process that dies is
+    replaced and its task done again, `restarts` times in all; `notify` is told each time.
     """
 
     def __init__(self, workers: int, restarts: int = 0, notify: Callable[[str], object] = print):
@@ -121,6 +124,7 @@ class _Worker:
     """
 
     def __init__(self):
+        self._function: Callable | None = None  # the one it was sent last
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -135,8 +139,10 @@ class _Worker:
 
     def apply(self, function: Callable[[Task], Result], task: Task) -> Result:
         try:
-            self._connection.send((function, task))
-            result, error, trace = self._connection.recv()
+            new_function = None if function is self._function else function
+            self._connection.send((new_function, task))
+            self._function = function
+            result, error, trace = messages.receive(self._connection)
         except (EOFError, OSError) as gone:
             raise _WorkerDied from gone
         if error is not None:
@@ -159,16 +165,19 @@ class _Worker:
 def _serve(connection: Connection) -> None:
     """A worker's life, on one core; it ends when its parent closes the pipe, however that comes about."""
     cv2.setNumThreads(1)
+    function = None
     try:
         while True:
-            function, task = connection.recv()
-            connection.send(_outcome(function, task))
+            new_function, task = connection.recv()
+            function = new_function or function
+            _outcome(function, task).send(connection, os.getppid())
     except (EOFError, OSError):
         return
 
 
-def _outcome(function: Callable[[Task], Result], task: Task) -> tuple[Result | None, Exception | None, str]:
+def _outcome(function: Callable[[Task], Result], task: Task) -> messages.Message:
+    """What is to be sent: the result, the error, and where it came from."""
     try:
-        return function(task), None, ""
+        return messages.Message((function(task), None, ""))
     except Exception as error:
-        return None, error, traceback.format_exc()
+        return messages.Message((None, error, traceback.format_exc()))
