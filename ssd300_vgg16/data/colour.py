@@ -13,7 +13,7 @@ CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE = (-0.05, 0.05)  # of a turn
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-# Contrast is about the mean grey of the whole image, which is estimated from every 4th pixel of every 4th row.
+# Contrast is about the mean grey of the whole image, which is estimated from a 4th of its rows and columns.
 SAMPLING = 4
 
 SAME_CHANNELS = (0, 1, 2)
@@ -54,7 +54,8 @@ def change_colours(part: np.ndarray, colours: Colours, image: np.ndarray) -> np.
 
 
 def _mean_grey_after(changes: tuple[tuple[str, float], ...], image: np.ndarray) -> float:
-    sample = np.ascontiguousarray(image[::SAMPLING, ::SAMPLING])
+    size = tuple(-(-side // SAMPLING) for side in image.shape[1::-1])
+    sample = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
     for name, amount in changes:
         sample = _ADJUST[name](sample, amount)
     return float(GREY_WEIGHTS @ cv2.mean(sample)[:3])

@@ -6,7 +6,7 @@ from ssd300_vgg16.boxes import area, encode, pair_iou
 
 MATCH_IOU = 0.5
 BACKGROUND = -1
-BLOCK = 16
+BLOCK = 32
 
 
 class DefaultBoxIndex:
