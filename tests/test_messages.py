@@ -85,6 +85,17 @@ def test_a_message_that_cannot_be_sent_leaves_no_memory():
     assert open_files() == before
 
 
+def test_memory_that_cannot_be_filled_is_given_back(monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    before = open_files()
+    with pytest.raises(OSError, match="No space left"):
+        messages.Message(np.zeros(LARGE))
+    assert open_files() == before
+
+
 def killed_before_the_memory_is_sent(number):
     if number == 1:
         messages.send_handle = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
