@@ -4,10 +4,15 @@
 import ssd300_vgg16  # noqa: F401
 
 # isort: split
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# What runs in the background of a shell is started deaf to Ctrl-C, and tests send it to themselves and to others.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
