@@ -10,7 +10,6 @@ FILE and IN: a file of any format that can be read, a folder of OneFlow's, a run
 
 import argparse
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 from ssd300_vgg16 import command_line
@@ -22,7 +21,7 @@ from ssd300_vgg16.training.run_folder import find_weights
 from ssd300_vgg16.weights.description import printable
 from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.file import save_weights
-from ssd300_vgg16.weights.parameter_names import AMDEGROOT, LUFFICC, PUBLISHED, Project
+from ssd300_vgg16.weights.parameter_names import AMDEGROOT, CONV1_1, LUFFICC, PUBLISHED, Project
 from ssd300_vgg16.weights.published import PUBLISHED as PUBLISHED_WEIGHTS
 from ssd300_vgg16.weights.published import published
 from ssd300_vgg16.weights.recognise import Weights, read_as_ssd, with_rgb
@@ -115,7 +114,7 @@ def _about_network(weights: Weights) -> list[str]:
 def _fit(weights: Weights) -> str:
     """Whether they are a whole network's; of a trunk alone, there is nothing to compare with."""
     if weights.description is None:
-        return f"of which {prod(weights.tensors['backbone.features.0.weight'].shape[:1])} channels in conv1_1"
+        return f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
     from ssd300_vgg16.weights.model import build_model, misfits
 
     problems = misfits(build_model(weights.description), weights.tensors)
@@ -133,7 +132,6 @@ def _convert(options: argparse.Namespace) -> None:
 
         refuse_misfits(build_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
-    # Of a view, as of one in PyTorch's channels_last, the numbers would be written in the order in which they lie.
     tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)
     print("\n".join(_inspection(weights)[: -len(weights.tensors)]))

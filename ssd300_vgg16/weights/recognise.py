@@ -74,10 +74,8 @@ def recognise(contents: Contents, path: Path) -> Weights:
             tensors, notes = vgg16.classifier_as_trunk(tensors, given)
             unused = [name for name in unused if name not in vgg16.FULLY_CONNECTED or FC6_WEIGHT not in tensors]
         if path.name in TAKE_BGR:
-            tensors, notes = (
-                with_rgb(tensors),
-                [*notes, "conv1_1 was turned from BGR, which these weights take, to RGB"],
-            )
+            tensors = with_rgb(tensors)
+            notes = [*notes, "conv1_1 was turned from BGR, which these weights take, to RGB"]
         if "model" in contents.header:
             description = ModelDescription.from_json(contents.header["model"])
         elif any(name.startswith(CLASSIFICATION) for name in tensors):
