@@ -85,6 +85,8 @@ def test_rows_follow_the_names_of_classes(theirs, ours, shared):
     assert all((start.tensors[name] == weights.tensors[name]).all() for name in rest)
     new = [category.name for category in ours if category.label not in shared]
     assert ("classes initialised" in start.table) == bool(new)
+    partly = f"from the file in {1 + len(shared)} of {after.num_classes} outputs" in start.table
+    assert partly == (1 + len(shared) < after.num_classes)
     assert all(name in start.table for name in new[:12])
 
 

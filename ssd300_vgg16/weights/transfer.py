@@ -123,6 +123,8 @@ def _table(
     for part, names in _by_part(fresh).items():
         have = sum(name in taken for name in names)
         source = {0: "initialised", len(names): "from the file"}.get(have, f"{have} of {len(names)} from the file")
+        if names[0].startswith(CLASSIFICATION) and have == len(names) and len(labels) < description.num_classes:
+            source = f"from the file in {len(labels)} of {description.num_classes} outputs"
         rows.append(f"  {part:<26} {len(names):>3} tensors  {source}")
     if labels:
         rows += _class_rows(weights.description, description, labels)
