@@ -1,10 +1,17 @@
-"""The convolution in numpy against OneFlow's own."""
+"""The convolutions in numpy, by either method, against OneFlow's own."""
 
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import cpu_convolution, threads
-from ssd300_vgg16.network.cpu_convolution import convolution_function, convolve, covers, gradients, relu_gradient
+from ssd300_vgg16.network import cpu_convolution, threads, unrolled_convolution, winograd
+from ssd300_vgg16.network.cpu_convolution import (
+    convolution_function,
+    convolve,
+    covers,
+    gradients,
+    relu_gradient,
+    winograd_pays,
+)
 from ssd300_vgg16.runtime import flow
 
 
@@ -28,8 +35,24 @@ def _forget_threads():
 def blocks(request, monkeypatch):
     """Runs the test with the work cut into larger or smaller blocks."""
     if request.param != "blocks as shipped":
-        monkeypatch.setattr(cpu_convolution, "BUFFER_BYTES", 1)
-        monkeypatch.setattr(cpu_convolution, "LEAST_COLUMNS", 1 if "each" in request.param else 50)
+        monkeypatch.setattr(unrolled_convolution, "BUFFER_BYTES", 1)
+        monkeypatch.setattr(unrolled_convolution, "LEAST_COLUMNS", 1 if "each" in request.param else 50)
+        monkeypatch.setattr(winograd, "TILES", 1 if "each" in request.param else 7)
+
+
+@pytest.fixture(params=["unrolled", "winograd"])
+def method(request, monkeypatch):
+    """Runs the test with either method, whatever the size; sizes that Winograd's does not fit are unrolled."""
+    least = 0 if request.param == "winograd" else 10**9
+    monkeypatch.setattr(cpu_convolution, "WINOGRAD_OUTPUTS", least)
+    monkeypatch.setattr(cpu_convolution, "WINOGRAD_PIXELS", least)
+    return request.param
+
+
+def assert_close(found, expected):
+    """Equal to 5e-5 of the largest: Winograd's method rounds larger numbers than it gives."""
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5 * max(1, np.abs(expected).max()))
 
 
 def random_arrays(*shapes, seed=0):
@@ -71,7 +94,7 @@ SIZES = [
 @pytest.mark.parametrize(("batch", "channels", "outputs", "height", "width"), SIZES)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6), (5, 2), (2, 2)])
-def test_equal_to_oneflow(kernel_size, dilation, relu, batch, channels, outputs, height, width):
+def test_equal_to_oneflow(method, kernel_size, dilation, relu, batch, channels, outputs, height, width):
     *arrays, output_gradient = random_arrays(
         (batch, channels, height, width),
         (outputs, channels, kernel_size, kernel_size),
@@ -81,34 +104,43 @@ def test_equal_to_oneflow(kernel_size, dilation, relu, batch, channels, outputs,
     found = with_gradients(convolution_function(dilation, relu).apply, arrays, output_gradient)
     expected = with_gradients(oneflow_convolution(kernel_size, dilation, relu), arrays, output_gradient)
     for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 6)])
-def test_equal_however_the_work_is_cut(thread_count, blocks, kernel_size, dilation, batch):
+def test_equal_however_the_work_is_cut(method, thread_count, blocks, kernel_size, dilation, batch):
     *arrays, output_gradient = random_arrays(
         (batch, 4, 17, 9), (6, 4, kernel_size, kernel_size), (6,), (batch, 6, 17, 9)
     )
     found = with_gradients(convolution_function(dilation, True).apply, arrays, output_gradient)
     expected = with_gradients(oneflow_convolution(kernel_size, dilation, True), arrays, output_gradient)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        assert_close(one, other)
 
 
 def test_blocks_cover_every_row_once(thread_count, blocks):
     images = np.empty((3, 4, 17, 9), dtype=np.float32)
-    rows = cpu_convolution._Unroller(images, 3, 1).blocks()
+    rows = unrolled_convolution._Unroller(images, 3, 1).blocks()
     assert len(rows) >= thread_count
     covered = [(image, row) for image, first, last in rows for row in range(first, last)]
     assert sorted(covered) == [(image, row) for image in range(3) for row in range(17)]
 
 
-def test_a_layer_as_large_as_vggs_is_cut_into_blocks(thread_count):
-    """conv3_2 on part of an image: with the sizes as shipped."""
-    images, weight, bias, output_gradient = random_arrays((1, 256, 40, 75), (8, 256, 3, 3), (8,), (1, 8, 40, 75))
-    assert len(cpu_convolution._Unroller(images, 3, 1).blocks()) > 1
+def test_winograds_blocks_cover_every_row_of_tiles_once(thread_count, blocks):
+    found = winograd._blocks(3, 17, 9)
+    assert [row for first, last in found for row in range(first, last)] == list(range(15))
+    assert len(found) >= min(thread_count, 15)
+
+
+@pytest.mark.parametrize("outputs", [8, 40])
+def test_a_layer_as_large_as_vggs_is_cut_into_blocks(thread_count, outputs):
+    """conv3_2 on part of an image: with the sizes as shipped, few outputs unrolled, more by Winograd's method."""
+    images, weight, bias, output_gradient = random_arrays(
+        (1, 256, 40, 75), (outputs, 256, 3, 3), (outputs,), (1, outputs, 40, 75)
+    )
+    assert winograd_pays(images, weight, 1) is (outputs == 40)
+    assert len(unrolled_convolution._Unroller(images, 3, 1).blocks()) > 1
     arrays = images, weight / 48, bias
     found = with_gradients(convolution_function(1, False).apply, arrays, output_gradient)
     expected = with_gradients(oneflow_convolution(3, 1, False), arrays, output_gradient)
@@ -116,7 +148,7 @@ def test_a_layer_as_large_as_vggs_is_cut_into_blocks(thread_count):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
 
 
-def test_smaller_after_larger_finds_no_remains():
+def test_smaller_after_larger_finds_no_remains(method):
     """The buffers are kept from call to call."""
     large = random_arrays((2, 8, 20, 20), (4, 8, 3, 3), (4,))
     small = random_arrays((1, 2, 5, 5), (4, 2, 3, 3), (4,), seed=1)
@@ -125,14 +157,14 @@ def test_smaller_after_larger_finds_no_remains():
     np.testing.assert_array_equal(convolve(*small), alone)
 
 
-def test_the_same_sums_every_time(thread_count):
+def test_the_same_sums_every_time(method, thread_count):
     images, weight, output_gradient = random_arrays((3, 8, 20, 20), (4, 8, 3, 3), (3, 4, 20, 20))
-    first, again = (gradients(images, weight, output_gradient) for _ in range(2))
+    first, again = (gradients(images, weight, output_gradient, None, 1, True) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_nothing_is_written_into_arguments():
+def test_nothing_is_written_into_arguments(method):
     """The arrays are read-only: writing raises."""
     images, weight, bias, output_gradient = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,), (2, 4, 9, 9))
     output = convolve(images, weight, bias, relu=True)
@@ -140,19 +172,13 @@ def test_nothing_is_written_into_arguments():
     output.setflags(write=False)
     gradient = relu_gradient(output_gradient, output)
     np.testing.assert_array_equal(gradient, np.where(output > 0, output_gradient, 0))
-    gradient.setflags(write=False)
-    found = gradients(images, weight, gradient)
+    found = gradients(images, weight, output_gradient, output, 1, True)
     assert [array.shape for array in found] == [array.shape for array in (images, weight, bias)]
 
 
-def test_no_bias():
-    images, weight = random_arrays((2, 3, 9, 9), (4, 3, 3, 3))
-    np.testing.assert_array_equal(convolve(images, weight), convolve(images, weight, np.zeros(4, dtype=np.float32)))
-
-
-def test_images_that_need_no_gradient_get_none():
+def test_images_that_need_no_gradient_get_none(method):
     images, weight, bias = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,))
-    assert gradients(images, weight, np.ones((2, 4, 9, 9), dtype=np.float32), for_images=False)[0] is None
+    assert gradients(images, weight, np.ones((2, 4, 9, 9), dtype=np.float32), None, 1, False)[0] is None
     photographs = flow.tensor(images)
     parameters = [flow.tensor(array, requires_grad=True) for array in (weight, bias)]
     convolution_function(1, True).apply(photographs, *parameters).sum().backward()
@@ -160,7 +186,7 @@ def test_images_that_need_no_gradient_get_none():
     assert all(parameter.grad is not None for parameter in parameters)
 
 
-def test_images_and_gradients_that_are_views():
+def test_images_and_gradients_that_are_views(method):
     """Axes exchanged without a copy, before the convolution and behind it."""
     images, weight, bias, output_gradient = random_arrays((2, 9, 8, 3), (4, 3, 3, 3), (4,), (2, 9, 8, 4))
 
@@ -170,7 +196,35 @@ def test_images_and_gradients_that_are_views():
     found = with_gradients(between_views(convolution_function(1, True).apply), (images, weight, bias), output_gradient)
     expected = with_gradients(between_views(oneflow_convolution(3, 1, True)), (images, weight, bias), output_gradient)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_not_a_number_stays_so(method, relu):
+    """Or the trainer would not see that a training has failed."""
+    images, weight, bias = (array.copy() for array in random_arrays((1, 2, 8, 8), (3, 2, 3, 3), (3,)))
+    images[0, 1, 5, 5] = np.nan
+    assert np.isnan(convolve(images, weight, bias, relu=relu)[0, :, 4:7, 4:7]).all()
+    gradient = np.ones((1, 3, 8, 8), dtype=np.float32)
+    gradient[0, 0, 5, 5] = np.nan
+    found = gradients(np.ones_like(images), weight, gradient, None, 1, True)
+    assert [np.isnan(array).any() for array in found] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("images", "weight", "dilation", "pays"),
+    [
+        ((1, 64, 38, 38), (64, 64, 3, 3), 1, True),
+        ((1, 3, 300, 300), (64, 3, 3, 3), 1, True),
+        ((1, 64, 10, 10), (64, 64, 3, 3), 1, False),
+        ((1, 64, 38, 38), (16, 64, 3, 3), 1, False),
+        ((1, 64, 38, 38), (64, 64, 1, 1), 1, False),
+        ((1, 64, 38, 38), (64, 64, 5, 5), 1, False),
+        ((1, 64, 38, 38), (64, 64, 3, 3), 6, False),
+    ],
+)
+def test_winograds_method_is_for_large_maps_and_many_outputs(images, weight, dilation, pays):
+    assert winograd_pays(np.empty(images), np.empty(weight), dilation) is pays
 
 
 @pytest.mark.parametrize(

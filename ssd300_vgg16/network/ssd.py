@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ssd300_vgg16.network.cpu_transpose import SwapLastTwo
 from ssd300_vgg16.network.variants import PIXEL_MEAN, SSD300_VGG16, Variant, variant_of
 from ssd300_vgg16.network.vgg import Backbone, Conv2d
 from ssd300_vgg16.runtime import flow
@@ -26,9 +27,15 @@ class ScoringHead(nn.Module):
     def forward(self, maps: list):
         rows = []
         for conv, feature_map in zip(self.module_list, maps, strict=True):
-            by_cell = conv(feature_map).permute(0, 2, 3, 1)
+            by_cell = _channels_last(conv(feature_map))
             rows.append(by_cell.reshape(by_cell.shape[0], -1, self.values))
         return flow.cat(rows, dim=1)
+
+
+def _channels_last(x):
+    """[B, C, H, W] -> [B, H * W, C]."""
+    x = x.reshape(x.shape[0], x.shape[1], -1)
+    return x.permute(0, 2, 1) if x.is_cuda or x.is_lazy else SwapLastTwo.apply(x)
 
 
 class Heads(nn.Module):

@@ -1,6 +1,7 @@
 """The VGG16 trunk and SSD's extra feature layers (Liu et al. 2016, section 2.1 and figure 2)."""
 
 from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
+from ssd300_vgg16.network.cpu_normalisation import SQUARED_NORM_FLOOR, CpuNormalisation
 from ssd300_vgg16.network.cpu_pooling import CpuMaxPool
 from ssd300_vgg16.network.precision import in_float32
 from ssd300_vgg16.network.variants import ExtraLayer
@@ -10,8 +11,6 @@ nn = flow.nn
 
 # conv4_3 is scaled to this norm at first (section 3.1, after Liu, Rabinovich and Berg, "ParseNet").
 INITIAL_SCALE = 20.0
-# Added to a squared norm, so that a position where every channel is zero has a finite gradient.
-SQUARED_NORM_FLOOR = 1e-10
 # Convolutions up to conv4_3, block by block: channels at width 1, and whether the pooling behind them rounds up.
 # (pool3 does, so that 75 cells become 38; conv4_3 has no pooling of its own here.)
 TRUNK_BLOCKS = (((64, 64), False), ((128, 128), False), ((256, 256, 256), True), ((512, 512, 512), None))
@@ -52,7 +51,8 @@ class MaxPool2x2(nn.MaxPool2d):
         super().__init__(2, 2, ceil_mode=ceil_mode)
 
     def forward(self, x):
-        if x.is_cuda or x.is_lazy or x.shape[2] % 2 or x.shape[3] % 2:
+        odd = x.shape[2] % 2 or x.shape[3] % 2
+        if x.is_cuda or x.is_lazy or (odd and not self.ceil_mode):
             return nn.MaxPool2d.forward(self, x)  # not super(): in a graph, self is a stand-in
         return CpuMaxPool.apply(x)
 
@@ -142,6 +142,8 @@ class Backbone(nn.Module):
         return maps
 
     def _rescaled(self, x):
+        if not (x.is_cuda or x.is_lazy):
+            return CpuNormalisation.apply(x, self.scale_weight)
         x = in_float32(x)
         norm = flow.sqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
         return in_float32(x / norm * self.scale_weight.view(1, -1, 1, 1))
