@@ -133,6 +133,17 @@ def test_winograds_blocks_cover_every_row_of_tiles_once(thread_count, blocks):
     assert len(found) >= min(thread_count, 15)
 
 
+def test_few_tiles_are_summed_by_few_threads(monkeypatch, thread_count):
+    """Each thread's sum takes as much memory as the weights."""
+    monkeypatch.setattr(winograd, "LEAST_TILES", 15)
+    images, weight, output_gradient = random_arrays((2, 3, 17, 9), (4, 3, 3, 3), (2, 4, 17, 9))
+    assert len(winograd._blocks(2, 17, 9, winograd.LEAST_TILES)) == min(thread_count, 2)
+    found = winograd.gradients(images, weight, output_gradient)
+    expected = unrolled_convolution.gradients(images, weight, output_gradient)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
 @pytest.mark.parametrize("outputs", [8, 40])
 def test_a_layer_as_large_as_vggs_is_cut_into_blocks(thread_count, outputs):
     """conv3_2 on part of an image: with the sizes as shipped, few outputs unrolled, more by Winograd's method."""

@@ -21,6 +21,8 @@ from ssd300_vgg16.network.winograd_transforms import (
 
 # Tiles that a thread takes at a time: enough for an efficient product, few enough to stay in its cache.
 TILES = 256
+# Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
+LEAST_TILES = 32
 SQUARE = SPREAD * SPREAD
 _WEIGHTS_TO_SQUARE = np.kron(WEIGHTS_TO_SIX, WEIGHTS_TO_SIX)
 
@@ -90,7 +92,7 @@ def gradients(
 
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
-        shares = run_in_threads(multiply, _blocks(batch, height, width))
+        shares = run_in_threads(multiply, _blocks(batch, height, width, LEAST_TILES))
     turned_gradient = sum(share for share, _ in shares)
     weight_gradient = np.ascontiguousarray(turned_gradient[::-1].T).reshape(weight.shape)
     return images_gradient, weight_gradient, sum(share for _, share in shares).astype(np.float32)
@@ -108,10 +110,14 @@ def _tiles_in(side: int) -> int:
     return -(-side // TILE)
 
 
-def _blocks(batch: int, height: int, width: int) -> list[tuple[int, int]]:
-    """(first, last) row of tiles of each block, counted over the batch; as many for each thread, where there are."""
+def _blocks(batch: int, height: int, width: int, least_tiles: int = 1) -> list[tuple[int, int]]:
+    """(first, last) row of tiles of each block, counted over the batch; as many for each thread, where there are.
+
+    least_tiles: what a thread should have at least; with fewer tiles, some threads get none.
+    """
     rows = batch * _tiles_in(height)
-    count = -(-rows * _tiles_in(width) // TILES)
-    count = min(rows, -(-count // thread_count()) * thread_count())
-    edges = [rows * number // count for number in range(count + 1)]
+    tiles = rows * _tiles_in(width)
+    threads = min(thread_count(), -(-tiles // least_tiles))
+    blocks = min(rows, -(-tiles // (TILES * threads)) * threads)
+    edges = [rows * number // blocks for number in range(blocks + 1)]
     return list(pairwise(edges))
