@@ -1,150 +1,169 @@
-"""Forward and training step of SSD300 against flowvision 0.2.1 as installed, in turn, on this machine's CPU.
+"""Forward pass and training step of SSD300: the package's engines, flowvision and torchvision, in turn.
 
-    .venv/bin/python benchmarks/network.py               a table on the terminal
-    .venv/bin/python benchmarks/network.py --write       and in benchmarks/network.md
+    .venv/bin/python benchmarks/network.py                    on the CPU
+    .venv/bin/python benchmarks/network.py --device cuda      on a GPU (never tried)
 
-Each round runs either network in a process of its own (they need different libraries), with a warm-up. Both have the
-same shape: 91 classes, width 1, random weights, 300x300 images. The table gives medians over all rounds.
+All have the same shape: 91 classes, width 1, random weights, images of 300x300. Each round runs every engine in a
+process of its own. Times are medians over all rounds, seconds per image; the rate of matrix products is the best of any
+library and round, and says what the machine can do.
 """
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import sysconfig
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("forward", "training step")
-SIDES = ("ssd300_vgg16", "flowvision")
-OBJECT = [30.0, 40.0, 200.0, 220.0]
+import part
+import peers
+from engines import (
+    FLOWVISION,
+    FLOWVISION_MKL,
+    FORWARD,
+    MATMUL,
+    NUMPY,
+    ONEFLOW,
+    ONNX_RUNTIME,
+    PREPARE,
+    TORCHVISION,
+    TRAINING,
+    Job,
+    run,
+)
 
-
-def measure(run, repeats: int, batch: int) -> list[float]:
-    """Seconds per image of each of some runs, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) / batch)
-    return times[1:]
-
-
-def run_ours(batch: int, repeats: int) -> dict[str, list[float]]:
-    import ssd300_vgg16  # noqa: F401, I001 - before numpy, as in train.sh
-    import numpy as np
-
-    from ssd300_vgg16.data.loader import TrainingBatch
-    from ssd300_vgg16.data.matching import training_targets
-    from ssd300_vgg16.network.default_boxes import default_boxes
-    from ssd300_vgg16.network.ssd import SSD300
-    from ssd300_vgg16.processes.world import ALONE
-    from ssd300_vgg16.runtime import flow
-    from ssd300_vgg16.training.plan import UpdateRule
-    from ssd300_vgg16.training.schedule import Schedule
-    from ssd300_vgg16.training.step import EagerStep
-
-    model = SSD300()
-    step = EagerStep(model, UpdateRule("sgd"), Schedule("multistep", 1e-5, 1000, 1), ALONE)
-    offsets, labels = training_targets(np.array([OBJECT], dtype=np.float32), np.array([1]), default_boxes())
-    images = np.random.default_rng(0).integers(0, 255, (batch, 3, 300, 300), dtype=np.uint8)
-    made = TrainingBatch(images, np.stack([offsets] * batch), np.stack([labels] * batch), [], [])
-
-    def forward():
-        with flow.no_grad():
-            for tensor in model(flow.from_numpy(images)):
-                tensor.numpy()
-
-    def train():
-        step(made, int(np.count_nonzero(made.labels))).numpy()
-        model.backbone.scale_weight.numpy()
-
-    return {"forward": measure(forward, repeats, batch), "training step": measure(train, repeats, batch)}
+TITLE = "The network: forward pass, training step, and the share of what the machine can multiply"
+BATCH = {FORWARD: 1, TRAINING: 4}
+PRODUCT_SIDE = 2048
+OUR_ENGINES = {ONEFLOW: "this package, OneFlow", ONNX_RUNTIME: "this package, ONNX Runtime"}
+# Products of what computes on the CPU only are of no interest on a GPU.
+ENGINES = {
+    "cpu": (ONEFLOW, ONNX_RUNTIME, TORCHVISION, FLOWVISION_MKL, FLOWVISION, NUMPY),
+    "cuda": (ONEFLOW, TORCHVISION, FLOWVISION),
+}
 
 
-def run_flowvision(batch: int, repeats: int) -> dict[str, list[float]]:
-    import oneflow as flow
-    from flowvision.models.detection import ssd300_vgg16
-
-    model = ssd300_vgg16(pretrained=False, pretrained_backbone=False)
-    model.train()
-    optimizer = flow.optim.SGD(model.parameters(), lr=1e-5, momentum=0.9, weight_decay=5e-4)
-    images = flow.rand(batch, 3, 300, 300)
-    targets = [{"boxes": flow.tensor([OBJECT]), "labels": flow.tensor([1])} for _ in range(batch)]
-
-    def forward():
-        # The network alone: what follows it needs an NMS that OneFlow does not have on the CPU.
-        with flow.no_grad():
-            for tensor in model.head(list(model.backbone(images).values())).values():
-                tensor.numpy()
-
-    def train():
-        losses = sum(model(list(images), targets).values())
-        optimizer.zero_grad()
-        losses.backward()
-        optimizer.step()
-        model.backbone.scale_weight.numpy()
-
-    return {"forward": measure(forward, repeats, batch), "training step": measure(train, repeats, batch)}
-
-
-def run_side(side: str, batch: int, repeats: int) -> dict[str, list[float]]:
-    """Run one side in a fresh process."""
-    libraries = Path(sysconfig.get_path("purelib")) / "nvidia"
-    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-    env |= {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"}
-    # flowvision as installed, but for the libraries without which `import oneflow` fails.
-    env["LD_LIBRARY_PATH"] = f"{libraries / 'cublas' / 'lib'}:{libraries / 'cudnn' / 'lib'}"
-    command = [sys.executable, __file__, "--side", side, "--batch", str(batch), "--repeats", str(repeats)]
-    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def table(times: dict[str, dict[str, list[float]]], batch: int, rounds: int, repeats: int) -> str:
-    """The results as Markdown."""
-    sys.path.insert(0, str(ROOT))
-    from ssd300_vgg16.runtime import environment
-
-    found = environment()
-    lines = [
-        f"CPU: {found['cpu']}. OneFlow {found['oneflow']}, flowvision 0.2.1. Batch {batch}; medians of "
-        f"{rounds} rounds of {repeats}, the two in turn. Repeat with `.venv/bin/python benchmarks/network.py "
-        f"--batch {batch} --rounds {rounds} --repeats {repeats} --write`.",
-        "",
-        "| seconds per image | ssd300_vgg16 | flowvision as installed | ratio |",
-        "|---|---|---|---|",
+def jobs_of(engine: str, device: str, quick: bool) -> list[Job]:
+    """What an engine is to do in a round."""
+    whats = [what for what in (FORWARD, TRAINING, MATMUL) if (engine, what) in PREPARE]
+    sizes = dict.fromkeys(BATCH, 1) if quick else BATCH
+    sizes |= {MATMUL: 512 if quick else PRODUCT_SIDE}
+    return [
+        Job(what, sizes[what], device=device, repeats=10 if what == MATMUL else 3, seconds=0 if quick else 12)
+        for what in whats
     ]
-    for part in PARTS:
-        ours, theirs = (statistics.median(times[side][part]) for side in SIDES)
-        lines.append(f"| {part} | {ours:.2f} | {theirs:.2f} | {theirs / ours:.1f} |")
-    return "\n".join(lines) + "\n"
+
+
+def multiply_adds() -> tuple[float, float]:
+    """Multiplications of a forward pass and of a training step of one image, in units of 1e9.
+
+    A training step computes each convolution thrice: forward, gradient of the weights, gradient of the input, which the
+    first layer does not need.
+    """
+    import ssd300_vgg16  # noqa: F401, I001
+    import onnx
+
+    from ssd300_vgg16.deploy.model import RAW, onnx_model
+    from ssd300_vgg16.network.ssd import SSD300
+    from ssd300_vgg16.weights.description import ModelDescription
+
+    model = onnx_model(SSD300(), ModelDescription(91, 1.0, ()), RAW)
+    shaped = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in shaped.value_info}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in shaped.initializer}
+    products = []
+    for node in shaped.node:
+        if node.op_type == "Conv":
+            _, out, rows, columns = sizes[node.output[0]]
+            _, taken, height, width = weights[node.input[1]]
+            products.append(rows * columns * out * taken * height * width / 1e9)
+    return sum(products), 3 * sum(products) - products[0]
+
+
+def measure(engines: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, list[list[float]]]]:
+    """Seconds of every call by engine, what it did, and round."""
+    found = {engine: {} for engine in engines}
+    for number in range(options.rounds):
+        for engine in engines:
+            jobs = jobs_of(engine, options.device.partition(":")[0], options.quick)
+            for job, timing in zip(jobs, run(engine, jobs, options.peer_python), strict=True):
+                found[engine].setdefault(job.what, []).append([seconds / job.batch for seconds in timing.seconds])
+                print(f"round {number + 1}, {engine}, {job.what}: {min(timing.seconds):.3f} s", flush=True)
+    return found
+
+
+def figures_of(found: dict, names: dict[str, str], quick: bool) -> dict:
+    """Medians by name, and rates; shares of the fastest product."""
+    side = 512 if quick else PRODUCT_SIDE
+    best = {
+        engine: min(min(values) for values in times[MATMUL]) * side
+        for engine, times in found.items()
+        if MATMUL in times
+    }
+    rates = {engine: 2 * side**3 / seconds / 1e9 for engine, seconds in best.items()}
+    work = dict(zip((FORWARD, TRAINING), multiply_adds(), strict=True))
+    limit = max(rates.values())
+    engines = {}
+    for engine, times in found.items():
+        medians = {what: part.median(rounds) for what, rounds in times.items() if what in work}
+        shares = {f"{what}, share": 2 * work[what] / seconds / limit for what, seconds in medians.items()}
+        if medians:
+            engines[names[engine]] = medians | shares
+    return {
+        "engines": engines,
+        "products": {names.get(engine, engine): rate for engine, rate in rates.items()},
+        "limit": limit,
+        "work": work,
+    }
+
+
+def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
+    ours = figures["engines"][OUR_ENGINES[ONEFLOW]]
+    rows = []
+    for name, found in figures["engines"].items():
+        cells = [name]
+        for what in (FORWARD, TRAINING):
+            seconds, share = found.get(what), found.get(f"{what}, share")
+            cells += [part.significant(seconds), "-" if seconds is None else f"{seconds / ours[what]:.2f}"]
+            cells += ["-" if share is None else f"{share:.0%}"]
+        rows.append(cells)
+    header = ["", "forward, s per image", "times ours", "share of the limit"]
+    header += ["training step, s per image", "times ours", "share of the limit"]
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in figures["products"].items())
+    work = figures["work"]
+    limit = (
+        f"The limit is the fastest product of two matrices of {PRODUCT_SIDE}x{PRODUCT_SIDE} numbers in float32 that any "
+        f"library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass is {work[FORWARD]:.2f} "
+        f"thousand million multiplications with an addition (GMAC), a training step {work[TRAINING]:.1f}: an engine at "
+        "100 % would do nothing but multiply, at that rate. One that gets by with fewer multiplications (Winograd's "
+        "convolution) can be above it."
+    )
+    return part.paragraphs(about, part.markdown(header, rows), limit, *notes)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = part.parser(__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--quick", action="store_true", help="one call of one image each: a rehearsal")
+    peers.add_option(parser)
+    options = parser.parse_args(arguments)
+    options.device = part.checked_device(options.device)
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/network.md")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
-        run = run_ours if options.side == "ssd300_vgg16" else run_flowvision
-        print(json.dumps(run(options.batch, options.repeats)))
-        return
-    times = {side: {part: [] for part in PARTS} for side in SIDES}
-    for number in range(options.rounds):
-        for side in SIDES:
-            for part, values in run_side(side, options.batch, options.repeats).items():
-                times[side][part] += values
-                print(f"round {number + 1}, {side}, {part}: {statistics.median(values):.2f} s per image", flush=True)
-    text = table(times, options.batch, options.rounds, options.repeats)
-    print(text)
-    if options.write:
-        (Path(__file__).parent / "network.md").write_text(f"# SSD300 on the CPU, against flowvision\n\n{text}")
+    options = parse()
+    installed = peers.find_peers(options.peer_python)
+    names = OUR_ENGINES | {FLOWVISION: "flowvision 0.2.1 as installed", NUMPY: NUMPY}
+    names |= {FLOWVISION_MKL: "flowvision 0.2.1 with MKL, as this package loads it"}
+    if TORCHVISION in installed:
+        names[TORCHVISION] = installed.name(TORCHVISION)
+    engines = [engine for engine in ENGINES[options.device.partition(":")[0]] if engine in names]
+    if options.quick:
+        engines = [engine for engine in engines if engine not in (FLOWVISION, FLOWVISION_MKL)]
+    figures = figures_of(measure(engines, options), names, options.quick)
+    sizes = dict.fromkeys(BATCH, 1) if options.quick else BATCH
+    about = (
+        f"SSD300, 91 classes. Forward: batch {sizes[FORWARD]}; training step: batch {sizes[TRAINING]}, "
+        f"with loss, gradients and update. Medians over {options.rounds} rounds."
+    )
+    part.answer(options, TITLE, table_of(figures, installed.left_out(TORCHVISION), about), figures)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,365 @@
+"""SSD-VGG16 in the package's engines and in its peers: one forward pass, one training step, one matrix product.
+
+Each engine runs in a process of its own, as they need different libraries; `run` starts it. The networks have random
+weights. What is timed begins with images in main memory and ends with the answer, or the updated weights, there.
+
+    python benchmarks/engines.py ENGINE JOBS      what `run` starts: jobs as JSON, times in the last line of stdout
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ONEFLOW, ONNX_RUNTIME = "OneFlow", "ONNX Runtime"
+FLOWVISION, FLOWVISION_MKL, TORCHVISION = "flowvision", "flowvision with MKL", "torchvision"
+FORWARD, TRAINING, MATMUL = "forward", "training step", "matrix product"
+# What the package's own environment runs; TORCHVISION needs that of the peers.
+OWN = (ONEFLOW, ONNX_RUNTIME, FLOWVISION, FLOWVISION_MKL)
+OBJECTS_PER_IMAGE = 7  # as in COCO
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to time: FORWARD or TRAINING of `batch` images, or MATMUL of two square matrices of side `batch`.
+
+    model: "ssd300_vgg16", "ssd512_vgg16" or "ssd512_vgg16_highres" (torchvision: not the second). repeats, seconds:
+    see `measure`.
+    """
+
+    what: str
+    batch: int = 1
+    classes: int = 91
+    model: str = "ssd300_vgg16"
+    device: str = "cpu"
+    repeats: int = 3
+    seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each call of a job; the process's peak of memory so far, and what all users have of the GPU, in MiB."""
+
+    seconds: list[float]
+    peak_mib: float
+    gpu_mib: float | None = None
+
+
+def run(engine: str, jobs: list[Job], peer_python: Path | None = None) -> list[Timing]:
+    """Do jobs one after the other in a fresh process; raises RuntimeError with its last words if it fails."""
+    python = sys.executable if engine in OWN else str(peer_python)
+    command = [python, __file__, engine, json.dumps([asdict(job) for job in jobs])]
+    done = subprocess.run(command, env=environment(engine), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{engine}: {' '.join(done.stderr.strip().splitlines()[-3:]) or done.returncode}")
+    return [Timing(**timing) for timing in json.loads(done.stdout.splitlines()[-1])]
+
+
+def environment(engine: str) -> dict[str, str]:
+    """flowvision is as installed, but for the libraries without which `import oneflow` fails."""
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    env |= {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"}
+    if engine == FLOWVISION:
+        libraries = Path(sysconfig.get_path("purelib")) / "nvidia"
+        env["LD_LIBRARY_PATH"] = f"{libraries / 'cublas' / 'lib'}:{libraries / 'cudnn' / 'lib'}"
+    return env
+
+
+def random_objects(images: int, side: int, classes: int, per_image: int = OBJECTS_PER_IMAGE) -> list[tuple]:
+    """Boxes float32 [N, 4] xyxy in pixels and labels int64 [N] of each image."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(images):
+        sides = np.exp(rng.uniform(np.log(0.05), np.log(0.9), (per_image, 2))) * side
+        corners = rng.uniform(0, 1, (per_image, 2)) * (side - sides)
+        boxes = np.concatenate((corners, corners + sides), axis=1).astype(np.float32)
+        found.append((boxes, rng.integers(1, classes, per_image)))
+    return found
+
+
+def random_images(job: Job) -> tuple:
+    """Images uint8 [B, 3, S, S], and S."""
+    import numpy as np
+
+    side = int(job.model[3:6])
+    return np.random.default_rng(0).integers(0, 256, (job.batch, 3, side, side), dtype=np.uint8), side
+
+
+def our_model(job: Job):
+    """The package's network on the device."""
+    import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+
+    # isort: split
+    from ssd300_vgg16.network.ssd import SSD
+    from ssd300_vgg16.network.variants import variant_of
+
+    return SSD(variant_of(job.model, "coco"), job.classes).to(job.device)
+
+
+def oneflow_forward(job: Job) -> Callable[[], None]:
+    model = our_model(job).eval()
+    from ssd300_vgg16.runtime import flow
+
+    images, _ = random_images(job)
+
+    def forward() -> None:
+        with flow.no_grad():
+            for tensor in model(flow.from_numpy(images).to(job.device)):
+                tensor.numpy()
+
+    return forward
+
+
+def oneflow_training(job: Job) -> Callable[[], None]:
+    """As train.sh does it: op by op on the CPU, as a compiled graph on a GPU."""
+    model = our_model(job)
+    import numpy as np
+
+    from ssd300_vgg16.data.loader import TrainingBatch
+    from ssd300_vgg16.data.matching import training_targets
+    from ssd300_vgg16.network.default_boxes import default_boxes
+    from ssd300_vgg16.processes.world import ALONE
+    from ssd300_vgg16.training.plan import UpdateRule
+    from ssd300_vgg16.training.schedule import Schedule
+    from ssd300_vgg16.training.step import make_step
+
+    schedule = Schedule("multistep", 1e-6, 1000, 1)
+    step = make_step(model, UpdateRule("sgd"), schedule, ALONE, 1, amp=False, eager=job.device == "cpu")
+    images, side = random_images(job)
+    boxes = default_boxes(model.layout)
+    targets = [training_targets(*objects, boxes) for objects in random_objects(job.batch, side, job.classes)]
+    offsets, labels = map(np.stack, zip(*targets, strict=True))
+    batch = TrainingBatch(images, offsets, labels, [], [])
+    positives = int(np.count_nonzero(labels))
+
+    def train() -> None:
+        step(batch, positives).numpy()
+        model.backbone.scale_weight.numpy()
+
+    return train
+
+
+def onnx_runtime_forward(job: Job) -> Callable[[], None]:
+    """What `--engine onnxruntime` computes."""
+    model = our_model(job).eval()
+    from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
+    from ssd300_vgg16.weights.description import ModelDescription
+
+    network = OnnxRuntimeNetwork(model, ModelDescription(job.classes, 1.0, (), model.variant))
+    images, _ = random_images(job)
+
+    def forward() -> None:
+        for tensor in network(images):
+            tensor.numpy()
+
+    return forward
+
+
+def flowvision_model(job: Job):
+    if job.model != "ssd300_vgg16":
+        raise ValueError(f"flowvision has no {job.model}")
+    from flowvision.models.detection import ssd300_vgg16
+
+    return ssd300_vgg16(pretrained=False, pretrained_backbone=False, num_classes=job.classes).to(job.device)
+
+
+def torchvision_model(job: Job):
+    import torch
+    from torchvision.models import vgg16
+    from torchvision.models.detection import ssd, ssd300_vgg16
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if job.model == "ssd300_vgg16":
+        return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=job.classes).to(job.device)
+    if job.model != "ssd512_vgg16_highres":
+        raise ValueError(f"torchvision has no {job.model}")
+    backbone = ssd._vgg_extractor(vgg16(weights=None), True, 5)
+    boxes = DefaultBoxGenerator([[2], *[[2, 3]] * 4, [2], [2]])
+    return ssd.SSD(backbone, boxes, (512, 512), job.classes).to(job.device)
+
+
+def zoo_forward(job: Job, model, library) -> Callable[[], None]:
+    """The network alone, of flowvision and torchvision alike: what follows it needs an NMS that OneFlow's CPU lacks."""
+    model.eval()
+    images, _ = random_images(job)
+    images = library.from_numpy(images)
+
+    def forward() -> None:
+        with library.no_grad():
+            features = model.backbone(images.to(job.device).to(library.float32))
+            for tensor in model.head(list(features.values())).values():
+                tensor.cpu().numpy()
+
+    return forward
+
+
+def zoo_training(job: Job, model, library) -> Callable[[], None]:
+    """The step of the model zoos' own train.py; it matches objects to default boxes, which takes milliseconds."""
+    model.train()
+    optimizer = library.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
+    images, side = random_images(job)
+    images = library.from_numpy(images)
+    objects = random_objects(job.batch, side, job.classes)
+    targets = [
+        {"boxes": library.tensor(boxes).to(job.device), "labels": library.tensor(labels).to(job.device)}
+        for boxes, labels in objects
+    ]
+
+    def train() -> None:
+        losses = sum(model(list(images.to(job.device).to(library.float32) / 255), targets).values())
+        optimizer.zero_grad()
+        losses.backward()
+        optimizer.step()
+        model.backbone.scale_weight.detach().cpu().numpy()
+
+    return train
+
+
+def flowvision_forward(job: Job) -> Callable[[], None]:
+    import oneflow
+
+    return zoo_forward(job, flowvision_model(job), oneflow)
+
+
+def flowvision_training(job: Job) -> Callable[[], None]:
+    import oneflow
+
+    return zoo_training(job, flowvision_model(job), oneflow)
+
+
+def torchvision_forward(job: Job) -> Callable[[], None]:
+    import torch
+
+    return zoo_forward(job, torchvision_model(job), torch)
+
+
+def torchvision_training(job: Job) -> Callable[[], None]:
+    import torch
+
+    return zoo_training(job, torchvision_model(job), torch)
+
+
+def numpy_matmul(job: Job) -> Callable[[], None]:
+    """What the package's own convolutions multiply with."""
+    import ssd300_vgg16  # noqa: F401 - chooses the kernels
+
+    # isort: split
+    import numpy as np
+
+    a, b = np.random.default_rng(0).random((2, job.batch, job.batch), dtype=np.float32)
+    out = np.empty_like(a)
+    return lambda: np.matmul(a, b, out=out)
+
+
+def library_matmul(job: Job, library) -> Callable[[], None]:
+    a, b = (library.randn(job.batch, job.batch).to(job.device) for _ in range(2))
+    # One number of the product: all of it is computed, and a GPU is waited for.
+    return lambda: library.matmul(a, b)[0, 0].cpu().numpy()
+
+
+def oneflow_matmul(job: Job) -> Callable[[], None]:
+    from ssd300_vgg16.runtime import flow
+
+    return library_matmul(job, flow)
+
+
+def flowvision_matmul(job: Job) -> Callable[[], None]:
+    import oneflow
+
+    return library_matmul(job, oneflow)
+
+
+def torchvision_matmul(job: Job) -> Callable[[], None]:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return library_matmul(job, torch)
+
+
+def onnx_runtime_matmul(job: Job) -> Callable[[], None]:
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [job.batch] * 2) for name in "abc"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", shapes[:2], shapes[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    a, b = np.random.default_rng(0).random((2, job.batch, job.batch), dtype=np.float32)
+    return lambda: session.run(["c"], {"a": a, "b": b})
+
+
+NUMPY = "numpy"
+PREPARE = {
+    (NUMPY, MATMUL): numpy_matmul,
+    (ONEFLOW, FORWARD): oneflow_forward,
+    (ONEFLOW, TRAINING): oneflow_training,
+    (ONEFLOW, MATMUL): oneflow_matmul,
+    (ONNX_RUNTIME, FORWARD): onnx_runtime_forward,
+    (ONNX_RUNTIME, MATMUL): onnx_runtime_matmul,
+    (FLOWVISION, FORWARD): flowvision_forward,
+    (FLOWVISION, TRAINING): flowvision_training,
+    (FLOWVISION, MATMUL): flowvision_matmul,
+    (FLOWVISION_MKL, FORWARD): flowvision_forward,
+    (FLOWVISION_MKL, TRAINING): flowvision_training,
+    (TORCHVISION, FORWARD): torchvision_forward,
+    (TORCHVISION, TRAINING): torchvision_training,
+    (TORCHVISION, MATMUL): torchvision_matmul,
+}
+
+
+def peak_mib() -> float:
+    """This process's peak of resident memory (not ru_maxrss, which begins with that of the parent)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def gpu_mib(device: str) -> float | None:
+    """Memory of the GPU that is in use, by whomever; libraries keep what they once had, so it is a peak."""
+    if device == "cpu":
+        return None
+    if "torch" in sys.modules:
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return (total - free) / 2**20
+    import oneflow
+
+    return oneflow._oneflow_internal.GetCUDAMemoryUsed()
+
+
+def measure(call: Callable[[], None], repeats: int, seconds: float) -> list[float]:
+    """Seconds of each of some calls after one that is not counted; fewer if they take longer than `seconds`.
+
+    A first call that takes longer counts itself, and is the only one: starting up is next to nothing in it.
+    """
+    times, since = [], time.perf_counter()
+    while len(times) <= repeats and (not times or time.perf_counter() - since < seconds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times[1:] or times
+
+
+def main(engine: str, jobs: str) -> None:
+    if engine == FLOWVISION_MKL:
+        import ssd300_vgg16.runtime  # noqa: F401 - what it puts before OneFlow's own libraries
+
+    timings = []
+    for job in (Job(**fields) for fields in json.loads(jobs)):
+        call = PREPARE[engine, job.what](job)
+        timings.append(asdict(Timing(measure(call, job.repeats, job.seconds), peak_mib(), gpu_mib(job.device))))
+    print(json.dumps(timings), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
