@@ -1,54 +1,53 @@
-"""COCO's AP of 5,000 images: pycocotools, the package as it was when it called that, and the package, in turn.
+"""COCO's AP of 5,000 images: pycocotools, faster-coco-eval and the package, in turn.
 
-    .venv/bin/python benchmarks/coco_ap.py               a table on the terminal
-    .venv/bin/python benchmarks/coco_ap.py --write       and in benchmarks/coco_ap.md
+    .venv/bin/python benchmarks/coco_ap.py
 
 Everyone gets the same data set and arrays of detections, made up in the proportions of COCO's val2017, and is measured
 from there to the twelve numbers and AP per class, and to the file of detections; in a process of its own, whose memory
-is measured too. The table gives medians over all rounds. faster-coco-eval takes part if it is installed.
+is measured too. The table gives medians over all rounds.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import part
+import peers
+from engines import ONEFLOW, environment, peak_mib
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 
-from ssd300_vgg16.boxes import xyxy_to_xywh  # noqa: E402 - from this tree, installed or not
-from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample  # noqa: E402
-
-FORMER_COMMIT = "d76a8e1"
+TITLE = "COCO's AP of made-up detections"
 OBJECTS_PER_IMAGE, CLASSES, CROWDS = 7.2, 80, 0.012
 FIGURES = ("AP, seconds", "file of detections, seconds", "peak memory, MiB")
 
 
-def made_up(images: int, detections: int, seed: int = 0) -> tuple[Dataset, list[dict[str, np.ndarray]]]:
-    """A data set of 640 x 480 images, and detections of it."""
-    rng = np.random.default_rng(seed)
+def made_up(
+    images: int, detections: int, objects: float = OBJECTS_PER_IMAGE
+) -> tuple[Dataset, list[dict[str, np.ndarray]]]:
+    """A data set of 640 x 480 images with so many objects each in the mean, and detections of it."""
+    rng = np.random.default_rng(0)
     frequency = 1 / np.arange(2, CLASSES + 2)
     frequency /= frequency.sum()
     ids = rng.permutation(600_000)[:images].tolist()
-    samples = tuple(_sample(rng, id_, frequency) for id_ in ids)
+    samples = tuple(_sample(rng, id_, frequency, objects) for id_ in ids)
     categories = tuple(Category(number, number, f"class {number}") for number in range(1, CLASSES + 1))
     found = [_detections(rng, sample, detections, frequency) for sample in samples]
     return Dataset("made up", categories, samples, Problems("made up")), found
 
 
-def _sample(rng: np.random.Generator, id_: int, frequency: np.ndarray) -> Sample:
-    count = int(rng.poisson(OBJECTS_PER_IMAGE))
+def _sample(rng: np.random.Generator, id_: int, frequency: np.ndarray, objects: float) -> Sample:
+    count = int(rng.poisson(objects))
     boxes = _boxes(rng, count)
     # An image has few classes, and several objects of each.
     labels = rng.choice(rng.choice(CLASSES, 3, p=frequency) + 1, count)
@@ -132,16 +131,6 @@ def run_faster(dataset: Dataset, found: list, path: Path):
     return run_tool(COCO, COCOeval_faster, dataset, found, path)
 
 
-def run_former(dataset: Dataset, found: list, path: Path):
-    file = f"{FORMER_COMMIT}:ssd300_vgg16/metrics/coco_ap.py"
-    source = subprocess.run(["git", "-C", ROOT, "show", file], check=True, capture_output=True, text=True).stdout
-    module = sys.modules["former"] = types.ModuleType("former")
-    exec(compile(source, file, "exec"), module.__dict__)
-    positions = list(range(len(dataset.samples)))
-    rows = module.coco_results(dataset, positions, found)
-    return _numbers(module.coco_ap(dataset, positions, rows)), lambda: path.write_text(json.dumps(rows, indent=2))
-
-
 def run_ours(dataset: Dataset, found: list, path: Path):
     from ssd300_vgg16.metrics.coco_ap import coco_ap
     from ssd300_vgg16.metrics.coco_results import coco_results
@@ -157,12 +146,8 @@ def _numbers(metrics) -> list[float]:
     ]
 
 
-SIDES = {
-    "pycocotools 2.0.11": run_pycocotools,
-    f"the package at {FORMER_COMMIT}": run_former,
-    "faster-coco-eval 1.8.0": run_faster,
-    "the package": run_ours,
-}
+PACKAGE, REFERENCE = "the package", "pycocotools"
+SIDES = {REFERENCE: run_pycocotools, "faster-coco-eval": run_faster, PACKAGE: run_ours}
 
 
 def measure(side: str, images: int, detections: int) -> dict:
@@ -177,64 +162,72 @@ def measure(side: str, images: int, detections: int) -> dict:
         done = time.perf_counter()
         write()
         written = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"numbers": numbers, "figures": [done - start, written - done, peak]}
+    return {"numbers": numbers, "figures": [done - start, written - done, peak_mib()]}
 
 
-def run_side(side: str, images: int, detections: int) -> dict:
+def run_side(side: str, options: argparse.Namespace) -> dict:
     """Measure one side in a fresh process."""
-    command = [sys.executable, __file__, "--side", side, "--images", str(images), "--detections", str(detections)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    python = sys.executable if side == PACKAGE else options.peer_python
+    command = [python, __file__, "--side", side]
+    command += ["--images", str(options.images), "--detections", str(options.detections)]
+    done = subprocess.run(command, env=environment(ONEFLOW), check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(measured: dict[str, list[dict]], images: int, detections: int, rounds: int) -> str:
-    """The results as Markdown."""
-    from ssd300_vgg16.runtime import environment
+def figures_of(measured: dict[str, list[dict]]) -> dict[str, dict[str, float | None]]:
+    """By side the medians of FIGURES, and the largest difference to the reference's numbers (None without it)."""
+    found = {}
+    reference = np.array(measured[REFERENCE][0]["numbers"]) if REFERENCE in measured else None
+    for side, runs in measured.items():
+        medians = map(statistics.median, zip(*(run["figures"] for run in runs), strict=True))
+        found[side] = dict(zip(FIGURES, medians, strict=True))
+        differences = (
+            [np.abs(np.array(run["numbers"]) - reference).max() for run in runs] if REFERENCE in measured else []
+        )
+        found[side]["difference"] = float(max(differences)) if differences else None
+    return found
 
-    reference = np.array(measured["pycocotools 2.0.11"][0]["numbers"])
-    medians = {
-        side: [statistics.median(column) for column in zip(*(run["figures"] for run in runs), strict=True)]
-        for side, runs in measured.items()
-    }
-    lines = [
-        f"CPU: {environment()['cpu']}. {images} images, {OBJECTS_PER_IMAGE} objects and {detections} detections an "
-        f"image, {CLASSES} classes; {rounds} rounds in turn, medians. The data set and the detections are part of the "
-        "memory. The difference is the largest of the twelve numbers, and AP and AP50 of each class. Repeat with "
-        f"`.venv/bin/python benchmarks/coco_ap.py --images {images} --detections {detections} --rounds {rounds} "
-        "--write`.",
-        "",
-        f"| | {' | '.join(FIGURES)} | AP, ratio | difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for side, (ap, file, peak) in medians.items():
-        difference = max(np.abs(np.array(run["numbers"]) - reference).max() for run in measured[side])
-        ratio = ap / medians["the package"][0]
-        lines.append(f"| {side} | {ap:.2f} | {file:.2f} | {peak:.0f} | {ratio:.1f} | {difference:.0e} |")
-    return "\n".join(lines) + "\n"
+
+def table_of(figures: dict, names: dict[str, str], notes: Sequence[str], options: argparse.Namespace) -> str:
+    rows = []
+    for side, found in figures.items():
+        seconds, file, peak = (found[name] for name in FIGURES)
+        difference = "-" if found["difference"] is None else f"{found['difference']:.0e}"
+        ratio = seconds / figures[PACKAGE][FIGURES[0]]
+        rows.append([names[side], f"{seconds:.2f}", f"{file:.2f}", f"{peak:.0f}", f"{ratio:.1f}", difference])
+    about = (
+        f"{options.images} images, {OBJECTS_PER_IMAGE} objects and {options.detections} detections an image, {CLASSES} "
+        f"classes; medians over {options.rounds} rounds. The data set and the detections are part of the memory. The "
+        "difference is the largest of the twelve numbers, and AP and AP50 of each class."
+    )
+    return part.paragraphs(about, part.markdown(["", *FIGURES, "AP, ratio", "difference"], rows), *notes)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = part.parser(__doc__)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--detections", type=int, default=100, help="per image (default: %(default)s)")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    peers.add_option(parser)
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="per image (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/coco_ap.md")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse()
     if options.side:
         print(json.dumps(measure(options.side, options.images, options.detections)))
         return
-    sides = [side for side in SIDES if side[:6] != "faster" or importlib.util.find_spec("faster_coco_eval")]
+    installed = peers.find_peers(options.peer_python)
+    sides = [side for side in SIDES if side == PACKAGE or side in installed]
+    names = {side: side if side == PACKAGE else installed.name(side) for side in sides}
     measured = {side: [] for side in sides}
     for number in range(options.rounds):
         for side in sides:
-            measured[side].append(run_side(side, options.images, options.detections))
+            measured[side].append(run_side(side, options))
             print(f"round {number + 1}, {side}: {measured[side][-1]['figures'][0]:.2f} s", flush=True)
-    text = table(measured, options.images, options.detections, options.rounds)
-    print(text)
-    if options.write:
-        (Path(__file__).parent / "coco_ap.md").write_text(f"# COCO's AP of made-up detections\n\n{text}")
+    notes = installed.left_out(*(side for side in SIDES if side != PACKAGE))
+    figures = figures_of(measured)
+    part.answer(options, TITLE, table_of(figures, names, notes, options), figures)
 
 
 if __name__ == "__main__":

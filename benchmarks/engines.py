@@ -44,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each call of a job; the process's peak of memory so far, and what all users have of the GPU, in MiB."""
+    """Seconds of each call of a job; in MiB the process's peak of memory so far, and what all users have of the GPU."""
 
     seconds: list[float]
     peak_mib: float
@@ -55,7 +55,7 @@ def run(engine: str, jobs: list[Job], peer_python: Path | None = None) -> list[T
     """Do jobs one after the other in a fresh process; raises RuntimeError with its last words if it fails."""
     python = sys.executable if engine in OWN else str(peer_python)
     command = [python, __file__, engine, json.dumps([asdict(job) for job in jobs])]
-    done = subprocess.run(command, env=environment(engine), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment(engine), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{engine}: {' '.join(done.stderr.strip().splitlines()[-3:]) or done.returncode}")
     return [Timing(**timing) for timing in json.loads(done.stdout.splitlines()[-1])]

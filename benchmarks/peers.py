@@ -14,8 +14,8 @@ MAKE = (
 )
 PACKAGES = ("torch", "torchvision", "pycocotools", "faster-coco-eval")
 _ASK = (
-    "import importlib.metadata as m, json, sys\n"
-    "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))"
+    "import importlib.metadata as m, json\n"
+    "print(json.dumps({d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}))"
 )
 
 
