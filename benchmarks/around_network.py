@@ -46,12 +46,12 @@ AXES = {
 }
 
 
-def write_photograph(path: Path, width: int, height: int) -> None:
+def write_photograph(path: Path, width: int, height: int, seed: int = 0) -> None:
     """A JPEG with as much detail as a photograph has: smooth shapes, some noise; of about 1.5 bits a pixel."""
     import cv2
     import numpy as np
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     pixels = np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)

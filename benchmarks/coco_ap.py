@@ -181,10 +181,9 @@ def figures_of(measured: dict[str, list[dict]]) -> dict[str, dict[str, float | N
     for side, runs in measured.items():
         medians = map(statistics.median, zip(*(run["figures"] for run in runs), strict=True))
         found[side] = dict(zip(FIGURES, medians, strict=True))
-        differences = (
-            [np.abs(np.array(run["numbers"]) - reference).max() for run in runs] if REFERENCE in measured else []
-        )
-        found[side]["difference"] = float(max(differences)) if differences else None
+        found[side]["difference"] = None
+        if reference is not None:
+            found[side]["difference"] = max(float(np.abs(np.array(run["numbers"]) - reference).max()) for run in runs)
     return found
 
 

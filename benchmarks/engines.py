@@ -71,11 +71,13 @@ def environment(engine: str) -> dict[str, str]:
     return env
 
 
-def random_objects(images: int, side: int, classes: int, per_image: int = OBJECTS_PER_IMAGE) -> list[tuple]:
+def random_objects(
+    images: int, side: int, classes: int, per_image: int = OBJECTS_PER_IMAGE, seed: int = 0
+) -> list[tuple]:
     """Boxes float32 [N, 4] xyxy in pixels and labels int64 [N] of each image."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     found = []
     for _ in range(images):
         sides = np.exp(rng.uniform(np.log(0.05), np.log(0.9), (per_image, 2))) * side

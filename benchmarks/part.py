@@ -32,10 +32,9 @@ def checked_device(name: str) -> str:
 
 
 def answer(options: argparse.Namespace, title: str, table: str, figures: dict) -> None:
-    """Print the table, and with --json all of it in one last line."""
-    print(f"\n{title}\n\n{table}")
-    if options.json:
-        print(json.dumps({"title": title, "table": table, "figures": figures}), flush=True)
+    """Print the table, or with --json all of it in one last line."""
+    answer = {"title": title, "table": table, "figures": figures}
+    print(json.dumps(answer) if options.json else f"\n{title}\n\n{table}", flush=True)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,13 +1,12 @@
 """Training on the CPU with 1 and 2 processes, op by op and compiled: images/s, and the time outside the network.
 
-    .venv/bin/python benchmarks/scaling.py               a table on the terminal
-    .venv/bin/python benchmarks/scaling.py --write       and in benchmarks/scaling-WIDTH.md
+    .venv/bin/python benchmarks/scaling.py                  at full width
+    .venv/bin/python benchmarks/scaling.py --width 0.125    with an eighth of the channels
 
 Each case is `train.sh` itself on generated shapes, in processes of its own, with its step timed; the cases take turns,
 and the table gives medians over the rounds. The first steps, in which a graph is compiled, are not counted.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -16,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import part
+
 BATCH = 4
 WARM_UP = 1
 # Width of the network, and steps to time: about as long for either.
@@ -30,6 +29,9 @@ def drive(times_file: Path, arguments: list[str]) -> None:
     from ssd300_vgg16 import train
     from ssd300_vgg16.training import step, trainer
 
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+    )  # reports and tables of a training that means nothing
     network = timed(step.EagerStep, "_backward") if "--eager" in arguments else timed(step.GraphStep, "__call__")
     whole = timed(trainer.Trainer, "train_step")
     status = train.main(arguments)
@@ -81,48 +83,41 @@ def run_case(folder: Path, width: float, processes: int, threads: int, kind: str
     return SIZES[width] * BATCH / whole, 1 - network / whole
 
 
+def table_of(found: dict, rounds: int) -> str:
+    about = (
+        f"Batch {BATCH} in all, generated shapes. Data workers: as train.sh chooses them, one where a process has two "
+        f"cores, none where it has one. Medians over {rounds} rounds. Outside the network: waiting for data, talk "
+        "between processes, and, op by op, the update of the weights (which a compiled step has inside)."
+    )
+    rows = [
+        [kind, str(processes), str(threads), f"{rate:.2f}", f"{outside:.0%}"]
+        for (processes, threads, kind), (rate, outside) in found.items()
+    ]
+    header = ["step", "processes", "threads each", "images/s", "outside the network"]
+    return part.paragraphs(about, part.markdown(header, rows))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = part.parser(__doc__)
     parser.add_argument("--width", type=float, choices=SIZES, default=1.0)
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     from ssd300_vgg16.data.shapes import write_shapes
 
-    found = {(options.width, *case): [] for case in CASES}
+    runs = {case: [] for case in CASES}
+    steps = SIZES[options.width] + WARM_UP
     with tempfile.TemporaryDirectory() as name:
-        for steps in SIZES.values():
-            write_shapes(Path(name) / f"shapes{steps + WARM_UP}", (steps + WARM_UP) * BATCH, 2, seed=0)
-        for _ in range(options.rounds):
-            for case, results in found.items():
-                results.append(run_case(Path(name), *case))
-    report = table(found, options.width, options.rounds)
-    print(report)
-    if options.write:
-        (ROOT / "benchmarks" / f"scaling-{options.width:g}.md").write_text(report + "\n")
-
-
-def table(found: dict, width: float, rounds: int) -> str:
-    from ssd300_vgg16.runtime import cpu_name
-
-    lines = [
-        f"# Training on the CPU: processes, threads, and how a step is computed, at width {width:g}",
-        "",
-        f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores. Batch {BATCH} in all, generated shapes. Data "
-        "workers: one where a process has two cores, none where it has one. "
-        f"Medians of {rounds} rounds in turn. Repeat with "
-        f"`.venv/bin/python benchmarks/scaling.py --width {width:g} --rounds {rounds} --write`.",
-        "",
-        "Outside the network: waiting for data, talk between processes, and, op by op, the update of the weights "
-        "(which a compiled step has inside).",
-        "",
-        "| step | processes | threads each | images/s | outside the network |",
-        "|---|---|---|---|---|",
-    ]
-    for (_, processes, threads, kind), results in found.items():
-        rate, outside = (statistics.median(column) for column in zip(*results, strict=True))
-        lines.append(f"| {kind} | {processes} | {threads} | {rate:.2f} | {outside:.0%} |")
-    return "\n".join(lines)
+        write_shapes(Path(name) / f"shapes{steps}", steps * BATCH, 2, seed=0)
+        for number in range(options.rounds):
+            for case, results in runs.items():
+                results.append(run_case(Path(name), options.width, *case))
+                print(f"round {number + 1}, {case}: {results[-1][0]:.2f} images/s", flush=True)
+    found = {case: [statistics.median(column) for column in zip(*of, strict=True)] for case, of in runs.items()}
+    figures = {
+        f"{kind}, {processes} x {threads}": {"images/s": rate, "outside": outside}
+        for (processes, threads, kind), (rate, outside) in found.items()
+    }
+    title = f"Training on the CPU: processes, threads, and how a step is computed, at width {options.width:g}"
+    part.answer(options, title, table_of(found, options.rounds), figures)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""Run the benchmarks, part by part, and write docs/benchmarks.md with its plots.
+
+    .venv/bin/python benchmarks/suite.py                          all parts, about half an hour on two cores
+    .venv/bin/python benchmarks/suite.py --only network,memory    these parts; the page keeps the others as they were
+    .venv/bin/python benchmarks/suite.py --quick                  a rehearsal of a minute or two, into runs/
+    .venv/bin/python benchmarks/suite.py --page                   the page alone, from what was measured before
+    .venv/bin/python benchmarks/suite.py --device cuda            the parts that say something of a GPU, on one
+
+Every part is a script of this folder, in processes of its own. What it found is kept in benchmarks/results/ as soon as
+it has ended, and the page is made from what is there: a run may be stopped at any time, and done part by part. A part
+that fails is named in the page and does not stop the others. Peers that are not installed are left out with a note.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import made_up_data
+import page
+import part
+import peers
+import records
+from parts import DATA, PARTS, WEIGHTS, Part
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK_FOLDER = ROOT / "runs" / "benchmarks-quick"
+
+
+class PartFailed(Exception):
+    """A part that did not answer; the message is its last words."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; ends the program with a sentence about those that cannot be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(each.name for each in PARTS)
+    parser.add_argument("--only", metavar="A,B", help=f"these parts: {names}")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: few and small, its figures mean nothing")
+    parser.add_argument("--page", action="store_true", help="run nothing: make the page from what was measured before")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--data", type=Path, help="photographs in VOC's layout (default: made-up ones)")
+    parser.add_argument(
+        "--weights", type=Path, help="a run's folder or file of weights to detect with (default: random)"
+    )
+    parser.add_argument("--output", type=Path, help="a folder for results and page, in place of the repository's own")
+    parser.add_argument("--peer-python", type=Path, help="the Python of the peers' environment (default: .peers)")
+    options = parser.parse_args(arguments)
+    options.parts = chosen_parts(parser, options)
+    for path in (options.data, options.weights, options.peer_python):
+        if path is not None and not path.exists():
+            parser.error(f"{path}: there is no such file or folder")
+    options.device = part.checked_device(options.device)
+    if options.output is None and options.quick:
+        options.output = QUICK_FOLDER
+    return options
+
+
+def chosen_parts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Part]:
+    """Those asked for that make sense with the other options."""
+    names = [each.name for each in PARTS]
+    wanted = names if options.only is None else options.only.split(",")
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(names)}")
+    chosen = [each for each in PARTS if each.name in wanted]
+    if options.quick:
+        chosen = [each for each in chosen if each.quick is not None]
+    if options.device != "cpu":
+        chosen = [each for each in chosen if each.device]
+    if not chosen:
+        parser.error("of the parts in --only, none goes with --quick or --device here")
+    return chosen
+
+
+def run_part(command: list[str]) -> dict:
+    """The answer of a part; its other lines are shown. Raises PartFailed."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that it can be ended with all it has started
+    )
+    answer, last_words = None, []
+    try:
+        for line in process.stdout:
+            with contextlib.suppress(ValueError):
+                found = json.loads(line)
+                if isinstance(found, dict) and "table" in found:
+                    answer = found
+                    continue
+            print(f"    {line.rstrip()}", flush=True)
+            last_words = [*last_words, line.strip()][-3:]
+        status = process.wait()
+    except BaseException:
+        end(process)
+        raise
+    if status or answer is None:
+        raise PartFailed(" ".join(filter(None, last_words)) or f"it ended with status {status}")
+    return answer
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a part and what it has started: let it clear up, but not for long."""
+    for signal_number in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+            return
+
+
+def filled(command: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
+    """The command with data and weights put in, made up if there are none."""
+    values = {}
+    if options.rounds is not None:
+        command = [*command, "--rounds", str(options.rounds)]
+    if DATA in command:
+        values[DATA] = str(options.data or made_up_data.photographs(folder / "photographs"))
+    if WEIGHTS in command:
+        values[WEIGHTS] = str(options.weights or made_up_data.weights(folder / "random.safetensors"))
+    if WEIGHTS in command and not options.weights:
+        command = [*command, "--time-only"]
+    return [values.get(word, word) for word in command]
+
+
+def run_all(options: argparse.Namespace, results: Path) -> list[str]:
+    """Run the parts chosen, keeping each one's record; returns the names of those that failed."""
+    peer_python = options.peer_python or peers.DEFAULT_PYTHON
+    machine = records.machine(peers.find_peers(peer_python))
+    started, failed = time.monotonic(), []
+    for number, each in enumerate(options.parts):
+        left = sum(expected_minutes(later, options, results) for later in options.parts[number:])
+        print(
+            f"[{number + 1}/{len(options.parts)}] {each.name}: {(time.monotonic() - started) / 60:.1f} min so far, "
+            f"about {left:.0f} min to go",
+            flush=True,
+        )
+        given = str(options.peer_python) if options.peer_python else None
+        about = {"date": records.now(), "commit": records.commit(), "machine": machine}
+        about["load"] = os.getloadavg()[0]
+        since = time.monotonic()
+        try:
+            command = filled(each.command(options.quick, options.device, given), options, ROOT / "runs" / "benchmarks")
+            record = about | run_part(command) | {"seconds": time.monotonic() - since}
+        except PartFailed as error:
+            failed.append(each.name)
+            print(f"    failed: {error}", flush=True)
+            record = records.read(results, each.name, options.device) | {"failure": about | {"error": str(error)}}
+        records.write(results, each.name, options.device, record)
+    return failed
+
+
+def expected_minutes(each: Part, options: argparse.Namespace, results: Path) -> float:
+    """How long a part takes: what it took the last time, else about."""
+    seconds = records.read(results, each.name, options.device).get("seconds")
+    return seconds / 60 if seconds else 0.2 if options.quick else each.minutes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    results = options.output / "results" if options.output else ROOT / "benchmarks" / "results"
+    folder = options.output or ROOT / "docs"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end as with Ctrl-C
+    failed, status = [], 0
+    try:
+        if not options.page:
+            failed = run_all(options, results)
+    except KeyboardInterrupt:
+        print("interrupted: what had ended is kept; --only goes on with the others", file=sys.stderr)
+        status = 130
+    print(f"written: {page.write_page(results, folder)}")
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return status or int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
