@@ -30,7 +30,7 @@ from engines import (
 
 TITLE = "The network: forward pass, training step, and the share of what the machine can multiply"
 BATCH = {FORWARD: 1, TRAINING: 4}
-PRODUCT_SIDE = 2048
+PRODUCT_SIDES = (512, 1024, 2048)
 OUR_ENGINES = {ONEFLOW: "this package, OneFlow", ONNX_RUNTIME: "this package, ONNX Runtime"}
 # Products of what computes on the CPU only are of no interest on a GPU.
 ENGINES = {
@@ -41,12 +41,12 @@ ENGINES = {
 
 def jobs_of(engine: str, device: str, quick: bool) -> list[Job]:
     """What an engine is to do in a round."""
-    whats = [what for what in (FORWARD, TRAINING, MATMUL) if (engine, what) in PREPARE]
-    sizes = dict.fromkeys(BATCH, 1) if quick else BATCH
-    sizes |= {MATMUL: 512 if quick else PRODUCT_SIDE}
+    sizes = {FORWARD: (1,), TRAINING: (1 if quick else BATCH[TRAINING],), MATMUL: PRODUCT_SIDES}
     return [
-        Job(what, sizes[what], device=device, repeats=10 if what == MATMUL else 3, seconds=0 if quick else 12)
-        for what in whats
+        Job(what, size, device=device, repeats=10 if what == MATMUL else 3, seconds=0 if quick else 12)
+        for what in sizes
+        if (engine, what) in PREPARE
+        for size in sizes[what]
     ]
 
 
@@ -76,32 +76,29 @@ def multiply_adds() -> tuple[float, float]:
     return sum(products), 3 * sum(products) - products[0]
 
 
-def measure(engines: Sequence[str], options: argparse.Namespace) -> dict[str, dict[str, list[list[float]]]]:
-    """Seconds of every call by engine, what it did, and round."""
-    found = {engine: {} for engine in engines}
+def measure(engines: Sequence[str], options: argparse.Namespace) -> tuple[dict[str, dict], dict[str, float]]:
+    """Seconds per image by engine, what it did and round; and the best rate of products of each, in GFLOP/s."""
+    found, rates = {engine: {} for engine in engines}, {}
     for number in range(options.rounds):
         for engine in engines:
-            jobs = jobs_of(engine, options.device.partition(":")[0], options.quick)
+            jobs = jobs_of(engine, options.device, options.quick)
             for job, timing in zip(jobs, run(engine, jobs, options.peer_python), strict=True):
-                found[engine].setdefault(job.what, []).append([seconds / job.batch for seconds in timing.seconds])
-                print(f"round {number + 1}, {engine}, {job.what}: {min(timing.seconds):.3f} s", flush=True)
-    return found
+                if job.what == MATMUL:
+                    rate = 2 * job.batch**3 / min(timing.seconds) / 1e9
+                    rates[engine] = max(rates.get(engine, 0), rate)
+                else:
+                    found[engine].setdefault(job.what, []).append([seconds / job.batch for seconds in timing.seconds])
+                    print(f"round {number + 1}, {engine}, {job.what}: {min(timing.seconds):.3f} s", flush=True)
+    return found, rates
 
 
-def figures_of(found: dict, names: dict[str, str], quick: bool) -> dict:
-    """Medians by name, and rates; shares of the fastest product."""
-    side = 512 if quick else PRODUCT_SIDE
-    best = {
-        engine: min(min(values) for values in times[MATMUL]) * side
-        for engine, times in found.items()
-        if MATMUL in times
-    }
-    rates = {engine: 2 * side**3 / seconds / 1e9 for engine, seconds in best.items()}
+def figures_of(found: dict[str, dict], rates: dict[str, float], names: dict[str, str]) -> dict:
+    """Medians by name, and their shares of the fastest rate."""
     work = dict(zip((FORWARD, TRAINING), multiply_adds(), strict=True))
     limit = max(rates.values())
     engines = {}
     for engine, times in found.items():
-        medians = {what: part.median(rounds) for what, rounds in times.items() if what in work}
+        medians = {what: part.median(rounds) for what, rounds in times.items()}
         shares = {f"{what}, share": 2 * work[what] / seconds / limit for what, seconds in medians.items()}
         if medians:
             engines[names[engine]] = medians | shares
@@ -128,8 +125,8 @@ def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in figures["products"].items())
     work = figures["work"]
     limit = (
-        f"The limit is the fastest product of two matrices of {PRODUCT_SIDE}x{PRODUCT_SIDE} numbers in float32 that "
-        f"any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass is {work[FORWARD]:.2f} "
+        f"The limit is the fastest product of two square matrices of {', '.join(map(str, PRODUCT_SIDES))} numbers a "
+        f"side, in float32, that any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass is {work[FORWARD]:.2f} "
         f"thousand million multiplications with an addition (GMAC), a training step {work[TRAINING]:.1f}: an engine "
         "at 100 % would do nothing but multiply, at that rate. One that gets by with fewer multiplications (Winograd's "
         "convolution) can be above it."
@@ -157,7 +154,7 @@ def main() -> None:
     engines = [engine for engine in ENGINES[options.device.partition(":")[0]] if engine in names]
     if options.quick:
         engines = [engine for engine in engines if engine not in (FLOWVISION, FLOWVISION_MKL)]
-    figures = figures_of(measure(engines, options), names, options.quick)
+    figures = figures_of(*measure(engines, options), names)
     sizes = dict.fromkeys(BATCH, 1) if options.quick else BATCH
     about = (
         f"SSD300, 91 classes. Forward: batch {sizes[FORWARD]}; training step: batch {sizes[TRAINING]}, "

@@ -46,9 +46,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--page", action="store_true", help="run nothing: make the page from what was measured before")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--data", type=Path, help="photographs in VOC's layout (default: made-up ones)")
-    parser.add_argument(
-        "--weights", type=Path, help="a run's folder or file of weights to detect with (default: random)"
-    )
+    parser.add_argument("--weights", type=Path, help="a run's folder or file of weights (default: random ones)")
+    parser.add_argument("--rounds", type=int, help="how often all sides take their turn (default: the parts' own, 3)")
     parser.add_argument("--output", type=Path, help="a folder for results and page, in place of the repository's own")
     parser.add_argument("--peer-python", type=Path, help="the Python of the peers' environment (default: .peers)")
     options = parser.parse_args(arguments)
