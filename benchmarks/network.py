@@ -125,11 +125,11 @@ def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in figures["products"].items())
     work = figures["work"]
     limit = (
-        f"The limit is the fastest product of two square matrices of {', '.join(map(str, PRODUCT_SIDES))} numbers a "
-        f"side, in float32, that any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass is {work[FORWARD]:.2f} "
-        f"thousand million multiplications with an addition (GMAC), a training step {work[TRAINING]:.1f}: an engine "
-        "at 100 % would do nothing but multiply, at that rate. One that gets by with fewer multiplications (Winograd's "
-        "convolution) can be above it."
+        f"The limit is the fastest product of two square matrices ({', '.join(map(str, PRODUCT_SIDES))} numbers a "
+        f"side, float32) that any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass is "
+        f"{work[FORWARD]:.2f} thousand million multiplications with an addition (GMAC), a training step "
+        f"{work[TRAINING]:.1f}: an engine at 100 % would do nothing but multiply, at that rate. One that gets by with "
+        "fewer multiplications (Winograd's convolution) can be above it."
     )
     return part.paragraphs(about, part.markdown(header, rows), limit, *notes)
 

@@ -104,9 +104,8 @@ def on_a_gpu(results: Path, folder: Path) -> str:
     if not found:
         return part.paragraphs("## On a GPU", NOT_MEASURED.replace("\n", " "), command)
     sections = [section(name, record, "cuda", folder) for name, record in found.items()]
-    return part.paragraphs(
-        "## On a GPU", command, machines(found).removeprefix("## Machine and versions\n\n"), *sections
-    )
+    where = machines(found, "### Its machine and versions")
+    return part.paragraphs("## On a GPU", command, where, *sections)
 
 
 def _records(results: Path, device: str) -> dict[str, dict]:

@@ -80,7 +80,8 @@ def chosen_parts(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 def run_part(command: list[str]) -> dict:
     """The answer of a part; its other lines are shown. Raises PartFailed."""
-    process = subprocess.Popen(
+    answer, last_words = None, []
+    with subprocess.Popen(
         [sys.executable, "-u", *command, "--json"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -88,34 +89,40 @@ def run_part(command: list[str]) -> dict:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # so that it can be ended with all it has started
-    )
-    answer, last_words = None, []
-    try:
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):
-                found = json.loads(line)
-                if isinstance(found, dict) and "table" in found:
-                    answer = found
-                    continue
-            print(f"    {line.rstrip()}", flush=True)
-            last_words = [*last_words, line.strip()][-3:]
-        status = process.wait()
-    except BaseException:
-        end(process)
-        raise
+    ) as process:
+        try:
+            for line in process.stdout:
+                found = answer_in(line)
+                if found is None:
+                    print(f"    {line.rstrip()}", flush=True)
+                    last_words = [*last_words, line.strip()][-3:]
+                answer = found or answer
+            status = process.wait()
+        except BaseException:
+            end(process)
+            raise
     if status or answer is None:
         raise PartFailed(" ".join(filter(None, last_words)) or f"it ended with status {status}")
     return answer
 
 
+def answer_in(line: str) -> dict | None:
+    """A part's answer, if that is what the line is."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(line)
+        if isinstance(found, dict) and "table" in found:
+            return found
+    return None
+
+
 def end(process: subprocess.Popen) -> None:
     """End a part and what it has started: let it clear up, but not for long."""
-    for signal_number in (signal.SIGINT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal_number)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=20)
-            return
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def filled(command: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
