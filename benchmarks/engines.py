@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -149,20 +150,34 @@ def oneflow_training(job: Job) -> Callable[[], None]:
     return train
 
 
-def onnx_runtime_forward(job: Job) -> Callable[[], None]:
-    """What `--engine onnxruntime` computes."""
-    model = our_model(job).eval()
-    from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
+def write_random_weights(path: str, model: str, classes: int) -> None:
+    """A file of weights, with what ONNX Runtime makes of it beside it."""
+    made = our_model(Job(FORWARD, classes=classes, model=model))
+    from ssd300_vgg16.data.dataset import Category
+    from ssd300_vgg16.detector import Detector
     from ssd300_vgg16.weights.description import ModelDescription
+    from ssd300_vgg16.weights.file import save_weights
+    from ssd300_vgg16.weights.model import model_tensors
 
-    network = OnnxRuntimeNetwork(model, ModelDescription(job.classes, 1.0, (), model.variant))
+    categories = tuple(Category(label, label, f"class {label}") for label in range(1, classes))
+    save_weights(Path(path), model_tensors(made), ModelDescription(classes, 1.0, categories, made.variant))
+    Detector.load(path, "cpu", engine="onnxruntime")
+
+
+def onnx_runtime_forward(job: Job) -> Callable[[], None]:
+    """What `--engine onnxruntime` computes; the weights are made by another process, whose memory is not this one's."""
+    import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+
+    # isort: split
+    from ssd300_vgg16.detector import Detector
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights = f"{folder}/random.safetensors"
+        command = [sys.executable, __file__, "--write-random-weights", weights, job.model, str(job.classes)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        network = Detector.load(weights, "cpu", engine="onnxruntime")._network
     images, _ = random_images(job)
-
-    def forward() -> None:
-        for tensor in network(images):
-            tensor.numpy()
-
-    return forward
+    return lambda: network(images)
 
 
 def flowvision_model(job: Job):
@@ -366,4 +381,7 @@ def main(engine: str, jobs: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "--write-random-weights":
+        write_random_weights(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Photographs and weights for those parts of the suite that need some, where none are given."""
+"""Photographs for those parts of the suite that need some, where none are given."""
 
 import os
 import xml.etree.ElementTree as ElementTree
@@ -56,19 +56,3 @@ def _annotation(name: str) -> ElementTree.Element:
         for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
             add(bounds, tag, max(value, 1))
     return root
-
-
-def weights(path: Path) -> Path:
-    """A file of random weights of the full network with 91 outputs, made unless it is there."""
-    if not path.exists():
-        import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
-        from ssd300_vgg16.data.dataset import Category
-        from ssd300_vgg16.weights.description import ModelDescription
-        from ssd300_vgg16.weights.file import save_weights
-        from ssd300_vgg16.weights.model import build_model, model_tensors
-
-        categories = tuple(Category(label, label, f"class {label}") for label in range(1, 91))
-        description = ModelDescription(91, 1.0, categories)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(path, model_tensors(build_model(description)), description)
-    return path

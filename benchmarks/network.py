@@ -56,23 +56,19 @@ def multiply_adds() -> tuple[float, float]:
     A training step computes each convolution thrice: forward, gradient of the weights, gradient of the input, which the
     first layer does not need.
     """
-    import ssd300_vgg16  # noqa: F401, I001
-    import onnx
-
-    from ssd300_vgg16.deploy.model import RAW, onnx_model
     from ssd300_vgg16.network.ssd import SSD300
-    from ssd300_vgg16.weights.description import ModelDescription
+    from ssd300_vgg16.network.vgg import Conv2d
+    from ssd300_vgg16.runtime import flow
 
-    model = onnx_model(SSD300(), ModelDescription(91, 1.0, ()), RAW)
-    shaped = onnx.shape_inference.infer_shapes(model).graph
-    sizes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in shaped.value_info}
-    weights = {tensor.name: tuple(tensor.dims) for tensor in shaped.initializer}
-    products = []
-    for node in shaped.node:
-        if node.op_type == "Conv":
-            _, out, rows, columns = sizes[node.output[0]]
-            _, taken, height, width = weights[node.input[1]]
-            products.append(rows * columns * out * taken * height * width / 1e9)
+    def convolutions(model) -> dict:
+        return {name: layer for name, layer in model.named_modules() if isinstance(layer, Conv2d)}
+
+    narrow, cells = SSD300(91, width=0.02), {}  # its maps are as large as the full network's
+    for name, layer in convolutions(narrow).items():
+        layer.register_forward_hook(lambda _, taken, given, name=name: cells.update({name: given[0, 0].numel()}))
+    with flow.no_grad():
+        narrow(flow.zeros(1, 3, 300, 300))
+    products = [cells[name] * layer.weight.numel() / 1e9 for name, layer in convolutions(SSD300(91)).items()]
     return sum(products), 3 * sum(products) - products[0]
 
 

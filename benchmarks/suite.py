@@ -27,7 +27,7 @@ import page
 import part
 import peers
 import records
-from parts import DATA, PARTS, WEIGHTS, Part
+from parts import IMAGES, PARTS, PHOTOGRAPHS, Part
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK_FOLDER = ROOT / "runs" / "benchmarks-quick"
@@ -125,24 +125,28 @@ def end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def filled(command: list[str], options: argparse.Namespace, folder: Path) -> list[str]:
-    """The command with data and weights put in, made up if there are none."""
-    values = {}
+def command_of(each: Part, options: argparse.Namespace, installed: peers.Peers) -> list[str]:
+    """The script and its arguments; photographs are made up if there are none."""
+    command = [f"benchmarks/{each.script}", *each.always, *((each.quick or ()) if options.quick else each.full)]
     if options.rounds is not None:
-        command = [*command, "--rounds", str(options.rounds)]
-    if DATA in command:
-        values[DATA] = str(options.data or made_up_data.photographs(folder / "photographs"))
-    if WEIGHTS in command:
-        values[WEIGHTS] = str(options.weights or made_up_data.weights(folder / "random.safetensors"))
-    if WEIGHTS in command and not options.weights:
-        command = [*command, "--time-only"]
-    return [values.get(word, word) for word in command]
+        command += ["--rounds", str(options.rounds)]
+    if each.device:
+        command += ["--device", options.device]
+    if each.weights and options.weights:
+        command += ["--weights", str(options.weights.absolute())]
+    if each.peer_option and any(package in installed for package in each.needs):
+        command += [each.peer_option, str(installed.python)]
+    if PHOTOGRAPHS in command or IMAGES in command:
+        data = (options.data or made_up_data.photographs(ROOT / "runs" / "benchmarks" / "photographs")).absolute()
+        places = {PHOTOGRAPHS: str(data), IMAGES: str(data / "JPEGImages")}
+        command = [places.get(word, word) for word in command]
+    return command
 
 
 def run_all(options: argparse.Namespace, results: Path) -> list[str]:
     """Run the parts chosen, keeping each one's record; returns the names of those that failed."""
-    peer_python = options.peer_python or peers.DEFAULT_PYTHON
-    machine = records.machine(peers.find_peers(peer_python))
+    installed = peers.find_peers((options.peer_python or peers.DEFAULT_PYTHON).absolute())
+    machine = records.machine(installed)
     started, failed = time.monotonic(), []
     for number, each in enumerate(options.parts):
         left = sum(expected_minutes(later, options, results) for later in options.parts[number:])
@@ -151,19 +155,27 @@ def run_all(options: argparse.Namespace, results: Path) -> list[str]:
             f"about {left:.0f} min to go",
             flush=True,
         )
-        given = str(options.peer_python) if options.peer_python else None
-        about = {"date": records.now(), "commit": records.commit(), "machine": machine}
-        about["load"] = os.getloadavg()[0]
-        since = time.monotonic()
-        try:
-            command = filled(each.command(options.quick, options.device, given), options, ROOT / "runs" / "benchmarks")
-            record = about | run_part(command) | {"seconds": time.monotonic() - since}
-        except PartFailed as error:
+        record = record_of(each, options, installed, machine)
+        if "failure" in record:
             failed.append(each.name)
-            print(f"    failed: {error}", flush=True)
-            record = records.read(results, each.name, options.device) | {"failure": about | {"error": str(error)}}
+            print(f"    failed: {record['failure']['error']}", flush=True)
+            record = records.read(results, each.name, options.device) | record
         records.write(results, each.name, options.device, record)
     return failed
+
+
+def record_of(each: Part, options: argparse.Namespace, installed: peers.Peers, machine: dict) -> dict:
+    """Run a part: its answer, with what is to be known of it; or a "failure"."""
+    about = {"date": records.now(), "commit": records.commit(), "machine": machine, "load": os.getloadavg()[0]}
+    since = time.monotonic()
+    try:
+        answer = run_part(command_of(each, options, installed))
+    except PartFailed as error:
+        return {"failure": about | {"error": str(error)}}
+    # The scripts that know the peers' environment say so themselves.
+    if installed.left_out(*each.needs) and "Left out" not in answer["table"]:
+        answer["table"] = part.paragraphs(answer["table"].strip(), *installed.left_out(*each.needs))
+    return about | answer | {"seconds": time.monotonic() - since}
 
 
 def expected_minutes(each: Part, options: argparse.Namespace, results: Path) -> float:

@@ -118,7 +118,7 @@ def test_page_holds_each_part_with_its_table_picture_and_command(tmp_path):
         assert (f"benchmarks-{name}.png" in section) == (name in plots.DRAW)
     for name in plots.DRAW:
         assert (tmp_path / f"benchmarks-{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "Not yet run here: input_pipeline, deployment" in text
+    assert "Not yet run here: input_pipeline, postprocess, deployment, folder." in text
     assert "| cpu | a CPU, 2 cores |" in text
 
 
@@ -154,6 +154,7 @@ def arranged(monkeypatch, run_part):
     """A suite that knows this machine and does not start its parts."""
     monkeypatch.setattr(suite, "run_part", run_part)
     monkeypatch.setattr(records, "machine", lambda found: {"cpu": "a CPU"})
+    monkeypatch.setattr(peers, "find_peers", lambda python: peers.Peers(python, {}))
     monkeypatch.setattr(suite.signal, "signal", lambda *_: None)
 
 
@@ -171,6 +172,7 @@ def test_a_part_that_fails_is_named_and_does_not_stop_the_others(tmp_path, monke
     text = (tmp_path / "benchmarks.md").read_text()
     assert "**Failed** on" in line_with(text, "out of memory")
     assert "| table of network |" in text and "| new |" in text  # the former figures are kept
+    assert "Left out, as not installed: pycocotools, faster-coco-eval" in text.partition("| new |")[2]
 
 
 def test_an_interrupted_run_keeps_what_had_ended(tmp_path, monkeypatch, capsys):
@@ -224,16 +226,30 @@ def test_what_cannot_be_is_refused_in_a_sentence(arguments, message, capsys):
     assert message in f"{capsys.readouterr().err} {ended.value}"
 
 
-def test_parts_take_the_arguments_they_are_given():
+@pytest.mark.parametrize("quick", [False, True])
+def test_parts_take_the_arguments_they_are_given(quick):
     modules = {"network": network, "cost": cost, "memory": memory, "around_network": around_network, "coco_ap": coco_ap}
+    installed = peers.find_peers(Path(sys.executable))
+    options = suite.parse(["--quick", "--rounds", "2"] if quick else [])
     for part in PARTS:
         if part.name in modules:
-            for quick in (False, True):
-                script, *arguments = part.command(quick, "cpu", "python")
-                options = modules[part.name].parse([*arguments, "--json"])
-                assert options.json and options.peer_python == Path("python")
-                assert not quick or options.rounds == 1
-                assert (BENCHMARKS.parent / script).is_file()
+            script, *arguments = suite.command_of(part, options, installed)
+            parsed = modules[part.name].parse([*arguments, "--json"])
+            assert parsed.json and parsed.rounds == (2 if quick else 1 if part.name == "memory" else 3)
+            takes_peers = any(package in installed for package in part.needs)
+            assert parsed.peer_python == (Path(sys.executable) if takes_peers else peers.DEFAULT_PYTHON)
+            assert (BENCHMARKS.parent / script).is_file()
+
+
+def test_photographs_and_weights_are_given_to_the_parts_that_need_them(tmp_path):
+    (tmp_path / "best.safetensors").touch()
+    options = suite.parse(["--data", str(tmp_path), "--weights", str(tmp_path / "best.safetensors")])
+    commands = {part.name: suite.command_of(part, options, peers.Peers(NOWHERE, {})) for part in PARTS}
+    assert commands["input_pipeline"][1:3] == ["--data", str(tmp_path)]
+    assert commands["folder"][1] == str(tmp_path / "JPEGImages")
+    weights = [name for name, command in commands.items() if "--weights" in command]
+    assert weights == ["deployment", "folder"]
+    assert not any(str(NOWHERE) in command for command in commands.values())
 
 
 def test_a_part_without_its_peers_says_so_and_how_to_install_them():
