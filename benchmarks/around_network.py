@@ -302,7 +302,7 @@ def main() -> None:
         sides.append(PEERS)
     figures = figures_of(measure_all(sides, options), names)
     about = (
-        f"Milliseconds; medians over {options.rounds} rounds. The photographs are made up (JPEG, quality 90), and so "
+        f"Milliseconds; medians over {part.rounds(options)}. The photographs are made up (JPEG, quality 90), and so "
         "are the network's answers, which are sure of 30 default boxes on each object. "
         f"AP: {AP_IMAGES} images with twice as many detections as objects, 100 at the most."
     )

@@ -196,7 +196,7 @@ def table_of(figures: dict, names: dict[str, str], notes: Sequence[str], options
         rows.append([names[side], f"{seconds:.2f}", f"{file:.2f}", f"{peak:.0f}", f"{ratio:.1f}", difference])
     about = (
         f"{options.images} images, {OBJECTS_PER_IMAGE} objects and {options.detections} detections an image, {CLASSES} "
-        f"classes; medians over {options.rounds} rounds. The data set and the detections are part of the memory. The "
+        f"classes; medians over {part.rounds(options)}. The data set and the detections are part of the memory. The "
         "difference is the largest of the twelve numbers, and AP and AP50 of each class."
     )
     return part.paragraphs(about, part.markdown(["", *FIGURES, "AP, ratio", "difference"], rows), *notes)

@@ -115,7 +115,7 @@ def main() -> None:
     sweeps = QUICK if options.quick else SWEEPS
     figures = figures_of(measure(list(names), sweeps, options), sweeps, names)
     about = (
-        f"Seconds per image of the network alone; medians over {options.rounds} rounds. Unless the table says "
+        f"Seconds per image of the network alone; medians over {part.rounds(options)}. Unless the table says "
         "otherwise: batch 1, SSD300, 91 classes. SSD512 is the paper's; torchvision can be put together as the "
         "`highres` one only, whose cost is about the same."
     )

@@ -122,10 +122,10 @@ def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
     work = figures["work"]
     limit = (
         f"The limit is the fastest product of two square matrices ({', '.join(map(str, PRODUCT_SIDES))} numbers a "
-        f"side, float32) that any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass is "
-        f"{work[FORWARD]:.2f} thousand million multiplications with an addition (GMAC), a training step "
-        f"{work[TRAINING]:.1f}: an engine at 100 % would do nothing but multiply, at that rate. One that gets by with "
-        "fewer multiplications (Winograd's convolution) can be above it."
+        f"side, float32) that any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass takes "
+        f"{work[FORWARD]:.2f} GMAC (10^9 multiplications with an addition), a training step {work[TRAINING]:.1f}: an "
+        "engine at 100 % would do nothing but multiply, at that rate. One that gets by with fewer multiplications "
+        "(Winograd's convolution) can be above it."
     )
     return part.paragraphs(about, part.markdown(header, rows), limit, *notes)
 
@@ -144,7 +144,7 @@ def main() -> None:
     options = parse()
     installed = peers.find_peers(options.peer_python)
     names = OUR_ENGINES | {FLOWVISION: "flowvision 0.2.1 as installed", NUMPY: NUMPY}
-    names |= {FLOWVISION_MKL: "flowvision 0.2.1 with MKL, as this package loads it"}
+    names |= {FLOWVISION_MKL: "flowvision 0.2.1 with MKL"}
     if TORCHVISION in installed:
         names[TORCHVISION] = installed.name(TORCHVISION)
     engines = [engine for engine in ENGINES[options.device.partition(":")[0]] if engine in names]
@@ -154,7 +154,8 @@ def main() -> None:
     sizes = dict.fromkeys(BATCH, 1) if options.quick else BATCH
     about = (
         f"SSD300, 91 classes. Forward: batch {sizes[FORWARD]}; training step: batch {sizes[TRAINING]}, "
-        f"with loss, gradients and update. Medians over {options.rounds} rounds."
+        f'with loss, gradients and update. Medians over {part.rounds(options)}. "With MKL": with the matrix products '
+        "that this package puts before OneFlow's own."
     )
     part.answer(options, TITLE, table_of(figures, installed.left_out(TORCHVISION), about), figures)
 

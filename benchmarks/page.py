@@ -11,27 +11,29 @@ from claims import claims
 from parts import PARTS
 
 SUITE = ".venv/bin/python benchmarks/suite.py"
-ABOUT = f"""# Benchmarks
-
-Every figure of this page was measured by `{SUITE}`, against the peers that are named, on one machine, all sides in
-turn; times and rates are medians. Repeat all of it, or a part:
-
-```bash
-{peers.MAKE[0]}     # once: the peers' own environment
+HOW = f"""```bash
+{peers.MAKE[0]}                   # once: the peers
 {peers.MAKE[1]}
-{SUITE}                     # everything, and this page
-{SUITE} --only network      # one part; the page keeps the others
-{SUITE} --quick             # a rehearsal of a minute or two, into runs/
-```
-
-torchvision, pycocotools and faster-coco-eval run in that environment. flowvision, the model zoo that this package
-replaces, needs the same OneFlow and the same numpy and is installed with the package, whose tests compare with it; it
-runs in a process of its own, where neither the package nor the libraries that the package loads are, as if installed
-alone. A peer that is missing is left out with a note. `--data DIR` and `--weights FILE` measure with photographs in
-VOC's layout and with trained weights, in place of made-up ones.
-"""
-NOT_MEASURED = """Not yet measured: no machine with a GPU that OneFlow 0.9.0 has code for could be had. The same suite
-runs there, and has never been tried; it puts its tables here:"""
+{SUITE}                        # everything, and this page
+{SUITE} --only network,cost    # some parts; the page keeps the others
+{SUITE} --quick                # a rehearsal of a minute or two, into runs/
+```"""
+ABOUT = (
+    "# Benchmarks",
+    f"Every figure of this page was measured by `{SUITE}`, against the peers that are named, all sides of a part in "
+    "turn on the same machine; times and rates are medians. To repeat all of it, or a part:",
+    HOW,
+    "torchvision, pycocotools and faster-coco-eval run in an environment of their own. flowvision, the model zoo that "
+    "this package replaces, needs the same OneFlow and the same numpy, and is installed with the package, whose tests "
+    "compare with it; it runs in a process of its own, without the package and the libraries that the package loads, "
+    "which is as if it were installed alone. A peer that is missing is left out, with a note. `--data DIR` measures "
+    "with photographs in VOC's layout, `--weights FILE` with trained weights, in place of made-up ones; `--help` tells "
+    "the rest.",
+)
+NOT_MEASURED = (
+    "Not yet measured: no machine with a GPU that OneFlow 0.9.0 has code for could be had. The same suite runs there, "
+    "which has never been tried, and puts its tables here:"
+)
 
 
 def link(title: str) -> str:
@@ -102,7 +104,7 @@ def on_a_gpu(results: Path, folder: Path) -> str:
     found = _records(results, "cuda")
     command = f"```bash\n{SUITE} --device cuda\n```"
     if not found:
-        return part.paragraphs("## On a GPU", NOT_MEASURED.replace("\n", " "), command)
+        return part.paragraphs("## On a GPU", NOT_MEASURED, command)
     sections = [section(name, record, "cuda", folder) for name, record in found.items()]
     where = machines(found, "### Its machine and versions")
     return part.paragraphs("## On a GPU", command, where, *sections)
@@ -125,7 +127,7 @@ def text_of(results: Path, folder: Path) -> str:
     """The page; its pictures are written to the folder."""
     found = _records(results, "cpu")
     sections = [section(name, record, "cpu", folder) for name, record in found.items()]
-    parts: Sequence[str] = (ABOUT.strip(), summary(found), *missing(found))
+    parts: Sequence[str] = (*ABOUT, summary(found), *missing(found))
     parts = (*parts, machines(found, "## Machine and versions"), *sections)
     return part.paragraphs(*parts, on_a_gpu(results, folder)) + "\n"
 

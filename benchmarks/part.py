@@ -37,6 +37,11 @@ def answer(options: argparse.Namespace, title: str, table: str, figures: dict) -
     print(json.dumps(answer) if options.json else f"\n{title}\n\n{table}", flush=True)
 
 
+def rounds(options: argparse.Namespace) -> str:
+    """ "3 rounds"."""
+    return f"{options.rounds} round{'' if options.rounds == 1 else 's'}"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table."""
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]

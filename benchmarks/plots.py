@@ -65,7 +65,7 @@ def _tick(value: float, _place: int) -> str:
 def draw_network(figure: Figure, figures: dict) -> None:
     engines = figures["engines"]
     figure.set_size_inches(14, 6)
-    for axes, what in zip(figure.subplots(2, 2, sharey="col").T, (FORWARD, TRAINING), strict=True):
+    for axes, what in zip(figure.subplots(2, 2).T, (FORWARD, TRAINING), strict=True):
         seconds = {name: found[what] for name, found in engines.items() if what in found}
         shares = {name: 100 * engines[name][f"{what}, share"] for name in seconds}
         bars(axes[0], seconds, what, "seconds per image")

@@ -83,10 +83,10 @@ def run_case(folder: Path, width: float, processes: int, threads: int, kind: str
     return SIZES[width] * BATCH / whole, 1 - network / whole
 
 
-def table_of(found: dict, rounds: int) -> str:
+def table_of(found: dict, rounds: str) -> str:
     about = (
         f"Batch {BATCH} in all, generated shapes. Data workers: as train.sh chooses them, one where a process has two "
-        f"cores, none where it has one. Medians over {rounds} rounds. Outside the network: waiting for data, talk "
+        f"cores, none where it has one. Medians over {rounds}. Outside the network: waiting for data, talk "
         "between processes, and, op by op, the update of the weights (which a compiled step has inside)."
     )
     rows = [
@@ -117,7 +117,7 @@ def main() -> None:
         for (processes, threads, kind), (rate, outside) in found.items()
     }
     title = f"Training on the CPU: processes, threads, and how a step is computed, at width {options.width:g}"
-    part.answer(options, title, table_of(found, options.rounds), figures)
+    part.answer(options, title, table_of(found, part.rounds(options)), figures)
 
 
 if __name__ == "__main__":
