@@ -1,6 +1,5 @@
 """The summary of the page: what the parts' figures say in a line each, against the peer it is about."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,11 +23,6 @@ class Claim:
         scale = 1e3 if self.unit == "ms" else 1.0
         ours, theirs = (f"{part.significant(value * scale)} {self.unit}" for value in (self.ours, self.theirs))
         return [self.what, ours, f"{theirs}, {self.peer}", part.significant(self.theirs / self.ours)]
-
-
-def named(figures: dict, start: str) -> tuple[str, object] | None:
-    """The entry whose name begins so, versions and all."""
-    return next(((name, value) for name, value in figures.items() if name.startswith(start)), None)
 
 
 def of_network(figures: dict) -> Iterator[Claim]:
@@ -60,13 +54,18 @@ def of_cost(figures: dict) -> Iterator[Claim]:
                 yield from at_point(figures[sweep], point, text.format(what), "s", f"{what}, ")
 
 
+# Of each axis the point that is told of, and how.
+POINTS_AROUND = {
+    "photograph": ("4000x3000", "4000x3000"),
+    "objects in an image": (10, "10 objects"),
+    "classes": (1204, "1204 classes"),
+}
+
+
 def of_around_network(figures: dict) -> Iterator[Claim]:
     for what, found in figures.items():
-        point = {"photograph": "4000x3000", "classes": 1204}.get(found["axis"], 10)
-        unit = found["axis"] if found["axis"] not in ("photograph", "objects in an image") else ""
-        where = f", {point} {unit or found['axis'] if point == 10 else unit}".rstrip()
-        text = re.sub(", 10 objects", "", what) if found["axis"] == "classes" else what
-        yield from at_point(found, point, text + where, "ms")
+        point, text = POINTS_AROUND[found["axis"]]
+        yield from at_point(found, point, f"{what}, {text}", "ms")
 
 
 def of_memory(figures: dict) -> Iterator[Claim]:
@@ -87,12 +86,29 @@ def of_coco_ap(figures: dict) -> Iterator[Claim]:
             yield Claim("their memory", ours["peak memory, MiB"], peer, found["peak memory, MiB"], "MiB")
 
 
+def of_postprocess(figures: dict) -> Iterator[Claim]:
+    for case, found in figures.items():
+        if case.startswith("the worst") and "torchvision" in found:
+            ours, theirs = (found[side]["seconds"] for side in ("ours", "torchvision"))
+            yield Claim(f"post-process, {case}", ours, "torchvision", theirs, "ms")
+
+
+def of_deployment(figures: dict) -> Iterator[Claim]:
+    peers = [name for name in figures if name.startswith("torchvision")]
+    for name, seconds in figures.items():
+        for peer in peers:
+            if name != peer:
+                yield Claim(f"a photograph from file to detections, {name}", seconds, peer, figures[peer], "ms")
+
+
 OF_PART: dict[str, Callable[[dict], Iterator[Claim]]] = {
     "network": of_network,
     "cost": of_cost,
     "around_network": of_around_network,
     "memory": of_memory,
     "coco_ap": of_coco_ap,
+    "postprocess": of_postprocess,
+    "deployment": of_deployment,
 }
 
 

@@ -12,7 +12,10 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 # By what a name holds: an engine has its colour in every picture. The first that fits.
 COLOURS = {
     "ONNX Runtime": "tab:green",
+    "onnxruntime": "tab:green",
+    "exported": "tab:olive",
     "package": "tab:blue",
+    "oneflow": "tab:blue",
     "MKL": "tab:pink",
     "flowvision": "tab:red",
     "torchvision": "tab:orange",
@@ -116,12 +119,19 @@ def draw_coco_ap(figure: Figure, figures: dict) -> None:
         bars(axes, {side: found[name] for side, found in figures.items()}, "", name, "{:,.1f}")
 
 
+def draw_deployment(figure: Figure, figures: dict) -> None:
+    figure.set_size_inches(10, 3)
+    milliseconds = {name.replace("`", ""): 1e3 * seconds for name, seconds in figures.items()}
+    bars(figure.subplots(), milliseconds, "a photograph, from file to detections", "milliseconds", "{:.0f}")
+
+
 DRAW: dict[str, Callable[[Figure, dict], None]] = {
     "network": draw_network,
     "cost": draw_cost,
     "around_network": draw_around_network,
     "memory": draw_memory,
     "coco_ap": draw_coco_ap,
+    "deployment": draw_deployment,
 }
 
 

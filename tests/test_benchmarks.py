@@ -57,8 +57,11 @@ def cost_figures():
 
 
 def around_figures():
+    def lines(points):
+        return {"this package": [2e-3] * len(points), "peer": [5e-3] * len(points)}
+
     return {
-        what: {"axis": axis, "points": list(points), "lines": {"this package": [1.0] * len(points)}}
+        what: {"axis": axis, "points": list(points), "lines": lines(points)}
         for what, (axis, points) in around_network.AXES.items()
     }
 
@@ -76,6 +79,15 @@ FIGURES = {
     "around_network": around_figures(),
     "memory": memory_figures(),
     "coco_ap": coco_figures(),
+    "postprocess": {
+        "random, 3 classes": {"above": 5, "ours": {"seconds": 0.1, "found": 2}},
+        "the worst: all above": {
+            "above": 9,
+            "ours": {"seconds": 0.01, "found": 2},
+            "torchvision": {"seconds": 0.05, "found": 2},
+        },
+    },
+    "deployment": {"torchvision 9.9, PyTorch 8": 0.3, "`--engine onnxruntime`": 0.2, "exported, int8": 0.1},
     "scaling": {"eager, 1 x 2": {"images/s": 1.0, "outside": 0.0}},
 }
 
@@ -118,12 +130,12 @@ def test_page_holds_each_part_with_its_table_picture_and_command(tmp_path):
         assert (f"benchmarks-{name}.png" in section) == (name in plots.DRAW)
     for name in plots.DRAW:
         assert (tmp_path / f"benchmarks-{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "Not yet run here: input_pipeline, postprocess, deployment, folder." in text
+    assert "Not yet run here: input_pipeline, folder." in text
     assert "| cpu | a CPU, 2 cores |" in text
 
 
 def test_summary_divides_the_peers_figure_by_ours(tmp_path):
-    keep(tmp_path, "network", "memory", "coco_ap", "cost")
+    keep(tmp_path, *FIGURES)
     summary = page_of(tmp_path).partition("## Summary")[2].partition("\n## ")[0]
     assert "| 0.400 s | 0.500 s, torchvision 9.9 | 1.25 |" in line_with(summary, "forward of an image, OneFlow")
     assert "| 0.200 s | 0.500 s, torchvision 9.9 | 2.50 |" in line_with(summary, "forward of an image, ONNX")
@@ -131,6 +143,9 @@ def test_summary_divides_the_peers_figure_by_ours(tmp_path):
     assert "| 1.50 |" in line_with(summary, "memory, training step, batch 4")
     assert "| 40.0 | [`--only coco_ap`](#title-of-coco_ap) |" in line_with(summary, "COCO's numbers")
     assert "| 1.50 |" in line_with(summary, "forward, SSD512 highres")
+    assert "| 2.00 ms | 5.00 ms, peer | 2.50 |" in line_with(summary, "match, 10 objects")
+    assert "| 10.0 ms | 50.0 ms, torchvision | 5.00 |" in line_with(summary, "post-process, the worst")
+    assert "| 3.00 |" in line_with(summary, "from file to detections, exported, int8")
 
 
 def test_without_a_gpu_its_section_says_so(tmp_path):
