@@ -1,5 +1,6 @@
 """docs/benchmarks.md, from the records of the parts."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def section(name: str, record: dict, device: str, folder: Path) -> str:
     shown = f"![{record['title']}]({picture})" if drawn else ""
     level = "##" if device == "cpu" else "###"
     heading = f"{level} {record['title']}"
-    return part.paragraphs(heading, failure(record), record["table"], shown, origin(record, device, name))
+    table = re.sub(r"\A# .*\n+", "", record["table"])  # some bring a heading of their own
+    return part.paragraphs(heading, failure(record), table.strip(), shown, origin(record, device, name))
 
 
 def summary(found: dict[str, dict]) -> str:

@@ -204,7 +204,9 @@ def test_an_interrupted_run_keeps_what_had_ended(tmp_path, monkeypatch, capsys):
 
 def test_an_answer_is_the_line_of_json_whatever_else_is_said(tmp_path):
     script = tmp_path / "part.py"
-    script.write_text("import sys; print('[1]'); print('{\"table\": \"t\"}'); print('bye', file=sys.stderr)")
+    script.write_text(
+        "import sys; print('[1]'); print('{\"table\": \"t\"}'); print('{\"a\": 1}'); print('bye', file=sys.stderr)"
+    )
     assert suite.run_part([str(script)]) == {"table": "t"}
     script.write_text("import sys; print('round 1'); sys.exit('no such weights')")
     with pytest.raises(suite.PartFailed, match="round 1 no such weights"):
@@ -215,7 +217,7 @@ def test_an_answer_is_the_line_of_json_whatever_else_is_said(tmp_path):
 
 
 def test_ending_a_part_ends_what_it_has_started():
-    command = ["sh", "-c", "sleep 100 & echo $!; wait"]
+    command = ["sh", "-c", "sh -c 'trap \"\" INT; echo $$; exec sleep 100' & wait"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
         child = int(process.stdout.readline())
         suite.end(process)
