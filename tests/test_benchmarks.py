@@ -205,7 +205,8 @@ def test_an_interrupted_run_keeps_what_had_ended(tmp_path, monkeypatch, capsys):
 def test_an_answer_is_the_line_of_json_whatever_else_is_said(tmp_path):
     script = tmp_path / "part.py"
     script.write_text(
-        "import sys; print('[1]'); print('{\"table\": \"t\"}'); print('{\"a\": 1}'); print('bye', file=sys.stderr)"
+    says = ["print('[1]')", "print('{\"table\": \"t\"}')", "print('{\"a\": 1}')", "print('bye', file=sys.stderr)"]
+    script.write_text("\n".join(["import sys", *says]))
     )
     assert suite.run_part([str(script)]) == {"table": "t"}
     script.write_text("import sys; print('round 1'); sys.exit('no such weights')")
