@@ -86,6 +86,12 @@ def of_coco_ap(figures: dict) -> Iterator[Claim]:
             yield Claim("their memory", ours["peak memory, MiB"], peer, found["peak memory, MiB"], "MiB")
 
 
+def of_input_pipeline(figures: dict) -> Iterator[Claim]:
+    whole = {side: 1 / rates["all of these"] for side, rates in figures["sides"].items()}
+    for peer in (side for side in whole if side.startswith("torchvision")):
+        yield Claim("decode, augment, match, of one core", whole["this commit"], peer, whole[peer], "ms")
+
+
 def of_postprocess(figures: dict) -> Iterator[Claim]:
     for case, found in figures.items():
         if case.startswith("the worst") and "torchvision" in found:
@@ -107,6 +113,7 @@ OF_PART: dict[str, Callable[[dict], Iterator[Claim]]] = {
     "around_network": of_around_network,
     "memory": of_memory,
     "coco_ap": of_coco_ap,
+    "input_pipeline": of_input_pipeline,
     "postprocess": of_postprocess,
     "deployment": of_deployment,
 }

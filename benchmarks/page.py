@@ -70,7 +70,8 @@ def section(name: str, record: dict, device: str, folder: Path) -> str:
     shown = f"![{record['title']}]({picture})" if drawn else ""
     level = "##" if device == "cpu" else "###"
     heading = f"{level} {record['title']}"
-    table = re.sub(r"\A# .*\n+", "", record["table"])  # some bring a heading of their own
+    # Some tables bring a heading of their own, and others for their parts.
+    table = re.sub(r"^#", level[1:] + "#", re.sub(r"\A# .*\n+", "", record["table"]), flags=re.MULTILINE)
     return part.paragraphs(heading, failure(record), table.strip(), shown, origin(record, device, name))
 
 

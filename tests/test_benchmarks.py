@@ -79,6 +79,7 @@ FIGURES = {
     "around_network": around_figures(),
     "memory": memory_figures(),
     "coco_ap": coco_figures(),
+    "input_pipeline": {"sides": {"this commit": {"all of these": 500.0}, "torchvision v2": {"all of these": 25.0}}},
     "postprocess": {
         "random, 3 classes": {"above": 5, "ours": {"seconds": 0.1, "found": 2}},
         "the worst: all above": {
@@ -130,7 +131,7 @@ def test_page_holds_each_part_with_its_table_picture_and_command(tmp_path):
         assert (f"benchmarks-{name}.png" in section) == (name in plots.DRAW)
     for name in plots.DRAW:
         assert (tmp_path / f"benchmarks-{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "Not yet run here: input_pipeline, folder." in text
+    assert "Not yet run here: folder." in text
     assert "| cpu | a CPU, 2 cores |" in text
 
 
@@ -144,8 +145,16 @@ def test_summary_divides_the_peers_figure_by_ours(tmp_path):
     assert "| 40.0 | [`--only coco_ap`](#title-of-coco_ap) |" in line_with(summary, "COCO's numbers")
     assert "| 1.50 |" in line_with(summary, "forward, SSD512 highres")
     assert "| 2.00 ms | 5.00 ms, peer | 2.50 |" in line_with(summary, "match, 10 objects")
+    assert "| 2.00 ms | 40.0 ms, torchvision v2 | 20.0 |" in line_with(summary, "decode, augment")
     assert "| 10.0 ms | 50.0 ms, torchvision | 5.00 |" in line_with(summary, "post-process, the worst")
     assert "| 3.00 |" in line_with(summary, "from file to detections, exported, int8")
+
+
+def test_headings_of_a_part_go_below_its_own(tmp_path):
+    keep(tmp_path, "scaling", table="# Its own title\n\n| first |\n\n## One core\n\n| second |\n")
+    text = page_of(tmp_path)
+    assert "Its own title" not in text
+    assert "## Title of scaling\n\n| first |\n\n### One core\n\n| second |\n\n" in text
 
 
 def test_without_a_gpu_its_section_says_so(tmp_path):
@@ -204,10 +213,8 @@ def test_an_interrupted_run_keeps_what_had_ended(tmp_path, monkeypatch, capsys):
 
 def test_an_answer_is_the_line_of_json_whatever_else_is_said(tmp_path):
     script = tmp_path / "part.py"
-    script.write_text(
-    says = ["print('[1]')", "print('{\"table\": \"t\"}')", "print('{\"a\": 1}')", "print('bye', file=sys.stderr)"]
+    says = ["print('[1]')", 'print(\'{"table": "t"}\')', "print('{\"a\": 1}')", "print('bye', file=sys.stderr)"]
     script.write_text("\n".join(["import sys", *says]))
-    )
     assert suite.run_part([str(script)]) == {"table": "t"}
     script.write_text("import sys; print('round 1'); sys.exit('no such weights')")
     with pytest.raises(suite.PartFailed, match="round 1 no such weights"):
