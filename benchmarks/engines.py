@@ -329,7 +329,6 @@ PREPARE = {
     (FLOWVISION, TRAINING): flowvision_training,
     (FLOWVISION, MATMUL): flowvision_matmul,
     (FLOWVISION_MKL, FORWARD): flowvision_forward,
-    (FLOWVISION_MKL, TRAINING): flowvision_training,
     (TORCHVISION, FORWARD): torchvision_forward,
     (TORCHVISION, TRAINING): torchvision_training,
     (TORCHVISION, MATMUL): torchvision_matmul,

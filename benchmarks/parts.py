@@ -71,5 +71,5 @@ PARTS = (
         weights=True,
     ),
     Part("folder", "folder.py", 2, always=(IMAGES,), full=("--rounds", "3", "--photographs", "10"), weights=True),
-    Part("scaling", "scaling.py", 3, full=("--width", "0.125")),
+    Part("scaling", "scaling.py", 2, full=("--width", "0.125", "--rounds", "2")),
 )
