@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +165,8 @@ def write_random_weights(path: str, model: str, classes: int) -> None:
     Detector.load(path, "cpu", engine="onnxruntime")
 
 
-def onnx_runtime_forward(job: Job) -> Callable[[], None]:
+@cache
+def onnx_runtime_network(model: str, classes: int) -> Callable:
     """What `--engine onnxruntime` computes; the weights are made by another process, whose memory is not this one's."""
     import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
 
@@ -173,9 +175,13 @@ def onnx_runtime_forward(job: Job) -> Callable[[], None]:
 
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/random.safetensors"
-        command = [sys.executable, __file__, "--write-random-weights", weights, job.model, str(job.classes)]
+        command = [sys.executable, __file__, "--write-random-weights", weights, model, str(classes)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        network = Detector.load(weights, "cpu", engine="onnxruntime")._network
+        return Detector.load(weights, "cpu", engine="onnxruntime")._network
+
+
+def onnx_runtime_forward(job: Job) -> Callable[[], None]:
+    network = onnx_runtime_network(job.model, job.classes)
     images, _ = random_images(job)
     return lambda: network(images)
 

@@ -50,6 +50,7 @@ def lines(
     if numbers:
         axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(*_a_decade(*axes.get_ylim()))
     axes.set_xticks(places, [str(point) for point in points])
     axes.xaxis.set_minor_formatter(NullFormatter())
     for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -57,6 +58,12 @@ def lines(
     axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.grid(alpha=0.3, which="both")
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+
+
+def _a_decade(low: float, high: float) -> tuple[float, float]:
+    """Limits of a logarithmic axis, widened so that a small difference does not look large."""
+    widen = max(1, (10 * low / high) ** 0.5)
+    return low / widen, high * widen
 
 
 def _tick(value: float, _place: int) -> str:
@@ -115,8 +122,9 @@ def draw_memory(figure: Figure, figures: dict) -> None:
 
 def draw_coco_ap(figure: Figure, figures: dict) -> None:
     figure.set_size_inches(14, 2.6)
-    for axes, name in zip(figure.subplots(1, 2), ("AP, seconds", "peak memory, MiB"), strict=True):
-        bars(axes, {side: found[name] for side, found in figures.items()}, "", name, "{:,.1f}")
+    texts = {"AP, seconds": "{:.1f}", "peak memory, MiB": "{:,.0f}"}
+    for axes, (name, text) in zip(figure.subplots(1, 2), texts.items(), strict=True):
+        bars(axes, {side: found[name] for side, found in figures.items()}, "", name, text)
 
 
 def draw_deployment(figure: Figure, figures: dict) -> None:
