@@ -44,7 +44,7 @@ QUICK = (Sweep("classes", (2, 21), ({"classes": 2}, {"classes": 21})),)
 
 def jobs_of(engine: str, sweeps: Sequence[Sweep], options: argparse.Namespace) -> list[Job]:
     """All that an engine can do of the sweeps, each once."""
-    budget = {"repeats": 1, "seconds": 0} if options.quick else {"repeats": 1, "seconds": 30}
+    budget = {"repeats": 1, "warm_up": not options.quick}
     settings = [setting for sweep in sweeps for setting in sweep.settings]
     if engine == TORCHVISION:
         settings = [setting for setting in settings if setting.get("model") != UNKNOWN_TO_TORCHVISION]

@@ -31,8 +31,8 @@ OBJECTS_PER_IMAGE = 7  # as in COCO
 class Job:
     """What to time: FORWARD or TRAINING of `batch` images, or MATMUL of two square matrices of side `batch`.
 
-    model: "ssd300_vgg16", "ssd512_vgg16" or "ssd512_vgg16_highres" (torchvision: not the second). repeats, seconds:
-    see `measure`.
+    model: "ssd300_vgg16", "ssd512_vgg16" or "ssd512_vgg16_highres" (torchvision: not the second). The rest: see
+    `measure`.
     """
 
     what: str
@@ -42,6 +42,7 @@ class Job:
     device: str = "cpu"
     repeats: int = 3
     seconds: float = 20.0
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -361,17 +362,16 @@ def gpu_mib(device: str) -> float | None:
     return oneflow._oneflow_internal.GetCUDAMemoryUsed()
 
 
-def measure(call: Callable[[], None], repeats: int, seconds: float) -> list[float]:
-    """Seconds of each of some calls after one that is not counted; fewer if they take longer than `seconds`.
-
-    A first call that takes longer counts itself, and is the only one: starting up is next to nothing in it.
-    """
+def measure(call: Callable[[], None], repeats: int, seconds: float, warm_up: bool = True) -> list[float]:
+    """Seconds of each of some calls, one at least, after one that is not counted; fewer if `seconds` are over."""
+    if warm_up:
+        call()
     times, since = [], time.perf_counter()
-    while len(times) <= repeats and (not times or time.perf_counter() - since < seconds):
+    while not times or (len(times) < repeats and time.perf_counter() - since < seconds):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return times[1:] or times
+    return times
 
 
 def main(engine: str, jobs: str) -> None:
@@ -381,7 +381,9 @@ def main(engine: str, jobs: str) -> None:
     timings = []
     for job in (Job(**fields) for fields in json.loads(jobs)):
         call = PREPARE[engine, job.what](job)
-        timings.append(asdict(Timing(measure(call, job.repeats, job.seconds), peak_mib(), gpu_mib(job.device))))
+        timings.append(
+            asdict(Timing(measure(call, job.repeats, job.seconds, job.warm_up), peak_mib(), gpu_mib(job.device)))
+        )
     print(json.dumps(timings), flush=True)
 
 

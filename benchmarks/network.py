@@ -42,12 +42,13 @@ ENGINES = {
 def jobs_of(engine: str, device: str, quick: bool) -> list[Job]:
     """What an engine is to do in a round."""
     sizes = {FORWARD: (1,), TRAINING: (1 if quick else BATCH[TRAINING],), MATMUL: PRODUCT_SIDES}
-    return [
-        Job(what, size, device=device, repeats=10 if what == MATMUL else 3, seconds=0 if quick else 12)
-        for what in sizes
-        if (engine, what) in PREPARE
-        for size in sizes[what]
-    ]
+    jobs = []
+    for what in (what for what in sizes if (engine, what) in PREPARE):
+        # flowvision's step takes half a minute, in which starting up is next to nothing.
+        warm_up = not quick and (engine, what) != (FLOWVISION, TRAINING)
+        repeats = 1 if quick else 10 if what == MATMUL else 3
+        jobs += [Job(what, size, device=device, repeats=repeats, seconds=10, warm_up=warm_up) for size in sizes[what]]
+    return jobs
 
 
 def multiply_adds() -> tuple[float, float]:

@@ -293,10 +293,11 @@ def test_peers_are_known_by_what_their_python_has():
     assert peers.find_peers(NOWHERE).versions == {}
 
 
-def test_a_call_that_takes_long_counts_itself():
+def test_the_first_call_is_not_counted_and_long_ones_are_not_repeated():
     calls = []
     assert len(engines.measure(lambda: calls.append(1), 3, 60)) == 3 and len(calls) == 4
-    assert len(engines.measure(lambda: calls.append(1), 3, 0)) == 1 and len(calls) == 5
+    assert len(engines.measure(lambda: calls.append(1), 3, 0)) == 1 and len(calls) == 6
+    assert len(engines.measure(lambda: calls.append(1), 2, 60, warm_up=False)) == 2 and len(calls) == 8
 
 
 def test_multiplications_are_those_published_for_this_network():
