@@ -11,7 +11,7 @@ from pathlib import Path
 from peers import Peers
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN_PACKAGES = ("numpy", "onnxruntime", "flowvision")
+OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")
 _ASK = "import json; from ssd300_vgg16.runtime import environment; print(json.dumps(environment()))"
 
 

@@ -1,6 +1,6 @@
 """Run the benchmarks, part by part, and write docs/benchmarks.md with its plots.
 
-    .venv/bin/python benchmarks/suite.py                          all parts, about half an hour on two cores
+    .venv/bin/python benchmarks/suite.py                          all parts, about 25 minutes on two cores
     .venv/bin/python benchmarks/suite.py --only network,memory    these parts; the page keeps the others as they were
     .venv/bin/python benchmarks/suite.py --quick                  a rehearsal of a minute or two, into runs/
     .venv/bin/python benchmarks/suite.py --page                   the page alone, from what was measured before
@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def chosen_parts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Part]:
     """Those asked for that make sense with the other options."""
     names = [each.name for each in PARTS]
-    wanted = names if options.only is None else options.only.split(",")
+    wanted = names if options.only is None else [name.strip() for name in options.only.split(",")]
     unknown = [name for name in wanted if name not in names]
     if unknown:
         parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(names)}")
