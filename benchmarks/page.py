@@ -47,7 +47,8 @@ def origin(record: dict, device: str, name: str) -> str:
     command = f"{SUITE} --only {name}" + ("" if device == "cpu" else " --device cuda")
     text = f"`{command}`: {record['date']}, commit {record['commit']}, {record['seconds'] / 60:.1f} minutes."
     if record["load"] > 0.8:
-        text += f" Other programs were running when it began (load {record['load']:.1f})."
+        load = f"load {record['load']:.1f}"
+        text += f" Other programs were running when it began ({load}), so times are too long, and unevenly."
     return text
 
 

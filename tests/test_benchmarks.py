@@ -170,7 +170,7 @@ def test_other_programs_and_other_machines_are_named(tmp_path):
     keep(tmp_path, "network", load=3.21)
     keep(tmp_path, "coco_ap", machine={"cpu": "another CPU"})
     text = page_of(tmp_path)
-    assert "Other programs were running when it began (load 3.2)." in text
+    assert "Other programs were running when it began (load 3.2)" in text
     assert "Of network:" in text and "Of coco_ap:" in text
 
 
