@@ -13,6 +13,7 @@ from small_data import WIDTH
 from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.file import read_weights, save_weights
@@ -53,6 +54,25 @@ def test_a_saved_network_answers_as_before(model, path):
     assert description.names() == {1: "Kätzchen", 2: "狗 🐕", 3: 'a "b"\n'}
     for answer, other in zip(answers(loaded), answers(model), strict=True):
         np.testing.assert_array_equal(answer, other)
+
+
+def numbers_drawn_by(work):
+    """Whether OneFlow's random numbers go on elsewhere after the work than without it."""
+    flow.manual_seed(5)
+    expected = flow.randn(4).numpy()
+    flow.manual_seed(5)
+    work()
+    return not np.array_equal(flow.randn(4).numpy(), expected)
+
+
+def test_loading_spares_the_random_weights_and_leaves_those_of_new_networks(model, path):
+    assert not numbers_drawn_by(lambda: load_model(path))
+    with pytest.raises(ZeroDivisionError), parameters_left_empty():
+        _ = 1 / 0
+    assert numbers_drawn_by(lambda: build_model(DESCRIPTION))
+    flow.manual_seed(0)
+    for name, again in model_tensors(build_model(DESCRIPTION)).items():
+        np.testing.assert_array_equal(again, model.state_dict()[name].numpy(), err_msg=name)
 
 
 def test_the_file_is_plain_safetensors_with_the_published_names(golden, path, tensors):

@@ -21,8 +21,7 @@ class ScoringHead(nn.Module):
         pairs = zip(channels, boxes_per_cell, strict=True)
         self.module_list = nn.ModuleList([Conv2d(c, boxes * values, 3, padding=1) for c, boxes in pairs])
         for conv in self.module_list:
-            nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            conv.initialise(nn.init.xavier_uniform_)
 
     def forward(self, maps: list):
         rows = []

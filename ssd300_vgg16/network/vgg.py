@@ -1,5 +1,9 @@
 """The VGG16 trunk and SSD's extra feature layers (Liu et al. 2016, section 2.1 and figure 2)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
 from ssd300_vgg16.network.cpu_normalisation import SQUARED_NORM_FLOOR, CpuNormalisation
 from ssd300_vgg16.network.precision import in_float32
@@ -15,6 +19,17 @@ INITIAL_SCALE = 20.0
 TRUNK_BLOCKS = (((64, 64), False), ((128, 128), False), ((256, 256, 256), True), ((512, 512, 512), None))
 CONV4_3_CHANNELS, FC7_CHANNELS = 512, 1024
 CONV5 = ("extra.0.1", "extra.0.3", "extra.0.5")
+_left_empty: ContextVar[bool] = ContextVar("left_empty", default=False)
+
+
+@contextmanager
+def parameters_left_empty() -> Iterator[None]:
+    """Networks made in here are spared their random weights: each of their parameters has to be set before use."""
+    token = _left_empty.set(True)
+    try:
+        yield
+    finally:
+        _left_empty.reset(token)
 
 
 class Conv2d(nn.Conv2d):
@@ -27,6 +42,17 @@ class Conv2d(nn.Conv2d):
     def __init__(self, *sizes, relu: bool = False, **options):
         super().__init__(*sizes, **options)
         self.relu = relu
+
+    def reset_parameters(self) -> None:
+        """OneFlow's own initial weights, which it asks for in the constructor."""
+        if not _left_empty.get():
+            super().reset_parameters()
+
+    def initialise(self, draw: Callable, **options) -> None:
+        """Weights by one of OneFlow's `nn.init` functions, and zero biases."""
+        if not _left_empty.get():
+            draw(self.weight, **options)
+            nn.init.zeros_(self.bias)
 
     def forward(self, x):
         if not (x.is_cuda or x.is_lazy) and covers(
@@ -129,10 +155,9 @@ class Backbone(nn.Module):
             if not isinstance(module, Conv2d):
                 continue
             if name.startswith("extra.") and name not in CONV5:
-                nn.init.xavier_uniform_(module.weight)
+                module.initialise(nn.init.xavier_uniform_)
             else:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+                module.initialise(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images) -> list:
         x = self.features(images)

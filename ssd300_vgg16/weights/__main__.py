@@ -115,9 +115,9 @@ def _fit(weights: Weights) -> str:
     """Whether they are a whole network's; of a trunk alone, there is nothing to compare with."""
     if weights.description is None:
         return f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
-    from ssd300_vgg16.weights.model import build_model, misfits
+    from ssd300_vgg16.weights.model import empty_model, misfits
 
-    problems = misfits(build_model(weights.description), weights.tensors)
+    problems = misfits(empty_model(weights.description), weights.tensors)
     return f"DOES NOT FIT the network: {'; '.join(problems)}" if problems else "all there, none too much"
 
 
@@ -128,9 +128,9 @@ def _convert(options: argparse.Namespace) -> None:
     if options.bgr:
         weights = replace(weights, tensors=with_rgb(weights.tensors))
     if weights.description:
-        from ssd300_vgg16.weights.model import build_model, refuse_misfits
+        from ssd300_vgg16.weights.model import empty_model, refuse_misfits
 
-        refuse_misfits(build_model(weights.description), weights.tensors, weights.path)
+        refuse_misfits(empty_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
     tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD
+from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.recognise import read_as_ssd
@@ -18,6 +19,12 @@ MISFITS_SHOWN = 12
 def build_model(description: ModelDescription) -> SSD:
     """A network of this description with fresh weights."""
     return SSD(description.variant, description.num_classes, description.width)
+
+
+def empty_model(description: ModelDescription) -> SSD:
+    """A network of this description for weights that are at hand: its own are whatever lay in memory."""
+    with parameters_left_empty():
+        return build_model(description)
 
 
 def model_tensors(model: SSD) -> dict[str, np.ndarray]:
@@ -41,7 +48,7 @@ def load_model(path: Path) -> tuple[SSD, ModelDescription]:
             f"{path} holds a VGG16 without SSD's heads ({weights.names}), which detects nothing: "
             "train from it with --weights-backbone"
         )
-    model = build_model(weights.description)
+    model = empty_model(weights.description)
     load_tensors(model, weights.tensors, path)
     return model, replace(weights.description, notes=weights.notes)
 
