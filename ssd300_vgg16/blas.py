@@ -10,12 +10,13 @@ AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 def use_widest_kernels() -> None:
     """Name OpenBLAS's widest kernels that this processor has, unless the user has chosen (OPENBLAS_CORETYPE)."""
-    flags = _processor_flags()
+    flags = processor_flags()
     if flags:
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX" if flags >= AVX512 else "Haswell")
 
 
-def _processor_flags() -> set[str]:
+def processor_flags() -> set[str]:
+    """The instructions that this processor has, as Linux calls them; none if it lacks AVX2 or does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

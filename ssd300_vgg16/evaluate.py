@@ -89,7 +89,7 @@ def evaluate_weights(
         print(dataset.problems.message())
     output.mkdir(parents=True, exist_ok=True)
     with WorkerPool(command_line.workers_for(device, workers)) as pool:
-        size = detector.model.layout.image_size
+        size = detector.image_size
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
     if world.is_first:
         _report(evaluation, weights, dataset, output)

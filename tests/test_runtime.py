@@ -182,14 +182,14 @@ def test_an_oneflow_that_cannot_be_imported_is_explained(monkeypatch):
 def test_blas_kernels_are_the_widest_of_the_processor(monkeypatch, flags, kernels):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "to be restored")
     monkeypatch.delenv("OPENBLAS_CORETYPE")
-    monkeypatch.setattr(blas, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(blas, "processor_flags", lambda: flags)
     blas.use_widest_kernels()
     assert os.environ.get("OPENBLAS_CORETYPE") == kernels
 
 
 def test_the_choice_of_the_user_goes_first(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
-    monkeypatch.setattr(blas, "_processor_flags", lambda: {"avx2", *AVX512})
+    monkeypatch.setattr(blas, "processor_flags", lambda: {"avx2", *AVX512})
     blas.use_widest_kernels()
     assert os.environ["OPENBLAS_CORETYPE"] == "Zen"
 
@@ -205,7 +205,7 @@ def test_the_choice_of_the_user_goes_first(monkeypatch):
     ],
     ids=["avx2", "old", "arm", "empty", "no-file"],
 )
-def test_processor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, flags):
+def testprocessor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, flags):
     def read_text(path):
         assert str(path) == "/proc/cpuinfo"
         if cpuinfo is None:
@@ -213,4 +213,4 @@ def test_processor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, 
         return cpuinfo
 
     monkeypatch.setattr(blas.Path, "read_text", read_text)
-    assert blas._processor_flags() == flags
+    assert blas.processor_flags() == flags

@@ -1,4 +1,6 @@
-"""What computes the network when it detects: OneFlow, or ONNX Runtime. Imports neither."""
+"""What computes the network when it detects: OneFlow, or ONNX Runtime. Imports neither, unless a GPU is in question."""
+
+import ctypes
 
 from ssd300_vgg16.errors import UserError
 
@@ -18,3 +20,20 @@ def resolve_engine(name: str, device: str) -> str:
     if name == ONNX_RUNTIME and device != "cpu":
         raise UserError(f"--engine {ONNX_RUNTIME} computes on the CPU here, not on {device}: add --device cpu")
     return name
+
+
+def resolve_device(name: str | None) -> str:
+    """As `runtime.resolve_device`, but where that is the CPU anyway, OneFlow's import is spared, the longest of all."""
+    if name == "cpu" or (name is None and not _has_gpu_driver()):
+        return "cpu"
+    from ssd300_vgg16 import runtime
+
+    return runtime.resolve_device(name)
+
+
+def _has_gpu_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.graph import Graph
-from ssd300_vgg16.deploy.network import LOGITS, OFFSETS, add_network
+from ssd300_vgg16.deploy.names import IMAGES, LOGITS, OFFSETS
+from ssd300_vgg16.deploy.network import add_network
 from ssd300_vgg16.deploy.postprocess import BATCH_INDEX, BOXES, LABELS, SCORES, add_postprocess
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.default_boxes import default_boxes
@@ -18,7 +19,6 @@ from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.file import write_whole
 
-IMAGES = "images"
 RAW, DETECTIONS = "raw", "detections"
 LARGEST = 2**31 - 1  # bytes: a limit of protobuf, in which ONNX files are written
 _PIXEL_FORMAT = "RGB, uint8 0..255, [batch, 3, height, width]; the whole image resized bilinearly, aspect not kept"

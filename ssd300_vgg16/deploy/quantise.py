@@ -11,7 +11,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.deploy.model import IMAGES
+from ssd300_vgg16.deploy.names import IMAGES
 
 # What lies between convolutions too, so that an image stays in 8 bits from conv1_1 to the heads. A ReLU is gone then:
 # the range of what is behind it, which is measured, begins at zero.

@@ -1,26 +1,45 @@
-"""A network in ONNX Runtime, called like one of OneFlow."""
+"""A network in ONNX Runtime on the CPU, called like one of OneFlow's. Imports neither OneFlow nor onnx."""
+
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 
-from ssd300_vgg16.deploy.model import IMAGES, RAW, as_bytes, onnx_model
-from ssd300_vgg16.deploy.network import LOGITS, OFFSETS
-from ssd300_vgg16.network.ssd import SSD
+from ssd300_vgg16.deploy.names import IMAGES, LOGITS, OFFSETS
 from ssd300_vgg16.network.threads import thread_count
-from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
+
+ERRORS_ONLY = 3
 
 
 class OnnxRuntimeNetwork:
-    """Offsets and logits, as tensors, of images uint8 [B, 3, S, S]; the weights are those of now, whatever follows."""
+    """Offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S]."""
 
-    def __init__(self, model: SSD, description: ModelDescription):
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = thread_count()
-        # Its threads would go on looking for work between images, and take the cores from post-processing.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        content = as_bytes(onnx_model(model, description, RAW))
-        self._session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    def __init__(self, model: bytes, optimised: bool = False, write_to: Path | None = None):
+        """model: an exported network; optimised: it was written by this here, and is taken as it is.
 
-    def __call__(self, images: np.ndarray) -> tuple:
-        return tuple(map(flow.from_numpy, self._session.run([OFFSETS, LOGITS], {IMAGES: images})))
+        write_to: where to write the optimised model, which is for processors and an ONNX Runtime like these. Raises
+        one of ONNX Runtime's exceptions, which share no class of their own, for what is no model or cannot be written.
+        """
+        settings = _settings()
+        if optimised:
+            settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if write_to:
+            settings.optimized_model_filepath = str(write_to)
+        self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the model says of itself."""
+        return self._session.get_modelmeta().custom_metadata_map
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        return self._session.run([OFFSETS, LOGITS], {IMAGES: images})
+
+
+def _settings() -> onnxruntime.SessionOptions:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = thread_count()
+    settings.log_severity_level = ERRORS_ONLY  # else it says each time that an optimised model is for this machine
+    # Its threads look for work between two operators, but not between two images: those cores have other work then.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
