@@ -10,14 +10,19 @@ bash infer.sh --weights ssd300_vgg16_coco photos/                  the published
 import argparse
 import os
 import sys
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from ssd300_vgg16 import command_line
-from ssd300_vgg16.data.images import ImageError, find_images, read_image
-from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training.run_folder import is_published_name, newest_run, read_options, run_of, write_json
+from ssd300_vgg16.data.images import ImageError, find_images
+from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.training.run_folder import is_published_name, newest_run, read_options, run_of
+from ssd300_vgg16.training.stopping import StopRequest
 
 SAMPLES_WITHOUT_PATHS = 12
+BATCH_ON_GPU = 8
+DETECTIONS = "detections.json"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,7 +49,21 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="per image, the best ones (default: %(default)s)",
     )
+    parser.add_argument(
+        "--skip",
+        type=command_line.natural,
+        default=0,
+        metavar="N",
+        help="leave out the first N images: to go on where another call was stopped",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
+    parser.add_argument(
+        "-b",
+        "--batch-size",
+        type=command_line.positive_int,
+        metavar="N",
+        help=f"images at a time (default: 1 on the CPU, which larger ones make no faster, {BATCH_ON_GPU} on a GPU)",
+    )
     command_line.add_engine_option(parser)
     return parser
 
@@ -57,9 +76,19 @@ def main(arguments: list[str]) -> int:
     images = images or _samples_of(weights)
     from ssd300_vgg16.detector import Detector
 
+    output = Path(options.output_dir)
+    _refuse_bad_skip(options.skip, len(images), output)
     detector = Detector.load(weights, options.device, options.score_threshold, options.engine)
     print("\n".join(detector.description.notes), end="\n" if detector.description.notes else "")
-    return _detect_all(detector, images, Path(options.output_dir), options.max_detections)
+    batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
+    return _detect_all(detector, images, output, options.max_detections, batch_size, options.skip)
+
+
+def _refuse_bad_skip(skip: int, images: int, output: Path) -> None:
+    if skip >= images:
+        raise UserError(f"--skip {skip}: there are {images} images, of which none would be left")
+    if skip and (output / DETECTIONS).exists():
+        raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
 
 
 def _samples_of(weights: Path) -> list[Path]:
@@ -77,26 +106,39 @@ def _samples_of(weights: Path) -> list[Path]:
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
-def _detect_all(detector, images: list[Path], output: Path, most: int) -> int:
+def _detect_all(detector, images: list[Path], output: Path, most: int, batch_size: int, skip: int) -> int:
     from tqdm import tqdm
 
+    from ssd300_vgg16.photographs import JsonList, Photograph, detect_each
+
     output.mkdir(parents=True, exist_ok=True)
-    pictures = _picture_places(images, output)
-    results, broken = [], []
-    for number, path in enumerate(tqdm(images, unit="image", disable=None), start=1):
-        try:
-            found = _detect_one(detector, path, pictures[number - 1], most)
-        except ImageError as error:
-            broken.append(str(error))
-            continue
-        results += _as_json(found, number, str(path), detector)
-    write_json(output / "detections.json", results)
-    print(
-        f"{len(images) - len(broken)} images, {len(results)} detections: pictures and detections.json are in {output}"
-    )
+    numbered = map(Photograph, range(1, len(images) + 1), images, _picture_places(images, output))
+    broken, done = [], skip
+    with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
+        found_each = detect_each(detector, islice(numbered, skip, None), most, batch_size)
+        with closing(found_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
+            for photograph, found in found_each:
+                if isinstance(found, ImageError):
+                    broken.append(str(found))
+                else:
+                    results.add(_as_json(found, photograph.number, str(photograph.path), detector))
+                done = photograph.number
+                bar.update()
+                if stop.made:
+                    break
+    _report(done - skip, results.count, broken, output)
+    if stop.made and done < len(images):
+        print(
+            f"Stopped after {done} of {len(images)} images. Go on with: the same, --skip {done}, another --output-dir"
+        )
+        raise Stopped(stop.signal_number)
+    return 1 if broken else 0
+
+
+def _report(done: int, detections: int, broken: list[str], output: Path) -> None:
+    print(f"{done - len(broken)} images, {detections} detections: pictures and {DETECTIONS} are in {output}")
     for message in broken:
         print(f"not read: {message}", file=sys.stderr)
-    return 1 if broken else 0
 
 
 def _picture_places(images: list[Path], output: Path) -> list[Path]:
@@ -116,19 +158,6 @@ def _picture_places(images: list[Path], output: Path) -> list[Path]:
 def _as_jpeg(path: Path) -> Path:
     """The path of the JPEG for a file; other formats keep their suffix, as a.jpg and a.png may lie side by side."""
     return path if path.suffix == ".jpg" else path.with_name(f"{path.name}.jpg")
-
-
-def _detect_one(detector, path: Path, picture: Path, most: int) -> dict:
-    import cv2
-
-    from ssd300_vgg16.draw import draw_detections
-
-    image = read_image(path, upright=True)
-    found = {key: values[:most] for key, values in detector(image).items()}
-    drawn = draw_detections(image, found["boxes"], found["scores"], found["names"], found["labels"])
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
-    return found
 
 
 def _as_json(found: dict, number: int, file_name: str, detector) -> list[dict]:

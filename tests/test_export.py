@@ -108,7 +108,7 @@ def test_raw_outputs_of_a_foreign_file(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), dtype=np.uint8)
     found = session_of(path).run(["offsets", "logits"], {"images": images})
     with flow.no_grad():
-        expected = Detector.load(source, "cpu").model(flow.from_numpy(images))
+        expected = Detector.load(source, "cpu", engine="oneflow").model(flow.from_numpy(images))
     for ours, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, reference.numpy(), rtol=1e-4, atol=1e-6)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["raw.onnx", "theirs.pth"]
