@@ -5,7 +5,7 @@ import pytest
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.network.default_boxes import SSD300_COCO, DefaultBoxLayout, default_boxes
-from ssd300_vgg16.network.postprocess import _select_on_cpu, _select_on_gpu, _softmax, postprocess
+from ssd300_vgg16.network.postprocess import _best_above, _candidates_on_cpu, _candidates_on_gpu, _softmax, postprocess
 from ssd300_vgg16.runtime import flow
 
 # 80 default boxes, in an image of 64 pixels.
@@ -77,6 +77,32 @@ def test_the_worst_case_is_equal_to_brute_force(greedy_nms):
     assert_same(found, brute_force(greedy_nms, offsets[0], logits[0], (480, 640), SSD300_COCO, 0.01))
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_where_the_highest_scores_are_not_enough_the_others_follow(greedy_nms, many):
+    """All boxes of an image nearly the same: of a class, one is left, and of 36,000 candidates 90."""
+    rng = np.random.default_rng(2)
+    place = np.array([100, 100, 200, 220], dtype=np.float32)
+    boxes = place + rng.standard_normal((8732, 4), dtype=np.float32)
+    boxes[:300] += np.linspace(-90, 90, 300, dtype=np.float32)[:, None] * many
+    offsets = box_math.encode(boxes, default_boxes())
+    logits = 0.05 * rng.standard_exponential((8732, 91), dtype=np.float32)
+    tries = list(_candidates_on_cpu(logits, 0.01))
+    assert len(tries) == 2 and len(tries[0][0]) < 5000 and len(tries[1][0]) == 36000
+    (found,) = run(offsets[None], logits[None], [(480, 640)])
+    assert (len(found["scores"]) == 90) != many
+    assert_same(found, brute_force(greedy_nms, offsets, logits, (480, 640), SSD300_COCO, 0.01))
+
+
+@pytest.mark.parametrize("above", [0.018, 0.02, 0.025])
+def test_the_highest_scores_are_those_of_all(above):
+    """Of candidates above a bound, each class has those that it has without it."""
+    scores = _softmax(0.3 * np.random.default_rng(3).standard_normal((8732, 91), dtype=np.float32))
+    every, few = (
+        set(zip(*(part.tolist() for part in _best_above(scores, bound)), strict=True)) for bound in (0, above)
+    )
+    assert few == {entry for entry in every if entry[0] > above} and 0 < len(few) < len(every)
+
+
 def test_equal_logits_everywhere():
     """36,000 candidates of one score: which of them are kept is open, but not that they are a proper answer."""
     offsets = np.random.default_rng(1).standard_normal((1, 8732, 4), dtype=np.float32)
@@ -107,7 +133,7 @@ def test_both_ways_of_selecting_give_the_same_candidates(shape, threshold):
     logits[:, 1] += 3
     logits[:, 2] -= 20
     tensor = flow.from_numpy(logits)
-    ways = [_select_on_cpu(tensor, threshold), _select_on_gpu(tensor, threshold)]
+    ways = [list(candidates(tensor, threshold))[-1] for candidates in (_candidates_on_cpu, _candidates_on_gpu)]
     cpu, gpu = ({(row, label): score for score, row, label in zip(*way, strict=True)} for way in ways)
     assert cpu.keys() == gpu.keys()
     np.testing.assert_allclose([cpu[place] for place in gpu], list(gpu.values()), rtol=1e-5)

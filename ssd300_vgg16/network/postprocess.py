@@ -1,5 +1,7 @@
 """From the network's answers to detections: softmax, thresholds, per-class NMS, pixels of the image (section 2.2)."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
@@ -11,6 +13,12 @@ SCORE_THRESHOLD = 0.01
 CANDIDATES_PER_CLASS = 400
 NMS_IOU = 0.45
 DETECTIONS_PER_IMAGE = 200
+# Candidates tried first where there are many; and of how many default boxes one is asked how high their scores are. Not
+# a multiple of a cell's boxes, so that those of every shape are among them.
+ENOUGH = 2100
+SAMPLED = 7
+
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N] each: scores, which default boxes, labels
 
 
 def postprocess(
@@ -30,34 +38,53 @@ def postprocess(
     """
     if not isinstance(offsets, np.ndarray):
         offsets, logits = offsets.detach().numpy(), logits.detach()
-    select = _select_on_gpu if getattr(logits, "is_cuda", False) else _select_on_cpu
-    found = []
-    for image in range(len(offsets)):
-        candidates = select(logits[image], score_threshold)
-        found.append(_detections(offsets[image], candidates, sizes_hw[image], layout))
-    return found
+    candidates = _candidates_on_gpu if getattr(logits, "is_cuda", False) else _candidates_on_cpu
+    return [
+        _detections(offsets[image], candidates(logits[image], score_threshold), sizes_hw[image], layout)
+        for image in range(len(offsets))
+    ]
 
 
-def _detections(offsets: np.ndarray, candidates: tuple, size_hw, layout: DefaultBoxLayout) -> dict[str, np.ndarray]:
-    scores, rows, labels = candidates
-    defaults = default_boxes(layout)
-    if len(rows) < len(defaults):  # else it is less work to decode each once and then choose
-        offsets, defaults, rows = offsets[rows], defaults[rows], slice(None)
-    boxes = box_math.clip(box_math.decode(offsets, defaults), layout.image_size, layout.image_size)[rows]
-    kept = nms(boxes, scores, labels, NMS_IOU, DETECTIONS_PER_IMAGE)
+def _detections(
+    offsets: np.ndarray, tries: Iterable[Candidates], size_hw, layout: DefaultBoxLayout
+) -> dict[str, np.ndarray]:
+    """From the first candidates that are enough, or the last."""
+    for scores, rows, labels in tries:
+        boxes = _decoded(offsets, rows, layout)
+        kept = nms(boxes, scores, labels, NMS_IOU, DETECTIONS_PER_IMAGE)
+        if len(kept) == DETECTIONS_PER_IMAGE:
+            break
     height, width = (np.float32(side) / np.float32(layout.image_size) for side in size_hw)
     in_pixels = boxes[kept] * np.array([width, height, width, height], dtype=np.float32)
     return {"boxes": in_pixels, "scores": scores[kept], "labels": labels[kept]}
 
 
-def _select_on_cpu(logits, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, default boxes and labels of each class's best candidates above the threshold: three arrays [N].
+def _decoded(offsets: np.ndarray, rows: np.ndarray, layout: DefaultBoxLayout) -> np.ndarray:
+    """Boxes [N, 4] of these default boxes, in pixels of the network's input, inside it."""
+    defaults = default_boxes(layout)
+    if len(rows) < len(defaults):  # else it is less work to decode each once and then choose
+        offsets, defaults, rows = offsets[rows], defaults[rows], slice(None)
+    return box_math.clip(box_math.decode(offsets, defaults), layout.image_size, layout.image_size)[rows]
 
-    logits is a tensor or array [D, C], the background first.
+
+def _candidates_on_cpu(logits, threshold: float) -> Iterator[Candidates]:
+    """Each class's best candidates above the threshold; before them, if they are many, only those of high scores.
+
+    logits is a tensor or array [D, C], the background first. What NMS keeps of high scores, it keeps whatever is below
+    them: if that is enough, the others need not be looked at.
     """
     scores = _softmax(logits if isinstance(logits, np.ndarray) else logits.numpy())
+    scores[:, 0] = 0
+    sample = scores[::SAMPLED]
+    sample = sample[sample > threshold]
+    if len(sample) * SAMPLED > 2 * ENOUGH:
+        yield _best_above(scores, np.partition(sample, -ENOUGH // SAMPLED)[-ENOUGH // SAMPLED])
+    yield _best_above(scores, threshold)
+
+
+def _best_above(scores: np.ndarray, threshold: float) -> Candidates:
+    """Of scores [D, C], each class's best above the threshold."""
     passing = scores > threshold
-    passing[:, 0] = False
     crowded = np.flatnonzero(np.count_nonzero(passing, axis=0) > CANDIDATES_PER_CLASS)
     if len(crowded):
         passing[:, crowded] &= _best_of_class(np.ascontiguousarray(scores[:, crowded].T)).T
@@ -80,12 +107,12 @@ def _best_of_class(scores: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _select_on_gpu(logits, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `_select_on_cpu`, moving only each class's best candidates to the host."""
+def _candidates_on_gpu(logits, threshold: float) -> Iterator[Candidates]:
+    """As the last of `_candidates_on_cpu`, moving only each class's best candidates to the host."""
     from ssd300_vgg16.runtime import flow
 
     by_class = flow.softmax(logits, dim=-1)[:, 1:].transpose(0, 1).contiguous()
     values, rows = flow.topk(by_class, min(CANDIDATES_PER_CLASS, by_class.shape[1]), dim=1)
     values, rows = values.numpy(), rows.numpy()
     columns, ranks = np.nonzero(values > threshold)
-    return values[columns, ranks], rows[columns, ranks], columns + 1
+    yield values[columns, ranks], rows[columns, ranks], columns + 1
