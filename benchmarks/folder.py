@@ -4,7 +4,7 @@
 
 Without --weights: SSD300 of full width with 91 outputs, made up so that scores are spread as a trained network's are.
 FOLDER: photographs; they are also enlarged to 12 megapixels, as telephones make them. The ways are measured in turn,
-over the same photographs; the table gives medians of rounds. The network alone: its input is in memory.
+over the same photographs; the table gives medians of rounds. The network alone has its input in memory.
 """
 
 import argparse
@@ -48,12 +48,10 @@ def overlapped(detector: Detector, photographs: list[Photograph], batch_size: in
 
 
 def network_alone(detector: Detector, photographs: list[Photograph]) -> None:
-    """The network, over and over, on the photographs' pixels as they were prepared the first time."""
-    if not hasattr(detector, "prepared"):
-        images = (read_image(photograph.path, upright=True) for photograph in photographs)
-        detector.prepared = [network_input(image, detector.image_size)[None] for image in images]
-    for image in detector.prepared:
-        detector._network(image)
+    """The network, over and over, on one photograph's pixels."""
+    prepared = network_input(read_image(photographs[0].path, upright=True), detector.image_size)[None]
+    for _ in photographs:
+        detector._network(prepared)
 
 
 class Measured:
@@ -103,8 +101,6 @@ def measure(weights: Path, paths: list[Path], folder: Path, rounds: int) -> dict
     for number in range(rounds + 1):
         for each in measured.values():
             each.run(photographs if number else photographs[:4], counted=number > 0)
-            if not number:
-                vars(each.detector).pop("prepared", None)
     return measured
 
 

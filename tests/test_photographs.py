@@ -1,0 +1,210 @@
+"""Many photographs: in order, with few in memory, drawn by the end; and what is left of work that was stopped."""
+
+import json
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_data import run, shapes_folder, start, untrained_run
+
+from ssd300_vgg16 import Detector, infer
+from ssd300_vgg16.data.images import ImageError
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.photographs import MOST_THREADS, JsonList, Photograph, ahead, detect_each
+from ssd300_vgg16.training.stopping import STOP_SIGNALS
+
+COUNT = 6
+BROKEN = 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """An untrained run, and photographs of different sizes, of which one is broken."""
+    folder = tmp_path_factory.mktemp("photographs")
+    data = shapes_folder(folder, 1, COUNT)
+    untrained_run(folder / "run")
+    for number, path in enumerate(sorted((data / "val").iterdir()), start=1):
+        cv2.imwrite(str(path), cv2.imread(str(path))[: 150 + 10 * number])
+        if number == BROKEN:
+            path.write_bytes(b"\xff\xd8\xff broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(place):
+    return Detector.load(place / "run", "cpu")
+
+
+@pytest.fixture
+def photographs(place, tmp_path):
+    paths = sorted((place / "shapes" / "val").iterdir())
+    return [Photograph(n, path, tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_each_gets_its_own_answer_in_order(detector, photographs, batch_size):
+    found_each = list(detect_each(detector, photographs, 7, batch_size))
+    assert [photograph for photograph, _ in found_each] == photographs
+    for photograph, found in found_each:
+        if photograph.number == BROKEN:
+            assert isinstance(found, ImageError) and not photograph.picture.exists()
+            continue
+        expected = detector(photograph.path)
+        assert found["names"] == expected["names"][:7]
+        np.testing.assert_allclose(found["boxes"], expected["boxes"][:7], atol=0.01)
+        picture = cv2.imread(str(photograph.picture))
+        assert picture.shape[0] == 150 + 10 * photograph.number, "drawn at the end, in the photograph's own size"
+
+
+def test_nothing_but_broken_ones_in_a_batch(detector, photographs):
+    ((_, found),) = detect_each(detector, photographs[BROKEN - 1 : BROKEN], 100, 1)
+    assert isinstance(found, ImageError)
+    assert list(detect_each(detector, [], 100, 4)) == []
+
+
+def test_few_are_read_ahead():
+    begun, most = [], 0
+    for number, _ in enumerate(ahead(lambda item: begun.append(item), range(100), threads=3, asked_for=2)):
+        most = max(most, len(begun) - number)
+    assert sorted(begun) == list(range(100))
+    assert 2 <= most <= 6
+
+
+def test_answers_come_in_order_whichever_is_ready_first():
+    def slower_first(item):
+        time.sleep(0.02 if item % 3 == 0 else 0)
+        return item
+
+    assert list(ahead(slower_first, range(20), threads=4, asked_for=1)) == list(range(20))
+
+
+def test_few_wait_to_be_drawn(detector, photographs, monkeypatch):
+    """A slow disk holds the network up, so that photographs do not pile up in memory."""
+    drawn, most = [], 0
+
+    def slow(image, found, picture):
+        time.sleep(0.05)
+        drawn.append(picture)
+
+    monkeypatch.setattr("ssd300_vgg16.photographs._draw", slow)
+    whole = [photograph for photograph in photographs if photograph.number != BROKEN] * 5
+    for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
+        most = max(most, number - len(drawn))
+    assert len(drawn) == len(whole)
+    assert most <= MOST_THREADS + 1
+
+
+def test_one_who_stops_early_has_the_pictures_so_far_and_no_threads_are_left(detector, photographs):
+    threads = threading.active_count()
+    found_each = detect_each(detector, photographs, 100)
+    next(found_each)
+    next(found_each)
+    found_each.close()
+    assert [photograph.picture.exists() for photograph in photographs] == [True, True] + [False] * (COUNT - 2)
+    assert threading.active_count() == threads
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(detector, photographs, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OSError, match="out"):
+        list(detect_each(detector, photographs[:2], 100))
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [[{"a": 1}], [], [{"b": "ä"}, {"c": 2.5}]]])
+def test_a_list_is_written_as_it_grows(tmp_path, rows):
+    path, part = tmp_path / "list.json", tmp_path / "list.json.part"
+    path.write_text("former")
+    with JsonList(path) as written:
+        for each in rows:
+            written.add(each)
+            assert json.loads(part.read_text() + "]") == list(chain(*rows[: rows.index(each) + 1]))
+        assert path.read_text() == "former"
+    assert json.loads(path.read_text()) == list(chain(*rows)) and written.count == sum(map(len, rows))
+    assert not part.exists()
+
+
+def test_a_list_that_an_error_ends_is_whole(tmp_path):
+    with pytest.raises(ZeroDivisionError), JsonList(tmp_path / "list.json") as written:
+        written.add([1])
+        written.add([1 / 0])
+    assert json.loads((tmp_path / "list.json").read_text()) == [1]
+
+
+@pytest.fixture
+def many(place, tmp_path):
+    """A folder of enough photographs to be stopped among them."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    source = place / "shapes" / "val" / "000001.jpg"
+    for number in range(400):
+        (folder / f"{number:03d}.jpg").symlink_to(source)
+    (folder / "001.jpg").unlink()
+    (folder / "001.jpg").write_bytes(b"")
+    return folder
+
+
+def arguments(place, *more):
+    return ("--weights", place / "run", "--device", "cpu", "--score-threshold", "0.01", "--max-detections", "2", *more)
+
+
+def wait_until(done: Callable):
+    for _ in range(3000):
+        if done():
+            return
+        time.sleep(0.01)
+    pytest.fail("it takes too long")
+
+
+@pytest.mark.parametrize("signal_number", STOP_SIGNALS[:2])
+def test_what_was_found_before_a_stop_is_kept_and_the_rest_can_follow(place, many, tmp_path, signal_number):
+    process = start("infer", *arguments(place, many, "--output-dir", "first"), folder=tmp_path)
+    wait_until((tmp_path / "first" / "004.jpg").exists)
+    process.send_signal(signal_number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal_number
+    not_read = f"not read: {many}/001.jpg: the file is empty\n"
+    assert errors == f"{not_read}infer.sh: stopped by {signal_number.name}\n"
+    done = int(re.search(r"^Stopped after (\d+) of 400 images\. Go on with: .*--skip \1,", output, re.MULTILINE)[1])
+    first = json.loads((tmp_path / "first" / "detections.json").read_text())
+    assert {row["image_id"] for row in first} == set(range(1, done + 1)) - {2}
+    pictures = {path.name for path in (tmp_path / "first").glob("*.jpg")}
+    assert pictures == {f"{number:03d}.jpg" for number in range(done)} - {"001.jpg"}
+
+    for number in range(done + 3, 400):
+        (many / f"{number:03d}.jpg").unlink()
+    rest = run("infer", *arguments(place, many, "--output-dir", "rest", "--skip", done), folder=tmp_path)
+    assert (rest.returncode, rest.stderr) == (0, "")
+    second = json.loads((tmp_path / "rest" / "detections.json").read_text())
+    assert [row["image_id"] for row in second] == sorted([done + 1, done + 2, done + 3] * 2)
+    assert {Path(row["file_name"]).name for row in second} == {f"{number:03d}.jpg" for number in range(done, done + 3)}
+
+
+def test_a_skip_that_makes_no_sense_is_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "shapes" / "val", "photos")
+    with pytest.raises(UserError, match=f"--skip {COUNT}: there are {COUNT} images, of which none would be left"):
+        infer.main([*map(str, arguments(place, "photos", "--skip", COUNT))])
+    Path("detections").mkdir()
+    Path("detections", "detections.json").write_text("[]")
+    with pytest.raises(UserError, match=r"--skip 1: detections/detections\.json would be overwritten"):
+        infer.main([*map(str, arguments(place, "photos", "--skip", 1))])
+    assert Path("detections", "detections.json").read_text() == "[]"
+
+
+def test_batches_find_the_same(place, tmp_path, capsys):
+    found = []
+    for size in (1, 4):
+        output = tmp_path / str(size)
+        assert (
+            infer.main([*map(str, arguments(place, place / "shapes" / "val", "--output-dir", output, "-b", size))]) == 1
+        )
+        found.append(json.loads((output / "detections.json").read_text()))
+    assert [row["image_id"] for row in found[0]] == [row["image_id"] for row in found[1]]
+    np.testing.assert_allclose(*([row["score"] for row in rows] for rows in found), atol=2e-5)
