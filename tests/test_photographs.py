@@ -17,7 +17,7 @@ from small_data import run, shapes_folder, start, untrained_run
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.photographs import MOST_THREADS, JsonList, Photograph, ahead, detect_each
+from ssd300_vgg16.photographs import JsonList, Photograph, ahead, detect_each
 from ssd300_vgg16.training.stopping import STOP_SIGNALS
 
 COUNT = 6
@@ -94,11 +94,12 @@ def test_few_wait_to_be_drawn(detector, photographs, monkeypatch):
         drawn.append(picture)
 
     monkeypatch.setattr("ssd300_vgg16.photographs._draw", slow)
-    whole = [photograph for photograph in photographs if photograph.number != BROKEN] * 5
+    monkeypatch.setattr("ssd300_vgg16.photographs.MOST_THREADS", 1)
+    whole = [photograph for photograph in photographs if photograph.number != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
         most = max(most, number - len(drawn))
     assert len(drawn) == len(whole)
-    assert most <= MOST_THREADS + 1
+    assert most <= 2
 
 
 def test_one_who_stops_early_has_the_pictures_so_far_and_no_threads_are_left(detector, photographs):
