@@ -168,6 +168,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--photographs", type=int, default=40)
     parser.add_argument("--calibration", type=int, default=200, help="photographs at the most, for the ranges of int8")
+    parser.add_argument("--time-only", action="store_true", help="no AP, for weights that were not trained")
     parser.add_argument("--about", default="", help="a sentence for the table, ending in a space")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -199,7 +200,8 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, f
         measured = {peer.name: peer.seconds, **measured}
         sizes[peer.name] = sizes["`--engine oneflow`"]
     seconds = rates(measured, photographs, options.rounds)
-    dataset = source.load("val", detector.description.categories) if options.weights else None
+    with_ap = options.weights and not options.time_only
+    dataset = source.load("val", detector.description.categories) if with_ap else None
     rows = []
     for name in measured:
         figures = average_precision(detects[name], dataset, side) if dataset and name in detects else ("", "")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from small_data import shapes_folder, untrained_run
 
-from ssd300_vgg16 import evaluate, infer
+from ssd300_vgg16 import evaluate, infer, runtime
+from ssd300_vgg16.deploy import engine
 from ssd300_vgg16.deploy.engine import resolve_engine
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
 from ssd300_vgg16.detector import Detector
@@ -51,7 +52,7 @@ def assert_nearly_same(found, expected):
 def test_both_find_the_same(run, image, sessions):
     threshold = float(Detector.load(run, "cpu")(image)["scores"][29:31].mean())
     sessions.clear()
-    oneflow, onnx = (Detector.load(run, "cpu", threshold, engine)(image) for engine in ENGINES)
+    oneflow, onnx = (Detector.load(run, "cpu", threshold, name)(image) for name in ENGINES)
     assert sessions == [1], "ONNX Runtime where it was asked for, and not else"
     assert len(oneflow["scores"]) == 30
     assert_nearly_same(onnx, oneflow)
@@ -72,11 +73,22 @@ def test_a_detector_of_a_network_in_training_goes_with_its_weights(run, image, s
 def test_which_engine():
     assert resolve_engine("auto", "cpu") == "onnxruntime"
     assert resolve_engine("auto", "cuda:1") == "oneflow"
-    assert [resolve_engine(engine, "cpu") for engine in ENGINES] == list(ENGINES)
+    assert [resolve_engine(name, "cpu") for name in ENGINES] == list(ENGINES)
     with pytest.raises(UserError, match="--engine onnxruntime computes on the CPU here, not on cuda: add --device cpu"):
         resolve_engine("onnxruntime", "cuda")
     with pytest.raises(UserError, match="--engine caffe: write one of auto, oneflow, onnxruntime"):
         resolve_engine("caffe", "cpu")
+
+
+def test_oneflow_is_asked_for_a_device_only_where_it_may_not_be_the_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runtime, "resolve_device", lambda name: asked.append(name) or "cuda:3")
+    for driver in (True, False):
+        monkeypatch.setattr(engine, "_has_gpu_driver", lambda driver=driver: driver)
+        assert engine.resolve_device("cpu") == "cpu"
+        assert engine.resolve_device("cuda") == "cuda:3"
+        assert engine.resolve_device(None) == ("cuda:3" if driver else "cpu")
+    assert asked == ["cuda", None, "cuda"]
 
 
 def test_an_unknown_engine_is_refused_before_weights_are_read(tmp_path):
@@ -88,13 +100,13 @@ def test_infer_and_eval_take_it(run, image, tmp_path, sessions):
     data = shapes_folder(tmp_path, 1, 1)
     cv2.imwrite(str(tmp_path / "photo.png"), image)
     scores = {}
-    for engine in ENGINES:
+    for name in ENGINES:
         sessions.clear()
-        common = ["--weights", str(run), "--device", "cpu", "--engine", engine, "--output-dir"]
-        assert infer.main([str(tmp_path / "photo.png"), *common, str(tmp_path / f"{engine}-photos")]) == 0
-        assert evaluate.main(["--data-path", str(data), "-j", "0", *common, str(tmp_path / engine)]) == 0
-        assert len(sessions) == (2 if engine == "onnxruntime" else 0)
-        results = json.loads((tmp_path / engine / "detections.json").read_text())
-        scores[engine] = [row["score"] for row in results]
+        common = ["--weights", str(run), "--device", "cpu", "--engine", name, "--output-dir"]
+        assert infer.main([str(tmp_path / "photo.png"), *common, str(tmp_path / f"{name}-photos")]) == 0
+        assert evaluate.main(["--data-path", str(data), "-j", "0", *common, str(tmp_path / name)]) == 0
+        assert len(sessions) == (2 if name == "onnxruntime" else 0)
+        results = json.loads((tmp_path / name / "detections.json").read_text())
+        scores[name] = [row["score"] for row in results]
     assert len(scores["oneflow"]) == 200
     np.testing.assert_allclose(scores["onnxruntime"], scores["oneflow"], rtol=1e-3)
