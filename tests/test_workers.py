@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -256,6 +257,21 @@ def test_what_asks_for_an_end_is_left_to_the_parent(signal_number):
 def test_workers_use_one_core_and_no_oneflow(pools):
     for pool in pools[1:]:
         assert set(pool.map(state_of_process, range(8))) == {(False, 1)}
+
+
+def page_faults(size):
+    """Of the second half of some arrays, made and dropped as those of images are."""
+    counts = []
+    for _ in range(2):
+        for _ in range(20):
+            np.ones(size, dtype=np.uint8)
+        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    return counts[1] - counts[0]
+
+
+def test_workers_keep_the_memory_of_former_images():
+    with WorkerPool(1) as pool:
+        assert max(pool.map(page_faults, [1 << 20, 30 << 20])) < 100, "new pages for each image"
 
 
 def test_close_drops_what_is_not_finished():
