@@ -9,6 +9,7 @@ import pytest
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data import augment as aug
 from ssd300_vgg16.data.colour import Colours, draw_colours
+from ssd300_vgg16.data.images import Photograph
 from ssd300_vgg16.data.view import View, seen_pixels, whole
 from ssd300_vgg16.errors import UserError
 
@@ -27,7 +28,7 @@ def example(height=48, width=64):
 def augmented(image, boxes, labels, rng, policy, size=300):
     """(pixels [size, size, 3], boxes, labels) of `augment`."""
     out = np.full((3, size, size), 77, dtype=np.uint8)
-    moved, kept = aug.augment(image, boxes, labels, rng, policy, out)
+    moved, kept = aug.augment(Photograph(image, image.shape[:2]), boxes, labels, rng, policy, out)
     return out.transpose(1, 2, 0), moved, kept
 
 
@@ -153,7 +154,7 @@ def test_flip_probability_and_boxes():
     rng, draws, flipped = np.random.default_rng(0), 2000, 0
     image, boxes, labels = example(300, 300)
     for _ in range(draws):
-        view, same, _ = aug.horizontal_flip(whole(image), boxes, labels, rng)
+        view, same, _ = aug.horizontal_flip(whole(image.shape[:2]), boxes, labels, rng)
         assert same is boxes and view.window == (0, 0, 300, 300)
         flipped += view.mirrored
     assert_rate(flipped, 0.5, draws)
@@ -250,7 +251,7 @@ def test_colours_are_distorted_as_drawn_first():
     changed = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        colours, view = draw_colours(rng), whole(image)
+        colours, view = draw_colours(rng), whole(image.shape[:2])
         for step in aug.POLICIES["ssd"].steps:
             view, *_ = step(view, *nothing, rng)
         expected = np.zeros((3, 300, 300), dtype=np.uint8)

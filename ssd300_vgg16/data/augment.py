@@ -6,6 +6,7 @@ a window onto the image, boxes float32 [N, 4] xyxy are in pixels of the image an
 all steps (`view.py`). Ranges are those of the published 25.1 AP recipe.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.colour import Colours, draw_colours
+from ssd300_vgg16.data.images import Photograph
 from ssd300_vgg16.data.view import View, seen_boxes, seen_pixels, whole
 from ssd300_vgg16.errors import UserError
 
@@ -37,26 +39,42 @@ class Policy:
     distorts_colours: bool
     steps: tuple[Step, ...]
 
+    def least_side(self, size: int) -> int:
+        """Pixels that each side of an image needs, so that even the smallest crop has `size` of them."""
+        return math.ceil(size / (CROP_SCALE[0] if iou_crop in self.steps else 1))
+
 
 def augment(
-    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator, policy: str, out: np.ndarray
+    photograph: Photograph,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    policy: str,
+    out: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Apply one of `POLICIES` to an image uint8 [H, W, 3] RGB, and write what the network sees of it into out.
+    """Apply one of `POLICIES` to an image, and write what the network sees of it into out, uint8 [3, size, size].
 
-    boxes float32 [N, 4] xyxy in pixels of the image and within it, labels int64 [N] -> boxes [M, 4] in pixels of out,
-    uint8 [3, size, size], and their labels [M]. The outcome depends on the arguments and the state of rng alone.
-    Raises UserError for an unknown policy.
+    boxes float32 [N, 4] xyxy in pixels of the file and within it, labels int64 [N] -> boxes [M, 4] in pixels of out,
+    and their labels [M]. The outcome depends on the arguments and the state of rng alone, and what is drawn does not
+    depend on the photograph's factor. Raises UserError for an unknown policy.
     """
-    if policy not in POLICIES:
-        raise UserError(f"unknown augmentation {policy!r}: choose one of {', '.join(POLICIES)}")
-    colours = draw_colours(rng) if POLICIES[policy].distorts_colours else Colours()
-    view = whole(image)
-    for step in POLICIES[policy].steps:
+    chosen, image = policy_of(policy), photograph.pixels
+    colours = draw_colours(rng) if chosen.distorts_colours else Colours()
+    view = whole(photograph.size)
+    for step in chosen.steps:
         view, boxes, labels = step(view, boxes, labels, rng)
+    view, boxes = view.reduced(photograph.factor), boxes / np.float32(photograph.factor)
     seen_pixels(image, view, colours, out)
     boxes = seen_boxes(boxes, view, image, out.shape[-1])
     keep = box_math.area(boxes) > 0
     return boxes[keep], labels[keep]
+
+
+def policy_of(name: str) -> Policy:
+    """The policy of that name. Raises UserError if there is none."""
+    if name not in POLICIES:
+        raise UserError(f"unknown augmentation {name!r}: choose one of {', '.join(POLICIES)}")
+    return POLICIES[name]
 
 
 def zoom_out(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Example:

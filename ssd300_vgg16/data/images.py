@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from ssd300_vgg16.data.exif import LYING, orientation_of, turn
+from ssd300_vgg16.data.exif import AS_STORED, LYING, orientation_of, turn
 from ssd300_vgg16.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -31,6 +32,9 @@ _SIGNATURES = {
     "PPM or PGM": (b"P5", b"P6"),
 }
 _END_OF_JPEG = b"\xff\xd9"
+_STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
+# How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
 # ImageError tells what went wrong; the decoders' own lines would come once more for each worker.
 cv2.setLogLevel(0)
@@ -57,12 +61,40 @@ def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
     Raises ImageError when the file is missing, empty, no image, of an unsupported format, truncated or too large.
     """
+    return read_photograph(path, upright).pixels
+
+
+class Photograph(NamedTuple):
+    """What `read_image` gives, or that reduced by `factor`: side n has ceil(n / factor) pixels.
+
+    pixels: uint8 [h, w, 3]; size: (height, width) in pixels of the file.
+    """
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    factor: int = 1
+
+
+def read_photograph(path: str | os.PathLike, upright: bool = False, least_side: int | None = None) -> Photograph:
+    """As `read_image`, but a JPEG with more pixels than it takes is decoded smaller, by 2, 4 or 8.
+
+    Both sides keep at least `least_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
+    """
     data = _read_bytes(path)
     kind = _format_of(data, path)
     if _is_truncated(data, kind):
         raise ImageError(path, f"the {kind} image is truncated: its end is missing; fetch or export it again")
-    image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path)
-    return turn(image, orientation_of(io.BytesIO(data))) if upright else image
+    size = _jpeg_size(data) if kind == "JPEG" and least_side else None
+    factor = reduction(*size, least_side) if size else 1
+    image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path, factor)
+    size = size if factor > 1 else image.shape[:2]
+    orientation = orientation_of(io.BytesIO(data)) if upright else AS_STORED
+    return Photograph(turn(image, orientation), size[::-1] if orientation in LYING else size, factor)
+
+
+def reduction(height: int, width: int, least_side: int) -> int:
+    """By what a JPEG of this size is reduced so that both sides keep at least `least_side` pixels: 1, 2, 4 or 8."""
+    return next((factor for factor in _REDUCED if min(height, width) >= least_side * factor), 1)
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
@@ -145,15 +177,33 @@ def _is_truncated(data: bytes, kind: str) -> bool:
 
 def _start_of_scan(data: bytes) -> int:
     """Where a JPEG's header ends; thumbnails within it have end marks of their own."""
-    position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        fill_byte = data[position + 1 : position + 2] == b"\xff"
-        position += 1 if fill_byte else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    for _, position in _segments(data):
+        pass
     return position
 
 
-def _decode(data: bytes, kind: str, path: str | os.PathLike) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) in pixels, from a JPEG's header; None if they are not there."""
+    for marker, position in _segments(data):
+        if marker in _STARTS_OF_FRAME:
+            height, width = struct.unpack_from(">HH", data.ljust(position + 9, b"\0"), position + 5)
+            return (height, width) if height and width else None
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int | None, int]]:
+    """Marker and position of each segment of a JPEG's header; at last that of its end, whatever is there."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] not in (b"\xda", b""):
+        fill_byte = data[position + 1] == 0xFF
+        if not fill_byte:
+            yield data[position + 1], position
+        position += 1 if fill_byte else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    yield None, position
+
+
+def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> np.ndarray:
+    flags = _REDUCED.get(factor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except cv2.error as error:

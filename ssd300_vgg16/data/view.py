@@ -5,7 +5,7 @@ that is in the window is cut out, resized to its place in the network's input, a
 before or after that. The result is that of doing each step on the whole image, within what tests/test_view.py states.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -32,10 +32,14 @@ class View:
         left, top, right, bottom = self.window
         return bottom - top, right - left
 
+    def reduced(self, factor: int) -> "View":
+        """The same view of the image with sides `factor` times smaller, to the next whole pixel of it."""
+        return replace(self, window=tuple(round(side / factor) for side in self.window))
 
-def whole(image: np.ndarray) -> View:
-    """The view of all of an image [H, W, 3]."""
-    return View((0, 0, image.shape[1], image.shape[0]))
+
+def whole(size: tuple[int, int]) -> View:
+    """The view of all of an image of this (height, width)."""
+    return View((0, 0, size[1], size[0]))
 
 
 class _Span(NamedTuple):
