@@ -236,9 +236,9 @@ def test_what_is_bound_to_a_function_is_sent_once_to_each_process(monkeypatch):
     sizes = []
     with WorkerPool(2, restarts=1, notify=str) as pool:
         for worker in pool._workers:
-            send = worker._connection._send_bytes
+            send = worker.connection._send_bytes
             monkeypatch.setattr(
-                worker._connection, "_send_bytes", lambda data, send=send: (sizes.append(len(data)), send(data))[1]
+                worker.connection, "_send_bytes", lambda data, send=send: (sizes.append(len(data)), send(data))[1]
             )
         results = list(pool.map(partial(added, np.full(LARGE, 5)), range(40)))
     assert [total for total, _ in results] == list(range(5, 45))

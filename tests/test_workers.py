@@ -122,6 +122,37 @@ def test_tasks_are_taken_a_few_ahead_only(pool):
         assert len(taken) == number + 1 + ahead
 
 
+def mark(path):
+    path.touch()
+    return path.name
+
+
+def test_a_process_goes_on_while_nobody_asks(pools, tmp_path):
+    """As a training step may take long, and hold Python's lock."""
+    results = pools[1].map(mark, [tmp_path / str(number) for number in range(9)])
+    assert next(results) == "0"
+    while len(list(tmp_path.iterdir())) < 1 + TASKS_AHEAD_PER_WORKER:
+        pass  # no_hang ends it
+    assert list(results) == list(map(str, range(1, 9)))
+
+
+def large_answer(task):
+    return task[0], "x" * LARGE
+
+
+def test_tasks_and_answers_that_fill_the_pipe_do_not_wait_for_one_another(pool):
+    tasks = [(number, "x" * LARGE) for number in range(9)]
+    assert [number for number, _ in pool.map(large_answer, tasks)] == list(range(9))
+
+
+def test_two_rounds_can_be_under_way(pool):
+    ones, others = pool.map(square, range(9)), pool.map(square_later, range(5))
+    found = [(next(ones), next(others)) for _ in range(5)]
+    assert found == [(number * number, number * number) for number in range(5)]
+    others.close()
+    assert list(ones) == [25, 36, 49, 64]
+
+
 def test_a_pool_goes_on_after_results_that_nobody_wanted(pool):
     results = pool.map(square_later, range(5))
     assert next(results) == 0

@@ -177,8 +177,7 @@ def _is_truncated(data: bytes, kind: str) -> bool:
 
 def _start_of_scan(data: bytes) -> int:
     """Where a JPEG's header ends; thumbnails within it have end marks of their own."""
-    for _, position in _segments(data):
-        pass
+    *_, (_, position) = _segments(data)
     return position
 
 

@@ -3,16 +3,15 @@
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import TypeVar
 
 import cv2
@@ -24,6 +23,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASKS_AHEAD_PER_WORKER = 2
+LARGEST_AHEAD = 1 << 16  # bytes; a pipe holds some more
 # What asks for an end is for the parent alone; a worker ends when its parent does.
 PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 # Of glibc's malloc.h; in bytes, the largest threshold that it takes.
@@ -37,8 +37,9 @@ class WorkerPool:
 
     The processes are started fresh rather than forked, so they hold neither OneFlow's threads nor a GPU's context, and
     are kept from one `map` to the next. Functions and tasks travel by pickle, a function once to each process, so what
-    all tasks have in common is best bound to it; arrays in results come in shared memory. A process that dies is
-    replaced and its task done again, `restarts` times in all; `notify` is told each time.
+    all tasks have in common is best bound to it; arrays in results come in shared memory. Each process has its next
+    task before it is done with one, so that none waits for this process, which may be at work. A process that dies is
+    replaced and its tasks done again, `restarts` times in all; `notify` is told each time.
     """
 
     def __init__(self, workers: int, restarts: int = 0, notify: Callable[[str], object] = print):
@@ -46,68 +47,81 @@ class WorkerPool:
         self.restarts = restarts
         self._restarts_left = restarts
         self._notify = notify
-        self._closing = False
-        self._lock = threading.Lock()
         self._workers = [_Worker() for _ in range(workers)]
-        self._idle = SimpleQueue()
-        for worker in self._workers:
-            self._idle.put(worker)
-        # A thread for each process, to wait for it.
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="worker") if workers else None
+        self._waiting: deque[_Job] = deque()  # for a worker
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Results in the order of the tasks, at most TASKS_AHEAD_PER_WORKER x workers of them prepared ahead.
 
         Raises UserError if a worker process dies and may not be replaced; what the function raises is raised here.
         """
-        if self._threads is None:
+        if not self.workers:
             yield from map(function, tasks)
             return
         tasks = iter(tasks)
-        pending: deque[Future] = deque()
+        jobs: deque[_Job] = deque()
         try:
             for task in islice(tasks, TASKS_AHEAD_PER_WORKER * self.workers):
-                pending.append(self._threads.submit(self._apply, function, task))
-            while pending:
-                result = pending.popleft().result()
+                jobs.append(self._begin(function, task))
+            while jobs:
+                result = self._result_of(jobs.popleft())
                 for task in islice(tasks, 1):
-                    pending.append(self._threads.submit(self._apply, function, task))
+                    jobs.append(self._begin(function, task))
                 yield result
         finally:
-            for future in pending:
-                future.cancel()
+            for job in jobs:  # those that a worker has are done, and nobody looks at their results
+                if job in self._waiting:
+                    self._waiting.remove(job)
 
-    def _apply(self, function: Callable[[Task], Result], task: Task) -> Result:
-        worker = self._idle.get()
-        try:
-            while True:
-                try:
-                    return worker.apply(function, task)
-                except _WorkerDied:
-                    worker = self._replacement(worker, task)
-        finally:
-            self._idle.put(worker)
+    def _begin(self, function: Callable[[Task], Result], task: Task) -> "_Job":
+        job = _Job(function, task)
+        self._waiting.append(job)
+        self._hand_out()
+        return job
 
-    def _replacement(self, dead: "_Worker", task: Task) -> "_Worker":
-        """A new process in a dead one's place; UserError if there have been enough of them."""
-        story = f"a data loading process {dead.end()} while it prepared {task}"
-        with self._lock:
-            if self._closing or not self._restarts_left:
-                raise UserError(f"{story}: if memory is short, run again with fewer of them (such as -j 1)")
-            self._restarts_left -= 1
-            worker = _Worker()
-            self._workers[self._workers.index(dead)] = worker
+    def _hand_out(self) -> None:
+        while self._waiting:
+            worker = min(self._workers, key=lambda worker: len(worker.jobs))
+            if not worker.can_take(self._waiting[0]):
+                return
+            worker.give(self._waiting.popleft())
+
+    def _result_of(self, job: "_Job") -> Result:
+        self._receive_answers(timeout=0)  # whoever has sent one gets something new to do
+        while job.answer is None:
+            self._receive_answers(timeout=None)
+        result, error, trace = job.answer
+        if error is not None:
+            raise error from (RuntimeError(trace) if trace else None)
+        return result
+
+    def _receive_answers(self, timeout: float | None) -> None:
+        """Take what workers have sent; with None as timeout, wait until one has."""
+        busy = {worker.connection: worker for worker in self._workers if worker.jobs}
+        for connection in wait(busy, timeout):
+            try:
+                busy[connection].receive_answer()
+            except (EOFError, OSError):
+                self._replace(busy[connection])
+        self._hand_out()
+
+    def _replace(self, dead: "_Worker") -> None:
+        """Start a process in a dead one's place; if there have been enough of them, its jobs end with UserError."""
+        story = f"a data loading process {dead.end()} while it prepared {dead.jobs[0].task}"
+        if not self._restarts_left:
+            error = UserError(f"{story}: if memory is short, run again with fewer of them (such as -j 1)")
+            while dead.jobs:
+                dead.jobs.popleft().answer = None, error, ""
+            return
+        self._restarts_left -= 1
+        self._workers[self._workers.index(dead)] = _Worker()
+        self._waiting.extendleft(reversed(dead.jobs))
         self._notify(f"{story}; another takes its place ({self.restarts - self._restarts_left} of {self.restarts})")
-        return worker
 
     def close(self) -> None:
         """Stop the processes; tasks that are not finished are dropped."""
-        with self._lock:
-            self._closing = True
-            for worker in self._workers:
-                worker.kill()
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
 
     def __enter__(self):
         return self
@@ -116,22 +130,29 @@ class WorkerPool:
         self.close()
 
 
-class _WorkerDied(Exception):
-    """The process that was to do a task is gone."""
+class _Job:
+    """A task, and in the end what a worker answered: the result, the error, and where that came from."""
+
+    def __init__(self, function: Callable[[Task], Result], task: Task):
+        self.function = function
+        self.task = task
+        self.pickled = ForkingPickler.dumps(task)
+        self.answer: tuple[Result | None, Exception | None, str] | None = None
 
 
 class _Worker:
-    """A process that applies functions to tasks, one at a time.
+    """A process that applies functions to tasks, one after the other: `jobs` are those that it has.
 
     It has a pipe of its own, so its death is noticed whenever it comes. Processes that share queues, as those of
     concurrent.futures do, can leave the others waiting for ever when one is killed in the middle of a message.
     """
 
     def __init__(self):
+        self.jobs: deque[_Job] = deque()
         self._function: Callable | None = None  # the one it was sent last
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._receiver = messages.Receiver(self._connection)
+        self.connection, theirs = context.Pipe()
+        self._receiver = messages.Receiver(self.connection)
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         resource_tracker.ensure_running()  # starting it would unblock the signal
         # A process inherits what is blocked, so that it is from the first moment on.
@@ -142,17 +163,26 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
 
-    def apply(self, function: Callable[[Task], Result], task: Task) -> Result:
+    def can_take(self, job: _Job) -> bool:
+        """Whether it has nothing to do, or only one task, and this one finds room in the pipe."""
+        if not self.jobs:
+            return True
+        # A process that is at work does not read: both would wait for ever if its answer found no room either.
+        return len(self.jobs) == 1 and job.function is self._function and len(job.pickled) <= LARGEST_AHEAD
+
+    def give(self, job: _Job) -> None:
+        self.jobs.append(job)
+        new_function = None if job.function is self._function else job.function
         try:
-            new_function = None if function is self._function else function
-            self._connection.send((new_function, task, self._receiver.done_with()))
-            self._function = function
-            result, error, trace = self._receiver.receive()
-        except (EOFError, OSError) as gone:
-            raise _WorkerDied from gone
-        if error is not None:
-            raise error from RuntimeError(trace)
-        return result
+            self.connection.send((new_function, bytes(job.pickled), self._receiver.done_with()))
+        except OSError:
+            return  # it is dead, which is dealt with when its answer is waited for
+        self._function = job.function
+
+    def receive_answer(self) -> None:
+        """Receive the answer to the first of the jobs. Raises EOFError or OSError if the process is gone."""
+        answer = self._receiver.receive()
+        self.jobs.popleft().answer = answer
 
     def end(self) -> str:
         """How it ended, in words: "was killed by SIGKILL"."""
@@ -176,10 +206,10 @@ def _serve(connection: Connection) -> None:
     sender.serve_arrays()
     try:
         while True:
-            new_function, task, done_with = connection.recv()
+            new_function, pickled, done_with = connection.recv()
             function = new_function or function
             sender.give_back(done_with)
-            sender.send(_outcome(function, task, sender))
+            sender.send(_outcome(function, pickled, sender))
     except (EOFError, OSError):
         return
 
@@ -191,9 +221,9 @@ def _keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 4 * _LARGEST_IN_HEAP)
 
 
-def _outcome(function: Callable[[Task], Result], task: Task, sender: messages.Sender) -> messages.Header:
+def _outcome(function: Callable[[Task], Result], pickled: bytes, sender: messages.Sender) -> messages.Header:
     """What is to be sent: the result, the error, and where it came from."""
     try:
-        return sender.packed((function(task), None, ""))
+        return sender.packed((function(pickle.loads(pickled)), None, ""))
     except Exception as error:
         return sender.packed((None, error, traceback.format_exc()))
