@@ -204,7 +204,7 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, weights, de
     from ssd300_vgg16.training.trainer import Trainer
 
     samples = samples_with_objects(data.train.samples)
-    plan = _plan(options, len(samples), data.description.variant.layout)
+    plan = _plan(options, samples, data.description.variant.layout, world)
     checkpoint = train_start.checkpoint_to_go_on_from(options, data.train, world) or Checkpoint({}, {}, {}, Progress())
     model = train_start.make_network(options, data.description, checkpoint, weights, world).to(device)
     freeze_backbone(model, options.trainable_backbone_layers)
@@ -229,11 +229,11 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, weights, de
     )
 
 
-def _plan(options: argparse.Namespace, samples: int, layout) -> Plan:
+def _plan(options: argparse.Namespace, samples, layout, world) -> Plan:
     from ssd300_vgg16.data.loader import TrainingRecipe, steps_per_epoch
     from ssd300_vgg16.network.default_boxes import default_boxes
 
-    steps = steps_per_epoch(samples, options.batch_size)
+    steps = steps_per_epoch(len(samples), options.batch_size)
     in_steps = 1 if options.iterations else steps  # what --lr-steps count
     schedule = Schedule(
         kind=options.lr_scheduler,
@@ -251,6 +251,7 @@ def _plan(options: argparse.Namespace, samples: int, layout) -> Plan:
         image_size=layout.image_size,
         strict=options.strict_data,
     )
+    recipe = replace(recipe, cache=train_start.image_cache(options, samples, recipe.least_side, world))
     return Plan(
         epochs=math.ceil(schedule.total_steps / steps),
         schedule=schedule,
