@@ -9,7 +9,7 @@ import pytest
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data import augment as aug
 from ssd300_vgg16.data.colour import Colours, draw_colours
-from ssd300_vgg16.data.images import Photograph
+from ssd300_vgg16.data.images import Photograph, read_photograph
 from ssd300_vgg16.data.view import View, seen_pixels, whole
 from ssd300_vgg16.errors import UserError
 
@@ -265,3 +265,42 @@ def test_colours_are_distorted_as_drawn_first():
 def test_unknown_policy_is_named():
     with pytest.raises(UserError, match=r"'sdd'.*ssd, ssdlite, hflip, none"):
         augmented(*example(), np.random.default_rng(0), "sdd")
+
+
+@pytest.fixture(scope="module")
+def large_photograph(tmp_path_factory):
+    """A JPEG of 2100 x 2800 pixels: soft shapes, and noise as cameras have it."""
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (21, 28, 3), dtype=np.uint8), (2800, 2100), interpolation=cv2.INTER_CUBIC)
+    image = np.clip(image + rng.normal(0, 4, (2100, 2800, 1)), 0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("large") / "large.jpg"
+    cv2.imwrite(str(path), image)
+    return path
+
+
+@pytest.mark.parametrize(("policy", "factor"), [("ssd", 2), ("ssdlite", 2), ("hflip", 4), ("none", 4)])
+def test_a_photograph_decoded_smaller_gives_nearly_the_same(large_photograph, policy, factor):
+    """The same is drawn; values differ by the noise of single pixels, which the mean of a block has less of.
+
+    With noise of 4 levels it is 3 in the mean. What is seen may move by less than a pixel of the network's input, its
+    boxes with it.
+    """
+    plain = read_photograph(large_photograph)
+    reduced = read_photograph(large_photograph, least_side=aug.POLICIES[policy].least_side(300))
+    assert (plain.factor, reduced.factor) == (1, factor)
+    boxes = np.float32([[100, 300, 900, 1100], [1000, 400, 2500, 2000], [1300, 1200, 1700, 1400]])
+    for seed in range(12):
+        found = []
+        for photograph in (plain, reduced):
+            rng, out = np.random.default_rng([7, seed]), np.zeros((3, 300, 300), dtype=np.uint8)
+            found.append((out, *aug.augment(photograph, boxes, np.arange(3), rng, policy, out), rng.random()))
+        (pixels, moved, labels, drawn), (others, others_moved, others_labels, others_drawn) = found
+        assert drawn == others_drawn and labels.tolist() == others_labels.tolist()
+        assert np.abs(moved - others_moved).max(initial=0) < 1
+        difference = np.abs(pixels.astype(int) - others)
+        assert difference.mean() < 3 and np.percentile(difference, 95) <= 12
+
+
+@pytest.mark.parametrize(("policy", "side"), [("ssd", 1000), ("ssdlite", 1000), ("hflip", 300), ("none", 300)])
+def test_the_smallest_crop_has_enough_pixels(policy, side):
+    assert aug.POLICIES[policy].least_side(300) == side

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ssd300_vgg16.data.images import ImageError, exif_orientation, find_images, image_size, read_image
+from ssd300_vgg16.data.images import (
+    ImageError,
+    exif_orientation,
+    find_images,
+    image_size,
+    read_image,
+    read_photograph,
+    reduction,
+)
 from ssd300_vgg16.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -307,3 +315,53 @@ def test_paths_without_images_are_named(album, path):
 def test_a_link_is_an_image_of_its_own(album):
     (album / "link.png").symlink_to("a.png")
     assert [path.name for path in find_images(["*.png"])] == ["a.png", "link.png"]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "factor"),
+    [(100, 9999, 1), (199, 200, 1), (200, 200, 2), (999, 399, 2), (400, 400, 4), (800, 801, 8), (9999, 9999, 8)],
+)
+def test_both_sides_keep_enough_pixels(height, width, factor):
+    assert reduction(height, width, 100) == factor
+    assert min(height, width) // factor >= 100
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": b"Exif\0\0II*\0"}])
+@pytest.mark.parametrize(("least_side", "factor"), [(5, 8), (10, 4), (20, 2), (21, 1)])
+def test_a_large_jpeg_is_decoded_smaller(write, options, least_side, factor):
+    """Each pixel is the mean of a block of the file's, but for those at the lower and right edge."""
+    pixels = np.asarray(gradient().resize((67, 41), Image.Resampling.BILINEAR))
+    path = write(with_thumbnail(encoded(Image.fromarray(pixels), "JPEG", quality=95, **options)))
+    found, plain = read_photograph(path, least_side=least_side), read_image(path)
+    assert found[1:] == ((41, 67), factor)
+    assert found.pixels.shape == (-(-41 // factor), -(-67 // factor), 3)
+    rows, columns = 41 // factor, 67 // factor
+    blocks = plain[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
+    assert np.abs(found.pixels[:rows, :columns] - blocks.mean(axis=(1, 3))).mean() < 3
+    np.testing.assert_array_equal(read_photograph(path).pixels, plain)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_decoded_smaller_is_turned_all_the_same(write, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = write(encoded(gradient(), "JPEG", quality=95, exif=exif))
+    found, plain = read_photograph(path, upright=True, least_side=20), read_image(path, upright=True)
+    assert found.size == plain.shape[:2] and found.factor == 2
+    expected = cv2.resize(plain, found.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(found.pixels.astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF"])
+def test_only_jpegs_are_decoded_smaller(write, kind):
+    path = write(encoded(gradient(), kind))
+    found = read_photograph(path, least_side=1)
+    np.testing.assert_array_equal(found.pixels, read_image(path))
+    assert found[1:] == ((HEIGHT, WIDTH), 1)
+
+
+@pytest.mark.parametrize("cut", [3, 5, 25, 170, 200])
+def test_a_jpeg_cut_in_its_header_is_no_crash(write, cut):
+    data = noise_jpeg()[:cut] + b"\xff\xd9"
+    with pytest.raises(ImageError):
+        read_photograph(write(data), least_side=1)

@@ -50,8 +50,9 @@ class TrainingRecipe:
     def least_side(self) -> int:
         """Pixels of an image's sides that are enough: what has far more is decoded smaller (`read_photograph`).
 
-        Of photographs of 12 megapixels that halves the time; the network sees other values by 1 level in the mean
-        (tests/test_augment.py).
+        The same crops are drawn, and have at least as many pixels as the network's input but for one of rounding. What
+        the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
+        12 (tests/test_augment.py, benchmarks/input_pipeline.md).
         """
         return policy_of(self.augmentation).least_side(self.image_size)
 
