@@ -1,18 +1,19 @@
-"""From files to training batches: images/s of one core by stage, against a former commit and torchvision's v2.
+"""From files to training batches: stages on one core, the loader with its workers and caches, large photographs.
 
     .venv/bin/python benchmarks/input_pipeline.py --data VOC_FOLDER                      a table on the terminal
     .venv/bin/python benchmarks/input_pipeline.py --data VOC_FOLDER --before COMMIT \\
         --peer-python VENV/bin/python --write                           and in benchmarks/input_pipeline.md
 
-The folder is in VOC's layout. The former commit is checked out in a git worktree of its own. torchvision 0.21 is run by
-a Python of its own, that has it, with its transforms of the same names and its own JPEG decoder; without one it is left
-out. Each side runs in a process of its own, in turn. Stages are timed in seconds of the CPU, as other programs may be
-running; whole batches of the loader in seconds of the clock.
+The folder is in VOC's layout. The former commit (8e8fe1b or later) is checked out in a git worktree of its own.
+torchvision 0.26 is run by a Python of its own, that has it, with its transforms of the same names and its own JPEG
+decoder; without one it is left out. Each side runs in a process of its own, in turn. Stages are timed in seconds of the
+CPU, as other programs may be running; whole batches of the loader in seconds of the clock. Large photographs are some
+of the folder's, enlarged, with noise as cameras have it. --json prints the result as JSON too, in the last line.
 """
 
 import argparse
+import contextlib
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -21,15 +22,19 @@ import tempfile
 import time
 import xml.etree.ElementTree
 from collections import defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from large_photographs import FILES, NOISE, SIZES, boxes_of, differences, make_large, name_of, seconds_by_size
+
 ROOT = Path(__file__).resolve().parent.parent
+TITLE = "The input pipeline: from files to training batches"
+OURS, PEER = "this commit", "torchvision v2"
 STAGES = ("read and decode", "augment, resize, lay out", "match", "all of these")
 WORKERS = (0, 1, 2)
-BATCH = 16
-CPU = "images per second of CPU"
+CACHES = ("ram", "disk")
+BATCH, EPOCHS, STEP_SECONDS = 32, 4, 0.05
 
 
 class Stages:
@@ -50,7 +55,7 @@ class Stages:
         return {stage: images / seconds for stage, seconds in {**self.seconds, **whole}.items()}
 
 
-def run_package(data: Path, images: int) -> dict[str, float]:
+def run_package(data: Path, large: Path, images: int) -> dict[str, float]:
     """This package, of whichever commit PYTHONPATH holds."""
     import cv2
 
@@ -62,109 +67,113 @@ def run_package(data: Path, images: int) -> dict[str, float]:
     samples = (samples * (images // len(samples) + 1))[:images]
     for sample in samples:
         sample.path.read_bytes()  # so that no side reads the disk
-    for count in (10, images):  # the first few warm up
+    return {**stage_rates(samples), **loader_rates(samples), **large_seconds(large)}
+
+
+def stage_rates(samples) -> dict[str, float]:
+    import numpy as np
+
+    from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
+    from ssd300_vgg16.network.default_boxes import default_boxes
+
+    read, augment = steps_of_the_package()
+    index = DefaultBoxIndex(default_boxes())  # made once for a batch
+    for count in (10, len(samples)):  # the first few warm up
         stages = Stages()
-        for index, sample in enumerate(samples[:count]):
-            stage_by_stage(sample, index, stages)
-    rates = stages.rates(images)
+        for number, sample in enumerate(samples[:count]):
+            photograph = stages.time(STAGES[0], read, sample.path)
+            objects = sample.objects(sample.height, sample.width)
+            rng, out = np.random.default_rng([0, 0, number]), np.empty((3, 300, 300), dtype=np.uint8)
+            boxes, labels = stages.time(STAGES[1], augment, photograph, *objects, rng, "ssd", out)
+            targets = np.zeros((8732, 4), dtype=np.float32), np.zeros(8732, dtype=np.int64)
+            stages.time(STAGES[2], write_targets, boxes, labels, index, *targets)
+    return stages.rates(len(samples))
+
+
+def steps_of_the_package() -> tuple[Callable, Callable]:
+    """What reads a file for training, and augments it."""
+    from ssd300_vgg16.data import images
+    from ssd300_vgg16.data.augment import POLICIES, augment
+
+    if not hasattr(images, "read_photograph"):  # a former commit
+        return images.read_image, augment
+    return lambda path: images.read_photograph(path, False, POLICIES["ssd"].least_side(300)), augment
+
+
+def loader_rates(samples) -> dict[str, float]:
+    """Images per second of the clock, by the number of workers; with a step to be waited for; and with caches."""
+    from ssd300_vgg16.data.workers import WorkerPool
+
+    rates = {}
     for workers in WORKERS:
-        clock, parent, together = loader_rates(samples, workers)
-        rates[f"loader, {workers} workers"] = clock
-        rates[f"{CPU}, {workers} workers and parent"] = together
-        if workers:
-            rates[f"{CPU}, parent of {workers} workers alone"] = parent
+        with WorkerPool(workers) as pool:
+            rates[f"{workers} workers"] = loader_rate(samples, pool)
+            if workers == 1:
+                rates["1 workers, step"] = loader_rate(samples, pool, step=lambda: time.sleep(STEP_SECONDS))
+                rates["1 workers, busy step"] = loader_rate(samples, pool, step=busy)
+            for kind, cache in caches(samples):
+                rates[f"{workers} workers, {kind}"] = loader_rate(samples, pool, cache)
     return rates
 
 
-def stage_by_stage(sample, index: int, stages: Stages) -> None:
-    import numpy as np
-
-    from ssd300_vgg16.data import augment, matching
-    from ssd300_vgg16.data.images import read_image
-    from ssd300_vgg16.network.default_boxes import default_boxes
-
-    def former_augment(image, boxes, labels, rng):
-        image, boxes, labels = augment.augment(image, boxes, labels, rng, "ssd")
-        image, boxes = augment.resize(image, boxes)
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), boxes, labels
-
-    def new_augment(image, boxes, labels, rng):
-        out = np.empty((3, 300, 300), dtype=np.uint8)
-        return out, *augment.augment(image, boxes, labels, rng, "ssd", out)
-
-    rng = np.random.default_rng([0, 0, index])
-    image = stages.time(STAGES[0], read_image, sample.path)
-    objects = sample.objects(*image.shape[:2])
-    augment_it = former_augment if hasattr(augment, "resize") else new_augment
-    _, boxes, labels = stages.time(STAGES[1], augment_it, image, *objects, rng)
-    targets = np.zeros((8732, 4), dtype=np.float32), np.zeros(8732, dtype=np.int64)
-    if hasattr(matching, "DefaultBoxIndex"):  # made once for a batch
-        stages.time(STAGES[2], matching.write_targets, boxes, labels, box_index(), *targets)
-    else:
-        stages.time(STAGES[2], matching.training_targets, boxes, labels, default_boxes())
+def busy() -> None:
+    """A step that holds Python's lock, as one does that is made op by op."""
+    end = time.perf_counter() + STEP_SECONDS
+    while time.perf_counter() < end:
+        pass
 
 
-@cache
-def box_index():
-    from ssd300_vgg16.data.matching import DefaultBoxIndex
-    from ssd300_vgg16.network.default_boxes import default_boxes
-
-    return DefaultBoxIndex(default_boxes())
-
-
-def cpu_seconds_of_workers() -> float:
-    """CPU time that the processes begun by this one have used so far."""
-    ticks = 0
-    for process in multiprocessing.active_children():
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+def caches(samples) -> Iterator[tuple]:
+    """Their kinds, and empty ones for the samples; none for a commit that has none."""
+    try:
+        from ssd300_vgg16.data.image_cache import DiskCache, RamCache
+    except ImportError:
+        return
+    yield "ram", RamCache.create(samples, 1000)
+    with tempfile.TemporaryDirectory() as folder:
+        yield "disk", DiskCache.create(Path(folder))
 
 
-def loader_rates(samples, workers: int) -> tuple[float, float, float]:
-    """Images per second of the clock, of this process's CPU time, and of this one's and its workers' together.
-
-    The batches that start the processes are not counted.
-    """
+def loader_rate(samples, pool, cache=None, step: Callable = lambda: None) -> float:
+    """Images per second of the clock, after an epoch that starts the processes and fills the cache."""
     from ssd300_vgg16.data.loader import TrainingRecipe, training_batches
-    from ssd300_vgg16.data.workers import WorkerPool
     from ssd300_vgg16.network.default_boxes import default_boxes
 
     recipe = TrainingRecipe(BATCH, "ssd", 0, default_boxes(), 300)
-    with WorkerPool(workers) as pool:
-        for _ in training_batches(samples[: 2 * BATCH * max(1, workers)], recipe, 0, pool):
-            pass
-        clock, cpu, theirs, images = time.perf_counter(), time.process_time(), cpu_seconds_of_workers(), 0
-        for epoch in (1, 2, 3):
-            images += sum(len(batch.images) for batch in training_batches(samples, recipe, epoch, pool))
-        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        return images / clock, images / cpu, images / (cpu + cpu_seconds_of_workers() - theirs)
+    recipe = replace(recipe, cache=cache) if cache else recipe
+    for _ in training_batches(samples, replace(recipe, batch_size=len(samples)), 0, pool):
+        pass
+    for _ in training_batches(samples, recipe, 0, pool):
+        pass
+    since, images = time.perf_counter(), 0
+    for epoch in range(1, EPOCHS + 1):
+        for batch in training_batches(samples, recipe, epoch, pool):
+            images += len(batch.images)
+            step()
+    return images / (time.perf_counter() - since)
 
 
-def run_torchvision(data: Path, images: int) -> dict[str, float]:
+def large_seconds(folder: Path) -> dict[str, float]:
+    """Seconds of CPU for a large photograph: read, augmented and resized."""
+    import numpy as np
+
+    read, augment = steps_of_the_package()
+
+    def prepared(path: Path, number: int) -> None:
+        rng, out = np.random.default_rng([0, number]), np.empty((3, 300, 300), dtype=np.uint8)
+        augment(read(path), np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
+
+    return seconds_by_size(folder, prepared)
+
+
+def run_torchvision(data: Path, large: Path, images: int) -> dict[str, float]:
     """torchvision's decoder and transforms; its matching belongs to its detector, and is not timed."""
     import torch
-    from torchvision import tv_tensors
     from torchvision.io import decode_jpeg, read_file
-    from torchvision.transforms import v2
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    fill = {tv_tensors.Image: (123, 117, 104), "others": 0}
-    transforms = v2.Compose(
-        [
-            v2.RandomPhotometricDistort(),
-            v2.RandomZoomOut(fill),
-            v2.RandomIoUCrop(),
-            v2.RandomHorizontalFlip(),
-            v2.Resize((300, 300), antialias=False),
-        ]
-    )
-
-    def transformed(pixels, boxes):
-        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=pixels.shape[-2:])
-        return transforms(tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.ones(len(boxes))})
-
+    transformed = torchvision_transforms()
     names = (data / "ImageSets/Main/train.txt").read_text().split()
     names = (names * (images // len(names) + 1))[:images]
     for name in names:
@@ -175,7 +184,34 @@ def run_torchvision(data: Path, images: int) -> dict[str, float]:
         for path, boxes in examples[:count]:
             pixels = stages.time(STAGES[0], lambda path=path: decode_jpeg(read_file(path)))
             stages.time(STAGES[1], transformed, pixels, boxes)
-    return stages.rates(images)
+
+    def prepared(path: Path, _) -> None:
+        transformed(decode_jpeg(read_file(str(path))), torch.tensor(boxes_of(path)))
+
+    return {**stages.rates(images), **seconds_by_size(large, prepared)}
+
+
+def torchvision_transforms() -> Callable:
+    """From pixels and boxes to both transformed."""
+    import torch
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
+    transforms = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(),
+            v2.RandomZoomOut({tv_tensors.Image: (123, 117, 104), "others": 0}),
+            v2.RandomIoUCrop(),
+            v2.RandomHorizontalFlip(),
+            v2.Resize((300, 300), antialias=False),
+        ]
+    )
+
+    def transformed(pixels, boxes):
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=pixels.shape[-2:])
+        return transforms(tv_tensors.Image(pixels), {"boxes": boxes, "labels": torch.ones(len(boxes))})
+
+    return transformed
 
 
 def voc_boxes(data: Path, name: str) -> list[list[float]]:
@@ -184,48 +220,80 @@ def voc_boxes(data: Path, name: str) -> list[list[float]]:
     return [[float(one.findtext(f"bndbox/{side}")) for side in sides] for one in root.findall("object")]
 
 
-def run_side(side: str, python: str, tree: Path, data: Path, images: int) -> dict[str, float]:
+def run_side(side: str, python: str, tree: Path, large: Path, options: argparse.Namespace) -> dict[str, float]:
     """Run one side in a fresh process."""
-    command = [python, __file__, "--side", side, "--data", str(data), "--images", str(images)]
+    command = [python, __file__, "--side", side, "--data", options.data, "--large", large, "--images", options.images]
     env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), env=env, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(rates: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> str:
+def table(medians: dict[str, dict[str, float]], levels: dict[str, dict], options: argparse.Namespace) -> str:
     """The results as Markdown."""
     from ssd300_vgg16.runtime import cpu_name
 
-    medians = {
-        side: {part: statistics.median(found[part] for found in rounds) for part in rounds[0]}
-        for side, rounds in rates.items()
-    }
+    repeat = f"--data VOC_FOLDER --before {options.before} --peer-python VENV/bin/python --rounds {options.rounds}"
     lines = [
-        "# The input pipeline: from files to training batches",
+        f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores; load {os.getloadavg()[1]:.1f} at the end, in which "
+        f"this script has a part. {options.about}. `ssd` augmentation, 300x300. Medians of {options.rounds} rounds "
+        f"over {options.images} images, the sides in turn. Repeat with `.venv/bin/python benchmarks/input_pipeline.py "
+        f"{repeat} --images {options.images} --write`.",
         "",
-        f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores. {options.about}. `ssd` augmentation, 300x300. "
-        f"Medians of {options.rounds} rounds over {options.images} images, the sides in turn; "
-        f"other programs were running (load {os.getloadavg()[1]:.1f}), which the rows of the loader show. "
-        "Stages: images per second of CPU time, one thread. Loader: whole batches of "
-        f"{BATCH}, images per second of the clock, and of CPU time, which says more where other programs run. "
-        "Of torchvision, matching is not timed. "
-        "Repeat with `.venv/bin/python benchmarks/input_pipeline.py --data "
-        f"VOC_FOLDER --before {options.before} --peer-python VENV/bin/python --rounds {options.rounds} "
-        f"--images {options.images} --write`.",
+        "## One core: images per second of CPU time",
         "",
-        f"| images/s | {' | '.join(medians)} |",
-        f"|---|{'---|' * len(medians)}",
+        *grid(medians, {stage: stage for stage in STAGES}, list(medians)),
+        "",
+        *(f"All of these: {ratio(medians, STAGES[-1], side):.1f} times {side}." for side in medians if side != OURS),
+        "Of torchvision, matching is not timed.",
+        "",
+        f"## The loader: images per second of the clock, in batches of {BATCH}",
+        "",
+        *grid(medians, loader_rows(medians), [side for side in medians if side != PEER]),
+        "",
+        *ratios_of_workers(medians[OURS]),
+        "",
+        f"## Large photographs: {FILES} of each size, enlarged, with noise of {NOISE:g} levels",
+        "",
+        *grid(medians, {size: f"{size}: seconds of CPU an image" for size in map(name_of, SIZES)}, list(medians), 4),
+        "",
+        *(
+            f"{size}: decoded {found['factor']} times smaller; what the network sees differs from that of plain "
+            f"decoding by {found['mean']:.2f} levels in the mean, {found['p99']:.0f} at the 99th percentile, "
+            f"{found['max']:.0f} at the most."
+            for size, found in levels.items()
+        ),
     ]
-    for part in medians["this commit"]:
-        cells = (f"{found[part]:.0f}" if part in found else "-" for found in medians.values())
-        lines.append(f"| {part} | {' | '.join(cells)} |")
-    ours = medians["this commit"][STAGES[-1]]
-    for side, found in medians.items():
-        if side != "this commit":
-            lines += ["", f"{STAGES[-1].capitalize()}: {ours / found[STAGES[-1]]:.1f} times {side}."]
-    if "torchvision v2" not in medians:
-        lines += ["", "torchvision was left out: no --peer-python was given."]
     return "\n".join(lines)
+
+
+def loader_rows(medians: dict[str, dict[str, float]]) -> dict[str, str]:
+    about = {f"{workers} workers": f"{workers} workers" for workers in WORKERS}
+    about["1 workers, step"] = f"1 workers, and a step of {STEP_SECONDS * 1e3:.0f} ms after each batch (a sleep)"
+    about["1 workers, busy step"] = "1 workers, and a step as long that holds Python's lock"
+    kinds = [f"{workers} workers, {kind}" for workers in WORKERS for kind in CACHES]
+    return about | {kind: f"{kind.replace(', ', ', `--cache ')}`, filled" for kind in kinds}
+
+
+def ratios_of_workers(rates: dict[str, float]) -> list[str]:
+    one, two, none = (rates[f"{workers} workers"] for workers in (1, 2, 0))
+    cached = ", ".join(f"{kind} {rates[f'2 workers, {kind}'] / two:.2f}" for kind in CACHES)
+    return [
+        f"One worker is {one / none:.2f} times as fast as none, two are {two / one:.2f} times as fast as one. "
+        f"With two workers, a cache makes it so many times faster: {cached}."
+    ]
+
+
+def grid(medians: dict, rows: dict[str, str], sides: list[str], digits: int = 0) -> list[str]:
+    """A table with a row for each key of `rows`, by its text."""
+    lines = [f"| | {' | '.join(sides)} |", f"|---|{'---|' * len(sides)}"]
+    for key, text in rows.items():
+        cells = (f"{medians[side][key]:.{digits}f}" if key in medians[side] else "-" for side in sides)
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return lines
+
+
+def ratio(medians: dict[str, dict[str, float]], part: str, side: str) -> float:
+    return medians[OURS][part] / medians[side][part]
 
 
 def main() -> None:
@@ -237,40 +305,59 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=205)
     parser.add_argument("--write", action="store_true", help="write benchmarks/input_pipeline.md")
+    parser.add_argument("--json", action="store_true", help="print title, table and figures as JSON in the last line")
     parser.add_argument("--side", choices=("package", "torchvision"), help=argparse.SUPPRESS)
+    parser.add_argument("--large", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         run = run_package if options.side == "package" else run_torchvision
-        print(json.dumps(run(options.data, options.images)), flush=True)
+        print(json.dumps(run(options.data, options.large, options.images)), flush=True)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        sides = {"this commit": ("package", sys.executable, ROOT)}
+    with tempfile.TemporaryDirectory() as folder, former_tree(options.before, Path(folder)) as tree:
+        sides = {OURS: ("package", sys.executable, ROOT)}
         if options.before:
-            tree = Path(folder) / "before"
-            git = ["git", "-C", str(ROOT), "worktree"]
-            subprocess.run([*git, "add", "--detach", str(tree), options.before], check=True, capture_output=True)
             sides[f"commit {options.before}"] = ("package", sys.executable, tree)
         if options.peer_python:
-            sides["torchvision v2"] = ("torchvision", options.peer_python, ROOT)
-        try:
-            compare(sides, options)
-        finally:
-            if options.before:
-                subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+            sides[PEER] = ("torchvision", options.peer_python, ROOT)
+        large = Path(folder) / "large"
+        large.mkdir()
+        make_large(options.data, large)
+        compare(sides, large, options)
 
 
-def compare(sides: dict[str, tuple[str, str, Path]], options: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def former_tree(commit: str | None, folder: Path) -> Iterator[Path]:
+    """The package as it was, in a worktree that goes in the end."""
+    tree = folder / "before"
+    git = ["git", "-C", str(ROOT), "worktree"]
+    if commit:
+        subprocess.run([*git, "add", "--detach", str(tree), commit], check=True, capture_output=True)
+    try:
+        yield tree
+    finally:
+        if commit:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def compare(sides: dict[str, tuple[str, str, Path]], large: Path, options: argparse.Namespace) -> None:
     rates = {name: [] for name in sides}
     for number in range(options.rounds):
         for name, side in sides.items():
-            rates[name].append(run_side(*side, options.data, options.images))
-            found = ", ".join(f"{part} {rate:.0f}" for part, rate in rates[name][-1].items())
+            rates[name].append(run_side(*side, large, options))
+            found = ", ".join(f"{part} {rate:.3g}" for part, rate in rates[name][-1].items())
             print(f"round {number + 1}, {name}: {found}", flush=True)
     sys.path.insert(0, str(ROOT))
-    text = table(rates, options)
+    medians = {
+        side: {part: statistics.median(found[part] for found in rounds) for part in rounds[0]}
+        for side, rounds in rates.items()
+    }
+    levels = differences(large)
+    text = table(medians, levels, options)
     print(text)
     if options.write:
-        (ROOT / "benchmarks" / "input_pipeline.md").write_text(text + "\n")
+        (ROOT / "benchmarks" / "input_pipeline.md").write_text(f"# {TITLE}\n\n{text}\n")
+    if options.json:
+        print(json.dumps({"title": TITLE, "table": text, "figures": {"sides": medians, "levels": levels}}))
 
 
 if __name__ == "__main__":
