@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +26,7 @@ from ssd300_vgg16.data.loader import training_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.processes.world import World
+from ssd300_vgg16.training.trainer import Trainer
 
 SAMPLES, LEAST_SIDE = 6, 1000
 
@@ -315,3 +317,11 @@ def test_what_the_option_asks_for(samples, tmp_path, monkeypatch):
     assert made["none", False] is made["none", True] is made["disk", True] is None
     assert made["disk", False] == DiskCache(str(tmp_path / "downloads" / "images"))
     assert isinstance(made["ram", False], RamCache) and isinstance(made["ram", True], RamCache)
+
+
+def test_a_notice_is_said_once_by_the_first_process(samples):
+    (batch, *_) = epochs(samples, None, WorkerPool(0))
+    batch = replace(batch, notices=["full", "full"], unreadable=["a.jpg: empty"])
+    first, second = (SimpleNamespace(world=World(rank, 2), _said=set()) for rank in (0, 1))
+    assert Trainer._messages(first, batch) == ["skipped: a.jpg: empty", "full"]
+    assert Trainer._messages(first, batch) == Trainer._messages(second, batch) == ["skipped: a.jpg: empty"]
