@@ -62,7 +62,9 @@ def run_package(data: Path, large: Path, images: int) -> dict[str, float]:
     cv2.setNumThreads(1)
     from ssd300_vgg16.data.loader import samples_with_objects
     from ssd300_vgg16.data.voc import load_voc
+    from ssd300_vgg16.data.workers import WorkerPool
 
+    WorkerPool(0)  # it says what this process does with freed memory
     samples = samples_with_objects(load_voc([data / "ImageSets/Main/train.txt"]).samples)
     samples = (samples * (images // len(samples) + 1))[:images]
     for sample in samples:

@@ -300,8 +300,9 @@ def page_faults(size):
     return counts[1] - counts[0]
 
 
-def test_workers_keep_the_memory_of_former_images():
-    with WorkerPool(1) as pool:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_memory_of_former_images_is_kept(workers):
+    with WorkerPool(workers) as pool:
         assert max(pool.map(page_faults, [1 << 20, 20 << 20])) < 100, "new pages for each image"
 
 

@@ -1,6 +1,5 @@
 """Worker processes that prepare data: ordered, a bounded number of tasks ahead, and never silent about a death."""
 
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -17,6 +16,7 @@ from typing import TypeVar
 import cv2
 
 from ssd300_vgg16.data import messages
+from ssd300_vgg16.data.freed_memory import keep_freed_memory
 from ssd300_vgg16.errors import UserError
 
 Task = TypeVar("Task")
@@ -26,9 +26,6 @@ TASKS_AHEAD_PER_WORKER = 2
 LARGEST_AHEAD = 1 << 16  # bytes; a pipe holds some more
 # What asks for an end is for the parent alone; a worker ends when its parent does.
 PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-# Of glibc's malloc.h; in bytes, the largest threshold that it takes.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGEST_IN_HEAP = 32 << 20
 DEATH_SECONDS = 5.0  # for a process whose pipe has closed to be gone
 
 
@@ -49,6 +46,8 @@ class WorkerPool:
         self._notify = notify
         self._workers = [_Worker() for _ in range(workers)]
         self._waiting: deque[_Job] = deque()  # for a worker
+        if not workers:
+            keep_freed_memory()
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Results in the order of the tasks, at most TASKS_AHEAD_PER_WORKER x workers of them prepared ahead.
@@ -200,7 +199,7 @@ class _Worker:
 def _serve(connection: Connection) -> None:
     """A worker's life, on one core; it ends when its parent closes the pipe, however that comes about."""
     cv2.setNumThreads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
     function = None
     sender = messages.Sender(connection, os.getppid())
     sender.serve_arrays()
@@ -212,13 +211,6 @@ def _serve(connection: Connection) -> None:
             sender.send(_outcome(function, pickled, sender))
     except (EOFError, OSError):
         return
-
-
-def _keep_freed_memory() -> None:
-    """Have malloc keep what is freed: taking the pages of each image from the system anew costs a third of the time."""
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
-    mallopt(_M_TRIM_THRESHOLD, 4 * _LARGEST_IN_HEAP)
 
 
 def _outcome(function: Callable[[Task], Result], pickled: bytes, sender: messages.Sender) -> messages.Header:
