@@ -21,6 +21,7 @@ from ssd300_vgg16.network.winograd_transforms import (
 
 # Tiles that a thread takes at a time: enough for an efficient product, few enough to stay in its cache.
 TILES = 256
+KERNELS = 1 << 14  # likewise
 # Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
 LEAST_TILES = 32
 SQUARE = SPREAD * SPREAD
@@ -71,10 +72,10 @@ def gradients(
     images_gradient = np.empty(images.shape, dtype=np.float32) if for_images else None
     no_bias = np.zeros(channels, dtype=np.float32)
 
-    def multiply(blocks: list[tuple[int, int]]) -> tuple:
-        if not blocks:
-            return np.float32(0), np.float32(0)
+    def multiply(blocks: list[tuple[int, int]]) -> tuple[np.ndarray | None, np.ndarray]:
         bias_gradient = np.zeros(outputs)
+        if not blocks:
+            return None, bias_gradient
         total, part = (buffer(name, (SQUARE, outputs, channels)) for name in ("total", "part"))
         for number, (first, last) in enumerate(blocks):
             tiles = (last - first) * _tiles_in(width)
@@ -93,17 +94,43 @@ def gradients(
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
         shares = run_in_threads(multiply, _blocks(batch, height, width, LEAST_TILES))
-    turned_gradient = sum(share for share, _ in shares)
-    weight_gradient = np.ascontiguousarray(turned_gradient[::-1].T).reshape(weight.shape)
+    weight_gradient = _sum_turned([share for share, _ in shares if share is not None], outputs * channels).reshape(
+        weight.shape
+    )
     return images_gradient, weight_gradient, sum(share for _, share in shares).astype(np.float32)
 
 
 def _spread_weight(weight: np.ndarray, turned: bool = False) -> np.ndarray:
     """Weight [O, C, 3, 3], turned around if asked for, transformed: [36, O, C], valid until the next is asked for."""
-    rows = weight.reshape(-1, 9)
-    spread = buffer("weight", (SQUARE, len(rows)))
-    np.matmul(_WEIGHTS_TO_SQUARE, (rows[:, ::-1] if turned else rows).T, out=spread)
+    kernels = weight.reshape(-1, 9)
+    spread = buffer("weight", (SQUARE, len(kernels)))
+
+    def multiply(ranges: list[tuple[int, int]]) -> None:
+        for first, last in ranges:
+            taps = kernels[first:last, ::-1] if turned else kernels[first:last]
+            np.matmul(_WEIGHTS_TO_SQUARE, taps.T, out=spread[:, first:last])
+
+    with one_blas_thread():
+        run_in_threads(multiply, _ranges(len(kernels), KERNELS))
     return spread.reshape(SQUARE, *weight.shape[:2])
+
+
+def _sum_turned(shares: list[np.ndarray], kernels: int) -> np.ndarray:
+    """The sum of the threads' gradients [9, kernels], turned around: [kernels, 9]."""
+    total = np.empty((kernels, 9), dtype=np.float32)
+
+    def add(ranges: list[tuple[int, int]]) -> None:
+        for first, last in ranges:
+            total[first:last] = sum(share[::-1, first:last] for share in shares).T
+
+    run_in_threads(add, _ranges(kernels, KERNELS))
+    return total
+
+
+def _ranges(count: int, size: int) -> list[tuple[int, int]]:
+    """(first, last) of ranges of about `size`, as many for each thread."""
+    ranges = -(-count // (size * thread_count())) * thread_count()
+    return list(pairwise(count * number // ranges for number in range(ranges + 1)))
 
 
 def _tiles_in(side: int) -> int:
