@@ -50,9 +50,9 @@ def method(request, monkeypatch):
 
 
 def assert_close(found, expected):
-    """Equal to 5e-5 of the largest: Winograd's method rounds larger numbers than it gives."""
+    """Equal to 1e-5 of the largest: Winograd's method rounds larger numbers than it gives."""
     assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 def random_arrays(*shapes, seed=0):

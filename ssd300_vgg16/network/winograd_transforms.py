@@ -1,8 +1,9 @@
-"""Winograd's transforms for 3x3 convolutions on tiles of 4x4 outputs, compiled: F(4x4, 3x3) of Lavin and Gray 2015.
+"""Winograd's transforms for 3x3 convolutions on tiles of 4x4 outputs, compiled.
 
-A tile of 4x4 outputs needs 6x6 inputs. Transformed, they are 36 numbers, and the convolution is one product for each of
-these instead of nine for each of 16 outputs: a quarter of the multiplications. Transforms are written for lines of
-numbers, and a tile is transformed along its columns, then along its rows.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015): F(4x4, 3x3). A tile of 4x4 outputs needs 6x6
+inputs. Transformed, they are 36 numbers, and the convolution is one product for each of these instead of nine for each
+of 16 outputs: a quarter of the multiplications. Transforms are written for lines of numbers, and a tile is transformed
+along its columns, then along its rows.
 
 Tiles are numbered row by row, image after image; a kernel works on whole rows of tiles, `first` to `last`, counted over
 the batch. What lies outside an image is 0.
@@ -16,17 +17,20 @@ from ssd300_vgg16.network.compiled import compiled
 TILE = 4
 SPREAD = TILE + 2
 
+# The polynomials are interpolated at 0, the root of 1/2 and of 2 with either sign, and infinity: sums round much less
+# than at the whole numbers of the paper (Alam et al., "Winograd Convolution for Deep Neural Networks", 2022).
+ROOT, HALF_ROOT = np.float32(np.sqrt(2)), np.float32(np.sqrt(0.5))
+
 # Six transformed values of three weights (G in the paper).
 WEIGHTS_TO_SIX = np.array(
     [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
+        [1, 0, 0],
+        [-2 / 3, -np.sqrt(2) / 3, -1 / 3],
+        [-2 / 3, np.sqrt(2) / 3, -1 / 3],
+        [1 / 6, np.sqrt(2) / 6, 1 / 3],
+        [1 / 6, -np.sqrt(2) / 6, 1 / 3],
         [0, 0, 1],
-    ],
-    dtype=np.float32,
+    ]
 )
 
 _IMAGES = types.Array(float32, 4, "C", readonly=True)
@@ -45,36 +49,36 @@ _FOUR = types.UniTuple(float32, 4)
 @compiled(_SIX(*[float32] * 6), **_FUSED)
 def spread_six(d0, d1, d2, d3, d4, d5):
     """Six inputs of a line, transformed (B^T in the paper)."""
-    even, odd = d4 - float32(4) * d2, d3 - float32(4) * d1
-    near, far = d4 - d2, float32(2) * (d3 - d1)
+    even_1, odd_1 = d4 - float32(2) * d2, HALF_ROOT * (d3 - float32(2) * d1)
+    even_2, odd_2 = d4 - float32(0.5) * d2, ROOT * (d3 - float32(0.5) * d1)
     return (
-        float32(4) * (d0 - d2) + near,
-        even + odd,
-        even - odd,
-        near + far,
-        near - far,
-        (d5 - d3) - float32(2) * far,
+        d0 - float32(2.5) * d2 + d4,
+        even_1 + odd_1,
+        even_1 - odd_1,
+        even_2 + odd_2,
+        even_2 - odd_2,
+        d1 - float32(2.5) * d3 + d5,
     )
 
 
 @compiled(_SIX(*[float32] * 4), **_FUSED)
 def spread_four(x0, x1, x2, x3):
     """Four numbers of a line in the place of outputs, transformed (A): the transpose of `outputs_of`."""
-    even, odd = x0 + x2, x1 + x3
-    even_4, odd_8 = x0 + float32(4) * x2, float32(2) * x1 + float32(8) * x3
-    return x0, even + odd, even - odd, even_4 + odd_8, even_4 - odd_8, x3
+    even_1, odd_1 = x0 + float32(0.5) * x2, HALF_ROOT * (x1 + float32(0.5) * x3)
+    even_2, odd_2 = x0 + float32(2) * x2, ROOT * (x1 + float32(2) * x3)
+    return x0, even_1 + odd_1, even_1 - odd_1, even_2 + odd_2, even_2 - odd_2, x3
 
 
 @compiled(_FOUR(*[float32] * 6), **_FUSED)
 def outputs_of(m0, m1, m2, m3, m4, m5):
     """Four outputs of a line from six products (A^T)."""
-    sum_1, difference_1 = m1 + m2, m1 - m2
-    sum_2, difference_2 = m3 + m4, float32(2) * (m3 - m4)
+    sum_1, difference_1 = m1 + m2, HALF_ROOT * (m1 - m2)
+    sum_2, difference_2 = m3 + m4, ROOT * (m3 - m4)
     return (
         m0 + sum_1 + sum_2,
         difference_1 + difference_2,
-        sum_1 + float32(4) * sum_2,
-        difference_1 + float32(4) * difference_2 + m5,
+        float32(0.5) * sum_1 + float32(2) * sum_2,
+        float32(0.5) * difference_1 + float32(2) * difference_2 + m5,
     )
 
 
