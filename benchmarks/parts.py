@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-PHOTOGRAPHS, IMAGES = "{photographs}", "{images}"  # for the suite to fill in: a data set in VOC's layout, its images
+# For the suite to fill in: a data set in VOC's layout, its images, one of these.
+PHOTOGRAPHS, IMAGES, PHOTOGRAPH = "{photographs}", "{images}", "{photograph}"
 
 
 @dataclass(frozen=True)
@@ -71,5 +72,6 @@ PARTS = (
         weights=True,
     ),
     Part("folder", "folder.py", 2, always=(IMAGES,), full=("--rounds", "3", "--photographs", "10"), weights=True),
+    Part("start", "start.py", 1.5, always=(PHOTOGRAPH,), full=("--rounds", "3"), weights=True),
     Part("scaling", "scaling.py", 2, full=("--width", "0.125", "--rounds", "2")),
 )

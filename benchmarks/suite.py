@@ -27,7 +27,7 @@ import page
 import part
 import peers
 import records
-from parts import IMAGES, PARTS, PHOTOGRAPHS, Part
+from parts import IMAGES, PARTS, PHOTOGRAPH, PHOTOGRAPHS, Part
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK_FOLDER = ROOT / "runs" / "benchmarks-quick"
@@ -136,9 +136,10 @@ def command_of(each: Part, options: argparse.Namespace, installed: peers.Peers) 
         command += ["--weights", str(options.weights.absolute())]
     if each.peer_option and any(package in installed for package in each.needs):
         command += [each.peer_option, str(installed.python)]
-    if PHOTOGRAPHS in command or IMAGES in command:
+    if {PHOTOGRAPHS, IMAGES, PHOTOGRAPH} & set(command):
         data = (options.data or made_up_data.photographs(ROOT / "runs" / "benchmarks" / "photographs")).absolute()
-        places = {PHOTOGRAPHS: str(data), IMAGES: str(data / "JPEGImages")}
+        images = data / "JPEGImages"
+        places = {PHOTOGRAPHS: str(data), IMAGES: str(images), PHOTOGRAPH: str(min(images.iterdir()))}
         command = [places.get(word, word) for word in command]
     return command
 

@@ -131,7 +131,7 @@ def test_page_holds_each_part_with_its_table_picture_and_command(tmp_path):
         assert (f"benchmarks-{name}.png" in section) == (name in plots.DRAW)
     for name in plots.DRAW:
         assert (tmp_path / f"benchmarks-{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "Not yet run here: folder." in text
+    assert "Not yet run here: folder, start." in text
     assert "| cpu | a CPU, 2 cores |" in text
 
 
@@ -267,13 +267,16 @@ def test_parts_take_the_arguments_they_are_given(quick):
 
 
 def test_photographs_and_weights_are_given_to_the_parts_that_need_them(tmp_path):
-    (tmp_path / "best.safetensors").touch()
+    (tmp_path / "JPEGImages").mkdir()
+    for name in ("best.safetensors", "JPEGImages/b.jpg", "JPEGImages/a.jpg"):
+        (tmp_path / name).touch()
     options = suite.parse(["--data", str(tmp_path), "--weights", str(tmp_path / "best.safetensors")])
     commands = {part.name: suite.command_of(part, options, peers.Peers(NOWHERE, {})) for part in PARTS}
     assert commands["input_pipeline"][1:3] == ["--data", str(tmp_path)]
     assert commands["folder"][1] == str(tmp_path / "JPEGImages")
+    assert commands["start"][1] == str(tmp_path / "JPEGImages" / "a.jpg")
     weights = [name for name, command in commands.items() if "--weights" in command]
-    assert weights == ["deployment", "folder"]
+    assert weights == ["deployment", "folder", "start"]
     assert not any(str(NOWHERE) in command for command in commands.values())
 
 
