@@ -68,7 +68,8 @@ def _forget_presets_length(parser: argparse.ArgumentParser, given: argparse.Name
 
 def _usual_lr_steps(length: int) -> list[int]:
     """Milestones as far into a training of this length (epochs or steps) as 80 and 110 are into 120."""
-    return [max(1, length * 80 // 120), max(2, length * 110 // 120)]
+    first = max(1, length * 80 // 120)
+    return [first, max(first + 1, length * 110 // 120)]
 
 
 def _milestones_beyond_the_end(options: argparse.Namespace, given: argparse.Namespace) -> list[str]:

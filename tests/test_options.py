@@ -364,6 +364,7 @@ def test_the_papers_runs(preset, model, dataset, iterations, steps):
         ([], (None, 120), [80, 110]),
         (["--epochs", 26], (None, 26), [17, 23]),
         (["--epochs", 1], (None, 1), [1, 2]),
+        (["--epochs", 3], (None, 3), [2, 3]),
         (["--epochs", 26, "--lr-steps", 16, 22], (None, 26), [16, 22]),
         (["--iterations", 60_000], (60_000, None), [40_000, 55_000]),
         (["--preset", "voc300", "--iterations", 1200], (1200, None), [800, 1100]),
