@@ -95,13 +95,7 @@ def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = part.parser(__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--quick", action="store_true", help="one call each of two settings: a rehearsal")
-    peers.add_option(parser)
-    options = parser.parse_args(arguments)
-    options.device = part.checked_device(options.device)
-    return options
+    return peers.options_of(part.parser(__doc__), "one call each of two settings: a rehearsal", arguments)
 
 
 def main() -> None:

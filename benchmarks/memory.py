@@ -114,13 +114,8 @@ def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = part.parser(__doc__)
     parser.set_defaults(rounds=1)  # memory hardly varies
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--quick", action="store_true", help="a forward pass alone: a rehearsal")
     parser.add_argument("--evaluate", action="store_true", help=argparse.SUPPRESS)
-    peers.add_option(parser)
-    options = parser.parse_args(arguments)
-    options.device = part.checked_device(options.device)
-    return options
+    return peers.options_of(parser, "a forward pass alone: a rehearsal", arguments)
 
 
 def main() -> None:

@@ -132,13 +132,7 @@ def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = part.parser(__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--quick", action="store_true", help="one call of one image each: a rehearsal")
-    peers.add_option(parser)
-    options = parser.parse_args(arguments)
-    options.device = part.checked_device(options.device)
-    return options
+    return peers.options_of(part.parser(__doc__), "one call of one image each: a rehearsal", arguments)
 
 
 def main() -> None:

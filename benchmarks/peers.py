@@ -3,8 +3,11 @@
 import argparse
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import part
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_PYTHON = HERE / ".peers" / "bin" / "python"
@@ -50,6 +53,16 @@ def find_peers(python: Path) -> Peers:
     except (OSError, ValueError, subprocess.TimeoutExpired):
         installed = {}
     return Peers(python, {package: installed[package] for package in PACKAGES if package in installed})
+
+
+def options_of(parser: argparse.ArgumentParser, quick: str, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, with --device, --quick, of which `quick` is the help, and --peer-python added."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    add_option(parser)
+    options = parser.parse_args(arguments)
+    options.device = part.checked_device(options.device)
+    return options
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

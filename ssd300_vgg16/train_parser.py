@@ -216,11 +216,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how often to replace a process that was killed, or a data worker (default: %(default)s)",
     )
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help="try two steps and an evaluation batch, estimate memory and time, write nothing",
-    )
+    estimate = "try two steps and an evaluation batch, estimate memory and time, write nothing"
+    group.add_argument("--check", action="store_true", help=estimate)
     group.add_argument(
         "--cache",
         choices=CACHES,

@@ -124,9 +124,12 @@ def test_large_photographs_are_kept_reduced(samples, tmp_path, cache, decoded):
 
 
 def test_turned_photographs_are_kept_turned(samples, cache):
+    shapes = []
     for upright in (False, True):
         samples[0] = replace(samples[0], upright=upright)
-        read(RamCache.create(samples, LEAST_SIDE) if isinstance(cache, RamCache) else cache, samples)
+        made = RamCache.create(samples, LEAST_SIDE) if isinstance(cache, RamCache) else cache
+        shapes.append([read(made, samples)[0].pixels.shape for _ in range(2)])
+    assert shapes[0][0] == shapes[0][1] and shapes[1][0] == shapes[1][1]
 
 
 def test_what_is_kept_in_memory_cannot_be_changed(samples):

@@ -5,6 +5,7 @@ from functools import cache
 import numpy as np
 
 from ssd300_vgg16.network import unrolled_convolution
+from ssd300_vgg16.network.buffers import reused
 from ssd300_vgg16.network.threads import run_in_threads
 from ssd300_vgg16.runtime import flow
 
@@ -56,7 +57,7 @@ def gradients(
 
 def relu_gradient(output_gradient: np.ndarray, output: np.ndarray) -> np.ndarray:
     """The gradient before a ReLU, from the one after it and the ReLU's output, both [B, O, H, W]."""
-    gradient = np.empty_like(output)
+    gradient = reused(output.shape)
 
     def mask(images: range) -> None:
         for image in images:

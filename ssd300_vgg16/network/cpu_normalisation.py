@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ssd300_vgg16.network.buffers import reused
 from ssd300_vgg16.network.threads import run_in_threads
 from ssd300_vgg16.runtime import flow
 
@@ -11,7 +12,7 @@ SQUARED_NORM_FLOOR = 1e-10
 
 def normalise(images: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Images [B, C, H, W] divided by the norm over C at each position, times scale [C]; all float32."""
-    normalised = np.empty(images.shape, dtype=np.float32)
+    normalised = reused(images.shape)
 
     def work(rows: range) -> None:
         for row in rows:
@@ -24,7 +25,7 @@ def normalise(images: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def gradients(images: np.ndarray, scale: np.ndarray, output_gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of `normalise` for images [B, C, H, W] and scale [C]."""
-    images_gradient = np.empty(images.shape, dtype=np.float32)
+    images_gradient = reused(images.shape)
 
     def work(rows: range) -> np.ndarray:
         scale_gradient = np.zeros(len(scale), dtype=np.float32)

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 from numba import float32, int64, types
 
+from ssd300_vgg16.network.buffers import reused
 from ssd300_vgg16.network.compiled import compiled
 from ssd300_vgg16.network.threads import run_in_threads, thread_count
 from ssd300_vgg16.runtime import flow
@@ -17,7 +18,7 @@ def pool(images: np.ndarray) -> np.ndarray:
     """Maxima of 2x2 cells: float32 [B, C, H, W] -> [B, C, ceil(H / 2), ceil(W / 2)]; odd edges by themselves."""
     images = np.ascontiguousarray(images)
     batch, channels, height, width = images.shape
-    pooled = np.empty((batch, channels, (height + 1) // 2, (width + 1) // 2), dtype=np.float32)
+    pooled = reused((batch, channels, (height + 1) // 2, (width + 1) // 2))
     planes = _planes(images), _planes(pooled)
     run_in_threads(lambda parts: [_pool(*planes, *part) for part in parts], _parts(batch * channels))
     return pooled
@@ -25,7 +26,7 @@ def pool(images: np.ndarray) -> np.ndarray:
 
 def pool_gradient(images: np.ndarray, pooled: np.ndarray, pooled_gradient: np.ndarray) -> np.ndarray:
     """Gradient for the images of `pool`: it goes to the first cell of each window that holds the maximum."""
-    gradient = np.empty(images.shape, dtype=np.float32)
+    gradient = reused(images.shape)
     planes = [_planes(np.ascontiguousarray(array)) for array in (images, pooled, pooled_gradient, gradient)]
     run_in_threads(lambda parts: [_hand_back(*planes, *part) for part in parts], _parts(len(planes[0])))
     return gradient

@@ -2,13 +2,14 @@
 
 import numpy as np
 
+from ssd300_vgg16.network.buffers import reused
 from ssd300_vgg16.network.threads import run_in_threads
 from ssd300_vgg16.runtime import flow
 
 
 def swap_last_two(arrays: np.ndarray) -> np.ndarray:
     """float32 [B, M, N] -> [B, N, M], laid out anew."""
-    swapped = np.empty((len(arrays), arrays.shape[2], arrays.shape[1]), dtype=np.float32)
+    swapped = reused((len(arrays), arrays.shape[2], arrays.shape[1]))
 
     def swap(rows: range) -> None:
         for row in rows:

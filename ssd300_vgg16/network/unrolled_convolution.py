@@ -8,7 +8,7 @@ own. Only the kind that makes up nearly all of VGG's work is covered: stride 1, 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ssd300_vgg16.network.buffers import buffer, one_blas_thread
+from ssd300_vgg16.network.buffers import buffer, one_blas_thread, reused
 from ssd300_vgg16.network.threads import run_in_threads, thread_count
 
 # A block is as many rows as fill the buffer, which should fit a core's second-level cache, but never fewer than keep
@@ -26,7 +26,7 @@ def convolve(
     """
     batch, _, height, width = images.shape
     matrix = weight.reshape(len(weight), -1)
-    output = np.empty((batch, len(weight), height * width), dtype=np.float32)
+    output = reused((batch, len(weight), height * width))
     unroll = _Unroller(images, weight.shape[2], dilation)
 
     def multiply(blocks: list[tuple[int, int, int]]) -> None:
@@ -55,7 +55,7 @@ def gradients(
     outputs, _, size, _ = weight.shape
     flat_images = images.reshape(batch, channels, height * width)
     turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)).reshape(channels, -1)
-    images_gradient = np.empty(flat_images.shape, dtype=np.float32) if for_images else None
+    images_gradient = reused(flat_images.shape) if for_images else None
     unroll = _Unroller(output_gradient, size, dilation)
 
     def accumulate(blocks: list[tuple[int, int, int]]) -> np.ndarray:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ssd300_vgg16.network.buffers import buffer, one_blas_thread
+from ssd300_vgg16.network.buffers import buffer, one_blas_thread, reused
 from ssd300_vgg16.network.threads import run_in_threads, thread_count
 from ssd300_vgg16.network.winograd_transforms import (
     SPREAD,
@@ -32,7 +32,7 @@ def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: boo
     """Same-size convolution: images [B, C, H, W], weight [O, C, 3, 3], bias [O] -> [B, O, H, W], all float32."""
     images = np.ascontiguousarray(images)
     batch, channels, height, width = images.shape
-    output = np.empty((batch, len(weight), height, width), dtype=np.float32)
+    output = reused((batch, len(weight), height, width))
     spread_weight = _spread_weight(weight)
 
     def multiply(blocks: list[tuple[int, int]]) -> None:
@@ -69,7 +69,7 @@ def gradients(
     # Gradients for the images are a convolution with the weights turned around; those for the weights are products of
     # the same spread gradients with the images, turned around too.
     turned = _spread_weight(weight, turned=True).transpose(0, 2, 1) if for_images else None
-    images_gradient = np.empty(images.shape, dtype=np.float32) if for_images else None
+    images_gradient = reused(images.shape) if for_images else None
     no_bias = np.zeros(channels, dtype=np.float32)
 
     def multiply(blocks: list[tuple[int, int]]) -> tuple[np.ndarray | None, np.ndarray]:
@@ -117,7 +117,7 @@ def _spread_weight(weight: np.ndarray, turned: bool = False) -> np.ndarray:
 
 def _sum_turned(shares: list[np.ndarray], kernels: int) -> np.ndarray:
     """The sum of the threads' gradients [9, kernels], turned around: [kernels, 9]."""
-    total = np.empty((kernels, 9), dtype=np.float32)
+    total = reused((kernels, 9))
 
     def add(ranges: list[tuple[int, int]]) -> None:
         for first, last in ranges:
