@@ -68,6 +68,7 @@ def _take_back(number: int, memory: memoryview) -> None:
 
 def _give_up_what_others_left() -> None:
     """Free memory is what the last step needed; if sizes are no longer what they were, it may never be used again."""
-    free = sum(size * len(blocks) for size, blocks in list(_free.items()))
-    if free > sum(list(_used.values())):
+    # Of copies: an array may go in the middle of this.
+    free = sum(size * len(blocks) for size, blocks in dict(_free).items())
+    if free > sum(dict(_used).values()):
         _free.clear()
