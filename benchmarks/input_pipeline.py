@@ -234,7 +234,8 @@ def table(medians: dict[str, dict[str, float]], levels: dict[str, dict], options
     """The results as Markdown."""
     from ssd300_vgg16.runtime import cpu_name
 
-    repeat = f"--data VOC_FOLDER --before {options.before} --peer-python VENV/bin/python --rounds {options.rounds}"
+    before = f"--before {options.before} " if options.before else ""
+    repeat = f"--data VOC_FOLDER {before}--peer-python VENV/bin/python --rounds {options.rounds}"
     lines = [
         f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores; load {os.getloadavg()[1]:.1f} at the end, in which "
         f"this script has a part. {options.about}. `ssd` augmentation, 300x300. Medians of {options.rounds} rounds "

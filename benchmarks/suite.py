@@ -1,6 +1,6 @@
 """Run the benchmarks, part by part, and write docs/benchmarks.md with its plots.
 
-    .venv/bin/python benchmarks/suite.py                          all parts, about 25 minutes on two cores
+    .venv/bin/python benchmarks/suite.py                          all parts, about 45 minutes on two cores
     .venv/bin/python benchmarks/suite.py --only network,memory    these parts; the page keeps the others as they were
     .venv/bin/python benchmarks/suite.py --quick                  a rehearsal of a minute or two, into runs/
     .venv/bin/python benchmarks/suite.py --page                   the page alone, from what was measured before
