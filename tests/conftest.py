@@ -17,6 +17,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture
+def no_hang():
+    """A wait that would never end becomes a failure, which no `except Exception` takes for one of its own."""
+    former = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("still waiting after a minute"))
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, former)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """A reader of the reference figures: golden("loss") holds the arrays of golden/loss.npz by name."""

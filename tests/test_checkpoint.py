@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from safetensors.numpy import load_file
 from small_data import WIDTH, metrics_without_times, shapes_folder
 
@@ -473,13 +473,9 @@ def test_a_disk_that_is_full_leaves_the_former_whole(tmp_path):
     """Here it is full after 8 KB of a file of 20."""
     save_checkpoint(tmp_path, small(1), DESCRIPTION, 2)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"step-000000002\.safetensors could not be written \(File too large\)"):
-            save_checkpoint(tmp_path, small(2), DESCRIPTION, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refusal = r"step-000000002\.safetensors could not be written \(File too large\)"
+    with full_disk(at=8192), pytest.raises(UserError, match=refusal):
+        save_checkpoint(tmp_path, small(2), DESCRIPTION, 2)
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
     assert newest_checkpoint(tmp_path)[1:] == (PartlyEqual(1), [])
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import resource
 import shutil
 import signal
 import socket
@@ -30,6 +29,7 @@ from file_server import (
     serving,
     weights_at,
 )
+from full_disk import full_disk
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights import download, resumable
@@ -368,13 +368,9 @@ def test_ctrl_c_leaves_what_has_come(server, tmp_path):
 
 
 def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, limits[1]))
-    try:
-        with pytest.raises(UserError, match=r"weights\.pth\.part could not be written \(File too large\).* SSD_CACHE"):
-            fetch(weights_at(server.url(), mirror.url("mirror.pth")), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refusal = r"weights\.pth\.part could not be written \(File too large\).* SSD_CACHE"
+    with full_disk(at=HALF), pytest.raises(UserError, match=refusal):
+        fetch(weights_at(server.url(), mirror.url("mirror.pth")), tmp_path)
     assert mirror.requests == [], "it is no better with another source"
     assert fetch(weights_at(server.url()), tmp_path).read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={HALF}-"]

@@ -1,7 +1,6 @@
 """The model for ONNX Runtime beside the weights: made once, and used only if it is whole and of these weights."""
 
 import os
-import resource
 import shutil
 import stat
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 from small_data import environment, run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector
@@ -156,12 +156,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(weights, made, monkeypatch,
 def test_a_full_disk_is_no_error(weights, capfd):
     expected = logits(weights)
     kept_beside(weights)[0].unlink()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
+    with full_disk(at=20_000):
         found = logits(weights)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     np.testing.assert_array_equal(found, expected)
     assert kept_beside(weights) == [], "nor is a part of it left"
     assert capfd.readouterr() == ("", "")

@@ -15,6 +15,8 @@ from ssd300_vgg16.data import messages
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_hang")
+
 LARGE, SMALL = 1_000_000, 100
 
 
@@ -53,16 +55,6 @@ def as_worker(channel, monkeypatch):
     monkeypatch.setattr(messages, "_sender", None)
     channel.sender.serve_arrays()
     return channel
-
-
-@pytest.fixture(autouse=True)
-def no_hang():
-    """A wait that would never end becomes a failure."""
-    former = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, former)
 
 
 def open_files():

@@ -1,11 +1,10 @@
 """A run's figures: lines that a run which goes on takes back, and TensorBoard's events."""
 
 import json
-import resource
-import signal
 import struct
 
 import pytest
+from full_disk import full_disk
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssd300_vgg16.errors import UserError
@@ -81,29 +80,15 @@ def test_tensorboard_is_told_which_points_to_forget(tmp_path):
     assert (start.step, start.session_log.status) == (8, SessionLog.START)
 
 
-@pytest.fixture
-def full_disk():
-    """From 4 KB of a file on; a wait that would never end becomes a failure."""
-
-    def fail(*_):
-        raise TimeoutError("a log waits for ever")
-
-    former, limits = signal.signal(signal.SIGALRM, fail), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    signal.alarm(30)
-    yield
-    signal.alarm(0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGALRM, former)
-
-
 # TensorBoard's file cannot be flushed, and so not be closed.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <_io.FileIO:pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path, full_disk):
+@pytest.mark.usefixtures("no_hang")
+def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path):
     log = RunLog(tmp_path)
-    with pytest.raises(UserError, match=r"metrics\.jsonl could not be written \(File too large\): .*--resume"):
-        for step in range(200):
-            log.add("training", step, a=1.0, b=2.0, c=3.0, d=4.0, e=5.0)
-    log.close()
+    with full_disk(at=4096):
+        with pytest.raises(UserError, match=r"metrics\.jsonl could not be written \(File too large\): .*--resume"):
+            for step in range(200):
+                log.add("training", step, a=1.0, b=2.0, c=3.0, d=4.0, e=5.0)
+        log.close()
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == list(range(len(rows))) and len(rows) > 5

@@ -21,22 +21,10 @@ from ssd300_vgg16.data.workers import TASKS_AHEAD_PER_WORKER, WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.default_boxes import default_boxes
 
+pytestmark = pytest.mark.usefixtures("no_hang")
+
 # Pipes hold 64 KB: of more than that, a part has been sent when the other end dies.
 SMALL, LARGE = 10, 1_000_000
-
-
-@pytest.fixture(autouse=True)
-def no_hang():
-    """A wait that would never end becomes a failure."""
-
-    def fail(*_):
-        raise TimeoutError("a pool of workers does not go on")
-
-    former = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, former)
 
 
 @pytest.fixture(scope="module")
