@@ -102,6 +102,14 @@ def _environment_kept() -> Iterator[None]:
             del os.environ[name]
 
 
+def _has_gpu_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def _wait_for_first_process() -> None:
     """Of several processes, OneFlow's first one answers at MASTER_PORT; one that asks too early sleeps ten seconds."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ.get("RANK") == "0":
@@ -117,6 +125,10 @@ def _wait_for_first_process() -> None:
 def _import_oneflow():
     _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
+    if not _has_gpu_driver():
+        # Else three threads, two of which wait by asking again and again, share what may be two cores: one that has
+        # something to do then waits for the others' time slices, 4 ms at a time.
+        os.environ.setdefault("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "0")
     with _native_stderr_held_back(), _interrupt_handler_kept(), _environment_kept():
         try:
             return importlib.import_module("oneflow")

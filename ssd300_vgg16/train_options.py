@@ -50,7 +50,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
     if options.lr_steps is None:
         options.lr_steps = _usual_lr_steps(options.iterations or options.epochs or REFERENCE_EPOCHS)
-    problems = _problems(options) + _problems_of_resuming(options, resumed, _flags(parser))
+    problems = _problems(options, first.weights_backbone) + _problems_of_resuming(options, resumed, _flags(parser))
     if problems:
         raise UserError("; ".join(problems))
     _fill_in(options, backbone_given=bool(resumed) or first.weights_backbone is not None)
@@ -125,13 +125,13 @@ def _options_of(run: Path) -> dict:
     return {name: value for name, value in read_options(run_of(run)).items() if name not in NOT_RESUMED}
 
 
-def _problems(options: argparse.Namespace) -> list[str]:
+def _problems(options: argparse.Namespace, given_backbone: str | None) -> list[str]:
     problems = []
     if options.num_classes is not None and options.num_classes < 2:
         problems.append(f"--num_classes {options.num_classes}: it counts the background, so 2 is the least")
     if sorted(set(options.lr_steps)) != options.lr_steps:
         problems.append(f"--lr-steps {options.lr_steps}: they have to rise")
-    problems += _problems_of_weights(options)
+    problems += _problems_of_weights(options, given_backbone)
     if options.epochs and options.iterations and not options.resume:
         problems.append("--epochs and --iterations exclude each other: a training has one length")
     if options.replay and not Path(options.replay).exists():
@@ -145,7 +145,7 @@ def _problems(options: argparse.Namespace) -> list[str]:
     return problems
 
 
-def _problems_of_weights(options: argparse.Namespace) -> list[str]:
+def _problems_of_weights(options: argparse.Namespace, given_backbone: str | None) -> list[str]:
     problems = []
     if options.test_only and not (options.load or options.pretrained or options.resume):
         problems.append("--test-only needs weights: give --load W, --pretrained or --resume RUN")
@@ -153,6 +153,8 @@ def _problems_of_weights(options: argparse.Namespace) -> list[str]:
     given = [f"--{name}" for name in starts if getattr(options, name)]
     if len(given) > 1:
         problems.append(f"{' and '.join(given)} exclude each other: each brings its own weights")
+    if given and given_backbone not in (None, NO_WEIGHTS):
+        problems.append(f"{given[0]} and --weights-backbone exclude each other: a detector's weights have a backbone")
     if options.pretrained and options.model not in (None, *TRAINED_DETECTOR):
         problems.append(f"--pretrained: there are no published weights of {options.model}")
     if options.resume and not Path(options.resume).exists():

@@ -1,9 +1,11 @@
 """The convolutions in numpy, by either method, against OneFlow's own."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import cpu_convolution, threads, unrolled_convolution, winograd
+from ssd300_vgg16.network import cpu_convolution, threads, unrolled_convolution, weight_layouts, winograd
 from ssd300_vgg16.network.cpu_convolution import (
     convolution_function,
     convolve,
@@ -45,7 +47,7 @@ def method(request, monkeypatch):
     """Runs the test with either method, whatever the size; sizes that Winograd's does not fit are unrolled."""
     least = 0 if request.param == "winograd" else 10**9
     monkeypatch.setattr(cpu_convolution, "WINOGRAD_OUTPUTS", least)
-    monkeypatch.setattr(cpu_convolution, "WINOGRAD_PIXELS", least)
+    monkeypatch.setattr(cpu_convolution, "WINOGRAD_TILES", least)
     return request.param
 
 
@@ -175,6 +177,19 @@ def test_the_same_sums_every_time(method, thread_count):
         np.testing.assert_array_equal(one, other)
 
 
+def test_one_thread_may_take_the_shares_of_two(method, monkeypatch):
+    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    for module in (unrolled_convolution, winograd, weight_layouts):
+        monkeypatch.setattr(module, "thread_count", lambda: 2)
+    arrays = random_arrays((2, 8, 20, 20), (4, 8, 3, 3), (2, 4, 20, 20))
+    expected = gradients(*arrays, None, 1, True)
+    with ThreadPoolExecutor(1) as only:
+        monkeypatch.setattr(threads, "_executor", lambda: only)
+        found = gradients(*arrays, None, 1, True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_nothing_is_written_into_arguments(method):
     """The arrays are read-only: writing raises."""
     images, weight, bias, output_gradient = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,), (2, 4, 9, 9))
@@ -227,14 +242,16 @@ def test_what_is_not_a_number_stays_so(method, relu):
     [
         ((1, 64, 38, 38), (64, 64, 3, 3), 1, True),
         ((1, 3, 300, 300), (64, 3, 3, 3), 1, True),
-        ((1, 64, 10, 10), (64, 64, 3, 3), 1, False),
+        ((1, 64, 32, 32), (64, 64, 3, 3), 1, True),
+        ((1, 64, 28, 28), (64, 64, 3, 3), 1, False),
+        ((2, 64, 29, 29), (64, 64, 3, 3), 1, True),
         ((1, 64, 38, 38), (16, 64, 3, 3), 1, False),
         ((1, 64, 38, 38), (64, 64, 1, 1), 1, False),
         ((1, 64, 38, 38), (64, 64, 5, 5), 1, False),
         ((1, 64, 38, 38), (64, 64, 3, 3), 6, False),
     ],
 )
-def test_winograds_method_is_for_large_maps_and_many_outputs(images, weight, dilation, pays):
+def test_winograds_method_is_for_many_tiles_and_outputs(images, weight, dilation, pays):
     assert winograd_pays(np.empty(images), np.empty(weight), dilation) is pays
 
 

@@ -268,6 +268,10 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
             "--load and --pretrained exclude each other: each brings its own weights",
         ),
         (
+            ["--pretrained", "--weights-backbone", "vgg16_reducedfc"],
+            "--pretrained and --weights-backbone exclude each other: a detector's weights have a backbone",
+        ),
+        (
             ["--pretrained", "--model", "ssd512_vgg16_highres"],
             "--pretrained: there are no published weights of ssd512_vgg16_highres",
         ),

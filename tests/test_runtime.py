@@ -169,6 +169,15 @@ def test_an_oneflow_that_cannot_be_imported_is_explained(monkeypatch):
         runtime._import_oneflow()
 
 
+@pytest.mark.parametrize("has_driver", [False, True])
+def test_where_there_is_no_gpu_the_scheduling_thread_computes(monkeypatch, has_driver):
+    monkeypatch.setenv("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "to be restored")
+    monkeypatch.delenv("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD")
+    monkeypatch.setattr(runtime, "_has_gpu_driver", lambda: has_driver)
+    runtime._import_oneflow()
+    assert os.environ.get("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD") == (None if has_driver else "0")
+
+
 @pytest.mark.parametrize(
     ("flags", "kernels"),
     [

@@ -9,8 +9,10 @@ from ssd300_vgg16.network.buffers import reused
 from ssd300_vgg16.network.threads import run_in_threads
 from ssd300_vgg16.runtime import flow
 
-# Below these, transforming tiles takes longer than it saves in products.
-WINOGRAD_OUTPUTS, WINOGRAD_PIXELS = 32, 256
+# With fewer outputs, transforming tiles takes longer than it saves in products; with fewer tiles in a batch,
+# transforming weights does.
+WINOGRAD_OUTPUTS, WINOGRAD_TILES = 32, 64
+WINOGRAD_TILE = 4
 
 
 def covers(kernel_size: int, stride: int, padding: int, dilation: int) -> bool:
@@ -20,9 +22,10 @@ def covers(kernel_size: int, stride: int, padding: int, dilation: int) -> bool:
 
 def winograd_pays(images: np.ndarray, weight: np.ndarray, dilation: int) -> bool:
     """Whether Winograd's method is faster than unrolling for images [B, C, H, W] and weight [O, C, K, K]."""
-    height, width = images.shape[2:]
+    batch, _, height, width = images.shape
+    tiles = batch * -(-height // WINOGRAD_TILE) * -(-width // WINOGRAD_TILE)
     fits = weight.shape[2] == 3 and dilation == 1
-    return fits and len(weight) >= WINOGRAD_OUTPUTS and height * width >= WINOGRAD_PIXELS
+    return fits and len(weight) >= WINOGRAD_OUTPUTS and tiles >= WINOGRAD_TILES
 
 
 def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation: int = 1, relu: bool = False):

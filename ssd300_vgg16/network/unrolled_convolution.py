@@ -51,28 +51,34 @@ def gradients(
     Both large ones are products with the same unrolled rows of output_gradient [B, O, H, W]: the images' with the
     weights turned around, the weights' with the images.
     """
+    from ssd300_vgg16.network.weight_layouts import sum_by_tap, turned_around  # compiled: only training loads it
+
     batch, channels, height, width = images.shape
     outputs, _, size, _ = weight.shape
     flat_images = images.reshape(batch, channels, height * width)
-    turned = np.ascontiguousarray(weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)).reshape(channels, -1)
+    turned = turned_around(weight.reshape(outputs, channels, -1)).reshape(channels, -1) if for_images else None
     images_gradient = reused(flat_images.shape) if for_images else None
     unroll = _Unroller(output_gradient, size, dilation)
 
-    def accumulate(blocks: list[tuple[int, int, int]]) -> np.ndarray:
-        total = np.zeros((outputs * size * size, channels), dtype=np.float32)
-        for image, first, last in blocks:
+    def accumulate(blocks: list[tuple[int, int, int]]) -> np.ndarray | None:
+        if not blocks:
+            return None
+        # Not a buffer: one thread may take the shares of two.
+        total, part = reused((outputs * size * size, channels)), buffer("part", (outputs * size * size, channels))
+        for number, (image, first, last) in enumerate(blocks):
             unrolled = unroll(image, first, last)
             rows = np.s_[image, :, first * width : last * width]
             if for_images:
                 np.matmul(turned, unrolled, out=images_gradient[rows])
-            total += unrolled @ flat_images[rows].T
-        return total
+            np.matmul(unrolled, flat_images[rows].T, out=part if number else total)
+            if number:
+                total += part
+        return total.reshape(outputs, size * size, channels)
 
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
         shares = run_in_threads(accumulate, unroll.blocks())
-    by_tap = sum(shares).reshape(outputs, size, size, channels)
-    weight_gradient = by_tap[:, ::-1, ::-1].transpose(0, 3, 1, 2).copy()
+    weight_gradient = sum_by_tap([share for share in shares if share is not None]).reshape(weight.shape)
     bias_gradient = output_gradient.sum(axis=(0, 2, 3))
     return images_gradient.reshape(images.shape) if for_images else None, weight_gradient, bias_gradient
 

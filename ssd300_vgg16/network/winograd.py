@@ -26,6 +26,8 @@ KERNELS = 1 << 14  # likewise
 LEAST_TILES = 32
 SQUARE = SPREAD * SPREAD
 _WEIGHTS_TO_SQUARE = np.kron(WEIGHTS_TO_SIX, WEIGHTS_TO_SIX).astype(np.float32)
+# Those of weights turned around. (Turning the weights themselves would do, but BLAS reads no array backwards.)
+_TURNED_TO_SQUARE = np.ascontiguousarray(_WEIGHTS_TO_SQUARE[:, ::-1])
 
 
 def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool = False) -> np.ndarray:
@@ -104,11 +106,11 @@ def _spread_weight(weight: np.ndarray, turned: bool = False) -> np.ndarray:
     """Weight [O, C, 3, 3], turned around if asked for, transformed: [36, O, C], valid until the next is asked for."""
     kernels = weight.reshape(-1, 9)
     spread = buffer("weight", (SQUARE, len(kernels)))
+    transform = _TURNED_TO_SQUARE if turned else _WEIGHTS_TO_SQUARE
 
     def multiply(ranges: list[tuple[int, int]]) -> None:
         for first, last in ranges:
-            taps = kernels[first:last, ::-1] if turned else kernels[first:last]
-            np.matmul(_WEIGHTS_TO_SQUARE, taps.T, out=spread[:, first:last])
+            np.matmul(transform, kernels[first:last].T, out=spread[:, first:last])
 
     with one_blas_thread():
         run_in_threads(multiply, _ranges(len(kernels), KERNELS))
