@@ -54,6 +54,8 @@ def _load(paths: list[Path]) -> bool:
 
 def _put_mkl_before_bundled_blas() -> bool:
     """The BLAS inside OneFlow's wheel is slower than MKL; where MKL is absent, `blas` has chosen its kernels."""
+    # MKL's threads look out for more to do for 200 ms, if not told otherwise, on the cores that others compute on.
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
     return _load([Path(sys.prefix) / "lib" / name for name in MKL_LIBRARIES])
 
 
