@@ -35,6 +35,7 @@ MKL_LIBRARIES = ("libiomp5.so", "libmkl_rt.so.2")
 # Compute capabilities that the wheel of OneFlow 0.9.0 on PyPI holds code for; it holds no PTX for later ones.
 WHEEL_VERSION = "0.9.0"
 WHEEL_CAPABILITIES = ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
+COMPUTE_ON_WORKER_THREAD = "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD"
 FIRST_PROCESS_SECONDS = 300.0  # then OneFlow's own import waits, and says what it waits for
 NO_CODE_FOR_GPU = (
     "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for "
@@ -104,6 +105,23 @@ def _environment_kept() -> Iterator[None]:
             del os.environ[name]
 
 
+def _choose_computing_thread() -> None:
+    """On the CPU, OneFlow's scheduling thread had better compute as well.
+
+    Else three threads, two of which wait by asking again and again, share what may be two cores, and one that has
+    something to do waits for the others' time slices, 4 ms at a time. But of several processes, one in whose scheduling
+    thread another is waited for cannot end.
+    """
+    if _is_one_of_several():
+        os.environ[COMPUTE_ON_WORKER_THREAD] = "1"
+    elif not _has_gpu_driver():
+        os.environ.setdefault(COMPUTE_ON_WORKER_THREAD, "0")
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def _has_gpu_driver() -> bool:
     try:
         ctypes.CDLL("libcuda.so.1")
@@ -114,7 +132,7 @@ def _has_gpu_driver() -> bool:
 
 def _wait_for_first_process() -> None:
     """Of several processes, OneFlow's first one answers at MASTER_PORT; one that asks too early sleeps ten seconds."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or os.environ.get("RANK") == "0":
+    if not _is_one_of_several() or os.environ.get("RANK") == "0":
         return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + FIRST_PROCESS_SECONDS
@@ -127,10 +145,7 @@ def _wait_for_first_process() -> None:
 def _import_oneflow():
     _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
-    if not _has_gpu_driver():
-        # Else three threads, two of which wait by asking again and again, share what may be two cores: one that has
-        # something to do then waits for the others' time slices, 4 ms at a time.
-        os.environ.setdefault("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "0")
+    _choose_computing_thread()
     with _native_stderr_held_back(), _interrupt_handler_kept(), _environment_kept():
         try:
             return importlib.import_module("oneflow")

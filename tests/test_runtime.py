@@ -169,13 +169,25 @@ def test_an_oneflow_that_cannot_be_imported_is_explained(monkeypatch):
         runtime._import_oneflow()
 
 
-@pytest.mark.parametrize("has_driver", [False, True])
-def test_where_there_is_no_gpu_the_scheduling_thread_computes(monkeypatch, has_driver):
-    monkeypatch.setenv("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "to be restored")
-    monkeypatch.delenv("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD")
+@pytest.mark.parametrize(
+    ("processes", "has_driver", "before", "expected"),
+    [
+        (1, False, None, "0"),
+        (1, False, "1", "1"),
+        (1, True, None, None),
+        (2, False, None, "1"),
+        (2, False, "0", "1"),
+        (2, True, None, "1"),
+    ],
+)
+def test_which_thread_computes(monkeypatch, processes, has_driver, before, expected):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv(runtime.COMPUTE_ON_WORKER_THREAD, before or "to be restored")
+    if before is None:
+        monkeypatch.delenv(runtime.COMPUTE_ON_WORKER_THREAD)
     monkeypatch.setattr(runtime, "_has_gpu_driver", lambda: has_driver)
-    runtime._import_oneflow()
-    assert os.environ.get("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD") == (None if has_driver else "0")
+    runtime._choose_computing_thread()
+    assert os.environ.get(runtime.COMPUTE_ON_WORKER_THREAD) == expected
 
 
 @pytest.mark.parametrize(

@@ -80,16 +80,22 @@ def convolution_function(dilation: int, relu: bool) -> type:
     class Convolution(flow.autograd.Function):
         @staticmethod
         def forward(ctx, images, weight, bias):
-            output = flow.from_numpy(convolve(images.numpy(), weight.numpy(), bias.numpy(), dilation, relu))
+            arrays = images.numpy(), weight.numpy()
+            output = convolve(*arrays, bias.numpy(), dilation, relu)
+            ctx.arrays = *arrays, output
+            output = flow.from_numpy(output)
             ctx.save_for_backward(images, weight, output)
             return output
 
         @staticmethod
         def backward(ctx, output_gradient):
-            images, weight, output = ctx.saved_tensors
-            arrays = images.numpy(), weight.numpy(), output_gradient.numpy(), output.numpy() if relu else None
+            saved = ctx.saved_tensors
+            # An array is had without waiting for OneFlow, but is not let go by it: only the first time, and no longer.
+            images, weight, output = ctx.arrays or [tensor.numpy() for tensor in saved]
+            ctx.arrays = None
             # The photographs themselves need no gradient.
-            found = gradients(*arrays, dilation, images.requires_grad)
+            for_images = saved[0].requires_grad
+            found = gradients(images, weight, output_gradient.numpy(), output if relu else None, dilation, for_images)
             return tuple(None if array is None else flow.from_numpy(array) for array in found)
 
     Convolution.__name__ = f"ConvolutionDilated{dilation}{'ReLU' if relu else ''}"
