@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.gpu_driver import has_gpu_driver
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -114,20 +115,12 @@ def _choose_computing_thread() -> None:
     """
     if _is_one_of_several():
         os.environ[COMPUTE_ON_WORKER_THREAD] = "1"
-    elif not _has_gpu_driver():
+    elif not has_gpu_driver():
         os.environ.setdefault(COMPUTE_ON_WORKER_THREAD, "0")
 
 
 def _is_one_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
-def _has_gpu_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _wait_for_first_process() -> None:

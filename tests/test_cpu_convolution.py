@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import cpu_convolution, threads, unrolled_convolution, weight_layouts, winograd
+from ssd300_vgg16.network import cpu_convolution, threads, unrolled_convolution, winograd
 from ssd300_vgg16.network.cpu_convolution import (
     convolution_function,
     convolve,
@@ -179,7 +179,7 @@ def test_the_same_sums_every_time(method, thread_count):
 
 def test_one_thread_may_take_the_shares_of_two(method, monkeypatch):
     monkeypatch.setattr(threads, "thread_count", lambda: 2)
-    for module in (unrolled_convolution, winograd, weight_layouts):
+    for module in (unrolled_convolution, winograd):
         monkeypatch.setattr(module, "thread_count", lambda: 2)
     arrays = random_arrays((2, 8, 20, 20), (4, 8, 3, 3), (2, 4, 20, 20))
     expected = gradients(*arrays, None, 1, True)

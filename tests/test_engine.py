@@ -84,7 +84,7 @@ def test_oneflow_is_asked_for_a_device_only_where_it_may_not_be_the_cpu(monkeypa
     asked = []
     monkeypatch.setattr(runtime, "resolve_device", lambda name: asked.append(name) or "cuda:3")
     for driver in (True, False):
-        monkeypatch.setattr(engine, "_has_gpu_driver", lambda driver=driver: driver)
+        monkeypatch.setattr(engine, "has_gpu_driver", lambda driver=driver: driver)
         assert engine.resolve_device("cpu") == "cpu"
         assert engine.resolve_device("cuda") == "cuda:3"
         assert engine.resolve_device(None) == ("cuda:3" if driver else "cpu")

@@ -185,7 +185,7 @@ def test_which_thread_computes(monkeypatch, processes, has_driver, before, expec
     monkeypatch.setenv(runtime.COMPUTE_ON_WORKER_THREAD, before or "to be restored")
     if before is None:
         monkeypatch.delenv(runtime.COMPUTE_ON_WORKER_THREAD)
-    monkeypatch.setattr(runtime, "_has_gpu_driver", lambda: has_driver)
+    monkeypatch.setattr(runtime, "has_gpu_driver", lambda: has_driver)
     runtime._choose_computing_thread()
     assert os.environ.get(runtime.COMPUTE_ON_WORKER_THREAD) == expected
 

@@ -1,8 +1,7 @@
 """What computes the network when it detects: OneFlow, or ONNX Runtime. Imports neither, unless a GPU is in question."""
 
-import ctypes
-
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.gpu_driver import has_gpu_driver
 
 ONEFLOW, ONNX_RUNTIME, AUTO = "oneflow", "onnxruntime", "auto"
 ENGINES = (AUTO, ONEFLOW, ONNX_RUNTIME)
@@ -24,16 +23,8 @@ def resolve_engine(name: str, device: str) -> str:
 
 def resolve_device(name: str | None) -> str:
     """As `runtime.resolve_device`, but where that is the CPU anyway, OneFlow's import is spared, the longest of all."""
-    if name == "cpu" or (name is None and not _has_gpu_driver()):
+    if name == "cpu" or (name is None and not has_gpu_driver()):
         return "cpu"
     from ssd300_vgg16 import runtime
 
     return runtime.resolve_device(name)
-
-
-def _has_gpu_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True

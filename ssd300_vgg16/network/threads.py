@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,6 +23,11 @@ def _executor() -> ThreadPoolExecutor:
 def share_out(items: Sequence) -> list[Sequence]:
     """A fixed share of the items for each thread, neighbours to different threads."""
     return [items[start :: thread_count()] for start in range(thread_count())]
+
+
+def ranges_of(count: int) -> list[tuple[int, int]]:
+    """(first, last) of a share of so many neighbours for each thread."""
+    return list(pairwise(count * number // thread_count() for number in range(thread_count() + 1)))
 
 
 def run_in_threads(work: Callable[[Sequence], object], items: Sequence) -> list:

@@ -1,13 +1,11 @@
 """A convolution's weights [O, C, taps] turned around for its gradients, compiled: numpy's copies take far longer."""
 
-from itertools import pairwise
-
 import numpy as np
 from numba import float32, int64, types
 
 from ssd300_vgg16.network.buffers import reused
 from ssd300_vgg16.network.compiled import compiled
-from ssd300_vgg16.network.threads import run_in_threads, thread_count
+from ssd300_vgg16.network.threads import ranges_of, run_in_threads
 
 _WEIGHT = types.Array(float32, 3, "C", readonly=True)
 _MADE = types.Array(float32, 3, "C")
@@ -20,7 +18,7 @@ def turned_around(weight: np.ndarray) -> np.ndarray:
     weight = np.ascontiguousarray(weight)
     outputs, channels, taps = weight.shape
     turned = reused((channels, outputs, taps))
-    run_in_threads(lambda ranges: [_turn(weight, turned, *each) for each in ranges], _ranges(channels))
+    run_in_threads(lambda ranges: [_turn(weight, turned, *each) for each in ranges], ranges_of(channels))
     return turned
 
 
@@ -37,13 +35,8 @@ def sum_by_tap(shares: list[np.ndarray]) -> np.ndarray:
                     total[row] += other[row]
                 _lay_out(total, gradient, row)
 
-    run_in_threads(add, _ranges(outputs))
+    run_in_threads(add, ranges_of(outputs))
     return gradient
-
-
-def _ranges(count: int) -> list[tuple[int, int]]:
-    """(first, last) of each thread's share."""
-    return list(pairwise(count * number // thread_count() for number in range(thread_count() + 1)))
 
 
 @compiled(types.void(_WEIGHT, _MADE, int64, int64))
