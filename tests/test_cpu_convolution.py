@@ -190,6 +190,16 @@ def test_one_thread_may_take_the_shares_of_two(method, monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
+def test_going_back_twice_gives_twice_the_gradients():
+    tensors = [flow.tensor(array, requires_grad=True) for array in random_arrays((1, 3, 9, 9), (4, 3, 3, 3), (4,))]
+    total = convolution_function(1, True).apply(*tensors).sum()
+    total.backward(retain_graph=True)
+    once = [tensor.grad.numpy().copy() for tensor in tensors]
+    total.backward()
+    for tensor, gradient in zip(tensors, once, strict=True):
+        np.testing.assert_array_equal(tensor.grad.numpy(), 2 * gradient)
+
+
 def test_nothing_is_written_into_arguments(method):
     """The arrays are read-only: writing raises."""
     images, weight, bias, output_gradient = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,), (2, 4, 9, 9))
