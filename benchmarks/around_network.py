@@ -84,7 +84,7 @@ def package_matching(objects: int) -> Callable[[], object]:
     import numpy as np
 
     from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
-    from ssd300_vgg16.network.default_boxes import default_boxes
+    from ssd300_vgg16.network.variants import default_boxes
 
     index, [(boxes, labels)] = DefaultBoxIndex(default_boxes()), random_objects(1, 300, 91, objects)
     targets = np.zeros((8732, 4), dtype=np.float32), np.zeros(8732, dtype=np.int64)
@@ -95,8 +95,8 @@ def package_loss(objects: int) -> Callable[[], object]:
     import numpy as np
 
     from ssd300_vgg16.data.matching import training_targets
-    from ssd300_vgg16.network.default_boxes import default_boxes
     from ssd300_vgg16.network.loss import multibox_loss
+    from ssd300_vgg16.network.variants import default_boxes
     from ssd300_vgg16.runtime import flow
 
     targets = [training_targets(*each, default_boxes()) for each in random_objects(LOSS_BATCH, 300, 91, objects)]

@@ -133,7 +133,7 @@ def run_faster(dataset: Dataset, found: list, path: Path):
 
 def run_ours(dataset: Dataset, found: list, path: Path):
     from ssd300_vgg16.metrics.coco_ap import coco_ap
-    from ssd300_vgg16.metrics.coco_results import coco_results
+    from ssd300_vgg16.metrics.evaluation import coco_results
 
     results = coco_results(dataset, list(range(len(dataset.samples))), found)
     return _numbers(coco_ap(results)), lambda: results.write(path)

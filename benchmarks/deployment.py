@@ -32,9 +32,9 @@ from made_up_weights import save_made_up
 
 from ssd300_vgg16 import export
 from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.formats import KINDS, DataSource
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.data.source import KINDS, DataSource
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.metrics.evaluation import Detect, evaluate

@@ -130,10 +130,9 @@ def oneflow_training(job: Job) -> Callable[[], None]:
 
     from ssd300_vgg16.data.loader import TrainingBatch
     from ssd300_vgg16.data.matching import training_targets
-    from ssd300_vgg16.network.default_boxes import default_boxes
-    from ssd300_vgg16.processes.world import ALONE
-    from ssd300_vgg16.training.plan import UpdateRule
-    from ssd300_vgg16.training.schedule import Schedule
+    from ssd300_vgg16.distributed.world import ALONE
+    from ssd300_vgg16.network.variants import default_boxes
+    from ssd300_vgg16.training.config import Schedule, UpdateRule
     from ssd300_vgg16.training.step import make_step
 
     schedule = Schedule("multistep", 1e-6, 1000, 1)
@@ -157,9 +156,8 @@ def write_random_weights(path: str, model: str, classes: int) -> None:
     made = our_model(Job(FORWARD, classes=classes, model=model))
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.detector import Detector
-    from ssd300_vgg16.weights.description import ModelDescription
-    from ssd300_vgg16.weights.file import save_weights
     from ssd300_vgg16.weights.model import model_tensors
+    from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
     categories = tuple(Category(label, label, f"class {label}") for label in range(1, classes))
     save_weights(Path(path), model_tensors(made), ModelDescription(classes, 1.0, categories, made.variant))

@@ -26,8 +26,8 @@ from made_up_weights import save_made_up
 
 from ssd300_vgg16.data.images import find_images, read_image
 from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.detect_files import Photograph, _draw, detect_each
 from ssd300_vgg16.detector import Detector
-from ssd300_vgg16.photographs import Photograph, _draw, detect_each
 
 HERE = Path(__file__).parent
 SHOWN = 0.25  # the score threshold of infer.sh

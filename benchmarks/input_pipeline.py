@@ -76,7 +76,7 @@ def stage_rates(samples) -> dict[str, float]:
     import numpy as np
 
     from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
-    from ssd300_vgg16.network.default_boxes import default_boxes
+    from ssd300_vgg16.network.variants import default_boxes
 
     read, augment = steps_of_the_package()
     index = DefaultBoxIndex(default_boxes())  # made once for a batch
@@ -139,7 +139,7 @@ def caches(samples) -> Iterator[tuple]:
 def loader_rate(samples, pool, cache=None, step: Callable = lambda: None) -> float:
     """Images per second of the clock, after an epoch that starts the processes and fills the cache."""
     from ssd300_vgg16.data.loader import TrainingRecipe, training_batches
-    from ssd300_vgg16.network.default_boxes import default_boxes
+    from ssd300_vgg16.network.variants import default_boxes
 
     recipe = TrainingRecipe(BATCH, "ssd", 0, default_boxes(), 300)
     recipe = replace(recipe, cache=cache) if cache else recipe

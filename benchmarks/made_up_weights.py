@@ -12,15 +12,14 @@ import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
 # isort: split
 import numpy as np
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.images import find_images, read_image
 from ssd300_vgg16.data.loader import network_input
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.network.ssd import SSD300, ScoringHead
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import save_weights
 from ssd300_vgg16.weights.model import model_tensors
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
 CLASSES = 91
 LOGITS_DEVIATION, OFFSETS_DEVIATION = 2.0, 1.0

@@ -56,9 +56,8 @@ def evaluate() -> float:
     from ssd300_vgg16 import evaluate as command
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.data.shapes import CATEGORY_IDS, write_shapes
-    from ssd300_vgg16.weights.description import ModelDescription
-    from ssd300_vgg16.weights.file import save_weights
     from ssd300_vgg16.weights.model import build_model, model_tensors
+    from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
     named = CATEGORY_IDS.items()
     categories = tuple(Category(label, id_, name) for label, (name, id_) in enumerate(named, start=1))

@@ -25,8 +25,8 @@ import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, _softmax, postprocess
+from ssd300_vgg16.network.variants import default_boxes
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "tests" / "golden" / "postprocess.npz"

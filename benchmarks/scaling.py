@@ -60,8 +60,8 @@ def timed(owner: type, name: str) -> list[float]:
 
 def run_case(folder: Path, width: float, processes: int, threads: int, kind: str) -> tuple[float, float]:
     """Images per second, and the share of the time outside the network."""
-    from ssd300_vgg16.processes.job import Job
-    from ssd300_vgg16.processes.supervisor import supervise
+    from ssd300_vgg16.distributed.job import Job
+    from ssd300_vgg16.distributed.launcher import supervise
 
     steps = SIZES[width] + WARM_UP
     arguments = ["--data-path", str(folder / f"shapes{steps}"), "--preset", "narrow", "--width", str(width)]

@@ -6,7 +6,7 @@ once and data workers stay free of OneFlow.
 
 from importlib import import_module
 
-from ssd300_vgg16.blas import use_widest_kernels
+from ssd300_vgg16.machine import use_widest_kernels
 
 # Before anything imports numpy: its BLAS chooses its kernels when it is loaded.
 use_widest_kernels()

@@ -9,10 +9,10 @@ import numpy as np
 
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.deploy.engine import AUTO, ONNX_RUNTIME, resolve_device, resolve_engine
+from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_device, resolve_engine
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
 from ssd300_vgg16.training.run_folder import find_weights
-from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 if TYPE_CHECKING:  # OneFlow is imported only where it computes: detecting with ONNX Runtime starts without it
     from ssd300_vgg16.network.ssd import SSD
@@ -62,7 +62,7 @@ class Detector:
         engine = resolve_engine(engine, device)
         weights = find_weights(Path(path))
         if engine == ONNX_RUNTIME:
-            from ssd300_vgg16.deploy.kept_model import onnx_runtime_network
+            from ssd300_vgg16.deploy.cache import onnx_runtime_network
 
             network, description = onnx_runtime_network(weights)
             return cls(None, description, device, score_threshold, network, weights)

@@ -10,11 +10,11 @@ import os
 import sys
 from pathlib import Path
 
-from ssd300_vgg16 import command_line
-from ssd300_vgg16.data.source import DataSource, split_location
-from ssd300_vgg16.deploy.engine import AUTO
-from ssd300_vgg16.processes.job import job_from
-from ssd300_vgg16.processes.supervisor import supervise
+from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.data.formats import DataSource, split_location
+from ssd300_vgg16.deploy.session import AUTO
+from ssd300_vgg16.distributed.job import job_from
+from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run, write_json
 
 EVALUATIONS = Path("evaluations")
@@ -73,8 +73,8 @@ def evaluate_weights(
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
     from ssd300_vgg16.data.workers import WorkerPool
     from ssd300_vgg16.detector import Detector
+    from ssd300_vgg16.distributed.world import this_world
     from ssd300_vgg16.metrics.evaluation import evaluate
-    from ssd300_vgg16.processes.world import this_world
     from ssd300_vgg16.runtime import resolve_device
 
     world = this_world()

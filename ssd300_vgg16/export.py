@@ -11,7 +11,7 @@ The input is uint8 [batch, 3, S, S], RGB, S 300 or 512, a batch of any size.
 import argparse
 from pathlib import Path
 
-from ssd300_vgg16 import command_line
+from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.images import find_images
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training.run_folder import find_weights
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
     made = onnx_model(model, description, options.outputs, threshold)
     if images:
-        from ssd300_vgg16.deploy.quantise import quantised
+        from ssd300_vgg16.deploy.model import quantised
 
         made = quantised(made, images, model.layout.image_size)
     save(options.to, made)

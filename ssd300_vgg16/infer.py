@@ -14,11 +14,11 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from ssd300_vgg16 import command_line
+from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.training.run_folder import is_published_name, newest_run, read_options, run_of
-from ssd300_vgg16.training.stopping import StopRequest
 
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
@@ -109,7 +109,7 @@ def _samples_of(weights: Path) -> list[Path]:
 def _detect_all(detector, images: list[Path], output: Path, most: int, batch_size: int, skip: int) -> int:
     from tqdm import tqdm
 
-    from ssd300_vgg16.photographs import JsonList, Photograph, detect_each
+    from ssd300_vgg16.detect_files import JsonList, Photograph, detect_each
 
     output.mkdir(parents=True, exist_ok=True)
     numbered = map(Photograph, range(1, len(images) + 1), images, _picture_places(images, output))

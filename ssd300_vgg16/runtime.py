@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.gpu_driver import has_gpu_driver
+from ssd300_vgg16.machine import has_gpu_driver
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (

@@ -13,14 +13,13 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd300_vgg16 import command_line, train_options, train_start
+from ssd300_vgg16.cli import command_line, train_options
 from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.distributed.job import Job, job_from
+from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.processes.job import Job, job_from
-from ssd300_vgg16.processes.supervisor import supervise
-from ssd300_vgg16.training import run_folder
-from ssd300_vgg16.training.plan import Plan, UpdateRule, refuse_compiled
-from ssd300_vgg16.training.schedule import Schedule
+from ssd300_vgg16.training import run, run_folder
+from ssd300_vgg16.training.config import Plan, Schedule, UpdateRule, refuse_compiled
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +57,7 @@ def _supervise(job: Job, options: argparse.Namespace, arguments: list[str]) -> i
         raise UserError(f"--batch-size {options.batch_size}: less than one image for each of the processes")
     for split in ("val",) if options.test_only else ("train", "val"):
         train_options.source(options).locate(split)  # what is missing is said once; what is generated, generated once
-    train_start.download_weights(options)
+    run.download_weights(options)
     module = [sys.executable, "-m", "ssd300_vgg16.train"]
     if options.test_only or options.check:
         return supervise(job, [*module, *arguments], lambda: [*module, *arguments], restarts=0, advice="")
@@ -89,7 +88,7 @@ def _resume_command(folder: Path) -> str:
 
 def _train(options: argparse.Namespace) -> int:
     from ssd300_vgg16.data.workers import WorkerPool
-    from ssd300_vgg16.processes.world import this_world
+    from ssd300_vgg16.distributed.world import this_world
     from ssd300_vgg16.runtime import environment, resolve_device
     from ssd300_vgg16.training.checkpoint import go_back_to
 
@@ -102,9 +101,9 @@ def _train(options: argparse.Namespace) -> int:
         refuse_compiled(_update_rule(options), options.accumulate, options.batch_size, world.size)
     world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
-    weights = None if options.resume else train_start.starting_weights(options)
-    train_start.settle_network(options, weights)
-    data = _Data(train_set, val_set, train_start.describe_network(options, train_set))
+    weights = None if options.resume else run.starting_weights(options)
+    run.settle_network(options, weights)
+    data = _Data(train_set, val_set, run.describe_network(options, train_set))
     with WorkerPool(command_line.workers_for(device, options.workers), options.restarts) as pool:
         if options.check:
             trainer = _trainer(options, Path(), data, weights, device, eager, pool, world)
@@ -159,8 +158,8 @@ def _load_data(options: argparse.Namespace, world) -> tuple[Dataset, Dataset]:
 
 def _refuse_unlike(world, trainer, data: _Data, eager: bool) -> None:
     """See that all processes are about to do the same; those of other hosts have their own files and GPUs."""
-    from ssd300_vgg16.weights.file import checksum
     from ssd300_vgg16.weights.model import model_tensors
+    from ssd300_vgg16.weights.safetensors_file import checksum
 
     mine = {
         "kind of device": trainer.device.partition(":")[0],
@@ -198,15 +197,14 @@ def _saved_options(options: argparse.Namespace, folder: Path, data: _Data, step:
 def _trainer(options: argparse.Namespace, folder: Path, data: _Data, weights, device: str, eager: bool, pool, world):
     from ssd300_vgg16.data.loader import samples_with_objects
     from ssd300_vgg16.training.checkpoint import Checkpoint, Progress
-    from ssd300_vgg16.training.ema import MovingAverage
-    from ssd300_vgg16.training.optimizer import freeze_backbone
+    from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone
     from ssd300_vgg16.training.step import make_step
     from ssd300_vgg16.training.trainer import Trainer
 
     samples = samples_with_objects(data.train.samples)
     plan = _plan(options, samples, data.description.variant.layout, world)
-    checkpoint = train_start.checkpoint_to_go_on_from(options, data.train, world) or Checkpoint({}, {}, {}, Progress())
-    model = train_start.make_network(options, data.description, checkpoint, weights, world).to(device)
+    checkpoint = run.checkpoint_to_go_on_from(options, data.train, world) or Checkpoint({}, {}, {}, Progress())
+    model = run.make_network(options, data.description, checkpoint, weights, world).to(device)
     freeze_backbone(model, options.trainable_backbone_layers)
     step = make_step(model, _update_rule(options), plan.schedule, world, options.accumulate, options.amp, eager)
     step.restore(checkpoint.optimizer)
@@ -231,7 +229,7 @@ def _trainer(options: argparse.Namespace, folder: Path, data: _Data, weights, de
 
 def _plan(options: argparse.Namespace, samples, layout, world) -> Plan:
     from ssd300_vgg16.data.loader import TrainingRecipe, steps_per_epoch
-    from ssd300_vgg16.network.default_boxes import default_boxes
+    from ssd300_vgg16.network.variants import default_boxes
 
     steps = steps_per_epoch(len(samples), options.batch_size)
     in_steps = 1 if options.iterations else steps  # what --lr-steps count
@@ -251,7 +249,7 @@ def _plan(options: argparse.Namespace, samples, layout, world) -> Plan:
         image_size=layout.image_size,
         strict=options.strict_data,
     )
-    recipe = replace(recipe, cache=train_start.image_cache(options, samples, recipe.least_side, world))
+    recipe = replace(recipe, cache=run.image_cache(options, samples, recipe.least_side, world))
     return Plan(
         epochs=math.ceil(schedule.total_steps / steps),
         schedule=schedule,
@@ -313,7 +311,7 @@ def _summary(options: argparse.Namespace, trainer) -> str:
 
 
 def _check(trainer, options: argparse.Namespace, data: _Data, world) -> int:
-    from ssd300_vgg16.training.rehearsal import rehearse
+    from ssd300_vgg16.training.dry_run import rehearse
 
     few = replace(data.val, samples=data.val.samples[: options.batch_size * world.size])
     world.say(*rehearse(trainer, few, len(data.val.samples)))

@@ -31,9 +31,8 @@ def untrained_run(folder: Path, seed: int = 0, width: float = WIDTH) -> Path:
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.runtime import flow
     from ssd300_vgg16.training.run_folder import BEST
-    from ssd300_vgg16.weights.description import ModelDescription
-    from ssd300_vgg16.weights.file import save_weights
     from ssd300_vgg16.weights.model import build_model, model_tensors
+    from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
     names = enumerate(CATEGORY_IDS.items(), start=1)
     categories = tuple(Category(label, id_, name) for label, (name, id_) in names)

@@ -8,9 +8,9 @@ import pytest
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data import augment as aug
+from ssd300_vgg16.data.augment import View, seen_pixels, whole
 from ssd300_vgg16.data.colour import Colours, draw_colours
 from ssd300_vgg16.data.images import Photograph, read_photograph
-from ssd300_vgg16.data.view import View, seen_pixels, whole
 from ssd300_vgg16.errors import UserError
 
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)

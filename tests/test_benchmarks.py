@@ -310,8 +310,8 @@ def test_multiplications_are_those_published_for_this_network():
 
 
 def test_made_up_photographs_are_a_data_set(tmp_path):
+    from ssd300_vgg16.data.formats import DataSource
     from ssd300_vgg16.data.images import read_image
-    from ssd300_vgg16.data.source import DataSource
 
     folder = made_up_data.photographs(tmp_path / "photographs")
     assert made_up_data.photographs(folder) == folder

@@ -5,8 +5,8 @@ import gc
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import buffers
-from ssd300_vgg16.network.buffers import LEAST_REUSED, reused
+from ssd300_vgg16.network.cpu import threads
+from ssd300_vgg16.network.cpu.threads import LEAST_REUSED, reused
 from ssd300_vgg16.runtime import flow
 
 SHAPE = (2, LEAST_REUSED)
@@ -15,7 +15,7 @@ SHAPE = (2, LEAST_REUSED)
 @pytest.fixture(autouse=True)
 def nothing_left_by_others():
     gc.collect()
-    buffers._free.clear()
+    threads._free.clear()
 
 
 def place(array):
@@ -67,10 +67,10 @@ def test_a_result_that_is_still_computed_keeps_what_it_is_computed_from():
 def test_small_arrays_are_left_to_numpy():
     assert reused((3, 4)).shape == (3, 4)
     del_later = reused((LEAST_REUSED - 1,))
-    assert not buffers._used and len(del_later)
+    assert not threads._used and len(del_later)
 
 
 def test_memory_of_sizes_that_are_no_longer_asked_for_is_given_up():
     for size in range(4):
         reused((LEAST_REUSED + size,))
-    assert sum(map(len, buffers._free.values())) <= 1
+    assert sum(map(len, threads._free.values())) <= 1

@@ -25,9 +25,8 @@ from ssd300_vgg16.training.checkpoint import (
     save_checkpoint,
 )
 from ssd300_vgg16.training.run_folder import BEST, LAST, METRICS, read_metrics
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import read_weights, save_weights
 from ssd300_vgg16.weights.model import build_model, model_tensors
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
 EPOCHS, STEPS = 2, 4  # of four images, one at a time; reports after the third and the fourth
 SCHEDULES = {
@@ -292,7 +291,7 @@ def test_a_disk_that_is_full_ends_a_run_which_can_go_on(uninterrupted, data, tmp
     def save(path, *arguments):
         with monkeypatch.context() as patch:
             if path == step_file(folder, 4):
-                patch.setattr("ssd300_vgg16.weights.file.os.fsync", fails_with(errno.ENOSPC))
+                patch.setattr("ssd300_vgg16.weights.safetensors_file.os.fsync", fails_with(errno.ENOSPC))
             real(path, *arguments)
 
     with monkeypatch.context() as patch:

@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.coco import find_coco_split, load_coco
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 

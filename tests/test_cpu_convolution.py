@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import cpu_convolution, threads, unrolled_convolution, winograd
-from ssd300_vgg16.network.cpu_convolution import (
+from ssd300_vgg16.network.cpu import convolution, threads, unrolled_convolution, winograd
+from ssd300_vgg16.network.cpu.convolution import (
     convolution_function,
     convolve,
     covers,
@@ -46,8 +46,8 @@ def blocks(request, monkeypatch):
 def method(request, monkeypatch):
     """Runs the test with either method, whatever the size; sizes that Winograd's does not fit are unrolled."""
     least = 0 if request.param == "winograd" else 10**9
-    monkeypatch.setattr(cpu_convolution, "WINOGRAD_OUTPUTS", least)
-    monkeypatch.setattr(cpu_convolution, "WINOGRAD_TILES", least)
+    monkeypatch.setattr(convolution, "WINOGRAD_OUTPUTS", least)
+    monkeypatch.setattr(convolution, "WINOGRAD_TILES", least)
     return request.param
 
 

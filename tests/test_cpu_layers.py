@@ -4,10 +4,9 @@ import numba
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import compiled
-from ssd300_vgg16.network.cpu_normalisation import SQUARED_NORM_FLOOR, CpuNormalisation
-from ssd300_vgg16.network.cpu_pooling import CpuMaxPool, pool, pool_gradient
-from ssd300_vgg16.network.cpu_transpose import SwapLastTwo
+from ssd300_vgg16.network.cpu import threads
+from ssd300_vgg16.network.cpu.normalisation import SQUARED_NORM_FLOOR, CpuNormalisation, SwapLastTwo
+from ssd300_vgg16.network.cpu.pooling import CpuMaxPool, pool, pool_gradient
 from ssd300_vgg16.runtime import flow
 
 
@@ -79,5 +78,5 @@ def test_without_a_place_for_what_was_compiled(monkeypatch, error):
         return make(signature, **options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    double = compiled.compiled(numba.float32(numba.float32))(lambda value: numba.float32(2) * value)
+    double = threads.compiled(numba.float32(numba.float32))(lambda value: numba.float32(2) * value)
     assert double(1.5) == 3

@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network.default_boxes import SSD300_COCO, DefaultBoxLayout, default_boxes
+from ssd300_vgg16.network.variants import SSD300_COCO, DefaultBoxLayout, default_boxes
 
 SMALL = DefaultBoxLayout(image_size=64, feature_maps=(4, 2), steps=(16, 32), sizes=(10, 40, 90), ratios=((2,), (2, 3)))
 

@@ -14,8 +14,8 @@ from ssd300_vgg16.data.loader import network_input
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.run_folder import BEST, LAST
-from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.model import build_model
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 HEIGHT, WIDTH_PIXELS = 180, 260
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.ema import MovingAverage
+from ssd300_vgg16.training.optimizer import MovingAverage
 
 DECAY = 0.75  # reached in step 23
 STEPS = 40

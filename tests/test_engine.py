@@ -8,9 +8,8 @@ import pytest
 from small_data import shapes_folder, untrained_run
 
 from ssd300_vgg16 import evaluate, infer, runtime
-from ssd300_vgg16.deploy import engine
-from ssd300_vgg16.deploy.engine import resolve_engine
-from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
+from ssd300_vgg16.deploy import session
+from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
@@ -84,10 +83,10 @@ def test_oneflow_is_asked_for_a_device_only_where_it_may_not_be_the_cpu(monkeypa
     asked = []
     monkeypatch.setattr(runtime, "resolve_device", lambda name: asked.append(name) or "cuda:3")
     for driver in (True, False):
-        monkeypatch.setattr(engine, "has_gpu_driver", lambda driver=driver: driver)
-        assert engine.resolve_device("cpu") == "cpu"
-        assert engine.resolve_device("cuda") == "cuda:3"
-        assert engine.resolve_device(None) == ("cuda:3" if driver else "cpu")
+        monkeypatch.setattr(session, "has_gpu_driver", lambda driver=driver: driver)
+        assert session.resolve_device("cpu") == "cpu"
+        assert session.resolve_device("cuda") == "cuda:3"
+        assert session.resolve_device(None) == ("cuda:3" if driver else "cpu")
     assert asked == ["cuda", None, "cuda"]
 
 

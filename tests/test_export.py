@@ -17,12 +17,12 @@ from small_data import REPOSITORY, run, untrained_run
 import ssd300_vgg16
 from ssd300_vgg16.data.images import ImageError, read_image
 from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.deploy.quantise import _Images
+from ssd300_vgg16.deploy.model import _Images
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.export import _spread, main
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.file import save_weights
+from ssd300_vgg16.weights.safetensors_file import save_weights
 
 OUTPUTS = ["boxes", "scores", "labels", "batch_index"]
 

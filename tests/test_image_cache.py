@@ -18,14 +18,14 @@ import pytest
 from small_data import shapes, shapes_folder
 from test_loader import assert_same, recipe, spoiled
 
-from ssd300_vgg16 import train_start
 from ssd300_vgg16.data import free_memory, image_cache
 from ssd300_vgg16.data.image_cache import DiskCache, RamCache, decoded_bytes
 from ssd300_vgg16.data.images import read_photograph
 from ssd300_vgg16.data.loader import training_batches
 from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.processes.world import World
+from ssd300_vgg16.training import run
 from ssd300_vgg16.training.trainer import Trainer
 
 SAMPLES, LEAST_SIDE = 6, 1000
@@ -292,7 +292,7 @@ class Ranks:
     def caches(self, samples):
         with ThreadPoolExecutor(len(self.worlds)) as threads:
             options = Namespace(cache="ram", check=False)
-            futures = [threads.submit(train_start.image_cache, options, samples, LEAST_SIDE, w) for w in self.worlds]
+            futures = [threads.submit(run.image_cache, options, samples, LEAST_SIDE, w) for w in self.worlds]
             return futures
 
 
@@ -313,7 +313,7 @@ def test_memory_that_is_short_ends_all_processes(samples, monkeypatch):
 def test_what_the_option_asks_for(samples, tmp_path, monkeypatch):
     monkeypatch.setenv("SSD_CACHE", str(tmp_path / "downloads"))
     made = {
-        (kind, check): train_start.image_cache(Namespace(cache=kind, check=check), samples, LEAST_SIDE, World())
+        (kind, check): run.image_cache(Namespace(cache=kind, check=check), samples, LEAST_SIDE, World())
         for kind in image_cache.KINDS
         for check in (True, False)
     }

@@ -13,10 +13,11 @@ from test_voc import thing, write_pairs, write_voc, xml
 from test_yolo import sideways
 from test_yolo import write as write_yolo
 
+from ssd300_vgg16.cli import inspect
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.inspection import command, figures
-from ssd300_vgg16.inspection.sample_sheet import CELL
+from ssd300_vgg16.inspection import figures
+from ssd300_vgg16.inspection.pictures import CELL
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def picture(path):
 
 
 def test_command_on_generated_shapes(folder, elsewhere, capsys):
-    assert command.main(["inspect", str(folder)]) == 0
+    assert inspect.main(["inspect", str(folder)]) == 0
     output = capsys.readouterr().out
     assert output.index("train: ") < output.index("val: ")
     assert "images              8, 0 of them without objects" in output
@@ -67,7 +68,7 @@ def test_command_on_generated_shapes(folder, elsewhere, capsys):
 def test_figures_of_a_network_are_the_same_in_the_comparison(folder, elsewhere, capsys):
     rows = []
     for options in (["--model", "ssd512_vgg16", "--default-boxes", "voc"], []):
-        assert command.main(["inspect", str(folder), "--split", "val", "--images", "1", *options]) == 0
+        assert inspect.main(["inspect", str(folder), "--split", "val", "--images", "1", *options]) == 0
         output = capsys.readouterr().out
         size = 512 if options else 300
         assert f"at {size} x {size}: percentiles" in output and "train: " not in output
@@ -79,7 +80,7 @@ def test_figures_of_a_network_are_the_same_in_the_comparison(folder, elsewhere, 
 
 @pytest.mark.parametrize("model", ["ssd300_vgg16", "ssd512_vgg16", "ssd512_vgg16_highres"])
 def test_one_network_of_each_input_size_is_compared(model):
-    chosen, compared = command._candidates(model, "voc")
+    chosen, compared = inspect._candidates(model, "voc")
     large = model if "512" in model else "ssd512_vgg16"
     expected = [(name, boxes) for name in ("ssd300_vgg16", large) for boxes in ("coco", "voc")]
     assert (chosen.model, chosen.box_sizes) == (model, "voc")
@@ -97,7 +98,7 @@ def test_default_boxes_are_those_that_training_would_take(elsewhere, capsys):
     xml = f"<annotation><filename>a.jpg</filename>{size}{objects}</annotation>"
     (voc / "Annotations" / "a.xml").write_text(xml)
     cv2.imwrite(str(voc / "JPEGImages" / "a.jpg"), np.zeros((50, 60, 3), np.uint8))
-    assert command.main(["inspect", str(voc)]) == 0
+    assert inspect.main(["inspect", str(voc)]) == 0
     output = capsys.readouterr().out
     assert "ssd300_vgg16 with voc default boxes" in output and "2; 1 difficult: trained on, not evaluated" in output
 
@@ -107,7 +108,7 @@ def test_years_of_voc_are_shown_together(elsewhere, capsys):
     files = {"1": xml(thing(), hard), "2": xml(thing()), "3": xml(thing("dog"), thing("dog", (5, 5, 5, 9)))}
     write_voc(elsewhere / "data" / "VOC2007", files, {"trainval": ["1", "2"], "test": ["3"]})
     write_voc(elsewhere / "data" / "VOC2012", {"4": xml(thing(), hard, hard)}, {"trainval": ["4"], "test": ["5"]})
-    assert command.main(["inspect", str(elsewhere / "data")]) == 0
+    assert inspect.main(["inspect", str(elsewhere / "data")]) == 0
     train, val = capsys.readouterr().out.split("\nval: ")
     assert f"train: {elsewhere / 'data'} (VOC2007 trainval + VOC2012 trainval)\n" in train
     assert "images              3, 0 of them without objects" in train
@@ -124,14 +125,14 @@ def test_rotations_that_are_not_applied_are_told(elsewhere, capsys):
     size = "<size><width>50</width><height>100</height></size>"
     write_pairs(elsewhere / "voc" / "train", {"a": xml(thing(), size=size), "b": xml(thing())})
     sideways(elsewhere / "voc" / "train" / "a.jpg")
-    assert command.main(["inspect", "voc", "--read-all"]) == 1
+    assert inspect.main(["inspect", "voc", "--read-all"]) == 1
     output = capsys.readouterr().out
     assert "not inspected: no folder of val XML files" in output
     assert "a.jpg: 100 x 50 pixels, by the annotations 50 x 100, as if turned" in output
     assert "images with an EXIF rotation: 1 of these, such as voc/train/a.jpg (orientation 6); their boxes" in output
     write_yolo(elsewhere / "yolo", {"a": "0 0.5 0.5 0.2 0.4"})
     sideways(elsewhere / "yolo/images/train/a.jpg")
-    assert command.main(["inspect", "yolo"]) == 0
+    assert inspect.main(["inspect", "yolo"]) == 0
     output = capsys.readouterr().out
     assert "all 50 x 100" in output and "EXIF" not in output
     assert picture(elsewhere / "inspection" / "train_images.png").shape[0] > CELL
@@ -146,7 +147,7 @@ def test_problems_are_told(folder, elsewhere, capsys):
         images[2]["width"], images[2]["height"] = 1000, 500
 
     options = change(folder, elsewhere, annotations=spoil, images=turn)
-    assert command.main(["inspect", *options, "--read-all", "--images", "1"]) == 1
+    assert inspect.main(["inspect", *options, "--read-all", "--images", "1"]) == 1
     output = capsys.readouterr().out
     assert "1 x box of no area: annotation 1" in output and "1 x annotation of unknown category_id" in output
     assert "images read: 8; broken, or of another size than annotated: 1" in output
@@ -156,7 +157,7 @@ def test_problems_are_told(folder, elsewhere, capsys):
 def test_broken_sample_is_named_and_has_a_place_on_the_sheet(elsewhere, capsys):
     folder = shapes_folder(elsewhere, 2, 1)
     (folder / "train" / "000002.jpg").write_bytes(b"")
-    assert command.main(["inspect", str(folder), "--split", "train"]) == 1
+    assert inspect.main(["inspect", str(folder), "--split", "train"]) == 1
     assert "000002.jpg: the file is empty" in capsys.readouterr().out
     assert picture(elsewhere / "inspection" / "train_images.png").shape[1] == 2 * (CELL + 10) + 10
 
@@ -168,7 +169,7 @@ def test_classes_of_val_that_are_missing_in_train_are_named(folder, elsewhere, c
     options = change(folder, elsewhere, annotations=without_circles)
     circles = figures.class_counts(val := shapes(folder, "val"), figures.objects_at_input(val, 300))
     assert any(row.name == "circle" and row.objects for row in circles)
-    assert command.main(["inspect", str(folder), *options]) == 0
+    assert inspect.main(["inspect", str(folder), *options]) == 0
     output = capsys.readouterr().out
     assert "classes of val that train has no object of: circle\n" in output
     assert "without objects: circle" in output
@@ -179,7 +180,7 @@ def test_only_crowds(folder, elsewhere, capsys):
         for entry in annotations:
             entry["iscrowd"] = 1
 
-    assert command.main(["inspect", *change(folder, elsewhere, annotations=crowds)]) == 0
+    assert inspect.main(["inspect", *change(folder, elsewhere, annotations=crowds)]) == 0
     output = capsys.readouterr().out
     assert "objects             0; " in output and "percentiles" not in output
     assert "8, 8 of them without objects" in output
@@ -190,16 +191,16 @@ def test_names_that_are_hard_to_draw(folder, elsewhere):
         for category, name in zip(categories, ("$\\frac$", "two\nlines", "鳥", "\x1b[31m", "_^{"), strict=True):
             category["name"] = name
 
-    assert command.main(["inspect", *change(folder, elsewhere, categories=rename)]) == 0
+    assert inspect.main(["inspect", *change(folder, elsewhere, categories=rename)]) == 0
 
 
 def test_missing_split_is_told_unless_it_was_asked_for(elsewhere, capsys):
     folder = shapes_folder(elsewhere)
     (folder / "annotations" / "instances_val.json").unlink()
-    assert command.main(["inspect", str(folder)]) == 0
+    assert inspect.main(["inspect", str(folder)]) == 0
     assert "not inspected: no val annotations" in capsys.readouterr().out
     with pytest.raises(UserError, match="no val annotations"):
-        command.main(["inspect", str(folder), "--split", "both"])
+        inspect.main(["inspect", str(folder), "--split", "both"])
 
 
 @pytest.mark.parametrize(
@@ -215,14 +216,14 @@ def test_missing_split_is_told_unless_it_was_asked_for(elsewhere, capsys):
 )
 def test_wrong_input_is_refused_and_nothing_written(arguments, message, elsewhere):
     with pytest.raises(UserError, match=message):
-        command.main(["inspect", *arguments])
+        inspect.main(["inspect", *arguments])
     assert not any(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("count", ["0", "101", "x"])
 def test_number_of_samples_is_bounded(count, elsewhere, capsys):
     with pytest.raises(SystemExit, match="2"):
-        command.main(["inspect", ".", "--images", count])
+        inspect.main(["inspect", ".", "--images", count])
     assert "--images" in capsys.readouterr().err
 
 
@@ -231,9 +232,9 @@ def test_the_data_sets_own_folder_is_written_to_only_if_named(elsewhere, monkeyp
     before = sorted(folder.rglob("*"))
     monkeypatch.chdir(folder / "train")
     with pytest.raises(UserError, match="--output-dir"):
-        command.main(["inspect", ".."])
+        inspect.main(["inspect", ".."])
     assert sorted(folder.rglob("*")) == before
-    assert command.main(["inspect", "..", "--split", "val", "--output-dir", ".."]) == 0
+    assert inspect.main(["inspect", "..", "--split", "val", "--output-dir", ".."]) == 0
     assert (folder / "inspection" / "val_images.png").is_file()
 
 
@@ -258,5 +259,5 @@ def test_error_is_one_line(elsewhere):
 
 
 def test_no_command_prints_the_help(capsys):
-    assert command.main([]) == 0
+    assert inspect.main([]) == 0
     assert "inspect" in capsys.readouterr().out

@@ -13,12 +13,12 @@ from ssd300_vgg16.boxes import iou
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection import figures
-from ssd300_vgg16.inspection import text as inspection_text
+from ssd300_vgg16.inspection import report as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Objects
-from ssd300_vgg16.inspection.image_check import check_images, read_checked
-from ssd300_vgg16.inspection.sample_sheet import CELL, choose_samples, draw_sheet
-from ssd300_vgg16.inspection.text import advice, plain
-from ssd300_vgg16.network.default_boxes import SSD300_COCO, default_boxes
+from ssd300_vgg16.inspection.pictures import CELL, choose_samples, draw_sheet
+from ssd300_vgg16.inspection.report import advice, plain
+from ssd300_vgg16.inspection.split import check_images, read_checked
+from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
 
 CATEGORIES = (Category(1, 10, "cat"), Category(2, 20, "dog"), Category(3, 30, "owl"))
 

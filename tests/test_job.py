@@ -2,8 +2,8 @@
 
 import pytest
 
+from ssd300_vgg16.distributed.job import Job, job_from
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.processes.job import Job, job_from
 
 TWO_HOSTS = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
 SRUN = {

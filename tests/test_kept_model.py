@@ -14,8 +14,8 @@ from full_disk import full_disk
 from small_data import environment, run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector
-from ssd300_vgg16.deploy import kept_model
-from ssd300_vgg16.deploy.kept_model import onnx_runtime_network
+from ssd300_vgg16.deploy import cache
+from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training.run_folder import BEST
 from ssd300_vgg16.weights import model as weights_model
@@ -94,9 +94,9 @@ def test_other_weights_of_that_name_get_a_model_of_their_own(weights, originals,
 def test_it_is_made_anew_where_anything_is_different(weights, made, monkeypatch, settings, tmp_path):
     logits(weights)
     if settings == "onnxruntime":
-        monkeypatch.setattr(kept_model.onnxruntime, "__version__", "1.99")
+        monkeypatch.setattr(cache.onnxruntime, "__version__", "1.99")
     elif settings == "processor":
-        monkeypatch.setattr(kept_model, "processor_flags", lambda: {"avx2"})
+        monkeypatch.setattr(cache, "processor_flags", lambda: {"avx2"})
     elif settings == "name":  # which some are recognised by
         (kept,) = kept_beside(weights)
         weights = weights.rename(weights.with_name("b.safetensors"))
@@ -105,7 +105,7 @@ def test_it_is_made_anew_where_anything_is_different(weights, made, monkeypatch,
         package = tmp_path / "package"
         (package / "deploy").mkdir(parents=True)
         (package / "network.py").write_text("another")
-        monkeypatch.setattr(kept_model, "__file__", str(package / "deploy" / "kept_model.py"))
+        monkeypatch.setattr(cache, "__file__", str(package / "deploy" / "cache.py"))
     logits(weights)
     assert len(made) == 2
     assert len([path for path in kept_beside(weights) if path.suffix == ".onnx"]) == 1

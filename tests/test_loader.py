@@ -25,9 +25,9 @@ from ssd300_vgg16.data.loader import (
 from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.data.yolo import load_yolo
+from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.default_boxes import default_boxes
-from ssd300_vgg16.processes.world import World
+from ssd300_vgg16.network.variants import default_boxes
 
 SAMPLES, SIZE, DEFAULT_BOXES = 7, 300, 8732
 

@@ -5,8 +5,8 @@ import pytest
 from small_data import slowed
 
 from ssd300_vgg16.data.matching import training_targets
-from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.network.loss import multibox_loss
+from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
 
 REFERENCE_BATCHES = {

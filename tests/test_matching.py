@@ -7,7 +7,7 @@ import pytest
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.matching import match, training_targets
-from ssd300_vgg16.network.default_boxes import default_boxes
+from ssd300_vgg16.network.variants import default_boxes
 
 CASES = [f"random{i}" for i in range(6)] + ["tiny", "whole_image", "empty", "two_share_a_default_box"]
 

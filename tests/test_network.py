@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16.data.matching import training_targets
-from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network import nms as nms_module
-from ssd300_vgg16.network.nms import nms
+from ssd300_vgg16.network import postprocess as nms_module
+from ssd300_vgg16.network.postprocess import nms
 
 BOX = [0, 0, 10, 10]
 HALF = [0, 0, 10, 5]  # IoU 0.5 with BOX

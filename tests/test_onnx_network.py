@@ -8,19 +8,18 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.deploy.graph import Graph
 from ssd300_vgg16.deploy.model import detection_outputs, onnx_model, save
 from ssd300_vgg16.deploy.network import add_network
 from ssd300_vgg16.deploy.postprocess import add_postprocess
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.default_boxes import DefaultBoxLayout, default_boxes
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS
+from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, DefaultBoxLayout, default_boxes
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 OUTPUTS = ("boxes", "scores", "labels", "batch_index")
 # Few default boxes, so that NMS and the limits are quick to reach: 400 and some, and a class of more than 400.

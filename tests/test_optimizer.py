@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16.data.loader import TrainingBatch
+from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.ssd import SSD300
-from ssd300_vgg16.processes.world import ALONE
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training.config import VGG_STAGES, Schedule, UpdateRule
 from ssd300_vgg16.training.optimizer import freeze_backbone
-from ssd300_vgg16.training.plan import VGG_STAGES, UpdateRule
-from ssd300_vgg16.training.schedule import Schedule
 from ssd300_vgg16.training.step import EagerStep, GraphStep
 
 # torchvision's rule: VGG's layers before this one of vgg16().features are frozen. A stage begins with its pooling.

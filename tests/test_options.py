@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from small_data import environment
 
-from ssd300_vgg16 import command_line, evaluate, infer, train, train_options
-from ssd300_vgg16.data import source as data_source
-from ssd300_vgg16.data.source import DataSource
+from ssd300_vgg16 import evaluate, infer, train
+from ssd300_vgg16.cli import command_line, train_options
+from ssd300_vgg16.data import formats as data_source
+from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.training.plan import UpdateRule, refuse_compiled
+from ssd300_vgg16.training.config import UpdateRule, refuse_compiled
 from ssd300_vgg16.weights.published import PUBLISHED
 
 RECIPE = {
@@ -670,7 +671,7 @@ def test_a_reader_that_has_gone_is_no_error():
 def test_lines_appear_in_a_pipe_as_they_are_written():
     code = (
         "import sys\n"
-        "from ssd300_vgg16 import command_line\n"
+        "from ssd300_vgg16.cli import command_line\n"
         "def main(arguments):\n"
         "    print('caf\\udce9.jpg')\n"
         "    return sys.stdin.readline() != 'seen\\n'\n"

@@ -16,9 +16,9 @@ from small_data import run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
+from ssd300_vgg16.detect_files import JsonList, Photograph, ahead, detect_each
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.photographs import JsonList, Photograph, ahead, detect_each
-from ssd300_vgg16.training.stopping import STOP_SIGNALS
+from ssd300_vgg16.signals import STOP_SIGNALS
 
 COUNT = 6
 BROKEN = 3
@@ -93,8 +93,8 @@ def test_few_wait_to_be_drawn(detector, photographs, monkeypatch):
         time.sleep(0.05)
         drawn.append(picture)
 
-    monkeypatch.setattr("ssd300_vgg16.photographs._draw", slow)
-    monkeypatch.setattr("ssd300_vgg16.photographs.MOST_THREADS", 1)
+    monkeypatch.setattr("ssd300_vgg16.detect_files._draw", slow)
+    monkeypatch.setattr("ssd300_vgg16.detect_files.MOST_THREADS", 1)
     whole = [photograph for photograph in photographs if photograph.number != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
         most = max(most, number - len(drawn))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.network.default_boxes import SSD300_COCO, DefaultBoxLayout, default_boxes
 from ssd300_vgg16.network.postprocess import _best_above, _candidates_on_cpu, _candidates_on_gpu, _softmax, postprocess
+from ssd300_vgg16.network.variants import SSD300_COCO, DefaultBoxLayout, default_boxes
 from ssd300_vgg16.runtime import flow
 
 # 80 default boxes, in an image of 64 pixels.

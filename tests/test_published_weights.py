@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_network import CLOSE, formula_weights, weights_left_unset
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.network.variants import SSD300_VGG16
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.model import load_model

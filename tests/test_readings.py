@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training import readings
-from ssd300_vgg16.training.readings import Pace, Readings, memory
+from ssd300_vgg16.training import step_metrics
 from ssd300_vgg16.training.step import NotFinite
+from ssd300_vgg16.training.step_metrics import Pace, Readings, memory
 
 NAMES = ("localization", "classification", "gradient_norm")
 VALUES = np.random.default_rng(0).random((5, 3), dtype=np.float32)
@@ -52,7 +52,7 @@ def test_the_first_step_that_is_not_finite_is_named(bad, column):
 
 def test_the_pace_is_that_of_the_steps_since_the_last_time(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(readings.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(step_metrics.time, "perf_counter", lambda: now)
     pace = Pace(batch_size=8)
     for _ in range(3):
         pace.add(0.5)

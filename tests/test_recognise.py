@@ -9,10 +9,10 @@ import pytest
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import VARIANTS
-from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.formats import Contents
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, LUFFICC, PUBLISHED
 from ssd300_vgg16.weights.recognise import recognise
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 from ssd300_vgg16.weights.vgg16 import CLASSIFIER_DEVIATION, CLASSIFIER_MEAN
 
 FILE = Path("weights.pth")

@@ -14,9 +14,8 @@ from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import step, trainer
 from ssd300_vgg16.training.replay import replay, save_replay
 from ssd300_vgg16.training.run_folder import BEST, LAST
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import save_weights
 from ssd300_vgg16.weights.model import build_model, model_tensors
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
 STEPS = 3  # of three images, one at a time
 SETTINGS = ("--width", WIDTH, "-b", 1, "-j", 0, "--device", "cpu", "--data-augmentation", "none", "--lr", 1e-6)

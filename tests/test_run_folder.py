@@ -10,7 +10,6 @@ import pytest
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
-from ssd300_vgg16.training.curves import draw_curves
 from ssd300_vgg16.training.run_folder import (
     BEST,
     ENVIRONMENT,
@@ -27,6 +26,7 @@ from ssd300_vgg16.training.run_folder import (
     run_of,
     write_json,
 )
+from ssd300_vgg16.training.run_log import draw_curves
 
 TRAINING = {"kind": "training", "localization": 2.0, "classification": 3.5, "lr": 1e-3}
 EVALUATION = {"kind": "evaluation", "AP": 0.1, "AP50": 0.3}

@@ -8,7 +8,7 @@ import sys
 import pytest
 from small_data import environment
 
-from ssd300_vgg16 import blas, runtime
+from ssd300_vgg16 import machine, runtime
 from ssd300_vgg16.errors import UserError
 
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
@@ -203,15 +203,15 @@ def test_which_thread_computes(monkeypatch, processes, has_driver, before, expec
 def test_blas_kernels_are_the_widest_of_the_processor(monkeypatch, flags, kernels):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "to be restored")
     monkeypatch.delenv("OPENBLAS_CORETYPE")
-    monkeypatch.setattr(blas, "processor_flags", lambda: flags)
-    blas.use_widest_kernels()
+    monkeypatch.setattr(machine, "processor_flags", lambda: flags)
+    machine.use_widest_kernels()
     assert os.environ.get("OPENBLAS_CORETYPE") == kernels
 
 
 def test_the_choice_of_the_user_goes_first(monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
-    monkeypatch.setattr(blas, "processor_flags", lambda: {"avx2", *AVX512})
-    blas.use_widest_kernels()
+    monkeypatch.setattr(machine, "processor_flags", lambda: {"avx2", *AVX512})
+    machine.use_widest_kernels()
     assert os.environ["OPENBLAS_CORETYPE"] == "Zen"
 
 
@@ -233,5 +233,5 @@ def testprocessor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, f
             raise FileNotFoundError
         return cpuinfo
 
-    monkeypatch.setattr(blas.Path, "read_text", read_text)
-    assert blas.processor_flags() == flags
+    monkeypatch.setattr(machine.Path, "read_text", read_text)
+    assert machine.processor_flags() == flags

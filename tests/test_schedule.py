@@ -7,8 +7,8 @@ import pytest
 from small_data import slowed
 
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training.config import Schedule
 from ssd300_vgg16.training.optimizer import oneflow_scheduler
-from ssd300_vgg16.training.schedule import Schedule
 
 RECIPE = Schedule("multistep", base_lr=2e-3, total_steps=1200, warmup_steps=100, milestones=(800, 1100))
 ABRUPT = Schedule("multistep", base_lr=1.0, total_steps=30, warmup_steps=0, milestones=(10, 20), gamma=0.5)

@@ -9,9 +9,9 @@ from test_voc import image_set, ones, thing, write_pairs, write_voc, xml
 from test_yolo import GOOD
 from test_yolo import write as write_yolo
 
-from ssd300_vgg16.data.category_names import match_names, same_name
+from ssd300_vgg16.data.categories import match_names, same_name
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.source import KINDS, DataSource, guess_kind, split_location
+from ssd300_vgg16.data.formats import KINDS, DataSource, guess_kind, split_location
 from ssd300_vgg16.errors import UserError
 
 

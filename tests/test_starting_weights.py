@@ -19,16 +19,17 @@ from foreign_weights import (
 )
 from small_data import WIDTH, shapes_folder, untrained_run
 
-from ssd300_vgg16 import evaluate, infer, train, train_options
+from ssd300_vgg16 import evaluate, infer, train
+from ssd300_vgg16.cli import train_options
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.training.checkpoint import load_checkpoint
 from ssd300_vgg16.training.run_folder import BEST, LAST
-from ssd300_vgg16.weights.file import read_weights
 from ssd300_vgg16.weights.published import PUBLISHED, Published, Source
 from ssd300_vgg16.weights.recognise import read_as_ssd
+from ssd300_vgg16.weights.safetensors_file import read_weights
 
 SETTINGS = ("-b", 2, "-j", 0, "--device", "cpu", "--keep", 9)
 SCORES = "head.classification_head.module_list"

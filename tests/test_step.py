@@ -6,13 +6,12 @@ from small_data import slowed
 
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.data.matching import training_targets
-from ssd300_vgg16.network.default_boxes import default_boxes
+from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.ssd import SSD300
-from ssd300_vgg16.processes.world import ALONE
+from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training.config import Schedule, UpdateRule
 from ssd300_vgg16.training.optimizer import freeze_backbone
-from ssd300_vgg16.training.plan import UpdateRule
-from ssd300_vgg16.training.schedule import Schedule
 from ssd300_vgg16.training.step import READINGS, EagerStep, GraphStep, NotFinite, make_step
 
 STEPS = 6

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ssd300_vgg16.processes import supervisor
-from ssd300_vgg16.processes.job import Job
+from ssd300_vgg16.distributed import launcher
+from ssd300_vgg16.distributed.job import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 ADVICE = "go on with --resume"
@@ -21,20 +21,20 @@ ADVICE = "go on with --resume"
 
 def supervise(job, command, again, restarts, advice):
     """The status of a job that is started with one command, and again with another."""
-    return supervisor.supervise(job, command, lambda: again, restarts, advice)
+    return launcher.supervise(job, command, lambda: again, restarts, advice)
 
 
 # Runs the supervisor as the command line does, with the constants given.
 DRIVER = """
 import json, sys
-from ssd300_vgg16 import command_line
-from ssd300_vgg16.processes import supervisor
-from ssd300_vgg16.processes.job import Job
+from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.distributed import launcher
+from ssd300_vgg16.distributed.job import Job
 
 def main(arguments):
     job, constants, command, again, *rest = json.loads(arguments[0])
-    vars(supervisor).update(constants)
-    return supervisor.supervise(Job(**job), command, lambda: again, *rest, options=constants.get("OPTIONS"))
+    vars(launcher).update(constants)
+    return launcher.supervise(Job(**job), command, lambda: again, *rest, options=constants.get("OPTIONS"))
 
 command_line.run(main, "train.sh")
 """
@@ -247,11 +247,11 @@ def test_a_signal_is_passed_on_once(tmp_path, start, number):
     constants = {"REPEAT_SECONDS": 60}
     supervisor = start({"processes": 2}, rank_command(tmp_path, ON_SIGNAL), restarts=3, constants=constants)
     ranks = pids(tmp_path, range(2))
-    os.killpg(supervisor.pid, number)  # as the terminal does it
+    os.killpg(launcher.pid, number)  # as the terminal does it
     until(lambda: len(notes(tmp_path)) == 2)
-    os.killpg(supervisor.pid, number)  # and `timeout`, twice
+    os.killpg(launcher.pid, number)  # and `timeout`, twice
     with pytest.raises(subprocess.TimeoutExpired):
-        supervisor.wait(0.3)
+        launcher.wait(0.3)
     assert all(map(alive, ranks))  # they have the time to save
     (tmp_path / "saved").touch()
     assert end(supervisor) == (128 + number, "")
@@ -262,7 +262,7 @@ def test_a_signal_is_passed_on_once(tmp_path, start, number):
 def test_a_signal_before_the_ranks_can_handle_it_is_a_clean_stop_too(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, SLEEP), restarts=3)
     pids(tmp_path, range(2))
-    supervisor.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGTERM)
     assert end(supervisor) == (143, "")
 
 
@@ -271,7 +271,7 @@ def test_a_crash_after_a_signal_does_not_start_the_job_again(tmp_path, start):
     supervisor = start({"processes": 1}, rank_command(tmp_path, body), restarts=3)
     pids(tmp_path, range(1))
     (tmp_path / "saved").touch()
-    supervisor.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGTERM)
     status, said = end(supervisor)
     assert status == 1
     assert "(SIGSEGV)" in said and "starting again" not in said and said.endswith(f"train.sh: {ADVICE}\n")
@@ -280,9 +280,9 @@ def test_a_crash_after_a_signal_does_not_start_the_job_again(tmp_path, start):
 def test_a_second_signal_kills(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, DEAF), constants={"REPEAT_SECONDS": 0})
     ranks = pids(tmp_path, range(2))
-    supervisor.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGINT)
     until(lambda: len(notes(tmp_path)) == 2)
-    supervisor.send_signal(signal.SIGINT)
+    launcher.send_signal(signal.SIGINT)
     assert end(supervisor, 3) == (130, "")
     assert not any(map(alive, ranks))
 
@@ -290,7 +290,7 @@ def test_a_second_signal_kills(tmp_path, start):
 def test_ranks_that_do_not_stop_are_killed(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, DEAF), constants={"STOP_GRACE": 0.3})
     ranks = pids(tmp_path, range(2))
-    supervisor.send_signal(signal.SIGUSR1)
+    launcher.send_signal(signal.SIGUSR1)
     message = "train.sh: 2 of 2 processes were killed: they had not ended 0.3 s after SIGUSR1\n"
     assert end(supervisor, 5) == (138, message)
     assert not any(map(alive, ranks))

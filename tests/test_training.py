@@ -17,8 +17,8 @@ from ssd300_vgg16 import train
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import STATISTICS
 from ssd300_vgg16.training.run_folder import BEST, LAST, read_metrics
-from ssd300_vgg16.weights.file import read_weights
 from ssd300_vgg16.weights.model import load_model, model_tensors
+from ssd300_vgg16.weights.safetensors_file import read_weights
 
 EPOCHS, STEPS = 2, 3
 SETTINGS = ("--preset", "narrow", "--width", WIDTH, "-b", 4, "-j", 1, "--print-freq", 2, "--device", "cpu")

@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.voc_categories import VOC_CATEGORIES
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import VARIANTS
-from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.model import build_model, model_tensors
 from ssd300_vgg16.weights.recognise import Weights
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 from ssd300_vgg16.weights.transfer import start_from
 
 WIDTH = 1 / 64

@@ -15,12 +15,12 @@ from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.data.loader import TrainingBatch, network_input
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.default_boxes import SSD512_VOC
+from ssd300_vgg16.network.variants import SSD512_VOC
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.training.replay import save_replay
 from ssd300_vgg16.training.run_folder import BEST, LAST
-from ssd300_vgg16.weights.file import read_weights
 from ssd300_vgg16.weights.model import load_model, model_tensors
+from ssd300_vgg16.weights.safetensors_file import read_weights
 
 DEFAULT_BOXES_512 = 24564
 SETTINGS = ("--width", WIDTH, "-b", 1, "-j", 0, "--device", "cpu", "--print-freq", 1, "--warmup-steps", 0)

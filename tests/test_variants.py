@@ -5,11 +5,10 @@ import pytest
 
 import ssd300_vgg16 as ssd
 from ssd300_vgg16.data.matching import training_targets
-from ssd300_vgg16.network.default_boxes import default_boxes
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import VARIANTS, Variant
+from ssd300_vgg16.network.variants import VARIANTS, Variant, default_boxes
 from ssd300_vgg16.runtime import flow
 
 WIDTH = 1 / 32

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ssd300_vgg16.data.augment import PIXEL_MEAN, View, seen_boxes, seen_pixels, whole
 from ssd300_vgg16.data.colour import Colours, change_colours
-from ssd300_vgg16.data.view import PIXEL_MEAN, View, seen_boxes, seen_pixels, whole
 
 SIZE = 300
 HEIGHT, WIDTH = 240, 320

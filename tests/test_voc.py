@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.coco import find_coco_split, load_coco
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.voc import load_voc
-from ssd300_vgg16.data.voc_categories import VOC_CATEGORIES
 from ssd300_vgg16.data.voc_sets import find_voc_split, voc_folders
 from ssd300_vgg16.errors import UserError
 

@@ -14,9 +14,8 @@ from safetensors.numpy import save_file
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import save_weights
 from ssd300_vgg16.weights.formats import read_contents
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
 FILES = Path(__file__).parent / "golden" / "weight_files"
 VERSIONS = ("torch1.12", "torch2.6")

@@ -10,14 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_data import WIDTH
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import read_weights, save_weights
 from ssd300_vgg16.weights.model import build_model, load_model, load_tensors, model_tensors
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
 CATEGORIES = (Category(1, 3, "Kätzchen"), Category(2, 70, "狗 🐕"), Category(3, 71, 'a "b"\n'))
 DESCRIPTION = ModelDescription(4, WIDTH, CATEGORIES)
@@ -105,7 +104,7 @@ def test_a_write_that_fails_leaves_the_former_file_whole(path, tensors, monkeypa
         raise error
 
     before = path.read_bytes()
-    monkeypatch.setattr(f"ssd300_vgg16.weights.file.{place}", fail)
+    monkeypatch.setattr(f"ssd300_vgg16.weights.safetensors_file.{place}", fail)
     expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         save_weights(path, {"other": np.zeros(3, dtype=np.float32)}, DESCRIPTION)

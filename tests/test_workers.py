@@ -19,7 +19,7 @@ from ssd300_vgg16.data.images import ImageError, read_image
 from ssd300_vgg16.data.loader import TrainingRecipe, epoch_order, training_batches
 from ssd300_vgg16.data.workers import TASKS_AHEAD_PER_WORKER, WorkerPool
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.default_boxes import default_boxes
+from ssd300_vgg16.network.variants import default_boxes
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 

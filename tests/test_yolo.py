@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
-from ssd300_vgg16.data.yolo_yaml import read_yaml
+from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo, read_yaml
 from ssd300_vgg16.errors import UserError
 
 YAML = "train: images/train\nval: images/val\nnc: 2\nnames: [cat, dog]\n"

@@ -1,7 +1,7 @@
-"""`python -m ssd300_vgg16.data`: the command is in `ssd300_vgg16.inspection.command`."""
+"""`python -m ssd300_vgg16.data`: the command is in `ssd300_vgg16.cli.inspect`."""
 
-from ssd300_vgg16 import command_line
-from ssd300_vgg16.inspection.command import PROGRAM, main
+from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.inspect import PROGRAM, main
 
 if __name__ == "__main__":
     command_line.run(main, PROGRAM)

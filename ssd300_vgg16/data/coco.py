@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.category_names import folded, match_names
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
-from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
-from ssd300_vgg16.data.images import ImageError, image_size
-from ssd300_vgg16.data.table import (
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names
+from ssd300_vgg16.data.dataset import (
     MAX_COORDINATE,
     UNKNOWN_CATEGORY,
+    Category,
+    Dataset,
     ImageRow,
     ObjectTable,
+    Problems,
+    Sample,
     file_names,
     report_boxes,
     samples_of,
 )
+from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.errors import UserError
 
 SECTIONS_SHOWN = 20

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ssd300_vgg16.data.dataset import file_names
 from ssd300_vgg16.data.images import IMAGE_SUFFIXES
-from ssd300_vgg16.data.table import file_names
 from ssd300_vgg16.errors import UserError
 
 # A test set whose annotations were published has nearly all of them; VOC2012's has some, of another task.

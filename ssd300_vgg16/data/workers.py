@@ -16,8 +16,8 @@ from typing import TypeVar
 import cv2
 
 from ssd300_vgg16.data import messages
-from ssd300_vgg16.data.freed_memory import keep_freed_memory
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.machine import keep_freed_memory
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

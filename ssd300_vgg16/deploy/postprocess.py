@@ -4,8 +4,8 @@ import numpy as np
 
 from ssd300_vgg16.boxes import CENTRE_VARIANCE, MAX_LOG_RATIO, SIZE_VARIANCE, xyxy_to_cxcywh
 from ssd300_vgg16.deploy.graph import Graph
-from ssd300_vgg16.network.default_boxes import DefaultBoxLayout, default_boxes
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU
+from ssd300_vgg16.network.variants import DefaultBoxLayout, default_boxes
 
 BOXES, SCORES, LABELS, BATCH_INDEX = "boxes", "scores", "labels", "batch_index"
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.category_names import same_name
+from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.matching import BACKGROUND, MATCH_IOU, match
 

@@ -1,14 +1,20 @@
 """One split of a data set inspected: its figures printed, its pictures written."""
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from ssd300_vgg16.data.dataset import Dataset
-from ssd300_vgg16.inspection import text
+from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.data.exif import AS_STORED
+from ssd300_vgg16.data.images import ImageError, exif_orientation, read_image
+from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
     Candidate,
     ClassCount,
@@ -22,7 +28,49 @@ from ssd300_vgg16.inspection.figures import (
     objects_at_input,
     some_images,
 )
-from ssd300_vgg16.inspection.image_check import Finding, check_images, read_checked
+
+SAMPLES_PER_TURN = 8
+
+
+class Finding(NamedTuple):
+    """What reading a sample's file has shown.
+
+    fault: what is wrong with it, a line that names it, or None; ignored_rotation: the file and its EXIF orientation,
+    where it asks for one but the boxes are taken to refer to the pixels as stored, or None.
+    """
+
+    fault: str | None
+    ignored_rotation: str | None
+
+
+def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
+    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what reading them has shown."""
+    try:
+        image = read_image(sample.path, sample.upright)
+        orientation = AS_STORED if sample.upright else exif_orientation(sample.path)
+    except ImageError as error:
+        return None, Finding(str(error), None)
+    rotation = None if orientation == AS_STORED else f"{sample.path} (orientation {orientation})"
+    return image, Finding(_wrong_size(sample, *image.shape[:2]), rotation)
+
+
+def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:
+    """What each sample's file has shown, in order; all are read, by as many threads as there are cores."""
+    with ThreadPool(len(os.sched_getaffinity(0))) as threads:
+        yield from threads.imap(_finding, samples, chunksize=SAMPLES_PER_TURN)
+
+
+def _finding(sample: Sample) -> Finding:
+    return read_checked(sample)[1]
+
+
+def _wrong_size(sample: Sample, height: int, width: int) -> str | None:
+    if (height, width) == (sample.height, sample.width):
+        return None
+    declared = f"{sample.width} x {sample.height}"
+    turned = ", as if turned" if (width, height) == (sample.height, sample.width) else ""
+    return f"{sample.path}: {width} x {height} pixels, by the annotations {declared}{turned}"
+
 
 OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
 FAULTS_SHOWN = 20
@@ -57,8 +105,8 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     objects = objects_at_input(dataset, settings.chosen.image_size)
     classes = class_counts(dataset, objects)
     print(f"\n{split}: {dataset.name}")
-    print(text.describe_contents(contents(dataset, objects)))
-    print(f"\n{text.describe_classes(classes)}")
+    print(report.describe_contents(contents(dataset, objects)))
+    print(f"\n{report.describe_classes(classes)}")
     size_rows = _print_fit(objects, settings, candidates) if len(objects) else []
     print(f"\n{dataset.problems.message() if dataset.problems else 'no problems in the annotations'}")
     figures, sheet = (settings.output / f"{split}_{name}.png" for name in ("figures", "images"))
@@ -70,14 +118,14 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     _print_faults(faults, len(findings))
     rotated = [finding.ignored_rotation for finding in findings if finding.ignored_rotation]
     if rotated:
-        print(text.describe_rotated(rotated))
+        print(report.describe_rotated(rotated))
     return Inspected(classes, faults, [figures, sheet])
 
 
 def _print_fit(all_objects: Objects, settings: Settings, candidates: Sequence[Candidate]) -> list[SizeRow]:
     """Print sizes, the fit to default boxes, the comparison and the advice; returns the table by size."""
     chosen = settings.chosen
-    print(f"\n{text.describe_boxes(all_objects, chosen.image_size)}")
+    print(f"\n{report.describe_boxes(all_objects, chosen.image_size)}")
     objects = some_images(all_objects, OBJECTS_MATCHED, settings.seed)
     drawn = f", of {len(objects):,} objects in images drawn at random, seed {settings.seed}"
     print(f"\n  {chosen.model} with {chosen.box_sizes} default boxes{drawn if len(objects) < len(all_objects) else ''}")
@@ -87,10 +135,10 @@ def _print_fit(all_objects: Objects, settings: Settings, candidates: Sequence[Ca
     }
     lost = lost_objects(objects, chosen.default_boxes)
     rows = by_size(objects.sides, ious[chosen], lost)
-    print(text.describe_fit(rows))
+    print(report.describe_fit(rows))
     if candidates:
-        print(f"\n{text.describe_candidates(ious, chosen)}")
-        for line in text.advice(objects, ious, lost, chosen):
+        print(f"\n{report.describe_candidates(ious, chosen)}")
+        for line in report.advice(objects, ious, lost, chosen):
             print(f"  advice: {line}")
     return rows
 
@@ -103,7 +151,7 @@ def _write_figures(
     size_rows: Sequence[SizeRow],
     chosen: Candidate,
 ) -> None:
-    from ssd300_vgg16.inspection.plot import plot_inspection, save_figure  # matplotlib takes its time
+    from ssd300_vgg16.inspection.pictures import plot_inspection, save_figure  # matplotlib takes its time
 
     figure = plot_inspection(classes, objects, size_rows, chosen, title)
     content = io.BytesIO()
@@ -113,7 +161,7 @@ def _write_figures(
 
 def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[Finding]:
     """Write the sheet of samples; returns what reading them has shown."""
-    from ssd300_vgg16.inspection.sample_sheet import choose_samples, draw_sheet
+    from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet
 
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.distributed.world import ALONE, World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap
 from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
-from ssd300_vgg16.processes.world import ALONE, World
 
 # From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what `postprocess` returns.
 Detect = Callable[[np.ndarray, np.ndarray], list[dict[str, np.ndarray]]]

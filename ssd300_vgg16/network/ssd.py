@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssd300_vgg16.network.cpu_transpose import SwapLastTwo
+from ssd300_vgg16.network.cpu.normalisation import SwapLastTwo
 from ssd300_vgg16.network.variants import PIXEL_MEAN, SSD300_VGG16, Variant, variant_of
 from ssd300_vgg16.network.vgg import Backbone, Conv2d
 from ssd300_vgg16.runtime import flow

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from ssd300_vgg16.network.cpu_convolution import convolution_function, covers
-from ssd300_vgg16.network.cpu_normalisation import SQUARED_NORM_FLOOR, CpuNormalisation
+from ssd300_vgg16.network.cpu.convolution import convolution_function, covers
+from ssd300_vgg16.network.cpu.normalisation import SQUARED_NORM_FLOOR, CpuNormalisation
 from ssd300_vgg16.network.precision import in_float32
 from ssd300_vgg16.network.variants import ExtraLayer
 from ssd300_vgg16.runtime import flow
@@ -79,7 +79,7 @@ class MaxPool2x2(nn.MaxPool2d):
         odd = x.shape[2] % 2 or x.shape[3] % 2
         if x.is_cuda or x.is_lazy or (odd and not self.ceil_mode):
             return nn.MaxPool2d.forward(self, x)  # not super(): in a graph, self is a stand-in
-        from ssd300_vgg16.network.cpu_pooling import CpuMaxPool  # compiled: loading it is spared where it is not used
+        from ssd300_vgg16.network.cpu.pooling import CpuMaxPool  # compiled: loading it is spared where it is not used
 
         return CpuMaxPool.apply(x)
 

@@ -9,9 +9,8 @@ from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import read_weights, save_weights
 from ssd300_vgg16.weights.model import build_model, load_tensors
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
 BATCH_PREFIX = "batch/"
 ARRAYS = ("images", "offsets", "labels")

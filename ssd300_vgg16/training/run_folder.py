@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.download import fetch
-from ssd300_vgg16.weights.flow_folder import DONE, PICKLE
+from ssd300_vgg16.weights.oneflow_reader import DONE, PICKLE
 from ssd300_vgg16.weights.published import PUBLISHED
 
 LAST = "last.safetensors"

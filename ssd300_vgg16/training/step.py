@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from ssd300_vgg16.data.loader import TrainingBatch
+from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.processes.world import World
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training.config import Schedule, UpdateRule
 from ssd300_vgg16.training.optimizer import make_optimizer, oneflow_scheduler
-from ssd300_vgg16.training.plan import UpdateRule
-from ssd300_vgg16.training.schedule import Schedule
 
 # What a step tells of itself, in this order.
 READINGS = ("localization", "classification", "gradient_norm")

@@ -11,23 +11,21 @@ from tqdm import tqdm
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.loader import TrainingBatch, steps_per_epoch, training_batches
 from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import Evaluation, Interrupted
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.processes.world import World
+from ssd300_vgg16.signals import STOP_SIGNALS, StopRequest
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
-from ssd300_vgg16.training.curves import draw_curves
-from ssd300_vgg16.training.ema import MovingAverage
-from ssd300_vgg16.training.plan import Plan
-from ssd300_vgg16.training.readings import Pace, Readings, memory
+from ssd300_vgg16.training.config import Plan
+from ssd300_vgg16.training.optimizer import MovingAverage
 from ssd300_vgg16.training.replay import save_replay
 from ssd300_vgg16.training.run_folder import BEST
-from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.run_log import RunLog, draw_curves
 from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
-from ssd300_vgg16.training.stopping import STOP_SIGNALS, StopRequest
-from ssd300_vgg16.weights.description import ModelDescription
-from ssd300_vgg16.weights.file import save_weights
+from ssd300_vgg16.training.step_metrics import Pace, Readings, memory
 from ssd300_vgg16.weights.model import model_tensors
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
 # From weights by name, and what says whether to stop, to the AP on the validation set; None but in the first process.
 # It takes another data set than that as a third argument.

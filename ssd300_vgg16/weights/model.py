@@ -10,8 +10,8 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.description import ModelDescription
 from ssd300_vgg16.weights.recognise import read_as_ssd
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 MISFITS_SHOWN = 12
 

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd300_vgg16.data.coco_categories import COCO_CATEGORIES
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.voc_categories import VOC_CATEGORIES
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import variant_of
 from ssd300_vgg16.weights import parameter_names, vgg16
-from ssd300_vgg16.weights.description import ModelDescription, printable
 from ssd300_vgg16.weights.formats import Contents, read_contents
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, MOST_MAPS, PROJECTS, Project
 from ssd300_vgg16.weights.published import TAKE_BGR
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, printable
 
 BACKGROUND = 0
 FC6_WEIGHT = f"{FC6}.weight"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssd300_vgg16.data.category_names import same_name
+from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights.description import ModelDescription, printable
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, FC6, FC7, REGRESSION, SCALE, VGG16_LAYERS
 from ssd300_vgg16.weights.recognise import Weights, is_unnamed
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, printable
 
 BACKGROUND = 0
 NAMES_SHOWN = 12

@@ -1,0 +1,174 @@
+"""What the command lines share: how they end, and options that mean the same in each."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ssd300_vgg16.data.formats import KINDS
+from ssd300_vgg16.deploy.session import AUTO, ENGINES
+from ssd300_vgg16.errors import Stopped, UserError
+
+USAGE_STATUS = 2
+SIGNAL_STATUS = 128  # and the signal's number
+
+
+def run(main: Callable[[list[str]], int], name: str) -> None:
+    """Call main with the arguments and exit with its status; errors meant for the user come without a traceback."""
+    # Lines appear as they are written in a pipe too, and file names that are not text do not end the program.
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        status = USAGE_STATUS
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the clearing up, with a traceback
+        _say_once(f"{name}: interrupted")
+        status = SIGNAL_STATUS + signal.SIGINT
+    except Stopped as stop:
+        _say_once(f"{name}: stopped by {signal.Signals(stop.signal_number).name}")
+        status = SIGNAL_STATUS + stop.signal_number
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except OSError as error:
+        # A full disk, a folder that cannot be written to: the message names the file.
+        print(f"{name}: {error}", file=sys.stderr)
+        status = USAGE_STATUS
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        # One of several processes: OneFlow's own way out waits for the others, who may have gone, for ever.
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _say_once(message: str) -> None:
+    """What happens to all processes of a training alike is said by the first of them."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose help keeps its line breaks and shows defaults where they say something."""
+
+    def __init__(self, **settings):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+
+
+def positive_int(text: str) -> int:
+    """For `type=`: a whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
+    return value
+
+
+def natural(text: str) -> int:
+    """For `type=`: a whole number from 0 up."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
+    return value
+
+
+def positive(text: str) -> float:
+    """For `type=`: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """For `type=`: a number from 0 up to, but not including, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 up to 1")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """For `type=`: a finite number from 0 up."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return value
+
+
+def refuse_as_target(path: Path, suffix: str, kind: str) -> None:
+    """Raises UserError if a new file of this kind cannot be written there: nothing is overwritten."""
+    if path.suffix != suffix:
+        raise UserError(f"{path}: the new file is {kind}, and its name has to end so: {suffix}")
+    if path.exists():
+        raise UserError(f"{path}: there is such a file already; remove it, or name another")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.parent}: there is no such folder to write to")
+
+
+def workers_for(device: str, chosen: int | None) -> int:
+    """Data workers: those chosen with -j, else one less than this process's share of the cores, 8 at the most.
+
+    With a GPU there is one at least, because the process itself waits for most of its time; on the CPU a worker on the
+    same core would only be in the way.
+    """
+    if chosen is not None:
+        return chosen
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0 if device == "cpu" else 1, min(8, cores - 1))
+
+
+def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco") -> None:
+    """Where the data is, and what to do about its faults; kind: what --dataset is when not given."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-path",
+        metavar="DIR",
+        help="data set in the layout of its kind; yolo: data.yaml or its folder (default: data/coco)",
+    )
+    group.add_argument(
+        "--dataset",
+        choices=KINDS,
+        default=kind,
+        help="coco: COCO-style JSON and images; voc: VOCdevkit, a folder like VOC2007, or train/ and valid/ of images "
+        "with XML files; yolo: data.yaml and text files; shapes: generated pictures, to try things "
+        f"(default: {kind or 'told by the content'})",
+    )
+    for split in ("train", "val"):
+        group.add_argument(
+            f"--{split}-annotations",
+            metavar="PATH",
+            help=f"COCO-style JSON, VOC image set (ImageSets/Main/x.txt) or folder of XML files of the {split} split, "
+            "instead of the layout's",
+        )
+        group.add_argument(
+            f"--{split}-images", metavar="DIR", help=f"folder of the {split} images, instead of the layout's"
+        )
+    group.add_argument(
+        "--strict-data", action="store_true", help="stop at bad boxes and images (default: drop and name them)"
+    )
+
+
+def add_engine_option(parser: argparse._ActionsContainer) -> None:
+    """What computes the network of a detector."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=AUTO,
+        help="what computes the network; auto: ONNX Runtime on the CPU, OneFlow on a GPU (default: %(default)s)",
+    )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Device, batch and workers."""
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=natural,
+        help="data loading processes, for each training process; 0: none (default: cores less one, at most 8)",
+    )

@@ -1,0 +1,149 @@
+"""What is in a labelled data set, before training on it.
+
+python -m ssd300_vgg16.data inspect DIR
+"""
+
+import argparse
+from pathlib import Path
+
+from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.data.formats import DEFAULT_COCO, DataSource, guess_kind, split_location
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
+from ssd300_vgg16.inspection.report import describe_unseen
+from ssd300_vgg16.inspection.split import Settings, inspect_split
+from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, default_boxes, variant_of
+
+PROGRAM = "python -m ssd300_vgg16.data"
+DESCRIPTION = """Figures and pictures of a labelled data set: images, classes, sizes of objects, how they fit the
+network's default boxes, and what is wrong with it.
+
+python -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
+python -m ssd300_vgg16.data inspect DIR --model ssd512_vgg16     against another network's default boxes
+python -m ssd300_vgg16.data inspect DIR --read-all               and decode every image
+
+Without --dataset, the kind of data set is found by its content. Sizes are those of images resized as they are, without
+the crops of data augmentation.
+"""
+FOLDER = "inspection"
+MOST_IMAGES = 100
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = command_line.Parser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    inspect = commands.add_parser("inspect", help="figures and pictures of a data set", description=DESCRIPTION)
+    inspect.add_argument("folder", nargs="?", metavar="DIR", help="the data set (default: data/coco)")
+    inspect.add_argument("--split", choices=("train", "val", "both"), help="(default: those that are there)")
+    inspect.add_argument("--model", choices=MODELS, default=MODELS[0], help="(default: %(default)s)")
+    inspect.add_argument(
+        "--default-boxes", choices=BOX_SIZES, help="their sizes (default: voc for VOC, else coco, as in training)"
+    )
+    inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples drawn (default: %(default)s)")
+    inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
+    inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
+    inspect.add_argument("--output-dir", metavar="DIR", help="where inspection/ goes (default: the current folder)")
+    command_line.add_data_options(inspect, kind=None)
+    return parser
+
+
+def _images(text: str) -> int:
+    count = command_line.positive_int(text)
+    if count > MOST_IMAGES:
+        raise argparse.ArgumentTypeError(f"not more than {MOST_IMAGES} go on one sheet")
+    return count
+
+
+def main(arguments: list[str]) -> int:
+    """Inspect; returns the exit status: 0, or 1 if images that were read are broken or not as annotated."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    source = _source(options)
+    splits = _splits(source, options.split)
+    output = _output(options, source)
+    box_sizes = options.default_boxes or ("voc" if source.kind == "voc" else "coco")
+    chosen, candidates = _candidates(options.model, box_sizes)
+    settings = Settings(chosen, options.images, options.seed, options.read_all, output)
+    inspected = {}
+    for split in splits:
+        others = [] if inspected else candidates  # val is held against the chosen ones alone
+        inspected[split] = inspect_split(split, source.load(split), settings, others)
+    if len(splits) == 2:
+        print(describe_unseen(unseen_classes(inspected["train"].classes, inspected["val"].classes)))
+    print(f"\nwritten: {', '.join(str(path) for found in inspected.values() for path in found.pictures)}")
+    return 1 if any(found.faults for found in inspected.values()) else 0
+
+
+def _source(options: argparse.Namespace) -> DataSource:
+    """Where the data is, by the options; UserError if it is not there."""
+    if options.folder and options.data_path:
+        raise UserError("the data set is named twice, as DIR and with --data-path: leave one out")
+    train = split_location("train", options.train_annotations, options.train_images)
+    val = split_location("val", options.val_annotations, options.val_images)
+    named = options.folder or options.data_path
+    path = Path(named) if named else None
+    if not (path or train or val) and options.dataset in (None, "coco"):
+        path = DEFAULT_COCO
+    if path and options.dataset != "shapes" and not path.exists():
+        raise UserError(f"{path}: no such folder; name that of a data set")
+    kind = options.dataset or _kind(path or (train or val)[0])
+    return DataSource(kind, path, train, val, options.strict_data)
+
+
+def _kind(path: Path) -> str:
+    kind = guess_kind(path)
+    if kind is None:
+        raise UserError(
+            f"{path}: no COCO-style, VOC or YOLO data set found; --dataset with one of them says what is missing"
+        )
+    return kind
+
+
+def _splits(source: DataSource, asked: str | None) -> list[str]:
+    """The splits to inspect: those asked for, else those that are there. UserError if one asked for, or any, is not."""
+    wanted = ["train", "val"] if asked in (None, "both") else [asked]
+    if asked is None and not source.path and (source.train or source.val):
+        wanted = [split for split in wanted if getattr(source, split)]
+    there, missing = [], []
+    for split in wanted:
+        try:
+            source.locate(split)
+            there.append(split)
+        except UserError as error:
+            missing.append(error)
+    if missing and (asked or not there):
+        raise missing[0]
+    for error in missing:
+        print(f"not inspected: {error}")
+    return there
+
+
+def _output(options: argparse.Namespace, source: DataSource) -> Path:
+    """The folder for the pictures; UserError if it would be in the data set without having been named."""
+    here = Path.cwd()
+    given = (place for split in (source.train, source.val) for place in split or () if place and place.is_dir())
+    places = [source.path, *given]
+    folders = [place.parent if place.is_file() else place for place in places if place]
+    if not options.output_dir and any(here.is_relative_to(folder.resolve()) for folder in folders):
+        raise UserError("the current folder is the data set's own: name one for the pictures with --output-dir")
+    output = Path(options.output_dir or ".") / FOLDER
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _candidates(model: str, box_sizes: str) -> tuple[Candidate, list[Candidate]]:
+    """The chosen network's default boxes, and what they are compared with, themselves among it: both sizes of boxes of
+    one network for each size of the input."""
+    models = {variant.layout.image_size: variant.model for variant in reversed(VARIANTS.values())}
+    models[variant_of(model, box_sizes).layout.image_size] = model
+    compared = [
+        Candidate(variant.model, variant.boxes, variant.layout.image_size, default_boxes(variant.layout))
+        for variant in VARIANTS.values()
+        if variant.model in models.values()
+    ]
+    chosen = next(one for one in compared if (one.model, one.box_sizes) == (model, box_sizes))
+    return chosen, compared

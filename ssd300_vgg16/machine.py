@@ -1,0 +1,51 @@
+"""What is known of the machine without OneFlow: its BLAS, its GPU driver, its memory."""
+
+import ctypes
+import os
+from pathlib import Path
+
+# What OpenBLAS's "SkylakeX" kernels need of a processor. OpenBLAS finds that out by itself for the processors it has
+# heard of; for those newer than it (AMD's with AVX-512, say) it falls back to kernels half as fast.
+AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+
+
+def use_widest_kernels() -> None:
+    """Name OpenBLAS's widest kernels that this processor has, unless the user has chosen (OPENBLAS_CORETYPE)."""
+    flags = processor_flags()
+    if flags:
+        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX" if flags >= AVX512 else "Haswell")
+
+
+def processor_flags() -> set[str]:
+    """The instructions that this processor has, as Linux calls them; none if it lacks AVX2 or does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    rows = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
+    flags = set(rows[0]) if rows else set()
+    return flags if "avx2" in flags else set()
+
+
+def has_gpu_driver() -> bool:
+    """Whether NVIDIA's driver library can be loaded."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+# Of glibc's malloc.h; in bytes, the largest threshold that it takes.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_IN_HEAP = 32 << 20
+
+
+def keep_freed_memory() -> None:
+    """Have this process's malloc keep what is freed, up to 128 MB.
+
+    Else the pages of each image come from the system anew and go back to it, which can take longer than to decode it.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_IN_HEAP)
+    mallopt(_M_TRIM_THRESHOLD, 4 * _LARGEST_IN_HEAP)

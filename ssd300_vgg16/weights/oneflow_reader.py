@@ -1,0 +1,161 @@
+"""OneFlow's folders of weights, read without OneFlow: a pickle beside a folder per tensor, or only such folders.
+
+Each tensor's folder has the numbers in `out` and their shape and type in `meta`. The older layout has no pickle but an
+empty file `snapshot_done`, and the folders have the tensors' own names.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle
+from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, check_shape, find_state_dict, numbers
+
+PICKLE, DONE, META, NUMBERS = "pickled_data", "snapshot_done", "meta", "out"
+PROTOCOL = 1
+META_BYTES = 4096
+# As protobuf prints oneflow.VariableMetaInfo.
+META_TEXT = re.compile(r"\s*shape\s*\{((?:\s*dim:\s*\d{1,18})*)\s*\}\s*data_type:\s*k(\w{1,20})\s*")
+TYPES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Float16": "float16",
+    "BFloat16": BFLOAT16,
+    "Int64": "int64",
+    "Int32": "int32",
+    "Int16": "int16",
+    "Int8": "int8",
+    "UInt8": "uint8",
+    "Bool": "bool",
+}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of a folder on a disk or in an archive: their sizes in bytes by name, and how to read one."""
+
+    sizes: Mapping[str, int]
+    read: Callable[[str], bytes]
+
+
+class _Tensor(StandIn):
+    """A tensor or parameter, whose state says in which folder its numbers are."""
+
+
+def _size(counts: tuple = ()) -> tuple:
+    return counts
+
+
+# OneFlow's releases named the module of its classes differently.
+NAMES: Mapping[str, object] = {
+    "oneflow.Tensor": _Tensor,
+    "oneflow._oneflow_internal.Tensor": _Tensor,
+    "oneflow.framework.tensor.Tensor": _Tensor,
+    "oneflow.nn.Parameter": _Tensor,
+    "oneflow.nn.parameter.Parameter": _Tensor,
+    "oneflow._oneflow_internal.nn.Parameter": _Tensor,
+    "oneflow.Size": _size,
+    "oneflow._oneflow_internal.Size": _size,
+    "oneflow._oneflow_internal.dtype": StandIn,
+}
+
+
+def files_on_disk(folder: Path) -> Files:
+    """The files of a folder that may be of weights: those in it, and each subfolder's numbers and meta."""
+    paths = [*folder.glob("*"), *folder.glob(f"*/{META}"), *folder.glob(f"*/{NUMBERS}")]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+
+    def read(name: str) -> bytes:
+        # No more than was measured: what is no file of a disk may say 0 bytes, and never end.
+        with (folder / name).open("rb") as file:
+            return file.read(sizes[name]) if sizes[name] else b""
+
+    return Files(sizes, read)
+
+
+def roots(files: Files) -> list[str]:
+    """The folders that hold weights as OneFlow writes them, as prefixes of names ("" or "some/folder/")."""
+    found = {name.removesuffix(mark) for name in files.sizes for mark in (PICKLE, DONE) if _last(name) == mark}
+    return sorted(found)
+
+
+def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The network's tensors in the folder with this prefix, and the names of all else in it.
+
+    Raises UserError for a tensor whose numbers are missing or not as many as `meta` says, and for a pickle that asks
+    for more than tensors.
+    """
+    if root + PICKLE not in files.sizes:
+        return _older_layout(files, root)
+    pickled = io.BytesIO(_read(files, root + PICKLE, PICKLE_BYTES))
+    saved = read_pickle(pickled, NAMES)
+    if not isinstance(saved, dict) or saved.get("protocol_version") != PROTOCOL:
+        raise UserError(f"its {PICKLE} is not one that flow.save wrote (protocol_version {PROTOCOL})")
+    described, ignored = find_state_dict(saved.get("data"), _Tensor)
+    arrays: dict[str, np.ndarray] = {}
+    tensors = {}
+    for name, tensor in described.items():
+        folder = _folder(name, tensor.state)
+        if folder not in arrays:
+            arrays[folder] = _array(files, root, folder, name)
+        tensors[name] = arrays[folder]
+    return tensors, ignored
+
+
+def _older_layout(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    inside = sorted(name.removeprefix(root) for name in files.sizes if name.startswith(root) and name != root + DONE)
+    tensors = {}
+    for name in inside:
+        folder, _, file = name.partition("/")
+        if file == NUMBERS:
+            tensors[folder] = _array(files, root, folder, folder)
+    if not tensors:
+        raise UserError(f"it has {DONE}, but no folder with the numbers of a tensor ({NUMBERS}); copy it again")
+    return tensors, [name for name in inside if name.partition("/")[0] not in tensors]
+
+
+def _folder(name: str, state: object) -> str:
+    """The folder of a tensor, from its state in the pickle."""
+    folder = state.get("path") if isinstance(state, dict) else None
+    if not isinstance(folder, str) or not re.fullmatch(r"\w+", folder, re.ASCII):
+        raise UserError(f"its tensor {name!r:.120} does not lie in a plain folder beside {PICKLE}; not loaded")
+    return folder
+
+
+def _array(files: Files, root: str, folder: str, name: str) -> np.ndarray:
+    """The array in one tensor's folder."""
+    try:
+        shape, dtype = _meta(_read(files, f"{root}{folder}/{META}", META_BYTES))
+        expected = prod(shape) * ITEM_SIZES[dtype]
+        raw = _read(files, f"{root}{folder}/{NUMBERS}", expected)
+        if len(raw) != expected:
+            raise UserError(f"{NUMBERS} has {len(raw)} bytes, {META} says {expected}; copy or download it again")
+    except UserError as error:
+        raise UserError(f"its tensor {name!r:.120} in {folder!r:.120}: {error}") from error
+    return numbers(raw, dtype).reshape(shape)
+
+
+def _meta(text: bytes) -> tuple[tuple[int, ...], str]:
+    """The shape and type of the numbers beside it."""
+    match = META_TEXT.fullmatch(text.decode("latin1"))
+    if match is None or match[2] not in TYPES:
+        raise UserError(f"{META} says no shape and type of numbers that are read here: {text[:80]!r}")
+    return check_shape(tuple(int(count) for count in re.findall(r"\d+", match[1]))), TYPES[match[2]]
+
+
+def _read(files: Files, name: str, most: int) -> bytes:
+    if name not in files.sizes:
+        raise UserError(f"{_last(name)} is missing; copy or download the whole folder again")
+    if files.sizes[name] > most:
+        raise UserError(f"{_last(name)} has {files.sizes[name]} bytes, where {most} are expected; not loaded")
+    return files.read(name)
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -1,0 +1,126 @@
+"""Weights in one safetensors file, whose header says what the network is: written whole, and checked when read."""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, Variant
+
+MOST_LETTERS = 120
+
+
+def printable(name: str) -> str:
+    """A name from a file as a terminal may be given it: no control characters, and not endless."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name[:MOST_LETTERS])
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What a file of weights does not say by itself: how wide the network is, and what its outputs mean.
+
+    notes: what was assumed of a file that does not say, as sentences; they are not kept.
+    """
+
+    num_classes: int
+    width: float
+    categories: tuple[Category, ...]
+    variant: Variant = SSD300_VGG16
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def names(self) -> dict[int, str]:
+        """The name of each label."""
+        return {category.label: category.name for category in self.categories}
+
+    def as_json(self) -> dict:
+        """What `from_json` takes, for the header of a file."""
+        categories = [asdict(category) for category in self.categories]
+        return {
+            "num_classes": self.num_classes,
+            "width": self.width,
+            "categories": categories,
+            "variant": self.variant.name,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict) -> "ModelDescription":
+        """The description that `as_json` wrote; raises KeyError or TypeError if it is none."""
+        categories = tuple(Category(**category) for category in value["categories"])
+        variant = VARIANTS[value.get("variant", SSD300_VGG16.name)]  # the first files did not name it
+        return cls(value["num_classes"], value["width"], categories, variant)
+
+
+HEADER = "ssd300_vgg16"
+CHECKSUM = "crc32"
+
+
+def save_weights(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    description: ModelDescription | None,
+    extra: Mapping[str, object] | None = None,
+) -> None:
+    """Write tensors (the network's and any others), its description and JSON-able extras, atomically and synced.
+
+    description: None for tensors that are not a whole network's. Raises UserError if it cannot be written.
+    """
+    # safetensors writes arrays as they lie in memory: those of other orders would come back scrambled.
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
+    header = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
+    write_whole(path, save(dict(tensors), metadata={HEADER: header}))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, atomically and synced; raises UserError if it cannot be written."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}); its former version is whole"
+        ) from error
+    finally:
+        with suppress(OSError):  # where it could not be made, nor can it be looked for
+            aside.unlink(missing_ok=True)
+
+
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """All tensors of a safetensors file, and its header (empty if it was not written by this package).
+
+    Raises UserError if the file is missing, is no whole safetensors file, or has changed since it was written.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: its header is not one that this package wrote; copy it again")
+    if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
+        raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
+    return tensors, header
+
+
+def checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object] | None = None) -> int:
+    """A CRC-32 of names, numbers and a JSON-able header, whatever their order."""
+    found = zlib.crc32(json.dumps(header or {}).encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), found))
+    return found
