@@ -71,7 +71,7 @@ def evaluate_weights(
     engine: str = AUTO,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
-    from ssd300_vgg16.data.workers import WorkerPool
+    from ssd300_vgg16.data.workers import WorkerPool, workers_for
     from ssd300_vgg16.detector import Detector
     from ssd300_vgg16.distributed.world import this_world
     from ssd300_vgg16.metrics.evaluation import evaluate
@@ -88,7 +88,7 @@ def evaluate_weights(
     if dataset.problems and world.is_first:
         print(dataset.problems.message())
     output.mkdir(parents=True, exist_ok=True)
-    with WorkerPool(command_line.workers_for(device, workers)) as pool:
+    with WorkerPool(workers_for(device, workers)) as pool:
         size = detector.image_size
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
     if world.is_first:

@@ -15,6 +15,7 @@ from ssd300_vgg16 import evaluate, infer, train
 from ssd300_vgg16.cli import command_line, train_options
 from ssd300_vgg16.data import formats as data_source
 from ssd300_vgg16.data.formats import DataSource
+from ssd300_vgg16.data.workers import workers_for
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.training.config import UpdateRule, refuse_compiled
 from ssd300_vgg16.weights.published import PUBLISHED
@@ -34,11 +35,10 @@ RECIPE = {
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "lr_scheduler": "multistep",
-    "lr_steps": [80, 110],
+    "lr_steps": (80, 110),
     "lr_gamma": 0.1,
     "warmup_steps": 1000,
     "data_augmentation": "ssd",
-    "cache": "none",
     "print_freq": 20,
     "eval_every": 1,
     "seed": 0,
@@ -74,7 +74,7 @@ NARROW = {
     "warmup_steps": 20,
     "data_augmentation": "hflip",
     "print_freq": 25,
-    "lr_steps": [1, 2],
+    "lr_steps": (1, 2),
     "weights_backbone": "none",
     "trainable_backbone_layers": 5,
 }
@@ -114,7 +114,7 @@ def test_the_defaults_are_the_published_recipe():
         "workers",
         "notices",
     }
-    assert options.notices == []
+    assert options.notices == ()
 
 
 @pytest.mark.parametrize(("batch", "rate"), [(32, 0.002), (4, 0.00025), (256, 0.016), (1, 0.0000625)])
@@ -156,7 +156,7 @@ def test_the_model_zoos_command_goes_on_working(tmp_path):
         "momentum": 0.8,
         "weight_decay": 1e-4,
         "lr_scheduler": "multistep",
-        "lr_steps": [16, 22],
+        "lr_steps": (16, 22),
         "lr_gamma": 0.2,
         "print_freq": 50,
         "output_dir": "out",
@@ -175,7 +175,7 @@ def test_the_model_zoos_command_goes_on_working(tmp_path):
         (["--weight-decay", "0.1"], {"weight_decay": 0.1}),
         (["--num-classes", "7"], {"num_classes": 7}),
         (["--lr-scheduler", "cosineannealinglr"], {"lr_scheduler": "cosine"}),
-        (["--lr-steps", "5"], {"lr_steps": [5]}),
+        (["--lr-steps", "5"], {"lr_steps": (5,)}),
         (["-j", "0", "--wd", "0", "--momentum", "0", "--warmup-steps", "0"], {"workers": 0, "weight_decay": 0.0}),
         (["--save-every", "500"], {"save_every": "500"}),
         (["--ema"], {"ema": 0.9998}),
@@ -317,7 +317,7 @@ def test_all_problems_come_in_one_message():
     [("500", 499, 1e9, False), ("500", 500, 0, True), ("10m", 10**9, 599.9, False), ("10m", 0, 600, True)],
 )
 def test_checkpoints_are_due_after_so_many_steps_or_minutes(text, steps, seconds, due):
-    assert train_options.save_every(text).is_due(steps, seconds) == due
+    assert with_data("--save-every", text).save_interval().is_due(steps, seconds) == due
 
 
 def test_weights_to_start_from_keep_their_first_stage(tmp_path):
@@ -349,10 +349,10 @@ def test_where_weights_come_from(arguments, expected):
 @pytest.mark.parametrize(
     ("preset", "model", "dataset", "iterations", "steps"),
     [
-        ("voc300", None, "voc", 120_000, [80_000, 100_000]),
-        ("voc512", "ssd512_vgg16", "voc", 120_000, [80_000, 100_000]),
-        ("coco300", None, "coco", 240_000, [160_000, 200_000]),
-        ("coco512", "ssd512_vgg16", "coco", 240_000, [160_000, 200_000]),
+        ("voc300", None, "voc", 120_000, (80_000, 100_000)),
+        ("voc512", "ssd512_vgg16", "voc", 120_000, (80_000, 100_000)),
+        ("coco300", None, "coco", 240_000, (160_000, 200_000)),
+        ("coco512", "ssd512_vgg16", "coco", 240_000, (160_000, 200_000)),
     ],
 )
 def test_the_papers_runs(preset, model, dataset, iterations, steps):
@@ -366,29 +366,28 @@ def test_the_papers_runs(preset, model, dataset, iterations, steps):
 @pytest.mark.parametrize(
     ("arguments", "length", "steps"),
     [
-        ([], (None, 120), [80, 110]),
-        (["--epochs", 26], (None, 26), [17, 23]),
-        (["--epochs", 1], (None, 1), [1, 2]),
-        (["--epochs", 3], (None, 3), [2, 3]),
-        (["--epochs", 26, "--lr-steps", 16, 22], (None, 26), [16, 22]),
-        (["--iterations", 60_000], (60_000, None), [40_000, 55_000]),
-        (["--preset", "voc300", "--iterations", 1200], (1200, None), [800, 1100]),
-        (["--preset", "voc300", "--epochs", 12], (None, 12), [8, 11]),
-        (["--preset", "narrow", "--iterations", 12], (12, None), [8, 11]),
+        ([], (None, 120), (80, 110)),
+        (["--epochs", 26], (None, 26), (17, 23)),
+        (["--epochs", 1], (None, 1), (1, 2)),
+        (["--epochs", 3], (None, 3), (2, 3)),
+        (["--epochs", 26, "--lr-steps", 16, 22], (None, 26), (16, 22)),
+        (["--iterations", 60_000], (60_000, None), (40_000, 55_000)),
+        (["--preset", "voc300", "--iterations", 1200], (1200, None), (800, 1100)),
+        (["--preset", "voc300", "--epochs", 12], (None, 12), (8, 11)),
+        (["--preset", "narrow", "--iterations", 12], (12, None), (8, 11)),
     ],
 )
 def test_the_rate_falls_as_far_into_any_length(arguments, length, steps):
     options = with_data(*arguments)
     assert (options.iterations, options.epochs) == length
     assert options.lr_steps == steps
-    assert options.notices == []
+    assert options.notices == ()
 
 
 def test_milestones_that_are_not_reached_are_told():
-    assert with_data("--epochs", 26, "--lr-steps", 16, 26, 40).notices == [
-        "--lr-steps 26 40: not reached within 26, the rate is not lowered there."
-    ]
-    assert with_data("--epochs", 26, "--lr-steps", 40, "--lr-scheduler", "cosine").notices == []
+    notices = with_data("--epochs", 26, "--lr-steps", 16, 26, 40).notices
+    assert notices == ("--lr-steps 26 40: not reached within 26, the rate is not lowered there.",)
+    assert with_data("--epochs", 26, "--lr-steps", 40, "--lr-scheduler", "cosine").notices == ()
 
 
 @pytest.mark.parametrize(("counted", "other"), [("epochs", "iterations"), ("iterations", "epochs")])
@@ -407,9 +406,9 @@ def test_a_preset_does_not_bring_weights_that_cannot_fit():
 
 def saved_run(folder, **changes):
     """A run's folder with the options of a narrow run, and what else is kept with them."""
-    options = vars(with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3))
+    options = with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3).as_json()
     options |= {"model": "ssd300_vgg16", "default_boxes": "coco"} | changes  # as a run settles them
-    del options["notices"]
+    options["cache"] = "ram"  # of an earlier version
     options |= {"commands": [{"step": 0, "command": "train.sh --preset narrow"}], "val_images_folder": "/data/val"}
     folder.mkdir()
     (folder / "options.json").write_text(json.dumps(options))
@@ -427,7 +426,7 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
     assert chosen(options, expected) == expected
     assert options.data_path == "somewhere"
     assert options.workers is None
-    assert options.notices == []
+    assert options.notices == ()
 
 
 def test_options_go_before_those_of_the_resumed_run(tmp_path):
@@ -521,19 +520,19 @@ def test_without_data_what_is_given_still_goes_first():
 )
 def test_with_data_nothing_is_chosen_for_the_user(arguments):
     options = parse(*arguments)
-    assert (options.preset, options.notices) == ("coco", [])
+    assert (options.preset, options.notices) == ("coco", ())
 
 
 def test_data_in_its_usual_place_is_used(tmp_path):
     (tmp_path / "data" / "coco").mkdir(parents=True)
     options = parse()
     assert (options.dataset, options.preset) == ("coco", "coco")
-    assert train_options.source(options) == DataSource()
+    assert options.source() == DataSource()
 
 
 def test_the_data_of_each_split_can_be_named():
     options = with_data("--train-annotations", "t.json", "--train-images", "t", "--strict-data")
-    source = train_options.source(options)
+    source = options.source()
     assert (source.kind, str(source.path), source.val, source.strict) == ("coco", "somewhere", None, True)
     assert [str(path) for path in source.train] == ["t.json", "t"]
     assert source.locate("train") == source.train
@@ -542,7 +541,7 @@ def test_the_data_of_each_split_can_be_named():
 def test_shapes_are_generated_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(data_source, "SHAPES_IMAGES", {"train_images": 2, "val_images": 1})
     for options, folder in ((parse(), "data/shapes"), (parse("--dataset", "shapes", "--data-path", "here"), "here")):
-        source = train_options.source(options)
+        source = options.source()
         train_set = source.load("train")
         val_set = source.load("val", train_set.categories)
         assert (len(train_set.samples), len(val_set.samples)) == (2, 1)
@@ -693,9 +692,9 @@ def test_workers_leave_a_core_to_each_training_process(monkeypatch, cores, proce
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     if processes > 1:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert command_line.workers_for("cpu", None) == workers
-    assert command_line.workers_for("cuda:0", None) == max(1, workers), "which leaves its core most of the time"
-    assert command_line.workers_for("cpu", 5) == command_line.workers_for("cuda", 5) == 5
+    assert workers_for("cpu", None) == workers
+    assert workers_for("cuda:0", None) == max(1, workers), "which leaves its core most of the time"
+    assert workers_for("cpu", 5) == workers_for("cuda", 5) == 5
 
 
 def test_resume_without_a_run_means_the_newest(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder,
 from ssd300_vgg16 import train
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.training import run as run_module
 from ssd300_vgg16.training.run_folder import LAST, read_metrics
 
 # A batch that neither 2 nor 3 processes can share evenly, for 20 steps.
@@ -108,20 +109,21 @@ class Spoken:
 
 def test_processes_that_would_not_do_the_same_are_refused(place):
     """Those of other hosts have files and GPUs of their own."""
-    data = SimpleNamespace(train=shapes(place / "shapes", "train"), val=shapes(place / "shapes", "val"))
+    train_set, val_set = (shapes(place / "shapes", split) for split in ("train", "val"))
+    setup = SimpleNamespace(train_set=train_set, val_set=val_set, eager=False)
     model = SSD300(num_classes=2, width=WIDTH)
     trainer = SimpleNamespace(device="cuda:1", progress=SimpleNamespace(step=7), model=model)
-    train._refuse_unlike(Spoken({}, {}), trainer, data, eager=False)
+    run_module._refuse_unlike(Spoken({}, {}), trainer, setup)
     for told, message in (
         ({"kind of device": "cpu"}, "process 2 has another kind of device than process 0: cpu instead of cuda"),
         ({"kind of step": "eager"}, "another kind of step than process 0: eager instead of compiled"),
         ({"checkpoint (its step)": 5}, r"another checkpoint \(its step\) than process 0: 5 instead of 7"),
         ({"checksum of the weights": 0}, "another checksum of the weights than process 0: 0 instead of"),
-        ({"training data": data.val.fingerprint()}, "another training data than process 0: {'images': 5"),
+        ({"training data": val_set.fingerprint()}, "another training data than process 0: {'images': 5"),
         ({"validation data": {}}, "another validation data"),
     ):
         with pytest.raises(UserError, match=message):
-            train._refuse_unlike(Spoken({}, told), trainer, data, eager=False)
+            run_module._refuse_unlike(Spoken({}, told), trainer, setup)
 
 
 def test_a_job_is_started_again_from_where_it_is(place, tmp_path, monkeypatch):

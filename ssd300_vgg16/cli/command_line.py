@@ -109,18 +109,6 @@ def refuse_as_target(path: Path, suffix: str, kind: str) -> None:
         raise UserError(f"{path.parent}: there is no such folder to write to")
 
 
-def workers_for(device: str, chosen: int | None) -> int:
-    """Data workers: those chosen with -j, else one less than this process's share of the cores, 8 at the most.
-
-    With a GPU there is one at least, because the process itself waits for most of its time; on the CPU a worker on the
-    same core would only be in the way.
-    """
-    if chosen is not None:
-        return chosen
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(0 if device == "cpu" else 1, min(8, cores - 1))
-
-
 def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco") -> None:
     """Where the data is, and what to do about its faults; kind: what --dataset is when not given."""
     group = parser.add_argument_group("data")

@@ -1,21 +1,25 @@
-"""What the options of train.sh come to, with presets, and what can be said against them before data is read."""
+"""From the command line of train.sh to `TrainOptions`: presets, resumed runs, and all that can be refused early.
+
+What is given goes first, then the run that is resumed or else the preset, then the parser's defaults.
+"""
 
 import argparse
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ssd300_vgg16.cli.train_parser import (
     NEWEST,
-    NO_WEIGHTS,
     PRESETS,
     REFERENCE_EPOCHS,
     TRAINED_DETECTOR,
     TRAINING_BACKBONE,
     build_parser,
 )
-from ssd300_vgg16.data.formats import DEFAULT_COCO, DataSource, split_location
+from ssd300_vgg16.data.formats import DEFAULT_COCO
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD300_VGG16
-from ssd300_vgg16.training.config import VGG_STAGES, SaveEvery
+from ssd300_vgg16.training.config import VGG_STAGES
+from ssd300_vgg16.training.options import NO_WEIGHTS, TrainOptions
 from ssd300_vgg16.training.run_folder import newest_training, read_options, run_of
 from ssd300_vgg16.weights.published import PUBLISHED
 
@@ -35,72 +39,44 @@ FIXED = (
     "seed",
     "trainable_backbone_layers",
 )
+_NOT_GIVEN = object()
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Options, checked as far as they can be without reading data; `notices` has what the user should know of them.
+def parse(arguments: list[str]) -> TrainOptions:
+    """The options, checked as far as they can be without reading data.
 
     Raises UserError with all that is wrong with them in one message.
     """
     parser = build_parser()
-    first = parser.parse_args(arguments)
-    if first.resume == NEWEST:
-        arguments = [*arguments, "--resume", str(newest_training())]
-        first = parser.parse_args(arguments)
-    resumed = _options_of(Path(first.resume)) if first.resume and not first.test_only else {}
-    notices = []
-    parser.set_defaults(**(resumed or _preset_options(parser, arguments, notices)))
-    if not resumed:
-        _forget_presets_length(parser, first)
-    options = parser.parse_args(arguments)
-    if options.lr is None:
-        options.lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
-    if options.lr_steps is None:
-        options.lr_steps = _usual_lr_steps(options.iterations or options.epochs or REFERENCE_EPOCHS)
-    problems = _problems(options, first.weights_backbone) + _problems_of_resuming(options, resumed, _flags(parser))
+    defaults, given = _parsed(parser, arguments)
+    flags = _flags(parser)
+    former = given.pop("cache", "none")
+    if given.get("resume") == NEWEST:
+        given["resume"] = str(newest_training())
+    resumed = _options_of(Path(given["resume"])) if given.get("resume") and not given.get("test_only") else {}
+    base, notices = (resumed, list[str]()) if resumed else _preset_options(defaults, given)
+    options = _with_length(TrainOptions(**{**defaults, **base, **given}))
+    problems = _problems(options, given.get("weights_backbone")) + _problems_of_resuming(options, resumed, flags)
     if problems:
         raise UserError("; ".join(problems))
-    _fill_in(options, backbone_given=bool(resumed) or first.weights_backbone is not None)
-    options.notices = notices + _milestones_beyond_the_end(options, first) + _changes(options, resumed, _flags(parser))
-    return options
+    options = _filled_in(options, backbone_given=bool(resumed) or given.get("weights_backbone") is not None)
+    if former != "none":
+        notices.append(f"--cache {former}: this option is gone; images are read from their files in each epoch.")
+    notices = [*notices, *_milestones_beyond_the_end(options, given), *_changes(options, resumed, flags)]
+    return replace(options, notices=tuple(notices))
 
 
-def _forget_presets_length(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """A length on the command line goes before the preset's, with all that the preset counts in its own."""
-    if given.iterations:
-        parser.set_defaults(epochs=None, lr_steps=None)
-    elif given.epochs:
-        parser.set_defaults(iterations=None, lr_steps=None)
+def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict, dict]:
+    """The defaults of all options, and what was given of them."""
+    names = {field.name for field in fields(TrainOptions)}
+    defaults = {action.dest: action.default for action in parser._actions if action.dest in names}
+    # argparse fills in a default only where the name is not there yet.
+    found = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))))
+    return defaults, _with_tuples({name: value for name, value in found.items() if value is not _NOT_GIVEN})
 
 
-def _usual_lr_steps(length: int) -> list[int]:
-    """Milestones as far into a training of this length (epochs or steps) as 80 and 110 are into 120."""
-    first = max(1, length * 80 // 120)
-    return [first, max(first + 1, length * 110 // 120)]
-
-
-def _milestones_beyond_the_end(options: argparse.Namespace, given: argparse.Namespace) -> list[str]:
-    length = options.iterations or options.epochs
-    beyond = [step for step in options.lr_steps if step >= length]
-    if not (beyond and given.lr_steps and options.lr_scheduler == "multistep"):
-        return []
-    return [f"--lr-steps {' '.join(map(str, beyond))}: not reached within {length}, the rate is not lowered there."]
-
-
-def _fill_in(options: argparse.Namespace, backbone_given: bool) -> None:
-    """Defaults that follow from other options."""
-    if options.iterations is None:
-        options.epochs = options.epochs or REFERENCE_EPOCHS
-    if options.pretrained:
-        options.load = TRAINED_DETECTOR[options.model or SSD300_VGG16.model]
-    from_nothing = options.load or options.width not in (None, 1) or options.dataset == "shapes"
-    if from_nothing and not backbone_given:
-        options.weights_backbone = NO_WEIGHTS  # whatever a preset says
-    if options.weights_backbone is None:
-        options.weights_backbone = TRAINING_BACKBONE
-    if options.trainable_backbone_layers is None:
-        from_weights = options.load or options.weights_backbone != NO_WEIGHTS
-        options.trainable_backbone_layers = VGG_STAGES - 1 if from_weights else VGG_STAGES
+def _with_tuples(values: dict) -> dict:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
@@ -109,35 +85,77 @@ def _flags(parser: argparse.ArgumentParser) -> dict[str, str]:
     return {dest: names[0] for dest, names in long.items() if names}
 
 
-def _without_data(options: argparse.Namespace) -> bool:
-    weights = options.load or options.pretrained or options.weights_backbone not in (None, NO_WEIGHTS)
-    return source(options).is_absent() and not (options.test_only or weights or options.replay)
-
-
-def _preset_options(parser: argparse.ArgumentParser, arguments: list[str], notices: list[str]) -> dict:
-    """The options of the chosen preset, which without any data is "narrow" on generated shapes."""
-    if not _without_data(parser.parse_args(arguments)):
-        return PRESETS[parser.parse_args(arguments).preset]["options"]
-    parser.set_defaults(preset="narrow", dataset="shapes")
-    preset = parser.parse_args(arguments).preset
-    notices.append(
-        f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, with --preset {preset}."
-    )
-    return PRESETS[preset]["options"]
-
-
 def _options_of(run: Path) -> dict:
+    """The options that a run was begun with, by an earlier version too, which may have had others."""
     if not run.exists():
         raise UserError(f"--resume {run}: there is no such file or folder")
-    return {name: value for name, value in read_options(run_of(run)).items() if name not in NOT_RESUMED}
+    known = {field.name for field in fields(TrainOptions)} - {*NOT_RESUMED, "notices"}
+    return _with_tuples({name: value for name, value in read_options(run_of(run)).items() if name in known})
 
 
-def _problems(options: argparse.Namespace, given_backbone: str | None) -> list[str]:
+def _preset_options(defaults: dict, given: dict) -> tuple[dict, list[str]]:
+    """The options of the chosen preset, which without any data is "narrow" on generated shapes; and notices."""
+    asked = TrainOptions(**{**defaults, **given})
+    chosen, notices = {}, []
+    if _is_without_data(asked):
+        chosen = {"preset": given.get("preset", "narrow"), "dataset": given.get("dataset", "shapes")}
+        notices.append(
+            f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, "
+            f"with --preset {chosen['preset']}."
+        )
+    preset = {**chosen, **PRESETS[chosen.get("preset", asked.preset)]["options"]}
+    # A length on the command line goes before the preset's, with all that the preset counts in its own.
+    if asked.iterations:
+        preset |= {"epochs": None, "lr_steps": None}
+    elif asked.epochs:
+        preset |= {"iterations": None, "lr_steps": None}
+    return _with_tuples(preset), notices
+
+
+def _is_without_data(options: TrainOptions) -> bool:
+    weights = options.load or options.pretrained or options.weights_backbone not in (None, NO_WEIGHTS)
+    return options.source().is_absent() and not (options.test_only or weights or options.replay)
+
+
+def _with_length(options: TrainOptions) -> TrainOptions:
+    """Learning rate and milestones, which follow from the batch size and the length where they are not given."""
+    lr, lr_steps = options.lr, options.lr_steps
+    if lr is None:
+        lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
+    if lr_steps is None:
+        lr_steps = _usual_lr_steps(options.iterations or options.epochs or REFERENCE_EPOCHS)
+    return replace(options, lr=lr, lr_steps=lr_steps)
+
+
+def _usual_lr_steps(length: int) -> tuple[int, int]:
+    """Milestones as far into a training of this length (epochs or steps) as 80 and 110 are into 120."""
+    first = max(1, length * 80 // 120)
+    return first, max(first + 1, length * 110 // 120)
+
+
+def _filled_in(options: TrainOptions, backbone_given: bool) -> TrainOptions:
+    """Defaults that follow from other options."""
+    epochs, load = options.epochs, options.load
+    backbone, trainable = options.weights_backbone, options.trainable_backbone_layers
+    if options.iterations is None:
+        epochs = epochs or REFERENCE_EPOCHS
+    if options.pretrained:
+        load = TRAINED_DETECTOR[options.model or SSD300_VGG16.model]
+    if (load or options.width not in (None, 1) or options.dataset == "shapes") and not backbone_given:
+        backbone = NO_WEIGHTS  # whatever a preset says
+    if backbone is None:
+        backbone = TRAINING_BACKBONE
+    if trainable is None:
+        trainable = VGG_STAGES - 1 if load or backbone != NO_WEIGHTS else VGG_STAGES
+    return replace(options, epochs=epochs, load=load, weights_backbone=backbone, trainable_backbone_layers=trainable)
+
+
+def _problems(options: TrainOptions, given_backbone: str | None) -> list[str]:
     problems = []
     if options.num_classes is not None and options.num_classes < 2:
         problems.append(f"--num_classes {options.num_classes}: it counts the background, so 2 is the least")
-    if sorted(set(options.lr_steps)) != options.lr_steps:
-        problems.append(f"--lr-steps {options.lr_steps}: they have to rise")
+    if tuple(sorted(set(options.lr_steps))) != options.lr_steps:
+        problems.append(f"--lr-steps {list(options.lr_steps)}: they have to rise")
     problems += _problems_of_weights(options, given_backbone)
     if options.epochs and options.iterations and not options.resume:
         problems.append("--epochs and --iterations exclude each other: a training has one length")
@@ -152,7 +170,7 @@ def _problems(options: argparse.Namespace, given_backbone: str | None) -> list[s
     return problems
 
 
-def _problems_of_weights(options: argparse.Namespace, given_backbone: str | None) -> list[str]:
+def _problems_of_weights(options: TrainOptions, given_backbone: str | None) -> list[str]:
     problems = []
     if options.test_only and not (options.load or options.pretrained or options.resume):
         problems.append("--test-only needs weights: give --load W, --pretrained or --resume RUN")
@@ -179,7 +197,7 @@ def _problems_of_weights(options: argparse.Namespace, given_backbone: str | None
     return problems
 
 
-def _problems_of_resuming(options: argparse.Namespace, resumed: dict, flags: dict[str, str]) -> list[str]:
+def _problems_of_resuming(options: TrainOptions, resumed: dict, flags: dict[str, str]) -> list[str]:
     """What cannot change in a run that goes on: its network, its optimizer's state, the order of its images."""
     problems = [
         f"{flags[name]} {getattr(options, name)}: the run was started with {resumed[name]}"
@@ -196,7 +214,15 @@ def _problems_of_resuming(options: argparse.Namespace, resumed: dict, flags: dic
     return problems
 
 
-def _changes(options: argparse.Namespace, resumed: dict, flags: dict[str, str]) -> list[str]:
+def _milestones_beyond_the_end(options: TrainOptions, given: dict) -> list[str]:
+    length = options.iterations or options.epochs
+    beyond = [step for step in options.lr_steps if step >= length]
+    if not (beyond and given.get("lr_steps") and options.lr_scheduler == "multistep"):
+        return []
+    return [f"--lr-steps {' '.join(map(str, beyond))}: not reached within {length}, the rate is not lowered there."]
+
+
+def _changes(options: TrainOptions, resumed: dict, flags: dict[str, str]) -> list[str]:
     """What changes in a run that goes on."""
     return [
         f"Going on with {flags[name]} {_shown(getattr(options, name))} instead of {_shown(resumed[name])}."
@@ -206,21 +232,6 @@ def _changes(options: argparse.Namespace, resumed: dict, flags: dict[str, str]) 
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(value)
     return "unset" if value is None else value
-
-
-def source(options: argparse.Namespace) -> DataSource:
-    return DataSource(
-        kind=options.dataset,
-        path=Path(options.data_path) if options.data_path else None,
-        train=split_location("train", options.train_annotations, options.train_images),
-        val=split_location("val", options.val_annotations, options.val_images),
-        strict=options.strict_data,
-    )
-
-
-def save_every(text: str) -> SaveEvery:
-    """What the text of --save-every means."""
-    if text.endswith("m"):
-        return SaveEvery(seconds=60 * int(text.removesuffix("m")))
-    return SaveEvery(steps=int(text))

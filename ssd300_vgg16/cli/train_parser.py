@@ -4,9 +4,9 @@ import argparse
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.augment import POLICIES
-from ssd300_vgg16.data.image_cache import KINDS as CACHES
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, SSD300_VGG16
 from ssd300_vgg16.training.config import VGG_STAGES
+from ssd300_vgg16.training.options import NO_WEIGHTS
 
 # What --pretrained loads, by model; and what VGG16 starts from otherwise.
 TRAINED_DETECTOR = {"ssd300_vgg16": "ssd300_vgg16_coco", "ssd512_vgg16": "ssd512_coco_lufficc"}
@@ -70,7 +70,7 @@ DESCRIPTION = """Train SSD300-VGG16.
     bash train.sh --pretrained --data-path DIR --epochs 20  your own data, from the published weights
 """
 REFERENCE_EPOCHS = 120
-NO_WEIGHTS = "none"
+
 EMA_DECAY = 0.9998
 NEWEST = ""  # as --resume's RUN
 
@@ -271,12 +271,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     estimate = "try two steps and an evaluation batch, estimate memory and time, write nothing"
     group.add_argument("--check", action="store_true", help=estimate)
     group.add_argument(
-        "--cache",
-        choices=CACHES,
-        default="none",
-        help="keep the decoded training images; ram: in memory that all processes share, refused where it does not "
-        "suffice; disk: in the folder of downloads, SSD_CACHE (default: %(default)s)",
-    )
+        "--cache", choices=("none", "ram", "disk"), default="none", help=argparse.SUPPRESS
+    )  # a former option
     group.add_argument("--replay", metavar="FILE", help="look into a batch whose loss was not finite")
     group.add_argument(
         "--print-freq",

@@ -29,6 +29,18 @@ PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 DEATH_SECONDS = 5.0  # for a process whose pipe has closed to be gone
 
 
+def workers_for(device: str, chosen: int | None) -> int:
+    """Data workers: those chosen with -j, else one less than this process's share of the cores, 8 at the most.
+
+    With a GPU there is one at least, because the process itself waits for most of its time; on the CPU a worker on the
+    same core would only be in the way.
+    """
+    if chosen is not None:
+        return chosen
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0 if device == "cpu" else 1, min(8, cores - 1))
+
+
 class WorkerPool:
     """Applies functions to tasks in `workers` processes; with 0 workers, in this process.
 

@@ -1,106 +1,200 @@
-"""What a training starts from: the network that options and weights describe, its weights, or a checkpoint.
+"""A training from its options: data, network, step and `Trainer`, put together and run.
 
-As in train.py, imports that bring OneFlow are made inside functions.
+Importing this brings OneFlow; the command line does so once its options are known to be good.
 """
 
-import argparse
 import json
-from collections.abc import Sequence
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd300_vgg16.cli.train_parser import NO_WEIGHTS
+import numpy as np
+
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.data.loader import TrainingRecipe, samples_with_objects, steps_per_epoch
+from ssd300_vgg16.data.workers import WorkerPool, workers_for
+from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.distributed.world import World, this_world
+from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
+from ssd300_vgg16.network.ssd import SSD
+from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
+from ssd300_vgg16.runtime import environment, flow, resolve_device
 from ssd300_vgg16.training import run_folder
+from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
+from ssd300_vgg16.training.config import Plan, Schedule, refuse_compiled
+from ssd300_vgg16.training.dry_run import rehearse
+from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_nothing
+from ssd300_vgg16.training.options import TrainOptions
+from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.step import make_step
+from ssd300_vgg16.training.trainer import Trainer
+from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
+from ssd300_vgg16.weights.recognise import Weights, read_as_ssd
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
+from ssd300_vgg16.weights.transfer import start_from, trunk_of
 
 
-def starting_weights(options: argparse.Namespace):
-    """The weights that --load, --pretrained or --weights-backbone name; None to start from nothing."""
-    from ssd300_vgg16.weights.recognise import read_as_ssd
-    from ssd300_vgg16.weights.transfer import trunk_of
+@dataclass(frozen=True)
+class Setup:
+    """What all parts of a run are made from; in options, what was left open is settled by data and weights."""
 
-    named = _named_weights(options)
-    if named is None:
-        return None
-    weights = read_as_ssd(_found(named, options))
-    return weights if options.load or _load_of(options) else trunk_of(weights)
-
-
-def download_weights(options: argparse.Namespace) -> None:
-    """Have the published weights that a training starts from in the folder of downloads."""
-    resumed = options.resume and (run_folder.run_of(Path(options.resume)) / run_folder.LAST).exists()
-    if options.resume and (resumed or options.test_only):
-        return  # its own weights are there
-    named = _named_weights(options)
-    if named and run_folder.is_published_name(named):
-        _found(named, options)
+    options: TrainOptions
+    train_set: Dataset
+    val_set: Dataset
+    description: ModelDescription
+    world: World
+    device: str
+    eager: bool
 
 
-def _found(named: Path, options: argparse.Namespace) -> Path:
-    try:
-        return run_folder.find_weights(named)
-    except UserError as error:
-        if str(named) != options.weights_backbone:
-            raise
-        raise UserError(f"{error}\nOr train without them: --weights-backbone {NO_WEIGHTS}") from error
+def train(options: TrainOptions) -> int:
+    """Train as the options say, or make a dry run of it (--check); returns the exit status.
 
-
-def _named_weights(options: argparse.Namespace) -> Path | None:
-    named = options.load or _load_of(options) or options.weights_backbone
-    return None if named in (None, NO_WEIGHTS) else Path(named)
-
-
-def _load_of(options: argparse.Namespace) -> str | None:
-    """What --load said when the run was begun, which was killed before its first checkpoint."""
-    return run_folder.read_options(run_folder.run_of(Path(options.resume))).get("load") if options.resume else None
-
-
-def settle_network(options: argparse.Namespace, weights) -> None:
-    """What was left open of the network is as in the weights that it starts from."""
-    from ssd300_vgg16.network.variants import SSD300_VGG16
-
-    theirs = weights.description if weights else None
-    options.model = options.model or (theirs.variant.model if theirs else SSD300_VGG16.model)
-    if options.default_boxes is None:
-        boxes = "voc" if options.dataset == "voc" else "coco"
-        options.default_boxes = theirs.variant.boxes if theirs else boxes
-    if options.width is None:
-        options.width = theirs.width if theirs else 1.0
-
-
-def describe_network(options: argparse.Namespace, train_set: Dataset):
-    """The description of the network to train, once `settle_network` has settled it."""
-    from ssd300_vgg16.network.variants import variant_of
-    from ssd300_vgg16.weights.safetensors_file import ModelDescription
-
+    Every process of a training calls this; the first one prints and writes. Raises UserError for what the user can
+    mend, and Stopped after a signal, when all is saved.
+    """
+    world = this_world()
+    device, eager = _device_and_step(options, world)
+    world.say(*options.notices)
+    train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
+    weights = None if options.resume else _starting_weights(options)
+    options = _settled(options, train_set, weights)
     variant = variant_of(options.model, options.default_boxes)
-    return ModelDescription(options.num_classes, options.width, train_set.categories, variant)
+    description = ModelDescription(options.num_classes, options.width, train_set.categories, variant)
+    setup = Setup(options, train_set, val_set, description, world, device, eager)
+    with WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
+        folder = Path(options.resume or "")
+        if world.is_first and not options.check:
+            folder = run_folder.folder_of(options.resume, options.output_dir)
+        trainer = _trainer(setup, folder, weights, pool)
+        weights = None  # they are in the network now, and take memory
+        _refuse_unlike(world, trainer, setup)
+        if options.check:
+            return _dry_run(trainer, setup)
+        trainer.folder = (
+            run_folder.folder_of(options.resume, options.output_dir) if world.is_first else Path(options.resume or "")
+        )
+        if world.is_first:
+            _begin(trainer, setup)
+        world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}")
+        evaluation = _run(trainer, world)
+    if world.is_first:
+        _finish(folder, evaluation)
+    world.wait_for_all()
+    return 0
 
 
-def make_network(options: argparse.Namespace, description, checkpoint, weights, world):
-    """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
-    from ssd300_vgg16.runtime import flow
-    from ssd300_vgg16.training.optimizer import initialise_from_nothing
-    from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
-    from ssd300_vgg16.weights.transfer import start_from
+def _device_and_step(options: TrainOptions, world: World) -> tuple[str, bool]:
+    """The device, and whether steps are eager. UserError for what does not go together."""
+    device = resolve_device(options.device, world.local_rank if world.size > 1 else None)
+    eager = device == "cpu" if options.eager is None else options.eager
+    if options.amp and (eager or device == "cpu"):
+        raise UserError("--amp: half precision is for the compiled step on a GPU")
+    if not eager:
+        refuse_compiled(options.update_rule(), options.accumulate, options.batch_size, world.size)
+    return device, eager
 
-    flow.manual_seed(options.seed)
-    model = build_model(description)
-    if checkpoint.model:
-        load_tensors(model, checkpoint.model, Path(options.resume))
-    elif weights := weights or starting_weights(options):
-        start = start_from(weights, description, model_tensors(model))
-        load_tensors(model, start.tensors, weights.path)
-        world.say(start.table)
+
+def _load_data(options: TrainOptions, world: World) -> tuple[Dataset, Dataset]:
+    source = options.source()
+    train_set = source.load("train")
+    val_set = source.load("val", train_set.categories)
+    world.say(*(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
+    if options.num_classes and options.num_classes < train_set.num_classes:
+        raise UserError(f"--num_classes {options.num_classes}: {train_set.name} needs at least {train_set.num_classes}")
+    return train_set, val_set
+
+
+def _starting_weights(options: TrainOptions) -> Weights | None:
+    """The weights to start from: a whole detector, or the VGG16 of --weights-backbone; None to start from nothing."""
+    path = options.find_starting_weights()
+    if path is None:
+        return None
+    weights = read_as_ssd(path)
+    return weights if options.whole_detector() else trunk_of(weights)
+
+
+def _settled(options: TrainOptions, train_set: Dataset, weights: Weights | None) -> TrainOptions:
+    """The options with what was left open of the network: as in the weights that it starts from, or the data."""
+    theirs = weights.description if weights else None
+    if theirs:
+        model, boxes, width = theirs.variant.model, theirs.variant.boxes, theirs.width
     else:
-        initialise_from_nothing(model)
-    return model
+        model, boxes, width = SSD300_VGG16.model, "voc" if options.dataset == "voc" else "coco", 1.0
+    return replace(
+        options,
+        num_classes=options.num_classes or train_set.num_classes,
+        model=options.model or model,
+        default_boxes=options.default_boxes or boxes,
+        width=width if options.width is None else options.width,
+    )
 
 
-def checkpoint_to_go_on_from(options: argparse.Namespace, train_set: Dataset, world):
+def _trainer(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
+    options, world = setup.options, setup.world
+    samples = samples_with_objects(setup.train_set.samples)
+    plan = _plan(options, samples, setup.description.variant.layout)
+    checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
+    model = _network(setup, checkpoint, weights).to(setup.device)
+    freeze_backbone(model, options.trainable_backbone_layers)
+    rule = options.update_rule()
+    step = make_step(model, rule, plan.schedule, world, options.accumulate, options.amp, setup.eager)
+    step.restore(checkpoint.optimizer)
+    average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
+    if average and checkpoint.average:
+        average.restore(checkpoint.average)
+    return Trainer(
+        folder=folder,
+        model=model,
+        description=setup.description,
+        step=step,
+        average=average,
+        plan=plan,
+        samples=samples,
+        pool=pool,
+        evaluate=_evaluator(setup, pool),
+        progress=replace(checkpoint.progress, data=setup.train_set.fingerprint()),
+        world=world,
+        device=setup.device,
+    )
+
+
+def _plan(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout) -> Plan:
+    steps = steps_per_epoch(len(samples), options.batch_size)
+    in_steps = 1 if options.iterations else steps  # what --lr-steps count
+    schedule = Schedule(
+        kind=options.lr_scheduler,
+        base_lr=options.lr,
+        total_steps=options.iterations or options.epochs * steps,
+        warmup_steps=options.warmup_steps,
+        milestones=tuple(milestone * in_steps for milestone in options.lr_steps),
+        gamma=options.lr_gamma,
+    )
+    recipe = TrainingRecipe(
+        batch_size=options.batch_size,
+        augmentation=options.data_augmentation,
+        seed=options.seed,
+        default_boxes=default_boxes(layout),
+        image_size=layout.image_size,
+        strict=options.strict_data,
+    )
+    return Plan(
+        epochs=math.ceil(schedule.total_steps / steps),
+        schedule=schedule,
+        recipe=recipe,
+        print_every=options.print_freq,
+        evaluate_every=options.eval_every,
+        save_every=options.save_interval(),
+        keep=options.keep,
+    )
+
+
+def _checkpoint_to_go_on_from(options: TrainOptions, train_set: Dataset, world: World) -> Checkpoint | None:
     """The checkpoint that --resume means, if there is one and it is of a training on this data."""
-    from ssd300_vgg16.training.checkpoint import newest_checkpoint
-
     if not options.resume:
         return None
     found = newest_checkpoint(Path(options.resume))
@@ -119,32 +213,126 @@ def checkpoint_to_go_on_from(options: argparse.Namespace, train_set: Dataset, wo
     return checkpoint
 
 
-def image_cache(options: argparse.Namespace, samples: Sequence[Sample], least_side: int, world):
-    """Where --cache has decoded images kept; None for nowhere. Every process has to call it. Raises UserError."""
-    from ssd300_vgg16.data.image_cache import DiskCache
-    from ssd300_vgg16.weights.cache import cache_folder
+def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None) -> SSD:
+    """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
+    options = setup.options
+    flow.manual_seed(options.seed)
+    model = build_model(setup.description)
+    if checkpoint.model:
+        load_tensors(model, checkpoint.model, Path(options.resume))
+    elif weights := weights or _starting_weights(options):
+        start = start_from(weights, setup.description, model_tensors(model))
+        load_tensors(model, start.tensors, weights.path)
+        setup.world.say(start.table)
+    else:
+        initialise_from_nothing(model)
+    return model
 
-    if options.cache == "ram":
-        return _shared_memory(samples, least_side, world)
-    if options.cache == "disk" and not options.check:  # which writes nothing
-        return DiskCache.create(cache_folder() / "images")
-    return None
+
+def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | None]:
+    """What evaluates weights on the validation set (or its first images), with a network of its own."""
+    options, world = setup.options, setup.world
+    detector = Detector(build_model(setup.description), setup.description, setup.device)
+    size = detector.model.layout.image_size
+
+    def evaluate_weights(
+        weights: dict[str, np.ndarray], stopping: Callable[[], bool], dataset: Dataset = setup.val_set
+    ):
+        # The moving average is the first process's alone.
+        shared = {name: world.from_first(weights[name]) for name in sorted(weights)}
+        load_tensors(detector.model, shared, Path("the weights in training"))
+        return evaluate(detector.detect, dataset, size, options.batch_size, pool, options.strict_data, world, stopping)
+
+    return evaluate_weights
 
 
-def _shared_memory(samples: Sequence[Sample], least_side: int, world):
-    """Memory that the first process of each host has made for all of them."""
-    from ssd300_vgg16.data.image_cache import RamCache
+def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
+    """See that all processes are about to do the same; those of other hosts have their own files and GPUs."""
+    mine = {
+        "kind of device": trainer.device.partition(":")[0],
+        "kind of step": "eager" if setup.eager else "compiled",
+        "checkpoint (its step)": trainer.progress.step,
+        "checksum of the weights": checksum(model_tensors(trainer.model)),
+        "training data": setup.train_set.fingerprint(),
+        "validation data": setup.val_set.fingerprint(),
+    }
+    everyones = [json.loads(message) for message in world.gathered(json.dumps(mine).encode())]
+    for rank, theirs in enumerate(everyones):
+        for name, value in everyones[0].items():
+            if theirs[name] != value:
+                raise UserError(f"process {rank} has another {name} than process 0: {theirs[name]} instead of {value}")
 
-    host = Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())
-    mine, trouble = None, ""
-    if world.local_rank == 0:
-        try:
-            mine = RamCache.create(samples, least_side)
-        except UserError as error:
-            trouble = str(error)
-    told = {"host": host, "memory": mine and [mine.path, mine.inode], "trouble": trouble}
-    everyones = [json.loads(message) for message in world.gathered(json.dumps(told).encode())]
-    if troubles := [one["trouble"] for one in everyones if one["trouble"]]:
-        raise UserError(troubles[0])  # in all processes, or some would wait for the others
-    shared = [RamCache(*one["memory"]) for one in everyones if one["memory"] and one["host"] == list(host)]
-    return mine or next((cache for cache in shared if cache.can_be_opened()), None)
+
+def _begin(trainer: Trainer, setup: Setup) -> None:
+    """Write what the run is into its folder, and open its log.
+
+    Not before all else is known to be good: weights that do not fit must neither use up the folder nor change what
+    --resume reads.
+    """
+    run_folder.clear_leftovers(trainer.folder)
+    if setup.options.resume:
+        go_back_to(Path(setup.options.resume))
+    saved = _saved_options(setup, trainer.folder, trainer.progress.step)
+    run_folder.describe_run(trainer.folder, saved, environment() | _about_data(setup))
+    trainer.log = RunLog(trainer.folder, trainer.progress.metrics_length, trainer.progress.step)
+
+
+def _saved_options(setup: Setup, folder: Path, step: int) -> dict:
+    """What goes into options.json: the options, and the commands that the run was begun and gone on with."""
+    former = run_folder.read_options(folder) if setup.options.resume else {}
+    return {
+        **setup.options.as_json(),
+        "load": setup.options.load or former.get("load"),
+        "commands": [*former.get("commands", []), {"step": step, "command": shlex.join(sys.argv)}],
+        "val_images_folder": str(setup.val_set.samples[0].path.parent.absolute()),
+    }
+
+
+def _about_data(setup: Setup) -> dict:
+    sets = {"train": setup.train_set, "val": setup.val_set}
+    about = {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()}
+    return {"data": about, "processes": setup.world.size}
+
+
+def _summary(trainer: Trainer, options: TrainOptions) -> str:
+    batch = f"batch {options.batch_size}"
+    if trainer.world.size > 1:
+        batch += f" over {trainer.world.size} processes"
+    if options.accumulate > 1:
+        batch += f" in {options.accumulate} passes"
+    length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
+    going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
+    return (
+        f"{len(trainer.samples)} images with objects, {length}, {batch}, lr {options.lr:g}, "
+        f"seed {options.seed}.{going_on}"
+    )
+
+
+def _run(trainer: Trainer, world: World) -> Evaluation | None:
+    try:
+        return trainer.train()
+    except Stopped:
+        command = run_folder.resume_command(trainer.folder)
+        world.say(f"Stopped after step {trainer.progress.step}. Go on with:\n  {command}")
+        raise
+    finally:
+        if trainer.log:
+            trainer.log.close()
+
+
+def _dry_run(trainer: Trainer, setup: Setup) -> int:
+    samples = setup.val_set.samples
+    few = replace(setup.val_set, samples=samples[: setup.options.batch_size * setup.world.size])
+    setup.world.say(*rehearse(trainer, few, len(samples)))
+    setup.world.wait_for_all()
+    return 0
+
+
+def _finish(folder: Path, evaluation: Evaluation | None) -> None:
+    if evaluation is not None:
+        print(evaluation.table())
+        run_folder.write_json(folder / "coco_metrics.json", evaluation.as_json())
+    else:
+        print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
+    command = f"bash infer.sh --weights {shlex.quote(str(folder))}"
+    print(f"Curves, metrics and weights are in {folder}. See it detect:\n  {command}")

@@ -1,6 +1,8 @@
 """A run's folder: its options and environment, its metrics, its curves, its checkpoints."""
 
 import json
+import os
+import shlex
 import subprocess
 import time
 from difflib import get_close_matches
@@ -33,6 +35,18 @@ def new_run_folder(chosen: Path | None) -> Path:
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
     return folder
+
+
+def folder_of(resume: str | None, output_dir: str | None) -> Path:
+    """The folder of a run: that of --resume, or a new one (--output-dir, or runs/DATE-TIME), which is made."""
+    return run_of(Path(resume)) if resume else new_run_folder(Path(output_dir) if output_dir else None)
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with a run, with the variables for several processes before it."""
+    names = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "NPROC") if os.environ.get("NNODES") else ("NPROC",)
+    variables = "".join(f"{name}={os.environ[name]} " for name in names if os.environ.get(name))
+    return f"{variables}bash train.sh --resume {shlex.quote(str(folder))}"
 
 
 def clear_leftovers(folder: Path) -> None:
