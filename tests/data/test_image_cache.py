@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from batches import assert_same, recipe, spoiled
 from small_data import shapes, shapes_folder
-from test_loader import assert_same, recipe, spoiled
 
 from ssd300_vgg16.data import free_memory, image_cache
 from ssd300_vgg16.data.image_cache import DiskCache, RamCache, decoded_bytes
