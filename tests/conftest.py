@@ -5,16 +5,14 @@ import ssd300_vgg16  # noqa: F401
 
 # isort: split
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 
 # What runs in the background of a shell is started deaf to Ctrl-C, and tests send it to themselves and to others.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = REPOSITORY / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # its scripts are no package: they import one another by name
 
 import around_network  # noqa: E402
@@ -263,7 +264,7 @@ def test_parts_take_the_arguments_they_are_given(quick):
             assert parsed.json and parsed.rounds == (2 if quick else 1 if part.name == "memory" else 3)
             takes_peers = any(package in installed for package in part.needs)
             assert parsed.peer_python == (Path(sys.executable) if takes_peers else peers.DEFAULT_PYTHON)
-            assert (BENCHMARKS.parent / script).is_file()
+            assert (REPOSITORY / script).is_file()
 
 
 def test_photographs_and_weights_are_given_to_the_parts_that_need_them(tmp_path):

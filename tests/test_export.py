@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 from foreign_weights import published_trunk, random_detector, write_pth
 from PIL import Image
-from small_data import REPOSITORY, run, untrained_run
+from places import REPOSITORY
+from small_data import run, untrained_run
 
 import ssd300_vgg16
 from ssd300_vgg16.data.images import ImageError, read_image

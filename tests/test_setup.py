@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train.sh", "infer.sh", "eval.sh", "tests/run.sh", "ssd300_vgg16/launch.sh")
 TOOLS = ["bash", "cat", "cp", "dirname", "env", "grep", "ls", "mkdir", "mv", "readlink", "rm", "sed", "sleep", "sync"]
 TOOLS += ["tail", "tee", "uname"]

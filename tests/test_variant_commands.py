@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from small_data import WIDTH, metrics_without_times, shapes, shapes_folder
-from test_voc import thing, write_voc, xml
-from test_yolo import GOOD, write
+from voc_files import thing, write_voc, xml
+from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16 import evaluate, infer, train
 from ssd300_vgg16.data.images import read_image
@@ -211,8 +211,8 @@ def test_voc_through_the_command_lines(tmp_path, capsys):
 
 
 def test_yolo_through_the_command_lines(tmp_path):
-    yolo = write(tmp_path / "yolo", {"1": GOOD, "2": f"1 0.25 0.5 0.5 1\n{GOOD}"})
-    write(tmp_path / "yolo", {"3": GOOD}, images="images/val")
+    yolo = write_yolo(tmp_path / "yolo", {"1": GOOD, "2": f"1 0.25 0.5 0.5 1\n{GOOD}"})
+    write_yolo(tmp_path / "yolo", {"3": GOOD}, images="images/val")
     run = tmp_path / "run"
     call(train, "--dataset", "yolo", "--data-path", yolo, *SETTINGS, "--epochs", 1, "--output-dir", run)
     description = load_model(run / LAST)[1]

@@ -1,15 +1,15 @@
 """Write tests/golden/weight_files/torch<version>/ with the PyTorch of this Python; only for changing these files.
 
 The tests need the files, not PyTorch. They were written by 1.12 and 2.6, once each:
-    python tests/make_torch_files.py
+    python tests/helpers/make_torch_files.py
 """
 
 import argparse
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import torch
+from places import GOLDEN
 
 
 def counted(*shape, dtype=torch.float32):
@@ -69,7 +69,7 @@ def mixed():
 
 def main():
     version = ".".join(torch.__version__.split(".")[:2])
-    folder = Path(__file__).parent / "golden" / "weight_files" / f"torch{version}"
+    folder = GOLDEN / "weight_files" / f"torch{version}"
     folder.mkdir(parents=True, exist_ok=True)
     model = network()
     saved = {"plain": model.state_dict(), "checkpoint": checkpoint(model), "mixed": mixed()}

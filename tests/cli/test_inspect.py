@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 import pytest
 from small_data import environment, shapes, shapes_folder
-from test_voc import thing, write_pairs, write_voc, xml
-from test_yolo import sideways
-from test_yolo import write as write_yolo
+from voc_files import thing, write_pairs, write_voc, xml
+from yolo_files import sideways, write_yolo
 
 from ssd300_vgg16.cli import inspect
 from ssd300_vgg16.draw import label_colour

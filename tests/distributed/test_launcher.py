@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
 from ssd300_vgg16.distributed import launcher
 from ssd300_vgg16.distributed.job import Job
 
-ROOT = Path(__file__).resolve().parents[1]
 ADVICE = "go on with --resume"
 
 
@@ -113,7 +113,7 @@ def start(tmp_path):
 
     def start(job, command, restart_command=(), restarts=0, constants=None, **environment):
         settings = json.dumps([job, constants or {}, command, list(restart_command), restarts, ADVICE])
-        path = {"PYTHONPATH": str(ROOT), "SSD_PEER_TIMEOUT": "2"}
+        path = {"PYTHONPATH": str(REPOSITORY), "SSD_PEER_TIMEOUT": "2"}
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, settings],
             env=os.environ | path | environment,

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from test_recognise import NAMES, foreign_detector, published_order
+from foreign_detectors import NAMES, foreign_detector, published_order
 
-FOREIGN_WIDTH = 1 / 16  # of test_recognise's networks
+FOREIGN_WIDTH = 1 / 16  # of the networks of foreign_detectors
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 FLOATS = b"ctorch\nFloatStorage\n"
 

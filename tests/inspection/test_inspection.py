@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_data import shapes, shapes_folder
-from test_yolo import sideways
+from yolo_files import sideways
 
 from ssd300_vgg16.boxes import iou
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample

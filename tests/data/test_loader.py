@@ -6,16 +6,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from batches import SIZE, assert_same, recipe, spoiled
 from small_data import shapes, shapes_folder
-from test_yolo import sideways
-from test_yolo import write as write_yolo
+from yolo_files import sideways, write_yolo
 
 from ssd300_vgg16.data import loader
 from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.images import ImageError, Photograph, read_image
 from ssd300_vgg16.data.loader import (
-    TrainingRecipe,
     epoch_order,
     evaluation_batches,
     network_input,
@@ -29,7 +28,7 @@ from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import default_boxes
 
-SAMPLES, SIZE, DEFAULT_BOXES = 7, 300, 8732
+SAMPLES, DEFAULT_BOXES = 7, 8732
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +47,6 @@ def inline(pools):
     return pools[0]
 
 
-def recipe(**changes):
-    settings = {"batch_size": 2, "augmentation": "ssd", "seed": 5, "default_boxes": default_boxes(), "image_size": SIZE}
-    return TrainingRecipe(**settings | changes)
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others) > 0
-    for batch, other in zip(batches, others, strict=True):
-        assert (batch.files, batch.unreadable) == (other.files, other.unreadable)
-        for name in ("images", "offsets", "labels"):
-            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name))
-
-
 def by_file(batches):
     """The three arrays of each file's example."""
     return {
@@ -68,15 +54,6 @@ def by_file(batches):
         for batch in batches
         for row, file in enumerate(batch.files)
     }
-
-
-def spoiled(sample, folder, kind):
-    """The sample with a file that cannot be read."""
-    path = folder / f"{kind}.jpg"
-    content = {"missing": None, "empty": b"", "text": b"no image", "truncated": sample.path.read_bytes()[:-500]}[kind]
-    if content is not None:
-        path.write_bytes(content)
-    return replace(sample, path=path)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

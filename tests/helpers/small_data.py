@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from places import REPOSITORY
 
 from ssd300_vgg16.data.coco import find_coco_split, load_coco
 from ssd300_vgg16.data.shapes import CATEGORY_IDS, write_shapes
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 # Channels of the smallest network that is still one of SSD's: the first layer has a single one.
 WIDTH = 0.02
 

@@ -53,7 +53,7 @@ def assert_raw_outputs_are_oneflows(model, description, batches):
             assert np.abs(ours - reference).max() <= 1e-4 * np.abs(reference).max()
 
 
-# Those with VOC's boxes have the same layers: see test_variants.py.
+# Those with VOC's boxes have the same layers: see network/test_variants.py.
 @pytest.mark.parametrize("name", ["ssd300_vgg16_coco", "ssd512_vgg16_coco", "ssd512_vgg16_highres_coco"])
 def test_offsets_and_logits_are_oneflows(name):
     model, description = network(VARIANTS[name], 4, 1 / 32)

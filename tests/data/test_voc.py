@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from places import BCCD
+from voc_files import image_set, one_cat_each, thing, write_pairs, write_voc, xml
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.coco import find_coco_split, load_coco
@@ -12,49 +14,6 @@ from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.voc_sets import find_voc_split, voc_folders
 from ssd300_vgg16.errors import UserError
-
-BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
-SIZE = "<size><width>60</width><height>40</height><depth>3</depth></size>"
-
-
-def thing(name="cat", box=(11, 11, 30, 20), more="<difficult>0</difficult>"):
-    sides = zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    return (
-        f"<object><name>{name}</name>{more}"
-        f"<bndbox>{''.join(f'<{side}>{value}</{side}>' for side, value in sides)}</bndbox></object>"
-    )
-
-
-def xml(*objects, size=SIZE, file_name="1.jpg"):
-    return f"<annotation><filename>{file_name}</filename>{size}{''.join(objects)}</annotation>"
-
-
-def write_voc(folder, files, sets, images=None):
-    """A VOC folder with these XML files by name, image sets by name, and an image for each XML file."""
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / "Annotations" / f"{name}.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    for name in [f"{name}.jpg" for name in files] if images is None else images:
-        Image.new("RGB", (60, 40)).save(folder / "JPEGImages" / name)
-    for name, lines in sets.items():
-        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def write_pairs(folder, files, images=None):
-    """A folder of XML files by name; beside each of them, or in the folder of images, an image."""
-    images = images or folder
-    for place in (folder, images):
-        place.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / f"{name}.xml").write_text(text)
-        Image.new("RGB", (60, 40)).save(images / f"{name}.jpg")
-    return folder
-
-
-def image_set(folder, name):
-    return folder / "ImageSets" / "Main" / f"{name}.txt"
 
 
 @pytest.fixture
@@ -99,10 +58,6 @@ def test_the_marks_of_difficult_objects_are_part_of_the_fingerprint(load):
     assert marked["sha256"] != plain["sha256"]
 
 
-def ones(*names):
-    return {name: xml(thing(), file_name=f"{name}.jpg") for name in names}
-
-
 def names_of(image_sets):
     return [(path.parents[2].name, path.stem) for path in image_sets]
 
@@ -111,10 +66,10 @@ def names_of(image_sets):
 def devkit(tmp_path):
     """2007 with all of its annotations, 2012 with few of those of its test set, as they were published."""
     sets = {"train": ["1"], "val": ["2"], "trainval": ["1", "2"], "test": ["3"]}
-    write_voc(tmp_path / "VOCdevkit" / "VOC2007", ones("1", "2", "3"), sets)
+    write_voc(tmp_path / "VOCdevkit" / "VOC2007", one_cat_each("1", "2", "3"), sets)
     test = ["2012_3", "2012_4", "2012_5"]
     sets = {"train": ["2012_1"], "val": ["2012_2"], "trainval": ["2012_1", "2012_2"], "test": test}
-    write_voc(tmp_path / "VOCdevkit" / "VOC2012", ones("2012_1", "2012_2", "2012_3"), sets)
+    write_voc(tmp_path / "VOCdevkit" / "VOC2012", one_cat_each("2012_1", "2012_2", "2012_3"), sets)
     return tmp_path / "VOCdevkit"
 
 
@@ -158,12 +113,12 @@ def test_an_absent_split_or_data_set_is_named(devkit, tmp_path):
 
 @pytest.mark.parametrize("val", ["val", "valid"])
 def test_folders_of_images_with_their_xml_files(tmp_path, val):
-    write_pairs(tmp_path / "train", ones("b.rf.1f", "a 0", "c"))
+    write_pairs(tmp_path / "train", one_cat_each("b.rf.1f", "a 0", "c"))
     for name in ("._c.xml", "notes.txt", ".hidden.xml"):
         (tmp_path / "train" / name).write_bytes(b"\0")
     Image.new("RGB", (60, 40)).save(tmp_path / "train" / "unlabelled.jpg")
-    write_pairs(tmp_path / val, ones("d"))
-    write_pairs(tmp_path / "test", ones("e"))
+    write_pairs(tmp_path / val, one_cat_each("d"))
+    write_pairs(tmp_path / "test", one_cat_each("e"))
     assert (find_voc_split(tmp_path, "train"), find_voc_split(str(tmp_path), "val")) == (
         (tmp_path / "train",),
         (tmp_path / val,),
@@ -178,7 +133,7 @@ def test_folders_of_images_with_their_xml_files(tmp_path, val):
 
 
 def test_image_sets_go_before_folders(devkit):
-    write_pairs(devkit / "train", ones("x"))
+    write_pairs(devkit / "train", one_cat_each("x"))
     assert names_of(find_voc_split(devkit, "train")) == [("VOC2007", "trainval"), ("VOC2012", "trainval")]
 
 
@@ -193,7 +148,7 @@ def test_image_sets_go_before_folders(devkit):
     ],
 )
 def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, folder, images, given):
-    write_pairs(tmp_path / folder, ones("1"), tmp_path / images)
+    write_pairs(tmp_path / folder, one_cat_each("1"), tmp_path / images)
     if folder != "Annotations":
         (tmp_path / "JPEGImages").mkdir()
     (sample,) = load_voc([tmp_path / folder], given and tmp_path / given).samples
@@ -204,7 +159,7 @@ def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, fo
 
 
 def test_images_that_are_elsewhere(tmp_path):
-    write_pairs(tmp_path / "xml", ones("1"), tmp_path / "images")
+    write_pairs(tmp_path / "xml", one_cat_each("1"), tmp_path / "images")
     with pytest.raises(UserError, match=r"(?s)image missing in .*xml: 1\nNo image is left: .* with --train-images"):
         load_voc([tmp_path / "xml"])
 
@@ -229,7 +184,7 @@ def test_images_that_are_elsewhere(tmp_path):
 )
 def test_folders_without_a_split(tmp_path, places, split, message):
     for place in places:
-        write_pairs(tmp_path / "data" / place, ones("1"))
+        write_pairs(tmp_path / "data" / place, one_cat_each("1"))
     with pytest.raises(UserError, match=message) as caught:
         find_voc_split(tmp_path / "data", split)
     assert "\n" not in str(caught.value)
@@ -250,7 +205,7 @@ def test_a_folder_without_xml_files(tmp_path):
     ],
 )
 def test_image_sets_of_one_class_are_refused(tmp_path, lines, message):
-    folder = write_voc(tmp_path / "VOC", ones("1", "2"), {"cat_train": lines})
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1", "2"), {"cat_train": lines})
     if message:
         with pytest.raises(UserError, match=message):
             load_voc([image_set(folder, "cat_train")])
@@ -259,7 +214,10 @@ def test_image_sets_of_one_class_are_refused(tmp_path, lines, message):
 
 
 def test_names_may_have_blanks_and_look_flagged(load):
-    assert [sample.path.name for sample in load(ones("photo 1", "photo 0")).samples] == ["photo 1.jpg", "photo 0.jpg"]
+    assert [sample.path.name for sample in load(one_cat_each("photo 1", "photo 0")).samples] == [
+        "photo 1.jpg",
+        "photo 0.jpg",
+    ]
 
 
 def test_image_sets_elsewhere_are_refused(tmp_path):
@@ -271,13 +229,13 @@ def test_image_sets_elsewhere_are_refused(tmp_path):
 
 
 def test_an_image_set_relative_to_its_own_folder(tmp_path, monkeypatch):
-    folder = write_voc(tmp_path / "VOC", ones("1"), {"train": ["1"]})
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1"]})
     monkeypatch.chdir(folder / "ImageSets" / "Main")
     assert len(load_voc([Path("train.txt")]).samples) == 1
 
 
 def test_images_may_be_in_another_folder(tmp_path):
-    folder = write_voc(tmp_path / "VOC", ones("1"), {"train": ["1"]})
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1"]})
     moved = (folder / "JPEGImages").rename(tmp_path / "elsewhere")
     assert load_voc([image_set(folder, "train")], moved).samples[0].path == moved / "1.jpg"
 
@@ -355,7 +313,7 @@ def test_useless_annotation_files_are_dropped_with_their_images(load, tmp_path, 
 
 
 def test_an_annotation_file_that_is_a_folder(load, tmp_path):
-    folder = write_voc(tmp_path / "VOC", ones("1"), {"train": ["1", "2"]})
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1", "2"]})
     (folder / "Annotations" / "2.xml").mkdir()
     assert load_voc([image_set(folder, "train")]).problems.counts == {
         "annotation file that cannot be read (Is a directory)": 1
@@ -478,7 +436,7 @@ def test_no_common_category(load):
     ],
 )
 def test_bad_lines_of_an_image_set_are_left_out(tmp_path, line, kind):
-    folder = write_voc(tmp_path / "VOC", ones("1"), {"train": ["1", "", line]})
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1", "", line]})
     dataset = load_voc([image_set(folder, "train")])
     assert dataset.problems.counts == {kind: 1}
     assert len(dataset.samples) == 1
@@ -499,7 +457,7 @@ def test_nothing_to_train_on(load, files, message):
 
 
 def test_an_image_set_that_is_no_text(tmp_path):
-    folder = write_voc(tmp_path / "VOC", ones("1"), {"train": ["1"]})
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1"]})
     image_set(folder, "train").write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(UserError, match=r"train\.txt: cannot be read"):
         load_voc([image_set(folder, "train")])

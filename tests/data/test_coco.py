@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from places import BCCD
 from pycocotools.coco import COCO
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
@@ -15,7 +15,6 @@ from ssd300_vgg16.data.coco import find_coco_split, load_coco
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 
-BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd"
 GIVEN = (Category(1, 500, "Dog"), Category(2, 600, "cat"))
 
 

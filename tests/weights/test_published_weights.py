@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from test_network import CLOSE, formula_weights, weights_left_unset
+from formula_weights import CLOSE, formula_weights, weights_left_unset
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.network.variants import SSD300_VGG16

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_data import shapes_folder
-from test_voc import image_set, ones, thing, write_pairs, write_voc, xml
-from test_yolo import GOOD
-from test_yolo import write as write_yolo
+from voc_files import image_set, one_cat_each, thing, write_pairs, write_voc, xml
+from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16.data.categories import match_names, same_name
 from ssd300_vgg16.data.dataset import Category
@@ -71,8 +70,8 @@ def test_a_split_of_voc_can_be_named(places):
 
 
 def test_splits_of_voc_can_be_folders_of_xml_files(tmp_path):
-    folder = write_pairs(tmp_path / "xml", ones("1"), tmp_path / "images")
-    beside = write_pairs(tmp_path / "beside", ones("2"))
+    folder = write_pairs(tmp_path / "xml", one_cat_each("1"), tmp_path / "images")
+    beside = write_pairs(tmp_path / "beside", one_cat_each("2"))
     train = split_location("train", str(folder), str(tmp_path / "images"))
     source = DataSource("voc", train=train, val=split_location("val", str(beside), None))
     assert (source.locate("train"), source.locate("val")) == ((folder,), (beside,))
@@ -147,7 +146,7 @@ def test_the_kind_is_guessed_from_the_content(places, tmp_path):
     assert guess_kind(str(places["coco"] / "annotations" / "instances_val.json")) == "coco"
     assert guess_kind(tmp_path) is guess_kind(tmp_path / "nowhere") is None
     for name in ("train", "val", "valid", "Annotations"):
-        pairs = write_pairs(tmp_path / name / name, ones("1"))
+        pairs = write_pairs(tmp_path / name / name, one_cat_each("1"))
         assert guess_kind(pairs) == guess_kind(pairs.parent) == "voc"
     (tmp_path / "train" / "data.yaml").touch()
     assert guess_kind(tmp_path / "train") == "yolo"

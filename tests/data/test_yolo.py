@@ -4,45 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from yolo_files import GOOD, HEIGHT, WIDTH, YAML, picture, sideways, write_yolo
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo, read_yaml
 from ssd300_vgg16.errors import UserError
 
-YAML = "train: images/train\nval: images/val\nnc: 2\nnames: [cat, dog]\n"
-WIDTH, HEIGHT = 100, 50
-
-
-def picture(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (WIDTH, HEIGHT)).save(path)
-
-
-def write(folder, labels, yaml=YAML, images="images/train"):
-    """data.yaml, and images of 100 x 50 pixels with these labels; None: without a file of them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "data.yaml").write_text(yaml)
-    for name, text in labels.items():
-        image = folder / images / f"{name}.jpg"
-        picture(image)
-        label = folder / images.replace("images", "labels") / f"{name}.txt"
-        label.parent.mkdir(parents=True, exist_ok=True)
-        if text is not None:
-            label.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder
-
 
 @pytest.fixture
 def load(tmp_path):
     def load_labels(labels, yaml=YAML, **options):
-        return load_yolo(write(tmp_path / "yolo", labels, yaml), "train", **options)
+        return load_yolo(write_yolo(tmp_path / "yolo", labels, yaml), "train", **options)
 
     return load_labels
-
-
-GOOD = "0 0.5 0.5 0.2 0.4\n"  # 40 15 60 35 in pixels
 
 
 def test_a_clean_folder(load, tmp_path):
@@ -78,7 +53,7 @@ def test_a_clean_folder(load, tmp_path):
 )
 def test_where_the_images_are(tmp_path, yaml):
     yaml = yaml.replace("HERE", str(tmp_path / "yolo"))
-    folder = write(tmp_path / "yolo", {"a/1": GOOD}, f"{yaml}\nnames: [cat]\n")
+    folder = write_yolo(tmp_path / "yolo", {"a/1": GOOD}, f"{yaml}\nnames: [cat]\n")
     picture(folder / "images/train/sub/2.PNG")
     (folder / "train.txt").write_text(f"./images/train/a/1.jpg\n\n{folder}/images/train/sub/2.PNG\n")
     (folder / "list").mkdir()
@@ -107,7 +82,7 @@ def test_where_the_labels_are(tmp_path, images, labels):
 
 
 def test_a_folder_of_images_that_one_stands_in(tmp_path, monkeypatch):
-    write(tmp_path / "yolo", {"a": GOOD})
+    write_yolo(tmp_path / "yolo", {"a": GOOD})
     monkeypatch.chdir(tmp_path / "yolo" / "images")
     (Path("data.yaml")).write_text("train: train\nnames: [cat]\n")
     (sample,) = load_yolo(".", "train").samples
@@ -115,7 +90,7 @@ def test_a_folder_of_images_that_one_stands_in(tmp_path, monkeypatch):
 
 
 def test_lists_of_images_with_faults(tmp_path):
-    folder = write(tmp_path / "yolo", {"a": GOOD}, YAML.replace("images/train", "train.txt"))
+    folder = write_yolo(tmp_path / "yolo", {"a": GOOD}, YAML.replace("images/train", "train.txt"))
     (folder / "images/train/broken.jpg").write_bytes(b"no image")
     rows = ["images/train/a.jpg", "./images/train/a.jpg", "images/train/b.jpg", "images/train/broken.jpg", "x\0"]
     (folder / "train.txt").write_text("\n".join(rows))
@@ -132,17 +107,8 @@ def test_lists_of_images_with_faults(tmp_path):
         load_yolo(folder, "train")
 
 
-def sideways(path):
-    """A JPEG stored as 100 x 50 pixels, the upper half red, that EXIF turns by 90 degrees: red is right."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = Image.new("RGB", (WIDTH, HEIGHT))
-    image.paste((255, 0, 0), (0, 0, WIDTH, HEIGHT // 2))
-    image.save(path, exif=exif)
-
-
 def test_boxes_and_sizes_are_those_of_the_upright_image(tmp_path):
-    folder = write(tmp_path / "yolo", {"a": "0 0.75 0.25 0.5 0.5\n", "b": GOOD})
+    folder = write_yolo(tmp_path / "yolo", {"a": "0 0.75 0.25 0.5 0.5\n", "b": GOOD})
     sideways(folder / "images/train/a.jpg")
     a, b = load_yolo(folder, "train").samples
     assert (a.height, a.width, b.height, b.width) == (WIDTH, HEIGHT, HEIGHT, WIDTH)

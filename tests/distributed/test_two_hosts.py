@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from small_data import REPOSITORY, WIDTH, environment, shapes_folder
+from places import REPOSITORY
+from small_data import WIDTH, environment, shapes_folder
 
 from ssd300_vgg16.training.run_folder import LAST, read_metrics
 from ssd300_vgg16.weights.model import load_model

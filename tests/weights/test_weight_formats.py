@@ -5,10 +5,10 @@ import json
 import struct
 import tarfile
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import GOLDEN
 from safetensors.numpy import save_file
 
 from ssd300_vgg16.data.dataset import Category
@@ -17,7 +17,7 @@ from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.formats import read_contents
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
-FILES = Path(__file__).parent / "golden" / "weight_files"
+FILES = GOLDEN / "weight_files"
 VERSIONS = ("torch1.12", "torch2.6")
 LAYOUTS = {"zip": "PyTorch zip", "stream": "PyTorch stream (before 1.6)"}
 BESIDE_THE_NETWORK = ["iteration", "optimizer", "scheduler", "model_ema", "args", "best", "history"]

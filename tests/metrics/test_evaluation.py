@@ -15,7 +15,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_data import run, shapes, shapes_folder, untrained_run
-from test_voc import image_set, thing, write_voc, xml
+from voc_files import image_set, thing, write_voc, xml
 
 from ssd300_vgg16 import evaluate as command
 from ssd300_vgg16.data.voc import load_voc

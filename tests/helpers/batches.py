@@ -1,0 +1,32 @@
+"""Batches of examples to train on: how they are made, compared and spoiled."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ssd300_vgg16.data.loader import TrainingRecipe
+from ssd300_vgg16.network.variants import default_boxes
+
+SIZE = 300
+
+
+def recipe(**changes):
+    settings = {"batch_size": 2, "augmentation": "ssd", "seed": 5, "default_boxes": default_boxes(), "image_size": SIZE}
+    return TrainingRecipe(**settings | changes)
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert (batch.files, batch.unreadable) == (other.files, other.unreadable)
+        for name in ("images", "offsets", "labels"):
+            np.testing.assert_array_equal(getattr(batch, name), getattr(other, name))
+
+
+def spoiled(sample, folder, kind):
+    """The sample with a file that cannot be read."""
+    path = folder / f"{kind}.jpg"
+    content = {"missing": None, "empty": b"", "text": b"no image", "truncated": sample.path.read_bytes()[:-500]}[kind]
+    if content is not None:
+        path.write_bytes(content)
+    return replace(sample, path=path)
