@@ -15,7 +15,7 @@ __version__ = "0.1.0"  # as in pyproject.toml
 _HOME_OF = {
     "SSD300": "network.ssd",
     "SSD512": "network.ssd",
-    "default_boxes": "network.default_boxes",
+    "default_boxes": "network.variants",
     "match": "data.matching",
     "training_targets": "data.matching",
     "multibox_loss": "network.loss",

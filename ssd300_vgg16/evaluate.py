@@ -12,10 +12,9 @@ from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.formats import DataSource, split_location
-from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
-from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run, write_json
+from ssd300_vgg16.training.run_folder import newest_run
 
 EVALUATIONS = Path("evaluations")
 
@@ -56,55 +55,12 @@ def main(arguments: list[str]) -> int:
         source.locate("val")  # what is missing is said once
         command = [sys.executable, "-m", "ssd300_vgg16.evaluate", *arguments]
         return supervise(job, command, lambda: command, restarts=0, advice="")
+    # OneFlow comes in here: --help and wrong options answer at once.
+    from ssd300_vgg16.evaluate_weights import evaluate_weights
+
     return evaluate_weights(
         weights, source, options.device, options.batch_size, options.workers, output, options.engine
     )
-
-
-def evaluate_weights(
-    weights: Path,
-    source: DataSource,
-    device: str | None,
-    batch_size: int,
-    workers: int | None,
-    output: Path | None = None,
-    engine: str = AUTO,
-) -> int:
-    """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
-    from ssd300_vgg16.data.workers import WorkerPool, workers_for
-    from ssd300_vgg16.detector import Detector
-    from ssd300_vgg16.distributed.world import this_world
-    from ssd300_vgg16.metrics.evaluation import evaluate
-    from ssd300_vgg16.runtime import resolve_device
-
-    world = this_world()
-    beside = EVALUATIONS / weights if is_published_name(weights) else None  # and not in the folder of downloads
-    weights = find_weights(weights)
-    output = output or beside or weights.parent
-    device = resolve_device(device, world.local_rank if world.size > 1 else None)
-    detector = Detector.load(weights, device, engine=engine)
-    world.say(*detector.description.notes)
-    dataset = source.load("val", detector.description.categories)
-    if dataset.problems and world.is_first:
-        print(dataset.problems.message())
-    output.mkdir(parents=True, exist_ok=True)
-    with WorkerPool(workers_for(device, workers)) as pool:
-        size = detector.image_size
-        evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
-    if world.is_first:
-        _report(evaluation, weights, dataset, output)
-    world.wait_for_all()
-    return 1 if evaluation and evaluation.unreadable else 0
-
-
-def _report(evaluation, weights: Path, dataset, output: Path) -> None:
-    print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
-    print(evaluation.table())
-    write_json(output / "coco_metrics.json", evaluation.as_json())
-    evaluation.results.write(output / "detections.json")
-    for message in evaluation.unreadable:
-        print(f"left out: {message}")
-    print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.errors import Stopped, UserError
@@ -162,8 +163,6 @@ def _as_jpeg(path: Path) -> Path:
 
 def _as_json(found: dict, number: int, file_name: str, detector) -> list[dict]:
     """Detections of one image in COCO's results format, with file and category names added."""
-    from ssd300_vgg16.boxes import xyxy_to_xywh
-
     ids = {category.label: category.id for category in detector.description.categories}
     rows = zip(
         xyxy_to_xywh(found["boxes"]).tolist(),

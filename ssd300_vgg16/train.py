@@ -1,6 +1,6 @@
 """Train SSD300-VGG16: `bash train.sh --help`.
 
-OneFlow comes in behind `_run`, by one import: --help and wrong options answer at once, and the data workers, which
+OneFlow comes in by one import, once it is needed: --help and wrong options answer at once, and the data workers, which
 import the module they were started from, stay free of it.
 """
 
@@ -21,22 +21,11 @@ def main(arguments: list[str]) -> int:
     """Train, or what --check, --replay or --test-only ask for instead; returns the exit status."""
     options = parse(arguments)
     job = None if options.replay else job_from(os.environ)
-    return _supervise(job, options, arguments) if job else _run(options)
+    if job:
+        return _supervise(job, options, arguments)
+    from ssd300_vgg16.training.run import run
 
-
-def _run(options: TrainOptions) -> int:
-    from ssd300_vgg16.evaluate import evaluate_weights
-    from ssd300_vgg16.runtime import resolve_device
-    from ssd300_vgg16.training.replay import replay
-    from ssd300_vgg16.training.run import train
-
-    if options.replay:
-        print(replay(Path(options.replay), resolve_device(options.device)))
-        return 0
-    if options.test_only:
-        weights = Path(options.load or options.resume)
-        return evaluate_weights(weights, options.source(), options.device, options.batch_size, options.workers)
-    return train(options)
+    return run(options)
 
 
 def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:

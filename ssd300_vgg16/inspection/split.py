@@ -28,6 +28,7 @@ from ssd300_vgg16.inspection.figures import (
     objects_at_input,
     some_images,
 )
+from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet, plot_inspection, save_figure
 
 SAMPLES_PER_TURN = 8
 
@@ -151,8 +152,6 @@ def _write_figures(
     size_rows: Sequence[SizeRow],
     chosen: Candidate,
 ) -> None:
-    from ssd300_vgg16.inspection.pictures import plot_inspection, save_figure  # matplotlib takes its time
-
     figure = plot_inspection(classes, objects, size_rows, chosen, title)
     content = io.BytesIO()
     save_figure(figure, content)
@@ -161,8 +160,6 @@ def _write_figures(
 
 def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[Finding]:
     """Write the sheet of samples; returns what reading them has shown."""
-    from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet
-
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]
     images, findings = zip(*map(read_checked, samples), strict=True)

@@ -19,6 +19,7 @@ from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.evaluate_weights import evaluate_weights
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
@@ -29,6 +30,7 @@ from ssd300_vgg16.training.config import Plan, Schedule, refuse_compiled
 from ssd300_vgg16.training.dry_run import rehearse
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_nothing
 from ssd300_vgg16.training.options import TrainOptions
+from ssd300_vgg16.training.replay import replay
 from ssd300_vgg16.training.run_log import RunLog
 from ssd300_vgg16.training.step import make_step
 from ssd300_vgg16.training.trainer import Trainer
@@ -49,6 +51,17 @@ class Setup:
     world: World
     device: str
     eager: bool
+
+
+def run(options: TrainOptions) -> int:
+    """Train, or what --replay or --test-only ask for instead; returns the exit status."""
+    if options.replay:
+        print(replay(Path(options.replay), resolve_device(options.device)))
+        return 0
+    if options.test_only:
+        weights = Path(options.load or options.resume)
+        return evaluate_weights(weights, options.source(), options.device, options.batch_size, options.workers)
+    return train(options)
 
 
 def train(options: TrainOptions) -> int:
