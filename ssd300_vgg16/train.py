@@ -249,7 +249,6 @@ def _plan(options: argparse.Namespace, samples, layout, world) -> Plan:
         image_size=layout.image_size,
         strict=options.strict_data,
     )
-    recipe = replace(recipe, cache=run.image_cache(options, samples, recipe.least_side, world))
     return Plan(
         epochs=math.ceil(schedule.total_steps / steps),
         schedule=schedule,

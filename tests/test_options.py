@@ -38,7 +38,6 @@ RECIPE = {
     "lr_gamma": 0.1,
     "warmup_steps": 1000,
     "data_augmentation": "ssd",
-    "cache": "none",
     "print_freq": 20,
     "eval_every": 1,
     "seed": 0,
@@ -397,6 +396,20 @@ def test_a_run_that_goes_on_counts_as_it_did(tmp_path, counted, other):
     assert getattr(parse("--resume", "run", f"--{counted}", 9), counted) == 9
     with pytest.raises(UserError, match=f"--resume run: this run counts {counted}; give its length with --{counted}"):
         parse("--resume", "run", f"--{other}", 9)
+
+
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_the_cache_that_was_is_accepted_and_told_to_be_gone(tmp_path, capsys, kind):
+    options = with_data("--cache", kind)
+    assert not hasattr(options, "cache")
+    assert options.notices == ["--cache is gone: reading is fast enough without it."]
+    assert with_data("--cache", "none").notices == []
+    saved_run(tmp_path / "run", cache=kind)
+    resumed = parse("--resume", "run")
+    assert not hasattr(resumed, "cache") and resumed.notices == []
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "--cache" not in capsys.readouterr().out
 
 
 def test_a_preset_does_not_bring_weights_that_cannot_fit():

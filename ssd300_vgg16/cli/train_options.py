@@ -22,7 +22,7 @@ from ssd300_vgg16.weights.published import PUBLISHED
 REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
 LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
 # Options that describe how to call this once, and are not carried over by --resume.
-NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "pretrained", "workers", "check", "replay")
+NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "pretrained", "workers", "check", "replay", "cache")
 # Options that --resume does not let change.
 FIXED = (
     "preset",
@@ -61,6 +61,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if problems:
         raise UserError("; ".join(problems))
     _fill_in(options, backbone_given=bool(resumed) or first.weights_backbone is not None)
+    if vars(options).pop("cache") != "none":
+        notices.append("--cache is gone: reading is fast enough without it.")
     options.notices = notices + _milestones_beyond_the_end(options, first) + _changes(options, resumed, _flags(parser))
     return options
 

@@ -4,7 +4,6 @@ import argparse
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.augment import POLICIES
-from ssd300_vgg16.data.image_cache import KINDS as CACHES
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, SSD300_VGG16
 from ssd300_vgg16.training.config import VGG_STAGES
 
@@ -270,13 +269,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     estimate = "try two steps and an evaluation batch, estimate memory and time, write nothing"
     group.add_argument("--check", action="store_true", help=estimate)
-    group.add_argument(
-        "--cache",
-        choices=CACHES,
-        default="none",
-        help="keep the decoded training images; ram: in memory that all processes share, refused where it does not "
-        "suffice; disk: in the folder of downloads, SSD_CACHE (default: %(default)s)",
-    )
+    # Scripts that were written when decoded images could be kept go on working.
+    group.add_argument("--cache", choices=("none", "ram", "disk"), default="none", help=argparse.SUPPRESS)
     group.add_argument("--replay", metavar="FILE", help="look into a batch whose loss was not finite")
     group.add_argument(
         "--print-freq",

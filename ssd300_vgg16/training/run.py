@@ -4,12 +4,10 @@ As in train.py, imports that bring OneFlow are made inside functions.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from ssd300_vgg16.cli.train_parser import NO_WEIGHTS
-from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
 
@@ -117,34 +115,3 @@ def checkpoint_to_go_on_from(options: argparse.Namespace, train_set: Dataset, wo
             f"{now['objects']} ({now['sha256'][:8]}). Bring it back, or begin a new run with --load {path}"
         )
     return checkpoint
-
-
-def image_cache(options: argparse.Namespace, samples: Sequence[Sample], least_side: int, world):
-    """Where --cache has decoded images kept; None for nowhere. Every process has to call it. Raises UserError."""
-    from ssd300_vgg16.data.image_cache import DiskCache
-    from ssd300_vgg16.weights.cache import cache_folder
-
-    if options.cache == "ram":
-        return _shared_memory(samples, least_side, world)
-    if options.cache == "disk" and not options.check:  # which writes nothing
-        return DiskCache.create(cache_folder() / "images")
-    return None
-
-
-def _shared_memory(samples: Sequence[Sample], least_side: int, world):
-    """Memory that the first process of each host has made for all of them."""
-    from ssd300_vgg16.data.image_cache import RamCache
-
-    host = Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())
-    mine, trouble = None, ""
-    if world.local_rank == 0:
-        try:
-            mine = RamCache.create(samples, least_side)
-        except UserError as error:
-            trouble = str(error)
-    told = {"host": host, "memory": mine and [mine.path, mine.inode], "trouble": trouble}
-    everyones = [json.loads(message) for message in world.gathered(json.dumps(told).encode())]
-    if troubles := [one["trouble"] for one in everyones if one["trouble"]]:
-        raise UserError(troubles[0])  # in all processes, or some would wait for the others
-    shared = [RamCache(*one["memory"]) for one in everyones if one["memory"] and one["host"] == list(host)]
-    return mine or next((cache for cache in shared if cache.can_be_opened()), None)
