@@ -12,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.exif import AS_STORED
-from ssd300_vgg16.data.images import ImageError, exif_orientation, read_image
+from ssd300_vgg16.data.images import AS_STORED, ImageError, exif_orientation, read_image
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
     Candidate,
