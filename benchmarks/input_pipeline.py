@@ -96,9 +96,10 @@ def steps_of_the_package() -> tuple[Callable, Callable]:
     from ssd300_vgg16.data import images
     from ssd300_vgg16.data.augment import POLICIES, augment
 
-    if not hasattr(images, "read_photograph"):  # a former commit
+    decode = getattr(images, "decode_image", None) or getattr(images, "read_photograph", None)
+    if decode is None:  # a former commit, as one with the other name
         return images.read_image, augment
-    return lambda path: images.read_photograph(path, False, POLICIES["ssd"].least_side(300)), augment
+    return lambda path: decode(path, False, POLICIES["ssd"].least_side(300)), augment
 
 
 def loader_rates(samples) -> dict[str, float]:

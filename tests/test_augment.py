@@ -10,7 +10,7 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data import augment as aug
 from ssd300_vgg16.data.augment import View, seen_pixels, whole
 from ssd300_vgg16.data.colour import Colours, draw_colours
-from ssd300_vgg16.data.images import Photograph, read_photograph
+from ssd300_vgg16.data.images import DecodedImage, decode_image
 from ssd300_vgg16.errors import UserError
 
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
@@ -28,7 +28,7 @@ def example(height=48, width=64):
 def augmented(image, boxes, labels, rng, policy, size=300):
     """(pixels [size, size, 3], boxes, labels) of `augment`."""
     out = np.full((3, size, size), 77, dtype=np.uint8)
-    moved, kept = aug.augment(Photograph(image, image.shape[:2]), boxes, labels, rng, policy, out)
+    moved, kept = aug.augment(DecodedImage(image, image.shape[:2]), boxes, labels, rng, policy, out)
     return out.transpose(1, 2, 0), moved, kept
 
 
@@ -285,8 +285,8 @@ def test_a_photograph_decoded_smaller_gives_nearly_the_same(large_photograph, po
     With noise of 4 levels it is 3 in the mean. What is seen may move by less than a pixel of the network's input, its
     boxes with it.
     """
-    plain = read_photograph(large_photograph)
-    reduced = read_photograph(large_photograph, least_side=aug.POLICIES[policy].least_side(300))
+    plain = decode_image(large_photograph)
+    reduced = decode_image(large_photograph, least_side=aug.POLICIES[policy].least_side(300))
     assert (plain.factor, reduced.factor) == (1, factor)
     boxes = np.float32([[100, 300, 900, 1100], [1000, 400, 2500, 2000], [1300, 1200, 1700, 1400]])
     for seed in range(12):

@@ -16,11 +16,11 @@ from PIL import Image, ImageOps
 from ssd300_vgg16.data import images
 from ssd300_vgg16.data.images import (
     ImageError,
+    decode_image,
     exif_orientation,
     find_images,
     image_size,
     read_image,
-    read_photograph,
     reduction,
 )
 from ssd300_vgg16.errors import UserError
@@ -414,13 +414,13 @@ def test_a_large_jpeg_is_decoded_smaller(write, options, least_side, factor):
     """Each pixel is the mean of a block of the file's, but for those at the lower and right edge."""
     pixels = np.asarray(gradient().resize((67, 41), Image.Resampling.BILINEAR))
     path = write(with_thumbnail(encoded(Image.fromarray(pixels), "JPEG", quality=95, **options)))
-    found, plain = read_photograph(path, least_side=least_side), read_image(path)
+    found, plain = decode_image(path, least_side=least_side), read_image(path)
     assert found[1:] == ((41, 67), factor)
     assert found.pixels.shape == (-(-41 // factor), -(-67 // factor), 3)
     rows, columns = 41 // factor, 67 // factor
     blocks = plain[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
     assert np.abs(found.pixels[:rows, :columns] - blocks.mean(axis=(1, 3))).mean() < 3
-    np.testing.assert_array_equal(read_photograph(path).pixels, plain)
+    np.testing.assert_array_equal(decode_image(path).pixels, plain)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -428,7 +428,7 @@ def test_a_photograph_decoded_smaller_is_turned_all_the_same(write, orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(encoded(gradient(), "JPEG", quality=95, exif=exif))
-    found, plain = read_photograph(path, upright=True, least_side=20), read_image(path, upright=True)
+    found, plain = decode_image(path, upright=True, least_side=20), read_image(path, upright=True)
     assert found.size == plain.shape[:2] and found.factor == 2
     expected = cv2.resize(plain, found.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(found.pixels.astype(int) - expected).mean() < 3
@@ -437,7 +437,7 @@ def test_a_photograph_decoded_smaller_is_turned_all_the_same(write, orientation)
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF"])
 def test_only_jpegs_are_decoded_smaller(write, kind):
     path = write(encoded(gradient(), kind))
-    found = read_photograph(path, least_side=1)
+    found = decode_image(path, least_side=1)
     np.testing.assert_array_equal(found.pixels, read_image(path))
     assert found[1:] == ((HEIGHT, WIDTH), 1)
 
@@ -446,4 +446,4 @@ def test_only_jpegs_are_decoded_smaller(write, kind):
 def test_a_jpeg_cut_in_its_header_is_no_crash(write, cut):
     data = noise_jpeg()[:cut] + b"\xff\xd9"
     with pytest.raises(ImageError):
-        read_photograph(write(data), least_side=1)
+        decode_image(write(data), least_side=1)

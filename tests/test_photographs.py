@@ -16,7 +16,7 @@ from small_data import run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
-from ssd300_vgg16.detect_files import JsonList, Photograph, ahead, detect_each
+from ssd300_vgg16.detect_files import ImageFile, JsonList, ahead, detect_each
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.signals import STOP_SIGNALS
 
@@ -45,7 +45,7 @@ def detector(place):
 @pytest.fixture
 def photographs(place, tmp_path):
     paths = sorted((place / "shapes" / "val").iterdir())
-    return [Photograph(n, path, tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
+    return [ImageFile(n, path, tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])

@@ -76,10 +76,10 @@ def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     and in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
     Raises ImageError when the file is missing, empty, no image, of an unsupported format, truncated or too large.
     """
-    return read_photograph(path, upright).pixels
+    return decode_image(path, upright).pixels
 
 
-class Photograph(NamedTuple):
+class DecodedImage(NamedTuple):
     """What `read_image` gives, or that reduced by `factor`: side n has ceil(n / factor) pixels.
 
     pixels: uint8 [h, w, 3]; size: (height, width) in pixels of the file.
@@ -90,7 +90,7 @@ class Photograph(NamedTuple):
     factor: int = 1
 
 
-def read_photograph(path: str | os.PathLike, upright: bool = False, least_side: int | None = None) -> Photograph:
+def decode_image(path: str | os.PathLike, upright: bool = False, least_side: int | None = None) -> DecodedImage:
     """As `read_image`, but a JPEG with more pixels than it takes is decoded smaller, by 2, 4 or 8.
 
     Both sides keep at least `least_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
@@ -104,7 +104,7 @@ def read_photograph(path: str | os.PathLike, upright: bool = False, least_side: 
     image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path, factor)
     size = size if factor > 1 else image.shape[:2]
     orientation = _read_orientation(io.BytesIO(data), kind) if upright else AS_STORED
-    return Photograph(_turned(image, orientation), size[::-1] if orientation in LYING else size, factor)
+    return DecodedImage(_turned(image, orientation), size[::-1] if orientation in LYING else size, factor)
 
 
 def reduction(height: int, width: int, least_side: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from ssd300_vgg16.data import messages
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.images import ImageError, read_image, read_photograph
+from ssd300_vgg16.data.images import ImageError, decode_image, read_image
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
@@ -47,7 +47,7 @@ class TrainingRecipe:
 
     @property
     def least_side(self) -> int:
-        """Pixels of an image's sides that are enough: what has far more is decoded smaller (`read_photograph`).
+        """Pixels of an image's sides that are enough: what has far more is decoded smaller (`decode_image`).
 
         The same crops are drawn, and have at least as many pixels as the network's input but for one of rounding. What
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
@@ -98,14 +98,14 @@ def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatc
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
         rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
         try:
-            photograph = read_photograph(sample.path, sample.upright, recipe.least_side)
+            decoded = decode_image(sample.path, sample.upright, recipe.least_side)
         except ImageError as error:
             if recipe.strict:
                 raise
             batch.unreadable.append(str(error))
             continue
-        objects = sample.objects(*photograph.size)
-        boxes, labels = augment(photograph, *objects, rng, recipe.augmentation, batch.images[row])
+        objects = sample.objects(*decoded.size)
+        boxes, labels = augment(decoded, *objects, rng, recipe.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
