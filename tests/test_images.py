@@ -424,7 +424,7 @@ def test_a_large_jpeg_is_decoded_smaller(write, options, least_side, factor):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photograph_decoded_smaller_is_turned_all_the_same(write, orientation):
+def test_an_image_decoded_smaller_is_turned_all_the_same(write, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(encoded(gradient(), "JPEG", quality=95, exif=exif))
