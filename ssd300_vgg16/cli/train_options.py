@@ -21,7 +21,7 @@ from ssd300_vgg16.weights.published import PUBLISHED
 
 REFERENCE_LR, REFERENCE_BATCH = 0.002, 32
 LARGEST_SEED = 2**63 - 1  # OneFlow's generator takes no larger one
-# Options that describe how to call this once, and are not carried over by --resume.
+# Options that are not carried over by --resume: how to call this once, and `cache`, which former runs have kept.
 NOT_RESUMED = ("resume", "output_dir", "test_only", "load", "pretrained", "workers", "check", "replay", "cache")
 # Options that --resume does not let change.
 FIXED = (
