@@ -26,7 +26,7 @@ from made_up_weights import save_made_up
 
 from ssd300_vgg16.data.images import find_images, read_image
 from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.detect_files import Photograph, _draw, detect_each
+from ssd300_vgg16.detect_files import ImageFile, _draw, detect_each
 from ssd300_vgg16.detector import Detector
 
 HERE = Path(__file__).parent
@@ -34,20 +34,20 @@ SHOWN = 0.25  # the score threshold of infer.sh
 LARGE = (4000, 3000)
 
 
-def one_after_another(detector: Detector, photographs: list[Photograph]) -> None:
+def one_after_another(detector: Detector, photographs: list[ImageFile]) -> None:
     """As infer.sh did it at first."""
     for photograph in photographs:
         image = read_image(photograph.path, upright=True)
         _draw(image, detector(image), photograph.picture)
 
 
-def overlapped(detector: Detector, photographs: list[Photograph], batch_size: int = 1) -> None:
+def overlapped(detector: Detector, photographs: list[ImageFile], batch_size: int = 1) -> None:
     """As it does it now."""
     for _ in detect_each(detector, photographs, 100, batch_size):
         pass
 
 
-def network_alone(detector: Detector, photographs: list[Photograph]) -> None:
+def network_alone(detector: Detector, photographs: list[ImageFile]) -> None:
     """The network, over and over, on one photograph's pixels."""
     prepared = network_input(read_image(photographs[0].path, upright=True), detector.image_size)[None]
     for _ in photographs:
@@ -61,7 +61,7 @@ class Measured:
         self.way, self.detector = way, detector
         self.seconds, self.shares = [], []
 
-    def run(self, photographs: list[Photograph], counted: bool = True) -> None:
+    def run(self, photographs: list[ImageFile], counted: bool = True) -> None:
         spent, network = [], self.detector._network
 
         def timed(images: np.ndarray):
@@ -90,7 +90,7 @@ def enlarged(paths: list[Path], folder: Path) -> list[Path]:
 
 def measure(weights: Path, paths: list[Path], folder: Path, rounds: int) -> dict[str, Measured]:
     """All ways over the files, in turn."""
-    photographs = [Photograph(n, path, folder / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
+    photographs = [ImageFile(n, path, folder / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
     ways = {
         "the network alone": network_alone,
         "one after another": one_after_another,

@@ -1,4 +1,4 @@
-"""From files to training batches: stages on one core, the loader with its workers and caches, large photographs.
+"""From files to training batches: stages on one core, the loader with its workers, large photographs.
 
     .venv/bin/python benchmarks/input_pipeline.py --data VOC_FOLDER                      a table on the terminal
     .venv/bin/python benchmarks/input_pipeline.py --data VOC_FOLDER --before COMMIT \\
@@ -33,7 +33,6 @@ TITLE = "The input pipeline: from files to training batches"
 OURS, PEER = "this commit", "torchvision v2"
 STAGES = ("read and decode", "augment, resize, lay out", "match", "all of these")
 WORKERS = (0, 1, 2)
-CACHES = ("ram", "disk")
 BATCH, EPOCHS, STEP_SECONDS = 32, 4, 0.05
 
 
@@ -97,13 +96,14 @@ def steps_of_the_package() -> tuple[Callable, Callable]:
     from ssd300_vgg16.data import images
     from ssd300_vgg16.data.augment import POLICIES, augment
 
-    if not hasattr(images, "read_photograph"):  # a former commit
+    decode = getattr(images, "decode_image", None) or getattr(images, "read_photograph", None)
+    if decode is None:  # a former commit, as one with the other name
         return images.read_image, augment
-    return lambda path: images.read_photograph(path, False, POLICIES["ssd"].least_side(300)), augment
+    return lambda path: decode(path, False, POLICIES["ssd"].least_side(300)), augment
 
 
 def loader_rates(samples) -> dict[str, float]:
-    """Images per second of the clock, by the number of workers; with a step to be waited for; and with caches."""
+    """Images per second of the clock, by the number of workers; and with a step to be waited for."""
     from ssd300_vgg16.data.workers import WorkerPool
 
     rates = {}
@@ -113,8 +113,6 @@ def loader_rates(samples) -> dict[str, float]:
             if workers == 1:
                 rates["1 workers, step"] = loader_rate(samples, pool, step=lambda: time.sleep(STEP_SECONDS))
                 rates["1 workers, busy step"] = loader_rate(samples, pool, step=busy)
-            for kind, cache in caches(samples):
-                rates[f"{workers} workers, {kind}"] = loader_rate(samples, pool, cache)
     return rates
 
 
@@ -125,24 +123,12 @@ def busy() -> None:
         pass
 
 
-def caches(samples) -> Iterator[tuple]:
-    """Their kinds, and empty ones for the samples; none for a commit that has none."""
-    try:
-        from ssd300_vgg16.data.image_cache import DiskCache, RamCache
-    except ImportError:
-        return
-    yield "ram", RamCache.create(samples, 1000)
-    with tempfile.TemporaryDirectory() as folder:
-        yield "disk", DiskCache.create(Path(folder))
-
-
-def loader_rate(samples, pool, cache=None, step: Callable = lambda: None) -> float:
-    """Images per second of the clock, after an epoch that starts the processes and fills the cache."""
+def loader_rate(samples, pool, step: Callable = lambda: None) -> float:
+    """Images per second of the clock, after an epoch that starts the processes."""
     from ssd300_vgg16.data.loader import TrainingRecipe, training_batches
     from ssd300_vgg16.network.variants import default_boxes
 
     recipe = TrainingRecipe(BATCH, "ssd", 0, default_boxes(), 300)
-    recipe = replace(recipe, cache=cache) if cache else recipe
     for _ in training_batches(samples, replace(recipe, batch_size=len(samples)), 0, pool):
         pass
     for _ in training_batches(samples, recipe, 0, pool):
@@ -273,17 +259,12 @@ def loader_rows(medians: dict[str, dict[str, float]]) -> dict[str, str]:
     about = {f"{workers} workers": f"{workers} workers" for workers in WORKERS}
     about["1 workers, step"] = f"1 workers, and a step of {STEP_SECONDS * 1e3:.0f} ms after each batch (a sleep)"
     about["1 workers, busy step"] = "1 workers, and a step as long that holds Python's lock"
-    kinds = [f"{workers} workers, {kind}" for workers in WORKERS for kind in CACHES]
-    return about | {kind: f"{kind.replace(', ', ', `--cache ')}`, filled" for kind in kinds}
+    return about
 
 
 def ratios_of_workers(rates: dict[str, float]) -> list[str]:
     one, two, none = (rates[f"{workers} workers"] for workers in (1, 2, 0))
-    cached = ", ".join(f"{kind} {rates[f'2 workers, {kind}'] / two:.2f}" for kind in CACHES)
-    return [
-        f"One worker is {one / none:.2f} times as fast as none, two are {two / one:.2f} times as fast as one. "
-        f"With two workers, a cache makes it so many times faster: {cached}."
-    ]
+    return [f"One worker is {one / none:.2f} times as fast as none, two are {two / one:.2f} times as fast as one."]
 
 
 def grid(medians: dict, rows: dict[str, str], sides: list[str], digits: int = 0) -> list[str]:

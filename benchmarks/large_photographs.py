@@ -54,7 +54,7 @@ def differences(folder: Path) -> dict[str, dict[str, float]]:
     import numpy as np
 
     from ssd300_vgg16.data.augment import POLICIES, augment
-    from ssd300_vgg16.data.images import read_photograph
+    from ssd300_vgg16.data.images import decode_image
 
     found = {}
     for size in SIZES:
@@ -62,10 +62,10 @@ def differences(folder: Path) -> dict[str, dict[str, float]]:
         for number, path in enumerate(sorted((folder / name_of(size)).iterdir())):
             pair = np.empty((2, 3, 300, 300), dtype=np.uint8)
             for out, least in zip(pair, (None, POLICIES["ssd"].least_side(300)), strict=True):
-                photograph = read_photograph(path, least_side=least)
+                decoded = decode_image(path, least_side=least)
                 rng = np.random.default_rng([0, number])
-                augment(photograph, np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
+                augment(decoded, np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
             levels.append(np.abs(pair[0].astype(int) - pair[1]))
         about = {"mean": np.mean(levels), "p99": np.percentile(levels, 99), "max": np.max(levels)}
-        found[name_of(size)] = {"factor": photograph.factor, **{name: float(value) for name, value in about.items()}}
+        found[name_of(size)] = {"factor": decoded.factor, **{name: float(value) for name, value in about.items()}}
     return found

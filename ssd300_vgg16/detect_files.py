@@ -1,7 +1,7 @@
-"""Many photographs through a detector: read ahead of it by threads, drawn and written behind it by others.
+"""Many images through a detector: read ahead of it by threads, drawn and written behind it by others.
 
 Decoding, encoding and the network all run without Python's lock, so that the network hardly ever waits. How many
-photographs are in memory at a time depends on the threads and the batch, not on how many there are.
+images are in memory at a time depends on the threads and the batch, not on how many there are.
 """
 
 import json
@@ -25,7 +25,7 @@ MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Photograph:
+class ImageFile:
     """A file to detect on, its number among all, counted from 1, and where its picture goes."""
 
     number: int
@@ -34,21 +34,21 @@ class Photograph:
 
 
 def detect_each(
-    detector: Detector, photographs: Iterable[Photograph], most: int, batch_size: int = 1
-) -> Iterator[tuple[Photograph, dict | ImageError]]:
-    """Each photograph, in order, with its detections, the `most` best, or why it could not be read.
+    detector: Detector, files: Iterable[ImageFile], most: int, batch_size: int = 1
+) -> Iterator[tuple[ImageFile, dict | ImageError]]:
+    """Each file, in order, with its detections, the `most` best, or why it could not be read.
 
     Its picture is being made then, and is there at the end, or when the iterator is closed. Raises OSError if one
     could not be written.
     """
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    read = ahead(lambda photograph: _read(photograph, detector.image_size), photographs, threads, batch_size)
+    read = ahead(lambda file: _read(file, detector.image_size), files, threads, batch_size)
     with closing(read) as reading, Behind(threads) as drawing:
         while batch := list(islice(reading, batch_size)):
-            for photograph, image, found in _detected(detector, batch, most):
+            for file, image, found in _detected(detector, batch, most):
                 if image is not None:
-                    drawing.do(_draw, image, found, photograph.picture)
-                yield photograph, found
+                    drawing.do(_draw, image, found, file.picture)
+                yield file, found
 
 
 def ahead(work: Callable, items: Iterable, threads: int, asked_for: int) -> Iterator:
@@ -92,29 +92,29 @@ class Behind:
             self._waiting.popleft().result()
 
 
-def _read(photograph: Photograph, image_size: int) -> tuple[Photograph, np.ndarray | ImageError, np.ndarray | None]:
+def _read(file: ImageFile, image_size: int) -> tuple[ImageFile, np.ndarray | ImageError, np.ndarray | None]:
     """With its pixels, and these as the network takes them; or with why they cannot be read."""
     try:
-        image = read_image(photograph.path, upright=True)
+        image = read_image(file.path, upright=True)
     except ImageError as error:
-        return photograph, error, None
-    return photograph, image, network_input(image, image_size)
+        return file, error, None
+    return file, image, network_input(image, image_size)
 
 
-def _detected(detector: Detector, batch: list[tuple], most: int) -> list[tuple[Photograph, np.ndarray | None, dict]]:
-    """Photographs, pixels and detections of a batch from `_read`; of what could not be read, None and the error."""
+def _detected(detector: Detector, batch: list[tuple], most: int) -> list[tuple[ImageFile, np.ndarray | None, dict]]:
+    """Files, pixels and detections of a batch from `_read`; of what could not be read, None and the error."""
     readable = [(image, prepared) for _, image, prepared in batch if prepared is not None]
     results = iter(())
     if readable:
         images = np.stack([prepared for _, prepared in readable])
         results = iter(detector.detect(images, np.array([image.shape[:2] for image, _ in readable])))
     rows = []
-    for photograph, image, prepared in batch:
+    for file, image, prepared in batch:
         if prepared is None:
-            rows.append((photograph, None, image))
+            rows.append((file, None, image))
             continue
         found = {name: values[:most] for name, values in next(results).items()}
-        rows.append((photograph, image, {**found, "names": detector.names(found["labels"])}))
+        rows.append((file, image, {**found, "names": detector.names(found["labels"])}))
     return rows
 
 

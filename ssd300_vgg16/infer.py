@@ -110,20 +110,20 @@ def _samples_of(weights: Path) -> list[Path]:
 def _detect_all(detector, images: list[Path], output: Path, most: int, batch_size: int, skip: int) -> int:
     from tqdm import tqdm
 
-    from ssd300_vgg16.detect_files import JsonList, Photograph, detect_each
+    from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
 
     output.mkdir(parents=True, exist_ok=True)
-    numbered = map(Photograph, range(1, len(images) + 1), images, _picture_places(images, output))
+    numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
     broken, done = [], skip
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
         found_each = detect_each(detector, islice(numbered, skip, None), most, batch_size)
         with closing(found_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
-            for photograph, found in found_each:
+            for file, found in found_each:
                 if isinstance(found, ImageError):
                     broken.append(str(found))
                 else:
-                    results.add(_as_json(found, photograph.number, str(photograph.path), detector))
-                done = photograph.number
+                    results.add(_as_json(found, file.number, str(file.path), detector))
+                done = file.number
                 bar.update()
                 if stop.made:
                     break

@@ -1,4 +1,4 @@
-"""Many photographs: in order, with few in memory, drawn by the end; and what is left of work that was stopped."""
+"""Many images: in order, with few in memory, drawn by the end; and what is left of work that was stopped."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from small_data import run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
-from ssd300_vgg16.detect_files import JsonList, Photograph, ahead, detect_each
+from ssd300_vgg16.detect_files import ImageFile, JsonList, ahead, detect_each
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.signals import STOP_SIGNALS
 
@@ -26,8 +26,8 @@ BROKEN = 3
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An untrained run, and photographs of different sizes, of which one is broken."""
-    folder = tmp_path_factory.mktemp("photographs")
+    """An untrained run, and images of different sizes, of which one is broken."""
+    folder = tmp_path_factory.mktemp("images")
     data = shapes_folder(folder, 1, COUNT)
     untrained_run(folder / "run")
     for number, path in enumerate(sorted((data / "val").iterdir()), start=1):
@@ -43,28 +43,28 @@ def detector(place):
 
 
 @pytest.fixture
-def photographs(place, tmp_path):
+def files(place, tmp_path):
     paths = sorted((place / "shapes" / "val").iterdir())
-    return [Photograph(n, path, tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
+    return [ImageFile(n, path, tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-def test_each_gets_its_own_answer_in_order(detector, photographs, batch_size):
-    found_each = list(detect_each(detector, photographs, 7, batch_size))
-    assert [photograph for photograph, _ in found_each] == photographs
-    for photograph, found in found_each:
-        if photograph.number == BROKEN:
-            assert isinstance(found, ImageError) and not photograph.picture.exists()
+def test_each_gets_its_own_answer_in_order(detector, files, batch_size):
+    found_each = list(detect_each(detector, files, 7, batch_size))
+    assert [file for file, _ in found_each] == files
+    for file, found in found_each:
+        if file.number == BROKEN:
+            assert isinstance(found, ImageError) and not file.picture.exists()
             continue
-        expected = detector(photograph.path)
+        expected = detector(file.path)
         assert found["names"] == expected["names"][:7]
         np.testing.assert_allclose(found["boxes"], expected["boxes"][:7], atol=0.01)
-        picture = cv2.imread(str(photograph.picture))
-        assert picture.shape[0] == 150 + 10 * photograph.number, "drawn at the end, in the photograph's own size"
+        picture = cv2.imread(str(file.picture))
+        assert picture.shape[0] == 150 + 10 * file.number, "drawn at the end, in the image's own size"
 
 
-def test_nothing_but_broken_ones_in_a_batch(detector, photographs):
-    ((_, found),) = detect_each(detector, photographs[BROKEN - 1 : BROKEN], 100, 1)
+def test_nothing_but_broken_ones_in_a_batch(detector, files):
+    ((_, found),) = detect_each(detector, files[BROKEN - 1 : BROKEN], 100, 1)
     assert isinstance(found, ImageError)
     assert list(detect_each(detector, [], 100, 4)) == []
 
@@ -85,8 +85,8 @@ def test_answers_come_in_order_whichever_is_ready_first():
     assert list(ahead(slower_first, range(20), threads=4, asked_for=1)) == list(range(20))
 
 
-def test_few_wait_to_be_drawn(detector, photographs, monkeypatch):
-    """A slow disk holds the network up, so that photographs do not pile up in memory."""
+def test_few_wait_to_be_drawn(detector, files, monkeypatch):
+    """A slow disk holds the network up, so that images do not pile up in memory."""
     drawn, most = [], 0
 
     def slow(image, found, picture):
@@ -95,27 +95,27 @@ def test_few_wait_to_be_drawn(detector, photographs, monkeypatch):
 
     monkeypatch.setattr("ssd300_vgg16.detect_files._draw", slow)
     monkeypatch.setattr("ssd300_vgg16.detect_files.MOST_THREADS", 1)
-    whole = [photograph for photograph in photographs if photograph.number != BROKEN] * 3
+    whole = [file for file in files if file.number != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
         most = max(most, number - len(drawn))
     assert len(drawn) == len(whole)
     assert most <= 2
 
 
-def test_one_who_stops_early_has_the_pictures_so_far_and_no_threads_are_left(detector, photographs):
+def test_one_who_stops_early_has_the_pictures_so_far_and_no_threads_are_left(detector, files):
     threads = threading.active_count()
-    found_each = detect_each(detector, photographs, 100)
+    found_each = detect_each(detector, files, 100)
     next(found_each)
     next(found_each)
     found_each.close()
-    assert [photograph.picture.exists() for photograph in photographs] == [True, True] + [False] * (COUNT - 2)
+    assert [file.picture.exists() for file in files] == [True, True] + [False] * (COUNT - 2)
     assert threading.active_count() == threads
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(detector, photographs, tmp_path):
+def test_a_picture_that_cannot_be_written_is_an_error(detector, files, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(OSError, match="out"):
-        list(detect_each(detector, photographs[:2], 100))
+        list(detect_each(detector, files[:2], 100))
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[{"a": 1}], [], [{"b": "ä"}, {"c": 2.5}]]])
@@ -140,7 +140,7 @@ def test_a_list_that_an_error_ends_is_whole(tmp_path):
 
 @pytest.fixture
 def many(place, tmp_path):
-    """A folder of enough photographs to be stopped among them."""
+    """A folder of enough images to be stopped among them."""
     folder = tmp_path / "many"
     folder.mkdir()
     source = place / "shapes" / "val" / "000001.jpg"

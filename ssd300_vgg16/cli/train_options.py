@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> TrainOptions:
         raise UserError("; ".join(problems))
     options = _filled_in(options, backbone_given=bool(resumed) or given.get("weights_backbone") is not None)
     if former != "none":
-        notices.append(f"--cache {former}: this option is gone; images are read from their files in each epoch.")
+        notices.append("--cache is gone: reading is fast enough without it.")
     notices = [*notices, *_milestones_beyond_the_end(options, given), *_changes(options, resumed, flags)]
     return replace(options, notices=tuple(notices))
 

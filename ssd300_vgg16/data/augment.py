@@ -16,17 +16,18 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.colour import Colours, change_colours, draw_colours
-from ssd300_vgg16.data.images import Photograph
+from ssd300_vgg16.data.images import DecodedImage
 from ssd300_vgg16.errors import UserError
 
-PIXEL_MEAN = (123, 117, 104)
+# Around an image; about the mean that the network subtracts (variants.PIXEL_MEAN), in whole levels.
+FILL_COLOUR = (123, 117, 104)
 
 
 @dataclass(frozen=True)
 class View:
     """What is seen of an image: window, xyxy in whole pixels of the image, then mirrored left and right or not.
 
-    The window may reach beyond the image, where it shows PIXEL_MEAN, but has some pixel of it.
+    The window may reach beyond the image, where it shows FILL_COLOUR, but has some pixel of it.
     """
 
     window: tuple[int, int, int, int]
@@ -100,7 +101,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
         place = rows.target, slice(out.shape[-1] - columns.target.stop, out.shape[-1] - columns.target.start)
     planes = cv2.split(part)
     if shape != out.shape[1:]:
-        out[:] = np.array(PIXEL_MEAN, dtype=np.uint8)[:, None, None]
+        out[:] = np.array(FILL_COLOUR, dtype=np.uint8)[:, None, None]
     for channel, plane in zip(out, (planes[source] for source in colours.channels), strict=True):
         channel[place] = plane
 
@@ -132,7 +133,7 @@ class Policy:
 
 
 def augment(
-    photograph: Photograph,
+    decoded: DecodedImage,
     boxes: np.ndarray,
     labels: np.ndarray,
     rng: np.random.Generator,
@@ -143,14 +144,14 @@ def augment(
 
     boxes float32 [N, 4] xyxy in pixels of the file and within it, labels int64 [N] -> boxes [M, 4] in pixels of out,
     and their labels [M]. The outcome depends on the arguments and the state of rng alone, and what is drawn does not
-    depend on the photograph's factor. Raises UserError for an unknown policy.
+    depend on the factor that it was reduced by. Raises UserError for an unknown policy.
     """
-    chosen, image = policy_of(policy), photograph.pixels
+    chosen, image = policy_of(policy), decoded.pixels
     colours = draw_colours(rng) if chosen.distorts_colours else Colours()
-    view = whole(photograph.size)
+    view = whole(decoded.size)
     for step in chosen.steps:
         view, boxes, labels = step(view, boxes, labels, rng)
-    view, boxes = view.reduced(photograph.factor), boxes / np.float32(photograph.factor)
+    view, boxes = view.reduced(decoded.factor), boxes / np.float32(decoded.factor)
     seen_pixels(image, view, colours, out)
     boxes = seen_boxes(boxes, view, image, out.shape[-1])
     keep = box_math.area(boxes) > 0

@@ -12,10 +12,12 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.errors import UserError
 
+BACKGROUND = 0  # the label
+
 
 @dataclass(frozen=True)
 class Category:
-    """One class of objects: the network's output ``label`` (0 is background) stands for the data set's ``id``."""
+    """One class of objects: the network's output ``label`` (0 is BACKGROUND) stands for the data set's ``id``."""
 
     label: int
     id: int

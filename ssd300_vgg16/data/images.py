@@ -4,17 +4,20 @@ import glob
 import io
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from ssd300_vgg16.data.exif import AS_STORED, LYING, orientation_of, turn
 from ssd300_vgg16.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -36,6 +39,18 @@ _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the othe
 # How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
+# EXIF orientations: how an image is to be turned so that what was up is at its top.
+AS_STORED = 1
+ORIENTATIONS = range(1, 9)
+LYING = range(5, 9)  # those that exchange width and height
+_ORIENTATION_TAG = 0x0112
+# After a transposition, if it is LYING, which axes cv2.flip mirrors: 0 upside down, 1 left to right, -1 both.
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+# What reads the headers of files that are turned here. TIFF is left out: OpenCV and Pillow both turn it themselves.
+_EXIF_READERS = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
+# Python's filters of warnings are those of the whole process, and images are read by threads.
+_without_warnings_in_turn = threading.RLock()
+
 # ImageError tells what went wrong; the decoders' own lines would come once more for each worker.
 cv2.setLogLevel(0)
 
@@ -55,16 +70,16 @@ class ImageError(UserError):
 def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     """The pixels of an image file: uint8 [height, width, 3], RGB, contiguous.
 
-    Pixels come as stored, since most annotations refer to them; upright turns a photograph as its EXIF orientation says
-    (JPEG and PNG; a TIFF's orientation is always applied). Of 16 bits the upper 8 are kept. Transparency is dropped
-    and the colour underneath kept, as Pillow's convert("RGB") does, so that one file gives the same pixels here and
-    in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
+    Pixels come as stored, since most annotations refer to them; upright turns an image as its EXIF orientation says
+    (JPEG, PNG and WebP; a TIFF's orientation is always applied). Of 16 bits the upper 8 are kept. Transparency is
+    dropped and the colour underneath kept, as Pillow's convert("RGB") does, so that one file gives the same pixels here
+    and in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
     Raises ImageError when the file is missing, empty, no image, of an unsupported format, truncated or too large.
     """
-    return read_photograph(path, upright).pixels
+    return decode_image(path, upright).pixels
 
 
-class Photograph(NamedTuple):
+class DecodedImage(NamedTuple):
     """What `read_image` gives, or that reduced by `factor`: side n has ceil(n / factor) pixels.
 
     pixels: uint8 [h, w, 3]; size: (height, width) in pixels of the file.
@@ -75,7 +90,7 @@ class Photograph(NamedTuple):
     factor: int = 1
 
 
-def read_photograph(path: str | os.PathLike, upright: bool = False, least_side: int | None = None) -> Photograph:
+def decode_image(path: str | os.PathLike, upright: bool = False, least_side: int | None = None) -> DecodedImage:
     """As `read_image`, but a JPEG with more pixels than it takes is decoded smaller, by 2, 4 or 8.
 
     Both sides keep at least `least_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
@@ -88,8 +103,8 @@ def read_photograph(path: str | os.PathLike, upright: bool = False, least_side: 
     factor = reduction(*size, least_side) if size else 1
     image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path, factor)
     size = size if factor > 1 else image.shape[:2]
-    orientation = orientation_of(io.BytesIO(data)) if upright else AS_STORED
-    return Photograph(turn(image, orientation), size[::-1] if orientation in LYING else size, factor)
+    orientation = _read_orientation(io.BytesIO(data), kind) if upright else AS_STORED
+    return DecodedImage(_turned(image, orientation), size[::-1] if orientation in LYING else size, factor)
 
 
 def reduction(height: int, width: int, least_side: int) -> int:
@@ -100,18 +115,20 @@ def reduction(height: int, width: int, least_side: int) -> int:
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
     with _opened_by_pillow(path, path) as image:
-        lying = upright and orientation_of(image.fp) in LYING
+        lying = upright and _orientation_in(image) in LYING
         return (image.width, image.height) if lying else (image.height, image.width)
 
 
 def exif_orientation(path: str | os.PathLike) -> int:
-    """How `read_image` turns the file if it is to be upright, from its header alone (`exif.orientation_of`).
+    """How `read_image` turns the file if it is to be upright, one of ORIENTATIONS, from its header alone.
 
-    Raises ImageError.
+    AS_STORED where the file says nothing that makes sense. Raises ImageError where it cannot be opened.
     """
     try:
         with Path(path).open("rb") as file:
-            return orientation_of(file)
+            kind = _kind_of(file.read(16))
+            file.seek(0)
+            return _read_orientation(file, kind)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
@@ -153,12 +170,50 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> ImageError:
     return ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
+def _read_orientation(file: BinaryIO, kind: str | None) -> int:
+    """The orientation that the header of a file of this kind asks for; AS_STORED if it makes no sense."""
+    if kind not in _EXIF_READERS:
+        return AS_STORED
+    try:
+        # Not Image.open, which refuses large images: only their headers are read.
+        with _without_warnings(), _EXIF_READERS[kind](file) as image:
+            return _orientation_in(image)
+    except Exception:  # of a damaged header; whether there are pixels, their decoder tells
+        return AS_STORED
+
+
+def _orientation_in(image: Image.Image) -> int:
+    """That of an image opened by Pillow; AS_STORED if it makes no sense or has been applied."""
+    if not isinstance(image, tuple(_EXIF_READERS.values())):
+        return AS_STORED
+    try:
+        # A PNG's own getexif would decode its pixels, to find what may come after them.
+        found = Image.Image.getexif(image).get(_ORIENTATION_TAG)
+    except Exception:  # damaged data may make Pillow raise anything
+        return AS_STORED
+    return found if isinstance(found, int) and found in ORIENTATIONS else AS_STORED
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels [H, W, C] turned as one of ORIENTATIONS says: [W, H, C] for those that are LYING."""
+    if orientation in LYING:
+        image = cv2.transpose(image)
+    return cv2.flip(image, _FLIPS[orientation]) if orientation in _FLIPS else image
+
+
 def _format_of(data: bytes, path: str | os.PathLike) -> str:
+    kind = _kind_of(data)
+    if kind:
+        return kind
+    supported = ", ".join(_SIGNATURES)
+    raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
+
+
+def _kind_of(data: bytes) -> str | None:
     for kind, signatures in _SIGNATURES.items():
         if data.startswith(signatures) and (kind != "WebP" or data[8:12] == b"WEBP"):
             return kind
-    supported = ", ".join(_SIGNATURES)
-    raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
+    return None
 
 
 def _is_truncated(data: bytes, kind: str) -> bool:
@@ -228,16 +283,21 @@ def _decode_gif(data: bytes, path: str | os.PathLike) -> np.ndarray:
 def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.PathLike) -> Iterator[Image.Image]:
     """The opened image, without Pillow's warnings; what goes wrong while it is open is an ImageError about path."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(source) as image:
-                yield image
+        with _without_warnings(), Image.open(source) as image:
+            yield image
     except Image.UnidentifiedImageError:
         raise ImageError(path, "not an image, or damaged") from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"the image is too large: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
         raise _unreadable(path, error) from None
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with _without_warnings_in_turn, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _expand(text: str) -> list[Path]:

@@ -1,7 +1,10 @@
-"""Batches of fixed shape, made from files in worker processes; each a function of (seed, epoch, sample index) alone."""
+"""Batches of fixed shape, made from files in worker processes; each a function of (seed, epoch, sample index) alone.
+
+Images are decoded anew in each epoch: workers outrun a GPU, and the system's page cache keeps the files.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -10,8 +13,7 @@ import numpy as np
 from ssd300_vgg16.data import messages
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.image_cache import DiskCache, RamCache
-from ssd300_vgg16.data.images import ImageError, Photograph, read_image, read_photograph
+from ssd300_vgg16.data.images import ImageError, decode_image, read_image
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
@@ -23,7 +25,6 @@ class TrainingBatch:
 
     images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image;
     unreadable: messages about images that could not be read. Such an image is blank, with no object: its loss is zero.
-    notices: what the user should know once, though several batches may say it.
     """
 
     images: np.ndarray
@@ -31,7 +32,6 @@ class TrainingBatch:
     labels: np.ndarray
     files: list[str]
     unreadable: list[str]
-    notices: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,10 @@ class TrainingRecipe:
     default_boxes: np.ndarray
     image_size: int
     strict: bool = False
-    cache: RamCache | DiskCache | None = None
 
     @property
     def least_side(self) -> int:
-        """Pixels of an image's sides that are enough: what has far more is decoded smaller (`read_photograph`).
+        """Pixels of an image's sides that are enough: what has far more is decoded smaller (`decode_image`).
 
         The same crops are drawn, and have at least as many pixels as the network's input but for one of rounding. What
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
@@ -99,22 +98,16 @@ def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatc
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
         rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
         try:
-            photograph = _read(recipe, index, sample, batch.notices)
+            decoded = decode_image(sample.path, sample.upright, recipe.least_side)
         except ImageError as error:
             if recipe.strict:
                 raise
             batch.unreadable.append(str(error))
             continue
-        objects = sample.objects(*photograph.size)
-        boxes, labels = augment(photograph, *objects, rng, recipe.augmentation, batch.images[row])
+        objects = sample.objects(*decoded.size)
+        boxes, labels = augment(decoded, *objects, rng, recipe.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
-
-
-def _read(recipe: TrainingRecipe, index: int, sample: Sample, notices: list[str]) -> Photograph:
-    if recipe.cache:
-        return recipe.cache.read(index, sample, recipe.least_side, notices)
-    return read_photograph(sample.path, sample.upright, recipe.least_side)
 
 
 def _blank_batch(recipe: TrainingRecipe, files: list[str]) -> TrainingBatch:

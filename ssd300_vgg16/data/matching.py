@@ -5,7 +5,7 @@ import numpy as np
 from ssd300_vgg16.boxes import area, encode, pair_iou
 
 MATCH_IOU = 0.5
-BACKGROUND = -1
+UNMATCHED = -1
 BLOCK = 32
 
 
@@ -40,13 +40,13 @@ class DefaultBoxIndex:
 
 
 def match(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:
-    """The object each default box is matched to: int64 [D], an index into objects, -1 for background.
+    """The object each default box is matched to: int64 [D], an index into objects, or UNMATCHED.
 
     objects [N, 4] and default_boxes [D, 4] are xyxy in pixels of the network's input. A default box takes the object
     of highest IoU if that is at least 0.5, and each object's best default box is given to it whatever the IoU; when two
     objects share their best default box, the later object has it.
     """
-    matched = np.full(len(default_boxes), BACKGROUND, dtype=np.int64)
+    matched = np.full(len(default_boxes), UNMATCHED, dtype=np.int64)
     default_box, index = _matches(objects, DefaultBoxIndex(default_boxes))
     matched[default_box] = index
     return matched

@@ -10,14 +10,14 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Dataset
-from ssd300_vgg16.data.matching import BACKGROUND, MATCH_IOU, match
+from ssd300_vgg16.data.matching import MATCH_IOU, UNMATCHED, match
 
 SIZE_LIMITS = (8, 16, 32, 64, 128, 256)  # between the rows of `by_size`, in pixels of the network's input
 OBJECTS_AT_ONCE = 16  # whose overlaps with all default boxes stay in the processor's cache
 
 
 @dataclass(frozen=True)
-class Objects:
+class InputObjects:
     """What training learns from, as columns; row i of each belongs together.
 
     images: int64 [N], indices into the data set's samples, ascending; labels: int64 [N]; boxes: float32 [N, 4] xyxy in
@@ -49,14 +49,14 @@ class Objects:
         """Width over height at the network's input, float32 [N]."""
         return self.widths / self.heights
 
-    def resized(self, factor: float) -> "Objects":
+    def resized(self, factor: float) -> "InputObjects":
         """The same objects at an input that is larger by this factor."""
-        return Objects(self.images, self.labels, self.boxes * np.float32(factor))
+        return InputObjects(self.images, self.labels, self.boxes * np.float32(factor))
 
-    def of_images(self, images: np.ndarray) -> "Objects":
+    def of_images(self, images: np.ndarray) -> "InputObjects":
         """The objects of these images (int64, indices into the samples)."""
         rows = np.isin(self.images, images)
-        return Objects(self.images[rows], self.labels[rows], self.boxes[rows])
+        return InputObjects(self.images[rows], self.labels[rows], self.boxes[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,7 @@ class SizeRow:
     lost: int
 
 
-def objects_at_input(dataset: Dataset, image_size: int) -> Objects:
+def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
     """All objects that `Sample.objects` gives, resized to the network's input of image_size x image_size pixels."""
     samples = dataset.samples
     images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
@@ -125,10 +125,10 @@ def objects_at_input(dataset: Dataset, image_size: int) -> Objects:
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
     scaled = clipped * (image_size / limits).astype(np.float32)
     keep = ~crowd & (box_math.area(clipped) > 0)
-    return Objects(images[keep], labels[keep], scaled[keep])
+    return InputObjects(images[keep], labels[keep], scaled[keep])
 
 
-def contents(dataset: Dataset, objects: Objects) -> Contents:
+def contents(dataset: Dataset, objects: InputObjects) -> Contents:
     """What the data set holds; objects are all of its `objects_at_input`."""
     annotations = sum(len(sample.labels) for sample in dataset.samples)
     crowds, difficult = (
@@ -149,7 +149,7 @@ def contents(dataset: Dataset, objects: Objects) -> Contents:
     )
 
 
-def class_counts(dataset: Dataset, objects: Objects) -> list[ClassCount]:
+def class_counts(dataset: Dataset, objects: InputObjects) -> list[ClassCount]:
     """Every class of the data set, the most frequent first."""
     pairs = np.unique(np.stack((objects.images, objects.labels)), axis=1)
     object_counts = np.bincount(objects.labels, minlength=dataset.num_classes).tolist()
@@ -167,7 +167,7 @@ def unseen_classes(train: Iterable[ClassCount], val: Iterable[ClassCount]) -> li
     return [row.name for row in val if row.objects and same_name(row.name) not in seen]
 
 
-def some_images(objects: Objects, most: int, seed: int) -> Objects:
+def some_images(objects: InputObjects, most: int, seed: int) -> InputObjects:
     """The objects of images drawn at random, about `most`: all there are, or those of as many images as it takes."""
     if len(objects) <= most:
         return objects
@@ -177,7 +177,7 @@ def some_images(objects: Objects, most: int, seed: int) -> Objects:
     return objects.of_images(images[order[:needed]])
 
 
-def best_iou(objects: Objects, default_boxes: np.ndarray) -> np.ndarray:
+def best_iou(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray:
     """float32 [N]: each object's highest IoU with any of default_boxes, [D, 4] xyxy in pixels of the input."""
     best = np.zeros(len(objects), dtype=np.float32)
     for start in range(0, len(objects), OBJECTS_AT_ONCE):
@@ -186,14 +186,14 @@ def best_iou(objects: Objects, default_boxes: np.ndarray) -> np.ndarray:
     return best
 
 
-def lost_objects(objects: Objects, default_boxes: np.ndarray) -> np.ndarray:
+def lost_objects(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray:
     """bool [N]: the objects that are matched to no default box, since others have all of theirs."""
     lost = np.zeros(len(objects), dtype=bool)
     first_of_images = np.flatnonzero(np.diff(objects.images)) + 1
     for rows in np.split(np.arange(len(objects)), first_of_images):
         if len(rows) > 1:  # one that is alone has its best default box
             matched = match(objects.boxes[rows], default_boxes)
-            lost[rows] = np.bincount(matched[matched != BACKGROUND], minlength=len(rows)) == 0
+            lost[rows] = np.bincount(matched[matched != UNMATCHED], minlength=len(rows)) == 0
     return lost
 
 

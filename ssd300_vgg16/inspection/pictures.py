@@ -17,7 +17,7 @@ from ssd300_vgg16.boxes import xyxy_to_cxcywh
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.draw import FONT_FILE, Colour, draw_detections, label_colour
-from ssd300_vgg16.inspection.figures import SIZE_LIMITS, Candidate, ClassCount, Objects, SizeRow
+from ssd300_vgg16.inspection.figures import SIZE_LIMITS, Candidate, ClassCount, InputObjects, SizeRow
 from ssd300_vgg16.inspection.report import interval, plain
 
 CLASSES_SHOWN = 40
@@ -27,7 +27,7 @@ GRID = 160  # points along each axis, to find where default boxes fit
 
 def plot_inspection(
     classes: Sequence[ClassCount],
-    objects: Objects,
+    objects: InputObjects,
     size_rows: Sequence[SizeRow],
     candidate: Candidate,
     title: str,
@@ -70,7 +70,7 @@ def _plot_classes(axes: Axes, classes: Sequence[ClassCount]) -> None:
     axes.set(title=f"objects of each class{more}", xlabel="objects")
 
 
-def _plot_shapes(axes: Axes, objects: Objects, candidate: Candidate) -> None:
+def _plot_shapes(axes: Axes, objects: InputObjects, candidate: Candidate) -> None:
     image_size = candidate.image_size
     rows = np.random.default_rng(0).permutation(len(objects))[:OBJECTS_SHOWN]
     shapes = np.unique(np.rint(xyxy_to_cxcywh(candidate.default_boxes)[:, 2:] * 10) / 10, axis=0)
@@ -108,7 +108,7 @@ def _scale_axes(axes: Axes, least: float, image_size: int) -> None:
         axis.set_ticks(ticks, [str(side) for side in ticks])
 
 
-def _least_side(objects: Objects, shapes: np.ndarray) -> float:
+def _least_side(objects: InputObjects, shapes: np.ndarray) -> float:
     """Where the axes start, in pixels: below nearly all objects and all shapes [K, 2] of default boxes."""
     sides = np.concatenate((objects.widths, objects.heights, shapes.min(axis=0)))
     return float(np.clip(np.percentile(sides, 0.5), 1.0, shapes.min() / 2))
@@ -155,7 +155,7 @@ LIGHT = 380  # sum of red, green and blue
 MOST_NAMES = 15
 
 
-def choose_samples(objects: Objects, samples: int, count: int, seed: int) -> list[int]:
+def choose_samples(objects: InputObjects, samples: int, count: int, seed: int) -> list[int]:
     """Indices of `count` of the samples, or all of them: first those that show the most classes not yet seen.
 
     When every class has been seen, the rest is drawn at random. The same arguments give the same indices.

@@ -6,7 +6,7 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.matching import MATCH_IOU
-from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, Objects, SizeRow, fitting_count
+from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects, SizeRow, fitting_count
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BAR_LENGTH = 40
@@ -100,7 +100,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(plain(name) for name in names[:CLASSES_SHOWN]) + more
 
 
-def describe_boxes(objects: Objects, image_size: int) -> str:
+def describe_boxes(objects: InputObjects, image_size: int) -> str:
     """Percentiles of size and shape of one object or more at the network's input."""
     head = "".join(f"{f'{percent} %':>8}" for percent in PERCENTILES)
     sides, ratios = (np.percentile(values, PERCENTILES) for values in (objects.sides, objects.ratios))
@@ -158,7 +158,9 @@ def _share_fitting(ious: np.ndarray) -> float:
     return fitting_count(ious) / len(ious)
 
 
-def advice(objects: Objects, ious: Mapping[Candidate, np.ndarray], lost: np.ndarray, chosen: Candidate) -> list[str]:
+def advice(
+    objects: InputObjects, ious: Mapping[Candidate, np.ndarray], lost: np.ndarray, chosen: Candidate
+) -> list[str]:
     """What the figures suggest before training with the chosen default boxes, a line each.
 
     objects: one or more at the chosen one's input, with their highest IoUs [N] for each candidate, and which of them
@@ -178,7 +180,7 @@ def advice(objects: Objects, ious: Mapping[Candidate, np.ndarray], lost: np.ndar
     return lines
 
 
-def _cause(objects: Objects, misfit: np.ndarray, chosen: Candidate) -> str:
+def _cause(objects: InputObjects, misfit: np.ndarray, chosen: Candidate) -> str:
     """Why most of the objects that do not fit, bool [N], do not."""
     size, smallest = chosen.image_size, float(np.sqrt(box_math.area(chosen.default_boxes).min()))
     ratios = objects.ratios[misfit]

@@ -12,13 +12,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.exif import AS_STORED
-from ssd300_vgg16.data.images import ImageError, exif_orientation, read_image
+from ssd300_vgg16.data.images import AS_STORED, ImageError, exif_orientation, read_image
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
     Candidate,
     ClassCount,
-    Objects,
+    InputObjects,
     SizeRow,
     best_iou,
     by_size,
@@ -123,7 +122,7 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     return Inspected(classes, faults, [figures, sheet])
 
 
-def _print_fit(all_objects: Objects, settings: Settings, candidates: Sequence[Candidate]) -> list[SizeRow]:
+def _print_fit(all_objects: InputObjects, settings: Settings, candidates: Sequence[Candidate]) -> list[SizeRow]:
     """Print sizes, the fit to default boxes, the comparison and the advice; returns the table by size."""
     chosen = settings.chosen
     print(f"\n{report.describe_boxes(all_objects, chosen.image_size)}")
@@ -148,7 +147,7 @@ def _write_figures(
     path: Path,
     title: str,
     classes: Sequence[ClassCount],
-    objects: Objects,
+    objects: InputObjects,
     size_rows: Sequence[SizeRow],
     chosen: Candidate,
 ) -> None:
@@ -158,7 +157,7 @@ def _write_figures(
     _write(path, content.getvalue())
 
 
-def _write_sheet(path: Path, dataset: Dataset, objects: Objects, settings: Settings) -> list[Finding]:
+def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: Settings) -> list[Finding]:
     """Write the sheet of samples; returns what reading them has shown."""
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]

@@ -13,7 +13,7 @@ from ssd300_vgg16.metrics.coco_matching import (
     IOU_THRESHOLDS,
     MISSED,
     TRUE,
-    Objects,
+    GroundTruth,
     matches,
     outside_ranges,
     rank_in_cell,
@@ -55,7 +55,7 @@ def sorted_found(cells: np.ndarray, boxes_xywh: np.ndarray, scores: np.ndarray) 
     return Found(cells[order], boxes_xywh[order], scores[order])
 
 
-def curves(found: Found, objects: Objects, images: int, classes: int) -> Curves:
+def curves(found: Found, objects: GroundTruth, images: int, classes: int) -> Curves:
     """The curves of detections and objects, whose cells are those of so many images and classes."""
     rows, what = matches(found.cells, found.boxes_xywh, objects)
     ranks = rank_in_cell(found.cells)[rows]
@@ -171,7 +171,7 @@ def coco_ap(results: CocoResults) -> CocoMetrics:
     return CocoMetrics(_statistics(made), _per_class(made, results.categories, counts.tolist()))
 
 
-def _objects(samples: list[Sample], categories: list[Category]) -> Objects:
+def _objects(samples: list[Sample], categories: list[Category]) -> GroundTruth:
     """The ground truth of the samples.
 
     Difficult objects are of no range of areas, which makes them ignored with what is found of them: VOC's rule. As
@@ -185,7 +185,7 @@ def _objects(samples: list[Sample], categories: list[Category]) -> Objects:
     cells = class_numbers(categories, labels) * len(samples) + images
     ignored = outside_ranges(areas) | (crowd | difficult)[:, None]
     order = np.argsort(cells, kind="stable")
-    return Objects(cells[order], xyxy_to_xywh(boxes[order]), crowd[order], ignored[order])
+    return GroundTruth(cells[order], xyxy_to_xywh(boxes[order]), crowd[order], ignored[order])
 
 
 def _statistics(made: Curves) -> dict[str, float]:

@@ -18,7 +18,7 @@ MISSED, TRUE, IGNORED = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Objects:
+class GroundTruth:
     """The ground truth, sorted by cell: cells int64 [M], boxes_xywh float64 [M, 4], crowd bool [M].
 
     ignored: bool [M, A], whether an object is left out for a range of areas, with what is found of it.
@@ -36,7 +36,7 @@ def outside_ranges(areas: np.ndarray) -> np.ndarray:
     return (areas[:, None] < low) | (areas[:, None] > high)
 
 
-def matches(cells: np.ndarray, boxes_xywh: np.ndarray, objects: Objects) -> tuple[np.ndarray, np.ndarray]:
+def matches(cells: np.ndarray, boxes_xywh: np.ndarray, objects: GroundTruth) -> tuple[np.ndarray, np.ndarray]:
     """The detections that overlap an object, int64 [C], and what they are: TRUE, IGNORED or MISSED, int8 [C, T, A].
 
     T are the IoU thresholds, A the ranges of areas. The detections' cells [N] and boxes_xywh float64 [N, 4] are sorted
@@ -59,7 +59,7 @@ def matches(cells: np.ndarray, boxes_xywh: np.ndarray, objects: Objects) -> tupl
 
 
 def _take(
-    object_: np.ndarray, reaches: np.ndarray, starts: np.ndarray, objects: Objects, taken: np.ndarray
+    object_: np.ndarray, reaches: np.ndarray, starts: np.ndarray, objects: GroundTruth, taken: np.ndarray
 ) -> np.ndarray:
     """What becomes of D detections of different cells: int8 [D, T, A]; objects are marked as taken.
 
@@ -89,7 +89,9 @@ def rank_in_cell(cells: np.ndarray) -> np.ndarray:
     return np.arange(len(cells)) - np.repeat(starts, np.diff(starts, append=len(cells)))
 
 
-def _pairs(cells: np.ndarray, boxes_xywh: np.ndarray, objects: Objects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(
+    cells: np.ndarray, boxes_xywh: np.ndarray, objects: GroundTruth
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detection, object and IoU of the pairs in one cell whose IoU reaches the lowest threshold: three arrays [P]."""
     first = np.searchsorted(objects.cells, cells, side="left")
     counts = np.searchsorted(objects.cells, cells, side="right") - first

@@ -65,7 +65,6 @@ class Trainer:
         kept = self.progress.readings if self.progress.readings.get("names") == list(self.step.readings) else {}
         self.readings = Readings(self.step.readings, kept.get("values", []))
         self.pace = Pace(self.plan.recipe.batch_size)
-        self._said: set[str] = set()
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def train(self) -> Evaluation | None:
@@ -114,20 +113,14 @@ class Trainer:
         since = time.perf_counter()
         batch, trouble = _next(batches)
         waited = time.perf_counter() - since
-        for message in self._messages(batch) if batch else ():
-            tqdm.write(message)
+        for message in batch.unreadable if batch else ():
+            tqdm.write(f"skipped: {message}")
         positives = self._agree(batch, trouble)
         self.readings.add(self.progress.step, self.step(batch, positives))
         self.pace.add(waited)
         self.progress = replace(self.progress, step=self.progress.step + 1)
         if self.average:
             self.average.update(self.progress.step)
-
-    def _messages(self, batch: TrainingBatch) -> list[str]:
-        """What is to be said of a batch; its notices once, by the first process."""
-        new = [notice for notice in dict.fromkeys(batch.notices) if self.world.is_first and notice not in self._said]
-        self._said.update(new)
-        return [*(f"skipped: {message}" for message in batch.unreadable), *new]
 
     def _agree(self, batch: TrainingBatch | None, trouble: Exception | None) -> int:
         """The positives of all processes' batches; if one of them cannot or must not go on, all end here."""

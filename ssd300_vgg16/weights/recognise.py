@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
-from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.dataset import BACKGROUND, Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import variant_of
 from ssd300_vgg16.weights import parameter_names, vgg16
@@ -16,7 +16,6 @@ from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, M
 from ssd300_vgg16.weights.published import TAKE_BGR
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, printable
 
-BACKGROUND = 0
 FC6_WEIGHT = f"{FC6}.weight"
 TRUNK_CHANNELS = 64  # of conv1_1 at width 1
 BOXES_OF_LAST_MAP = 4

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssd300_vgg16.data.categories import same_name
+from ssd300_vgg16.data.dataset import BACKGROUND
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, FC6, FC7, REGRESSION, SCALE, VGG16_LAYERS
 from ssd300_vgg16.weights.recognise import Weights, is_unnamed
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, printable
 
-BACKGROUND = 0
 NAMES_SHOWN = 12
 # Parts of the network for the table, and the beginnings of their parameters' names; the first that fits counts.
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (

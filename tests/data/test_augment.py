@@ -10,7 +10,7 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data import augment as aug
 from ssd300_vgg16.data.augment import View, seen_pixels, whole
 from ssd300_vgg16.data.colour import Colours, draw_colours
-from ssd300_vgg16.data.images import Photograph, read_photograph
+from ssd300_vgg16.data.images import DecodedImage, decode_image
 from ssd300_vgg16.errors import UserError
 
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], dtype=np.uint8)
@@ -28,7 +28,7 @@ def example(height=48, width=64):
 def augmented(image, boxes, labels, rng, policy, size=300):
     """(pixels [size, size, 3], boxes, labels) of `augment`."""
     out = np.full((3, size, size), 77, dtype=np.uint8)
-    moved, kept = aug.augment(Photograph(image, image.shape[:2]), boxes, labels, rng, policy, out)
+    moved, kept = aug.augment(DecodedImage(image, image.shape[:2]), boxes, labels, rng, policy, out)
     return out.transpose(1, 2, 0), moved, kept
 
 
@@ -268,7 +268,7 @@ def test_unknown_policy_is_named():
 
 
 @pytest.fixture(scope="module")
-def large_photograph(tmp_path_factory):
+def large_image(tmp_path_factory):
     """A JPEG of 2100 x 2800 pixels: soft shapes, and noise as cameras have it."""
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (21, 28, 3), dtype=np.uint8), (2800, 2100), interpolation=cv2.INTER_CUBIC)
@@ -279,21 +279,21 @@ def large_photograph(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("policy", "factor"), [("ssd", 2), ("ssdlite", 2), ("hflip", 4), ("none", 4)])
-def test_a_photograph_decoded_smaller_gives_nearly_the_same(large_photograph, policy, factor):
+def test_an_image_decoded_smaller_gives_nearly_the_same(large_image, policy, factor):
     """The same is drawn; values differ by the noise of single pixels, which the mean of a block has less of.
 
     With noise of 4 levels it is 3 in the mean. What is seen may move by less than a pixel of the network's input, its
     boxes with it.
     """
-    plain = read_photograph(large_photograph)
-    reduced = read_photograph(large_photograph, least_side=aug.POLICIES[policy].least_side(300))
+    plain = decode_image(large_image)
+    reduced = decode_image(large_image, least_side=aug.POLICIES[policy].least_side(300))
     assert (plain.factor, reduced.factor) == (1, factor)
     boxes = np.float32([[100, 300, 900, 1100], [1000, 400, 2500, 2000], [1300, 1200, 1700, 1400]])
     for seed in range(12):
         found = []
-        for photograph in (plain, reduced):
+        for decoded in (plain, reduced):
             rng, out = np.random.default_rng([7, seed]), np.zeros((3, 300, 300), dtype=np.uint8)
-            found.append((out, *aug.augment(photograph, boxes, np.arange(3), rng, policy, out), rng.random()))
+            found.append((out, *aug.augment(decoded, boxes, np.arange(3), rng, policy, out), rng.random()))
         (pixels, moved, labels, drawn), (others, others_moved, others_labels, others_drawn) = found
         assert drawn == others_drawn and labels.tolist() == others_labels.tolist()
         assert np.abs(moved - others_moved).max(initial=0) < 1

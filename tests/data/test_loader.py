@@ -13,7 +13,7 @@ from yolo_files import sideways, write_yolo
 from ssd300_vgg16.data import loader
 from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.images import ImageError, Photograph, read_image
+from ssd300_vgg16.data.images import DecodedImage, ImageError, read_image
 from ssd300_vgg16.data.loader import (
     epoch_order,
     evaluation_batches,
@@ -152,7 +152,7 @@ def test_targets_are_those_of_the_augmented_objects(samples, inline, policy):
         objects = sample.objects(*image.shape[:2])
         rng = np.random.default_rng([seed, epoch, index])
         pixels = np.zeros((3, SIZE, SIZE), dtype=np.uint8)
-        boxes, labels = augment(Photograph(image, image.shape[:2]), *objects, rng, policy, pixels)
+        boxes, labels = augment(DecodedImage(image, image.shape[:2]), *objects, rng, policy, pixels)
         expected = pixels, *training_targets(boxes, labels, default_boxes())
         for array, other in zip(examples[str(sample.path)], expected, strict=True):
             np.testing.assert_array_equal(array, other)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ssd300_vgg16.data.augment import PIXEL_MEAN, View, seen_boxes, seen_pixels, whole
+from ssd300_vgg16.data.augment import FILL_COLOUR, View, seen_boxes, seen_pixels, whole
 from ssd300_vgg16.data.colour import Colours, change_colours
 
 SIZE = 300
@@ -27,7 +27,7 @@ def plain(image, boxes, view, colours):
     image = change_colours(image, colours, image)[..., list(colours.channels)]
     left, top, right, bottom = view.window
     before = max(-top, 0), max(bottom - image.shape[0], 0), max(-left, 0), max(right - image.shape[1], 0)
-    canvas = cv2.copyMakeBorder(image, *before, cv2.BORDER_CONSTANT, value=PIXEL_MEAN)
+    canvas = cv2.copyMakeBorder(image, *before, cv2.BORDER_CONSTANT, value=FILL_COLOUR)
     top, left, bottom, right = (top + before[0], left + before[2], bottom + before[0], right + before[2])
     cut = canvas[top:bottom, left:right]
     boxes = boxes - np.float32([view.window[0], view.window[1]] * 2)
@@ -83,9 +83,9 @@ def test_beyond_the_image_it_is_put_on_whole_pixels(window, mirrored):
     found = seen_boxes(BOXES, view, image, SIZE)
     assert np.abs(found - boxes).max() <= 0.5
     pixels = seen(image, view, Colours())
-    fill = (expected == PIXEL_MEAN).all(axis=-1)
+    fill = (expected == FILL_COLOUR).all(axis=-1)
     surely_fill = cv2.erode(fill.astype(np.uint8), np.ones((3, 3))) > 0
-    assert (pixels[surely_fill] == PIXEL_MEAN).all()
+    assert (pixels[surely_fill] == FILL_COLOUR).all()
     surely_image = cv2.erode((~fill).astype(np.uint8), np.ones((3, 3))) > 0
     difference = np.abs(pixels.astype(int) - expected)[surely_image]
     assert difference.mean() < 4
@@ -94,7 +94,7 @@ def test_beyond_the_image_it_is_put_on_whole_pixels(window, mirrored):
 def test_what_is_seen_has_at_least_a_pixel():
     image, view = np.zeros((1, 1, 3), dtype=np.uint8), View((-999, -999, 1, 1))
     pixels = seen(image, view, ALL_CHANGES)
-    assert (pixels[:-1, :-1] == PIXEL_MEAN).all() and (pixels[-1, -1] != PIXEL_MEAN).all()
+    assert (pixels[:-1, :-1] == FILL_COLOUR).all() and (pixels[-1, -1] != FILL_COLOUR).all()
     box = seen_boxes(np.float32([[0, 0, 1, 1]]), view, image, SIZE)
     np.testing.assert_allclose(box, [[299, 299, 300, 300]])
 

@@ -14,7 +14,7 @@ from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection import report as inspection_text
-from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Objects
+from ssd300_vgg16.inspection.figures import Candidate, ClassCount, InputObjects
 from ssd300_vgg16.inspection.pictures import CELL, choose_samples, draw_sheet
 from ssd300_vgg16.inspection.report import advice, plain
 from ssd300_vgg16.inspection.split import check_images, read_checked
@@ -110,7 +110,7 @@ def random_objects(count, images, largest=120.0, spread=250.0):
     rng = np.random.default_rng(0)
     corners, sides = rng.uniform(0, spread, (count, 2)), rng.uniform(2, largest, (count, 2))
     boxes = np.clip(np.concatenate((corners, corners + sides), axis=1), 0, 300).astype(np.float32)
-    return Objects(np.sort(rng.integers(0, images, count)), rng.integers(1, 4, count), boxes)
+    return InputObjects(np.sort(rng.integers(0, images, count)), rng.integers(1, 4, count), boxes)
 
 
 def test_best_iou_is_that_of_every_pair():
@@ -139,7 +139,7 @@ def test_objects_that_lose_their_default_boxes():
 
 def test_objects_of_different_images_do_not_compete():
     boxes = np.array([[100, 100, 104, 104], [101, 100, 105, 104]], dtype=np.float32)
-    together, apart = (Objects(np.array(images), np.array([1, 1]), boxes) for images in ([0, 0], [0, 1]))
+    together, apart = (InputObjects(np.array(images), np.array([1, 1]), boxes) for images in ([0, 0], [0, 1]))
     assert figures.lost_objects(together, default_boxes(SSD300_COCO)).tolist() == [True, False]
     assert figures.lost_objects(apart, default_boxes(SSD300_COCO)).tolist() == [False, False]
 
@@ -173,7 +173,7 @@ COCO, VOC, LARGE = (
 
 def of_size(*sizes):
     boxes = [(0, 0, width, height) for width, height in sizes]
-    return Objects(np.zeros(len(sizes), int), np.ones(len(sizes), int), np.array(boxes, dtype=np.float32))
+    return InputObjects(np.zeros(len(sizes), int), np.ones(len(sizes), int), np.array(boxes, dtype=np.float32))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_advice_follows_from_the_figures(shape, ious, lost, expected):
 def test_samples_show_every_class_that_they_can(seed):
     images = np.concatenate((np.arange(300), np.arange(100), [5, 200]))
     labels = np.repeat([1, 2, 3, 4], (300, 100, 1, 1))
-    objects = Objects(images, labels, np.zeros((len(images), 4), np.float32))
+    objects = InputObjects(images, labels, np.zeros((len(images), 4), np.float32))
     chosen = choose_samples(objects, 300, 6, seed)
     assert len(set(chosen)) == 6 and {5, 200} <= set(chosen)
     assert chosen == choose_samples(objects, 300, 6, seed) != choose_samples(objects, 300, 6, seed + 1)
