@@ -15,7 +15,9 @@ from ssd300_vgg16.data.formats import DataSource, split_location
 from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
-from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run, write_json
+from ssd300_vgg16.machine import resolve_device
+from ssd300_vgg16.training.run_folder import newest_run, write_json
+from ssd300_vgg16.weights.locate import find_weights, is_published_name
 
 EVALUATIONS = Path("evaluations")
 
@@ -75,7 +77,6 @@ def evaluate_weights(
     from ssd300_vgg16.detector import Detector
     from ssd300_vgg16.distributed.world import this_world
     from ssd300_vgg16.metrics.evaluation import evaluate
-    from ssd300_vgg16.runtime import resolve_device
 
     world = this_world()
     beside = EVALUATIONS / weights if is_published_name(weights) else None  # and not in the folder of downloads

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from ssd300_vgg16.runtime import resolve_device
+    from ssd300_vgg16.machine import resolve_device
     from ssd300_vgg16.training.replay import replay
 
     print(replay(Path(options.replay), resolve_device(options.device)))
@@ -89,7 +89,8 @@ def _resume_command(folder: Path) -> str:
 def _train(options: argparse.Namespace) -> int:
     from ssd300_vgg16.data.workers import WorkerPool
     from ssd300_vgg16.distributed.world import this_world
-    from ssd300_vgg16.runtime import environment, resolve_device
+    from ssd300_vgg16.machine import resolve_device
+    from ssd300_vgg16.runtime import environment
     from ssd300_vgg16.training.checkpoint import go_back_to
 
     world = this_world()

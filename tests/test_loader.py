@@ -13,12 +13,11 @@ from test_yolo import write as write_yolo
 from ssd300_vgg16.data import loader
 from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.images import ImageError, Photograph, read_image
+from ssd300_vgg16.data.images import ImageError, Photograph, network_input, read_image
 from ssd300_vgg16.data.loader import (
     TrainingRecipe,
     epoch_order,
     evaluation_batches,
-    network_input,
     samples_with_objects,
     training_batches,
 )

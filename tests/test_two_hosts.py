@@ -9,7 +9,8 @@ import time
 import pytest
 from small_data import REPOSITORY, WIDTH, environment, shapes_folder
 
-from ssd300_vgg16.training.run_folder import LAST, read_metrics
+from ssd300_vgg16.training.run_folder import read_metrics
+from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.model import load_model
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")

@@ -12,6 +12,7 @@ from ssd300_vgg16.cli.train_parser import NO_WEIGHTS
 from ssd300_vgg16.data.dataset import Dataset, Sample
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
+from ssd300_vgg16.weights import locate
 
 
 def starting_weights(options: argparse.Namespace):
@@ -28,17 +29,17 @@ def starting_weights(options: argparse.Namespace):
 
 def download_weights(options: argparse.Namespace) -> None:
     """Have the published weights that a training starts from in the folder of downloads."""
-    resumed = options.resume and (run_folder.run_of(Path(options.resume)) / run_folder.LAST).exists()
+    resumed = options.resume and (run_folder.run_of(Path(options.resume)) / locate.LAST).exists()
     if options.resume and (resumed or options.test_only):
         return  # its own weights are there
     named = _named_weights(options)
-    if named and run_folder.is_published_name(named):
+    if named and locate.is_published_name(named):
         _found(named, options)
 
 
 def _found(named: Path, options: argparse.Namespace) -> Path:
     try:
-        return run_folder.find_weights(named)
+        return locate.find_weights(named)
     except UserError as error:
         if str(named) != options.weights_backbone:
             raise

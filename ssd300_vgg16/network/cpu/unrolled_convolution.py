@@ -9,6 +9,7 @@ import numpy as np
 from numba import float32, int64, types
 from numpy.lib.stride_tricks import as_strided
 
+from ssd300_vgg16.machine import thread_count
 from ssd300_vgg16.network.cpu.threads import (
     buffer,
     compiled,
@@ -16,7 +17,6 @@ from ssd300_vgg16.network.cpu.threads import (
     ranges_of,
     reused,
     run_in_threads,
-    thread_count,
 )
 
 _WEIGHT = types.Array(float32, 3, "C", readonly=True)

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads, thread_count
+from ssd300_vgg16.machine import thread_count
+from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads
 from ssd300_vgg16.network.cpu.winograd_transforms import (
     SPREAD,
     TILE,
