@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ssd300_vgg16.deploy.graph import IMAGES, LOGITS, OFFSETS
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import thread_count
 
+# What goes into the network and comes out of it, by their names in the model.
+IMAGES, OFFSETS, LOGITS = "images", "offsets", "logits"
 ONEFLOW, ONNX_RUNTIME, AUTO = "oneflow", "onnxruntime", "auto"
 ENGINES = (AUTO, ONEFLOW, ONNX_RUNTIME)
 
