@@ -73,8 +73,7 @@ def answers(objects: int, classes: int, boxes: int = 8732) -> tuple:
 
 
 def package_reading(path: Path) -> Callable[[], object]:
-    from ssd300_vgg16.data.images import read_image
-    from ssd300_vgg16.data.loader import network_input
+    from ssd300_vgg16.data.images import network_input, read_image
 
     return lambda: network_input(read_image(path, upright=True), 300)
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
 
 # isort: split
 import numpy as np
@@ -33,8 +33,7 @@ from made_up_weights import save_made_up
 from ssd300_vgg16 import export
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.formats import KINDS, DataSource
-from ssd300_vgg16.data.images import read_image
-from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.data.images import network_input, read_image
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.metrics.evaluation import Detect, evaluate

@@ -17,15 +17,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
 
 # isort: split
 import cv2
 import numpy as np
 from made_up_weights import save_made_up
 
-from ssd300_vgg16.data.images import find_images, read_image
-from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.data.images import find_images, network_input, read_image
 from ssd300_vgg16.detect_files import ImageFile, _draw, detect_each
 from ssd300_vgg16.detector import Detector
 

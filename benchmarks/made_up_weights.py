@@ -7,14 +7,13 @@ is given so much that as many scores as asked for are above 0.01. On its own: py
 import sys
 from pathlib import Path
 
-import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
 
 # isort: split
 import numpy as np
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
-from ssd300_vgg16.data.images import find_images, read_image
-from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.data.images import find_images, network_input, read_image
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.network.ssd import SSD300, ScoringHead
 from ssd300_vgg16.runtime import flow

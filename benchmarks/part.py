@@ -23,7 +23,7 @@ def checked_device(name: str) -> str:
     if name == "cpu":
         return name
     from ssd300_vgg16.errors import UserError
-    from ssd300_vgg16.runtime import resolve_device
+    from ssd300_vgg16.machine import resolve_device
 
     try:
         return resolve_device(name)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
 
 # isort: split
 import numpy as np

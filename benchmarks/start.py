@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
 
 # isort: split
 from made_up_weights import save_made_up

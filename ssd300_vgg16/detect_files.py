@@ -17,8 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.data.images import ImageError, network_input, read_image
 from ssd300_vgg16.detector import Detector
 
 MOST_THREADS = 8

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssd300_vgg16.data.images import read_image
-from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_device, resolve_engine
+from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
+from ssd300_vgg16.machine import resolve_device
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
-from ssd300_vgg16.training.run_folder import find_weights
+from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 if TYPE_CHECKING:  # OneFlow is imported only where it computes: detecting with ONNX Runtime starts without it

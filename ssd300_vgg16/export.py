@@ -14,7 +14,7 @@ from pathlib import Path
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.images import find_images
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training.run_folder import find_weights
+from ssd300_vgg16.weights.locate import find_weights
 
 CALIBRATION_IMAGES = 200
 

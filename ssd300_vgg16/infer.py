@@ -19,7 +19,8 @@ from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.signals import StopRequest
-from ssd300_vgg16.training.run_folder import is_published_name, newest_run, read_options, run_of
+from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
+from ssd300_vgg16.weights.locate import is_published_name
 
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8

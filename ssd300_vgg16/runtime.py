@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.machine import has_gpu_driver
+from ssd300_vgg16.machine import has_gpu_driver, use_widest_kernels
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -55,7 +55,7 @@ def _load(paths: list[Path]) -> bool:
 
 
 def _put_mkl_before_bundled_blas() -> bool:
-    """The BLAS inside OneFlow's wheel is slower than MKL; where MKL is absent, `blas` has chosen its kernels."""
+    """The BLAS inside OneFlow's wheel is slower than MKL; where MKL is absent, `machine` has chosen its kernels."""
     # MKL's threads look out for more to do for 200 ms, if not told otherwise, on the cores that others compute on.
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     return _load([Path(sys.prefix) / "lib" / name for name in MKL_LIBRARIES])
@@ -149,6 +149,7 @@ def _import_oneflow():
             ) from error
 
 
+use_widest_kernels()
 MKL_IN_USE = "oneflow" not in sys.modules and _put_mkl_before_bundled_blas()
 _load_cuda_libraries()
 flow = _import_oneflow()
@@ -159,12 +160,8 @@ def default_device() -> str:
     return "cuda" if flow.cuda.is_available() and not gpu_problem(0) else "cpu"
 
 
-def resolve_device(name: str | None, local_rank: int | None = None) -> str:
-    """The device to use: what was asked for if it works here, the default if nothing was.
-
-    local_rank: which of this machine's processes this is, if there are several; each has a GPU to itself. Raises
-    UserError for an unknown name, or for cuda where it cannot work, with what to do.
-    """
+def usable_device(name: str | None, local_rank: int | None = None) -> str:
+    """`machine.resolve_device` where OneFlow has to be asked."""
     if name is None:
         name = default_device()
     if local_rank is not None and name != "cpu":

@@ -1,7 +1,7 @@
 """What several test files share."""
 
 # First of all, so that numpy's BLAS gets the kernels the package chooses for it.
-import ssd300_vgg16  # noqa: F401
+import ssd300_vgg16.cli  # noqa: F401
 
 # isort: split
 import signal

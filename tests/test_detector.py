@@ -9,11 +9,10 @@ from small_data import WIDTH, untrained_run
 import ssd300_vgg16
 from ssd300_vgg16 import Detector
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.data.images import ImageError, network_input, read_image
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import build_model
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 

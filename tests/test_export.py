@@ -16,8 +16,7 @@ from places import REPOSITORY
 from small_data import run, untrained_run
 
 import ssd300_vgg16
-from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.loader import network_input
+from ssd300_vgg16.data.images import ImageError, network_input, read_image
 from ssd300_vgg16.deploy.model import _Images
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError

@@ -1,5 +1,7 @@
 """The names users import, and what importing them costs."""
 
+import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +57,41 @@ def test_importing_the_package_loads_next_to_nothing():
     loaded = modules_after("import ssd300_vgg16")
     assert "ssd300_vgg16" in loaded
     assert not loaded & {"oneflow", "numpy", "cv2", "argparse", "ssd300_vgg16.runtime"}
+
+
+def test_importing_the_package_leaves_the_environment_alone():
+    program = "import os; before = dict(os.environ); import ssd300_vgg16; assert dict(os.environ) == before"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+
+
+COMMANDS = ("train", "infer", "evaluate", "export", "weights.__main__", "data.__main__")
+
+
+@pytest.mark.parametrize("start", [f"import ssd300_vgg16.{name}" for name in COMMANDS] + ["ssd300_vgg16.Detector"])
+def test_numpy_is_loaded_with_its_kernels_chosen(start):
+    """By the command lines, and by who takes the names from the package."""
+    program = (
+        "import sys, os, ssd300_vgg16, ssd300_vgg16.machine as machine\n"
+        "machine.processor_flags = lambda: {'avx2'}\n"
+        "def look(event, values):\n"
+        "    if event == 'import' and values[0] == 'numpy':\n"
+        "        print(os.environ.get('OPENBLAS_CORETYPE'))\n"
+        "sys.addaudithook(look)\n"
+        f"{start}"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "Haswell"
+
+
+def test_type_checkers_see_the_names_where_they_are():
+    tree = ast.parse(Path(ssd.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert {alias.asname: node.module for node in block.body for alias in node.names} == {
+        name: f"ssd300_vgg16.{home}" for name, home in ssd._HOME_OF.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["default_boxes", "match", "training_targets", "UserError"])

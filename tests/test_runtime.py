@@ -49,24 +49,24 @@ def test_other_builds_are_taken_to_fit_their_machine(version, capability):
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "cuda:-1", "cuda:²", "CPU", "cpu:0", "", "cuda:0 "])
 def test_devices_that_do_not_exist(name):
     with pytest.raises(UserError) as caught:
-        runtime.resolve_device(name)
+        runtime.usable_device(name)
     assert str(caught.value) == f"--device {name}: write cpu, cuda or cuda:N"
 
 
 def test_the_cpu_is_always_there():
-    assert runtime.resolve_device("cpu") == "cpu"
+    assert runtime.usable_device("cpu") == "cpu"
 
 
 @needs_no_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
 def test_cuda_without_a_gpu(name):
     with pytest.raises(UserError, match=f"^--device {name}: no GPU with a working CUDA driver was found"):
-        runtime.resolve_device(name)
+        runtime.usable_device(name)
 
 
 @needs_no_gpu
 def test_the_default_device_without_a_gpu():
-    assert runtime.resolve_device(None) == runtime.default_device() == "cpu"
+    assert runtime.usable_device(None) == runtime.default_device() == "cpu"
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def two_gpus(monkeypatch):
 
 @pytest.mark.parametrize(("asked", "device"), [(None, "cuda"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
 def test_a_gpu_with_code_is_used(two_gpus, asked, device):
-    assert runtime.resolve_device(asked) == device
+    assert runtime.usable_device(asked) == device
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_a_gpu_with_code_is_used(two_gpus, asked, device):
 def test_a_gpu_that_cannot_be_used_is_refused(two_gpus, monkeypatch, asked, problem):
     monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
     with pytest.raises(UserError, match=re.escape(problem)):
-        runtime.resolve_device(asked)
+        runtime.usable_device(asked)
 
 
 def test_a_gpu_without_code_is_not_the_default(two_gpus, monkeypatch):
     monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
     monkeypatch.setattr(runtime, "_compute_capability", lambda index: (9, 0))
-    assert runtime.resolve_device(None) == "cpu"
+    assert runtime.usable_device(None) == "cpu"
 
 
 def test_the_report_names_versions_and_hardware():

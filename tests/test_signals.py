@@ -12,7 +12,8 @@ from small_data import WIDTH, environment, shapes_folder, start
 
 from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, StopRequest
 from ssd300_vgg16.training.checkpoint import load_checkpoint
-from ssd300_vgg16.training.run_folder import LAST, read_metrics
+from ssd300_vgg16.training.run_folder import read_metrics
+from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.model import load_model
 
 SETTINGS = ("--preset", "narrow", "--width", WIDTH, "-b", 2, "-j", 1, "--print-freq", 2, "--device", "cpu")

@@ -11,14 +11,14 @@ from voc_files import thing, write_voc, xml
 from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16 import evaluate, infer, train
-from ssd300_vgg16.data.images import read_image
-from ssd300_vgg16.data.loader import TrainingBatch, network_input
+from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD512_VOC
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.training.replay import save_replay
-from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import load_model, model_tensors
 from ssd300_vgg16.weights.safetensors_file import read_weights
 

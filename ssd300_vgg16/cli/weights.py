@@ -17,8 +17,8 @@ from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
-from ssd300_vgg16.training.run_folder import find_weights
 from ssd300_vgg16.weights.download import fetch
+from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, CONV1_1, LUFFICC, PUBLISHED, Project
 from ssd300_vgg16.weights.published import PUBLISHED as PUBLISHED_WEIGHTS
 from ssd300_vgg16.weights.published import published

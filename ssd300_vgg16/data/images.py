@@ -112,6 +112,11 @@ def reduction(height: int, width: int, least_side: int) -> int:
     return next((factor for factor in _REDUCED if min(height, width) >= least_side * factor), 1)
 
 
+def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
+    """An image uint8 [H, W, 3] resized and laid out as the network takes it: uint8 [3, image_size, image_size]."""
+    return np.stack(cv2.split(cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_LINEAR)))
+
+
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
     with _opened_by_pillow(path, path) as image:

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import cv2
 import numpy as np
 
 from ssd300_vgg16.data import messages
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.images import ImageError, decode_image, read_image
+from ssd300_vgg16.data.images import ImageError, decode_image, network_input, read_image
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
@@ -182,11 +181,6 @@ def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable)
-
-
-def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
-    """An image uint8 [H, W, 3] resized and laid out as the network takes it: uint8 [3, image_size, image_size]."""
-    return np.stack(cv2.split(cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_LINEAR)))
 
 
 def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:

@@ -4,9 +4,6 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-IMAGES = "images"
-OFFSETS, LOGITS = "offsets", "logits"
-
 OPSET, IR_VERSION = 13, 7  # those of ONNX 1.8 (2020), the first with a scale for each channel in 8 bits
 
 

@@ -13,11 +13,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from ssd300_vgg16 import __version__
-from ssd300_vgg16.data.images import read_image
-from ssd300_vgg16.data.loader import network_input
-from ssd300_vgg16.deploy.graph import IMAGES, LOGITS, OFFSETS, Graph
+from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.deploy.graph import Graph
 from ssd300_vgg16.deploy.network import add_network
 from ssd300_vgg16.deploy.postprocess import BATCH_INDEX, BOXES, LABELS, SCORES, add_postprocess
+from ssd300_vgg16.deploy.session import IMAGES, LOGITS, OFFSETS
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU, SCORE_THRESHOLD
 from ssd300_vgg16.network.ssd import SSD

@@ -3,9 +3,10 @@
 import numpy as np
 from onnx import TensorProto
 
-from ssd300_vgg16.deploy.graph import LOGITS, OFFSETS, Graph
-from ssd300_vgg16.network.cpu.normalisation import SQUARED_NORM_FLOOR
+from ssd300_vgg16.deploy.graph import Graph
+from ssd300_vgg16.deploy.session import LOGITS, OFFSETS
 from ssd300_vgg16.network.ssd import SSD, ScoringHead
+from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from ssd300_vgg16.deploy.graph import IMAGES, LOGITS, OFFSETS
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.machine import has_gpu_driver
-from ssd300_vgg16.network.cpu.threads import thread_count
+from ssd300_vgg16.machine import thread_count
 
+# What goes into the network and comes out of it, by their names in the model.
+IMAGES, OFFSETS, LOGITS = "images", "offsets", "logits"
 ONEFLOW, ONNX_RUNTIME, AUTO = "oneflow", "onnxruntime", "auto"
 ENGINES = (AUTO, ONEFLOW, ONNX_RUNTIME)
 
@@ -26,15 +26,6 @@ def resolve_engine(name: str, device: str) -> str:
     if name == ONNX_RUNTIME and device != "cpu":
         raise UserError(f"--engine {ONNX_RUNTIME} computes on the CPU here, not on {device}: add --device cpu")
     return name
-
-
-def resolve_device(name: str | None) -> str:
-    """As `runtime.resolve_device`, but where that is the CPU anyway, OneFlow's import is spared, the longest of all."""
-    if name == "cpu" or (name is None and not has_gpu_driver()):
-        return "cpu"
-    from ssd300_vgg16 import runtime
-
-    return runtime.resolve_device(name)
 
 
 ERRORS_ONLY = 3

@@ -1,6 +1,6 @@
 """The multibox loss: smooth L1 on offsets, cross-entropy with hard negative mining on classes (section 2.2)."""
 
-from ssd300_vgg16.network.precision import in_float32
+from ssd300_vgg16.network.vgg import in_float32
 from ssd300_vgg16.runtime import flow
 
 # Hard negatives for each positive, at the most (section 2.2, "Hard negative mining").

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssd300_vgg16.network.cpu.normalisation import SwapLastTwo
+from ssd300_vgg16.network.cpu import ops
 from ssd300_vgg16.network.variants import PIXEL_MEAN, SSD300_VGG16, Variant, variant_of
 from ssd300_vgg16.network.vgg import Backbone, Conv2d
 from ssd300_vgg16.runtime import flow
@@ -33,8 +33,9 @@ class ScoringHead(nn.Module):
 
 def _channels_last(x):
     """[B, C, H, W] -> [B, H * W, C]."""
-    x = x.reshape(x.shape[0], x.shape[1], -1)
-    return x.permute(0, 2, 1) if x.is_cuda or x.is_lazy else SwapLastTwo.apply(x)
+    if not (x.is_cuda or x.is_lazy):
+        return ops.channels_last(x)
+    return x.reshape(x.shape[0], x.shape[1], -1).permute(0, 2, 1)
 
 
 class Heads(nn.Module):

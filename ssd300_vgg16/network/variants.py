@@ -96,6 +96,8 @@ def _shapes_in_cell(layout: DefaultBoxLayout, index: int) -> np.ndarray:
 
 # Mean of ImageNet's pixels, RGB 0..255; nothing is divided by a deviation, as in the Caffe VGG16 the weights come from.
 PIXEL_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
+# Added to a squared norm, so that a position where every channel is zero has a finite gradient.
+SQUARED_NORM_FLOOR = 1e-10
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from ssd300_vgg16.network.cpu.convolution import convolution_function, covers
-from ssd300_vgg16.network.cpu.normalisation import SQUARED_NORM_FLOOR, CpuNormalisation
-from ssd300_vgg16.network.precision import in_float32
-from ssd300_vgg16.network.variants import ExtraLayer
+from ssd300_vgg16.network.cpu import ops
+from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR, ExtraLayer
 from ssd300_vgg16.runtime import flow
 
 nn = flow.nn
@@ -35,7 +33,7 @@ def parameters_left_empty() -> Iterator[None]:
 class Conv2d(nn.Conv2d):
     """A convolution, and with relu=True a ReLU behind it, that avoids what is slow in OneFlow's own on the CPU.
 
-    On the CPU `cpu_convolution` computes it, wherever it can. Elsewhere there, as in a graph, the bias is added as a
+    On the CPU `network.cpu` computes it, wherever it can. Elsewhere there, as in a graph, the bias is added as a
     broadcast sum: OneFlow's way of adding it costs more than the convolution. On a GPU it is OneFlow's own.
     """
 
@@ -55,10 +53,9 @@ class Conv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x):
-        if not (x.is_cuda or x.is_lazy) and covers(
-            self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
-        ):
-            return convolution_function(self.dilation[0], self.relu).apply(x, self.weight, self.bias)
+        sizes = (each[0] for each in (self.kernel_size, self.stride, self.padding, self.dilation))
+        if not (x.is_cuda or x.is_lazy) and ops.covers_convolution(*sizes):
+            return ops.convolution(x, self.weight, self.bias, self.dilation[0], self.relu)
         x = nn.Conv2d.forward(self, x) if x.is_cuda else self._with_broadcast_bias(x)
         return flow.relu(x, inplace=True) if self.relu else x
 
@@ -79,9 +76,16 @@ class MaxPool2x2(nn.MaxPool2d):
         odd = x.shape[2] % 2 or x.shape[3] % 2
         if x.is_cuda or x.is_lazy or (odd and not self.ceil_mode):
             return nn.MaxPool2d.forward(self, x)  # not super(): in a graph, self is a stand-in
-        from ssd300_vgg16.network.cpu.pooling import CpuMaxPool  # compiled: loading it is spared where it is not used
+        return ops.max_pool(x)
 
-        return CpuMaxPool.apply(x)
+
+def in_float32(x):
+    """x itself, marked in a graph as to be computed and kept in float32, whatever a compiled step computes in.
+
+    Squares and sums over channels or default boxes soon leave the range of half precision. OneFlow chooses each
+    operation's precision by itself, from lists and from its neighbours'; this operation is on its list of float32.
+    """
+    return flow._C.amp_black_identity(x) if x.is_lazy else x
 
 
 def scaled(channels: int, width: float) -> int:
@@ -169,7 +173,7 @@ class Backbone(nn.Module):
 
     def _rescaled(self, x):
         if not (x.is_cuda or x.is_lazy):
-            return CpuNormalisation.apply(x, self.scale_weight)
+            return ops.l2_normalise(x, self.scale_weight)
         x = in_float32(x)
         norm = flow.sqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
         return in_float32(x / norm * self.scale_weight.view(1, -1, 1, 1))

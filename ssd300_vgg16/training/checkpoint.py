@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training.run_folder import LAST
+from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
 # A checkpoint is a file of weights whose other tensors have names that begin so.

@@ -7,6 +7,7 @@ from ssd300_vgg16.data.formats import DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.config import SaveEvery, UpdateRule
+from ssd300_vgg16.weights.locate import LAST, find_weights, is_published_name
 
 NO_WEIGHTS = "none"
 
@@ -117,7 +118,7 @@ class TrainOptions:
         if named in (None, NO_WEIGHTS):
             return None
         try:
-            return run_folder.find_weights(Path(named))
+            return find_weights(Path(named))
         except UserError as error:
             if named != self.weights_backbone:
                 raise
@@ -125,8 +126,8 @@ class TrainOptions:
 
     def download_weights(self) -> None:
         """Have the published weights that the training starts from in the folder of downloads."""
-        if self.resume and (self.test_only or (run_folder.run_of(Path(self.resume)) / run_folder.LAST).exists()):
+        if self.resume and (self.test_only or (run_folder.run_of(Path(self.resume)) / LAST).exists()):
             return  # its own weights are there
         named = self.whole_detector() or self.weights_backbone
-        if named and run_folder.is_published_name(Path(named)):
+        if named and is_published_name(Path(named)):
             self.find_starting_weights()

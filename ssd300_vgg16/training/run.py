@@ -20,10 +20,11 @@ from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
+from ssd300_vgg16.machine import resolve_device
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
-from ssd300_vgg16.runtime import environment, flow, resolve_device
+from ssd300_vgg16.runtime import environment, flow
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
 from ssd300_vgg16.training.config import Plan, Schedule, refuse_compiled

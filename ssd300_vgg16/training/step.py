@@ -62,7 +62,7 @@ def _norm(tensors: list):
 
 
 class EagerStep:
-    """The step op by op. On the CPU it is the faster one, because `cpu_convolution` can serve in it.
+    """The step op by op. On the CPU it is the faster one, because `network.cpu` can serve in it.
 
     Calling it with a part of a batch, and the positives of the whole batch, trains the model one step and returns
     the READINGS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.

@@ -20,10 +20,10 @@ from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoi
 from ssd300_vgg16.training.config import Plan
 from ssd300_vgg16.training.optimizer import MovingAverage
 from ssd300_vgg16.training.replay import save_replay
-from ssd300_vgg16.training.run_folder import BEST
 from ssd300_vgg16.training.run_log import RunLog, draw_curves
 from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
 from ssd300_vgg16.training.step_metrics import Pace, Readings, memory
+from ssd300_vgg16.weights.locate import BEST
 from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 

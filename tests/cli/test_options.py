@@ -402,11 +402,11 @@ def test_a_run_that_goes_on_counts_as_it_did(tmp_path, counted, other):
 def test_the_cache_that_was_is_accepted_and_told_to_be_gone(tmp_path, capsys, kind):
     options = with_data("--cache", kind)
     assert not hasattr(options, "cache")
-    assert options.notices == ["--cache is gone: reading is fast enough without it."]
-    assert with_data("--cache", "none").notices == []
+    assert options.notices == ("--cache is gone: reading is fast enough without it.",)
+    assert with_data("--cache", "none").notices == ()
     saved_run(tmp_path / "run", cache=kind)
     resumed = parse("--resume", "run")
-    assert not hasattr(resumed, "cache") and resumed.notices == []
+    assert not hasattr(resumed, "cache") and resumed.notices == ()
     with pytest.raises(SystemExit):
         parse("--help")
     assert "--cache" not in capsys.readouterr().out

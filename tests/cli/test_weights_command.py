@@ -16,8 +16,8 @@ from ssd300_vgg16.cli.weights import main
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training.run_folder import BEST
 from ssd300_vgg16.weights.formats import Contents
+from ssd300_vgg16.weights.locate import BEST
 from ssd300_vgg16.weights.published import PUBLISHED, Published, Source
 from ssd300_vgg16.weights.recognise import read_as_ssd, recognise
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
@@ -88,7 +88,7 @@ def server(tmp_path, monkeypatch):
 PROGRAM = """
 import sys
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.weights.__main__ import PUBLISHED_WEIGHTS, main
+from ssd300_vgg16.cli.weights import PUBLISHED_WEIGHTS, main
 from ssd300_vgg16.weights.published import Published, Source
 PUBLISHED_WEIGHTS["here"] = Published("here", "backbone", None, None, "for tests", (Source(sys.argv.pop(1)),))
 try:

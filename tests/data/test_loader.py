@@ -13,11 +13,10 @@ from yolo_files import sideways, write_yolo
 from ssd300_vgg16.data import loader
 from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.images import DecodedImage, ImageError, read_image
+from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input, read_image
 from ssd300_vgg16.data.loader import (
     epoch_order,
     evaluation_batches,
-    network_input,
     samples_with_objects,
     training_batches,
 )

@@ -17,8 +17,8 @@ from ssd300_vgg16 import Detector
 from ssd300_vgg16.deploy import cache
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training.run_folder import BEST
 from ssd300_vgg16.weights import model as weights_model
+from ssd300_vgg16.weights.locate import BEST
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), dtype=np.uint8)
 

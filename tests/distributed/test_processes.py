@@ -18,7 +18,8 @@ from ssd300_vgg16 import train
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.training import run as run_module
-from ssd300_vgg16.training.run_folder import LAST, read_metrics
+from ssd300_vgg16.training.run_folder import read_metrics
+from ssd300_vgg16.weights.locate import LAST
 
 # A batch that neither 2 nor 3 processes can share evenly, for 20 steps.
 SETTINGS = ("--data-path", "shapes", "--preset", "narrow", "--width", WIDTH, "-b", 5, "-j", 0, "--device", "cpu")

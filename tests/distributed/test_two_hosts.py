@@ -10,7 +10,8 @@ import pytest
 from places import REPOSITORY
 from small_data import WIDTH, environment, shapes_folder
 
-from ssd300_vgg16.training.run_folder import LAST, read_metrics
+from ssd300_vgg16.training.run_folder import read_metrics
+from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.model import load_model
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")

@@ -30,7 +30,7 @@ def untrained_run(folder: Path, seed: int = 0, width: float = WIDTH) -> Path:
     """A run's folder with the weights of a small untrained network for the shapes, which sees objects everywhere."""
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.runtime import flow
-    from ssd300_vgg16.training.run_folder import BEST
+    from ssd300_vgg16.weights.locate import BEST
     from ssd300_vgg16.weights.model import build_model, model_tensors
     from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 

@@ -24,7 +24,8 @@ from ssd300_vgg16.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from ssd300_vgg16.training.run_folder import BEST, LAST, METRICS, read_metrics
+from ssd300_vgg16.training.run_folder import METRICS, read_metrics
+from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import build_model, model_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_data import WIDTH, metrics_without_times, run, shapes_folder, start
 
-from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights.locate import BEST, LAST
 
 # Every step is saved, so that a good part of the time is spent in saving. AdamW and the average have most to remember.
 SETTINGS = ("--preset", "narrow", "--width", WIDTH, "-b", 2, "-j", 0, "--print-freq", 3, "--device", "cpu")

@@ -13,7 +13,7 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import step, trainer
 from ssd300_vgg16.training.replay import replay, save_replay
-from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import build_model, model_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 

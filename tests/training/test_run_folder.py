@@ -11,14 +11,11 @@ import pytest
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.run_folder import (
-    BEST,
     ENVIRONMENT,
-    LAST,
     METRICS,
     OPTIONS,
     clear_leftovers,
     describe_run,
-    find_weights,
     new_run_folder,
     newest_run,
     read_metrics,
@@ -27,6 +24,7 @@ from ssd300_vgg16.training.run_folder import (
     write_json,
 )
 from ssd300_vgg16.training.run_log import draw_curves
+from ssd300_vgg16.weights.locate import BEST, LAST, find_weights
 
 TRAINING = {"kind": "training", "localization": 2.0, "classification": 3.5, "lr": 1e-3}
 EVALUATION = {"kind": "evaluation", "AP": 0.1, "AP50": 0.3}

@@ -26,7 +26,7 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.training.checkpoint import load_checkpoint
-from ssd300_vgg16.training.run_folder import BEST, LAST
+from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.published import PUBLISHED, Published, Source
 from ssd300_vgg16.weights.recognise import read_as_ssd
 from ssd300_vgg16.weights.safetensors_file import read_weights

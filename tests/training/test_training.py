@@ -16,7 +16,8 @@ from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder,
 from ssd300_vgg16 import train
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import STATISTICS
-from ssd300_vgg16.training.run_folder import BEST, LAST, read_metrics
+from ssd300_vgg16.training.run_folder import read_metrics
+from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import load_model, model_tensors
 from ssd300_vgg16.weights.safetensors_file import read_weights
 

@@ -1,6 +1,5 @@
 """Threads, memory that is used again, and compiled functions, for the kernels here."""
 
-import os
 import threading
 import weakref
 from collections import defaultdict
@@ -14,6 +13,8 @@ from math import prod
 import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
+
+from ssd300_vgg16.machine import thread_count
 
 
 def compiled(signature, **options) -> Callable:
@@ -31,12 +32,6 @@ def compiled(signature, **options) -> Callable:
             return numba.njit(signature, **settings)(function)
 
     return compile_it
-
-
-@cache
-def thread_count() -> int:
-    """OMP_NUM_THREADS, as for the libraries below; otherwise the cores this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 @cache

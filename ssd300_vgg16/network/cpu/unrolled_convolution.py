@@ -9,6 +9,7 @@ import numpy as np
 from numba import float32, int64, types
 from numpy.lib.stride_tricks import as_strided
 
+from ssd300_vgg16.machine import thread_count
 from ssd300_vgg16.network.cpu.threads import (
     buffer,
     compiled,
@@ -16,7 +17,6 @@ from ssd300_vgg16.network.cpu.threads import (
     ranges_of,
     reused,
     run_in_threads,
-    thread_count,
 )
 
 _WEIGHT = types.Array(float32, 3, "C", readonly=True)
@@ -25,17 +25,17 @@ _MADE = types.Array(float32, 3, "C")
 _SIDE_BY_SIDE = 16
 
 
-def turned_around(weight: np.ndarray) -> np.ndarray:
-    """Weight [O, C, taps] -> [C, O, taps], the taps in reverse order."""
+def rotated_180(weight: np.ndarray) -> np.ndarray:
+    """Weight [O, C, taps] transposed and rotated by 180 degrees: [C, O, taps], the taps in reverse order."""
     weight = np.ascontiguousarray(weight)
     outputs, channels, taps = weight.shape
-    turned = reused((channels, outputs, taps))
-    run_in_threads(lambda ranges: [_turn(weight, turned, *each) for each in ranges], ranges_of(channels))
-    return turned
+    rotated = reused((channels, outputs, taps))
+    run_in_threads(lambda ranges: [_rotate(weight, rotated, *each) for each in ranges], ranges_of(channels))
+    return rotated
 
 
 def sum_by_tap(shares: list[np.ndarray]) -> np.ndarray:
-    """The sum of gradients [O, taps, C] of weights turned around -> [O, C, taps]; the first of them is overwritten."""
+    """The sum of gradients [O, taps, C] of rotated weights -> [O, C, taps]; the first of them is overwritten."""
     total, *others = shares
     outputs, taps, channels = total.shape
     gradient = reused((outputs, channels, taps))
@@ -52,13 +52,13 @@ def sum_by_tap(shares: list[np.ndarray]) -> np.ndarray:
 
 
 @compiled(types.void(_WEIGHT, _MADE, int64, int64))
-def _turn(weight, turned, first, last):
+def _rotate(weight, rotated, first, last):
     outputs, _, taps = weight.shape
     for start in range(first, last, _SIDE_BY_SIDE):
         for output in range(outputs):
             for channel in range(start, min(start + _SIDE_BY_SIDE, last)):
                 for tap in range(taps):
-                    turned[channel, output, tap] = weight[output, channel, taps - 1 - tap]
+                    rotated[channel, output, tap] = weight[output, channel, taps - 1 - tap]
 
 
 @compiled(types.void(_MADE, _MADE, int64))
@@ -107,13 +107,13 @@ def gradients(
     """Gradients of `convolve` for images [B, C, H, W] (None unless asked for), weight [O, C, K, K] and bias [O].
 
     Both large ones are products with the same unrolled rows of output_gradient [B, O, H, W]: the images' with the
-    weights turned around, the weights' with the images.
+    weights rotated by 180 degrees, the weights' with the images.
     """
 
     batch, channels, height, width = images.shape
     outputs, _, size, _ = weight.shape
     flat_images = images.reshape(batch, channels, height * width)
-    turned = turned_around(weight.reshape(outputs, channels, -1)).reshape(channels, -1) if for_images else None
+    rotated = rotated_180(weight.reshape(outputs, channels, -1)).reshape(channels, -1) if for_images else None
     images_gradient = reused(flat_images.shape) if for_images else None
     unroll = _Unroller(output_gradient, size, dilation)
 
@@ -126,7 +126,7 @@ def gradients(
             unrolled = unroll(image, first, last)
             rows = np.s_[image, :, first * width : last * width]
             if for_images:
-                np.matmul(turned, unrolled, out=images_gradient[rows])
+                np.matmul(rotated, unrolled, out=images_gradient[rows])
             np.matmul(unrolled, flat_images[rows].T, out=part if number else total)
             if number:
                 total += part

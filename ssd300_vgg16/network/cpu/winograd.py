@@ -8,14 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads, thread_count
+from ssd300_vgg16.machine import thread_count
+from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads
 from ssd300_vgg16.network.cpu.winograd_transforms import (
-    SPREAD,
+    INPUT_TILE,
     TILE,
-    WEIGHTS_TO_SIX,
-    gather_outputs,
-    spread_inputs,
-    spread_outputs,
+    WEIGHT_TRANSFORM,
+    input_transform,
+    output_transform,
+    transposed_output_transform,
 )
 
 # Tiles that a thread takes at a time: enough for an efficient product, few enough to stay in its cache.
@@ -23,10 +24,10 @@ TILES = 256
 KERNELS = 1 << 14  # likewise
 # Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
 LEAST_TILES = 32
-SQUARE = SPREAD * SPREAD
-_WEIGHTS_TO_SQUARE = np.kron(WEIGHTS_TO_SIX, WEIGHTS_TO_SIX).astype(np.float32)
-# Those of weights turned around. (Turning the weights themselves would do, but BLAS reads no array backwards.)
-_TURNED_TO_SQUARE = np.ascontiguousarray(_WEIGHTS_TO_SQUARE[:, ::-1])
+POINTS = INPUT_TILE * INPUT_TILE
+_WEIGHT_TRANSFORM_2D = np.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM).astype(np.float32)
+# That of weights rotated by 180 degrees. (Rotating the weights would do, but BLAS reads no array backwards.)
+_ROTATED_WEIGHT_TRANSFORM_2D = np.ascontiguousarray(_WEIGHT_TRANSFORM_2D[:, ::-1])
 
 
 def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool = False) -> np.ndarray:
@@ -34,17 +35,17 @@ def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: boo
     images = np.ascontiguousarray(images)
     batch, channels, height, width = images.shape
     output = reused((batch, len(weight), height, width))
-    spread_weight = _spread_weight(weight)
+    transformed_weight = _weight_transform(weight)
 
     def multiply(blocks: list[tuple[int, int]]) -> None:
         unused = np.zeros(channels)
         for first, last in blocks:
             tiles = (last - first) * _tiles_in(width)
-            spread = buffer("spread", (SQUARE, channels, tiles))
-            products = buffer("products", (SQUARE, len(weight), tiles))
-            spread_inputs(images, images, False, spread, unused, first, last)
-            np.matmul(spread_weight, spread, out=products)
-            gather_outputs(products, output, bias, relu, first, last)
+            transformed = buffer("transformed", (POINTS, channels, tiles))
+            products = buffer("products", (POINTS, len(weight), tiles))
+            input_transform(images, images, False, transformed, unused, first, last)
+            np.matmul(transformed_weight, transformed, out=products)
+            output_transform(products, output, bias, relu, first, last)
 
     with one_blas_thread():
         run_in_threads(multiply, _blocks(batch, height, width))
@@ -67,9 +68,9 @@ def gradients(
     relu_output = np.ascontiguousarray(relu_output) if relu else output_gradient
     batch, channels, height, width = images.shape
     outputs = len(weight)
-    # Gradients for the images are a convolution with the weights turned around; those for the weights are products of
-    # the same spread gradients with the images, turned around too.
-    turned = _spread_weight(weight, turned=True).transpose(0, 2, 1) if for_images else None
+    # Gradients for the images are a convolution with the weights rotated by 180 degrees; those for the weights are
+    # products of the same transformed gradients with the images, rotated too.
+    rotated = _weight_transform(weight, rotated=True).transpose(0, 2, 1) if for_images else None
     images_gradient = reused(images.shape) if for_images else None
     no_bias = np.zeros(channels, dtype=np.float32)
 
@@ -77,47 +78,47 @@ def gradients(
         bias_gradient = np.zeros(outputs)
         if not blocks:
             return None, bias_gradient
-        total, part = (buffer(name, (SQUARE, outputs, channels)) for name in ("total", "part"))
+        total, part = (buffer(name, (POINTS, outputs, channels)) for name in ("total", "part"))
         for number, (first, last) in enumerate(blocks):
             tiles = (last - first) * _tiles_in(width)
-            spread = buffer("spread", (SQUARE, outputs, tiles))
-            products = buffer("products", (SQUARE, channels, tiles))
-            spread_inputs(output_gradient, relu_output, relu, spread, bias_gradient, first, last)
+            transformed = buffer("transformed", (POINTS, outputs, tiles))
+            products = buffer("products", (POINTS, channels, tiles))
+            input_transform(output_gradient, relu_output, relu, transformed, bias_gradient, first, last)
             if for_images:
-                np.matmul(turned, spread, out=products)
-                gather_outputs(products, images_gradient, no_bias, False, first, last)
-            spread_outputs(images, products, first, last)
-            np.matmul(spread, products.transpose(0, 2, 1), out=part if number else total)
+                np.matmul(rotated, transformed, out=products)
+                output_transform(products, images_gradient, no_bias, False, first, last)
+            transposed_output_transform(images, products, first, last)
+            np.matmul(transformed, products.transpose(0, 2, 1), out=part if number else total)
             if number:
                 total += part
-        return _WEIGHTS_TO_SQUARE.T @ total.reshape(SQUARE, -1), bias_gradient
+        return _WEIGHT_TRANSFORM_2D.T @ total.reshape(POINTS, -1), bias_gradient
 
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
         shares = run_in_threads(multiply, _blocks(batch, height, width, LEAST_TILES))
-    weight_gradient = _sum_turned([share for share, _ in shares if share is not None], outputs * channels).reshape(
+    weight_gradient = _sum_rotated([share for share, _ in shares if share is not None], outputs * channels).reshape(
         weight.shape
     )
     return images_gradient, weight_gradient, sum(share for _, share in shares).astype(np.float32)
 
 
-def _spread_weight(weight: np.ndarray, turned: bool = False) -> np.ndarray:
-    """Weight [O, C, 3, 3], turned around if asked for, transformed: [36, O, C], valid until the next is asked for."""
+def _weight_transform(weight: np.ndarray, rotated: bool = False) -> np.ndarray:
+    """Weight [O, C, 3, 3], rotated if asked for, transformed: [36, O, C], valid until the next is asked for."""
     kernels = weight.reshape(-1, 9)
-    spread = buffer("weight", (SQUARE, len(kernels)))
-    transform = _TURNED_TO_SQUARE if turned else _WEIGHTS_TO_SQUARE
+    transformed = buffer("weight", (POINTS, len(kernels)))
+    transform = _ROTATED_WEIGHT_TRANSFORM_2D if rotated else _WEIGHT_TRANSFORM_2D
 
     def multiply(ranges: list[tuple[int, int]]) -> None:
         for first, last in ranges:
-            np.matmul(transform, kernels[first:last].T, out=spread[:, first:last])
+            np.matmul(transform, kernels[first:last].T, out=transformed[:, first:last])
 
     with one_blas_thread():
         run_in_threads(multiply, _ranges(len(kernels), KERNELS))
-    return spread.reshape(SQUARE, *weight.shape[:2])
+    return transformed.reshape(POINTS, *weight.shape[:2])
 
 
-def _sum_turned(shares: list[np.ndarray], kernels: int) -> np.ndarray:
-    """The sum of the threads' gradients [9, kernels], turned around: [kernels, 9]."""
+def _sum_rotated(shares: list[np.ndarray], kernels: int) -> np.ndarray:
+    """The sum of the threads' gradients [9, kernels], rotated by 180 degrees: [kernels, 9]."""
     total = reused((kernels, 9))
 
     def add(ranges: list[tuple[int, int]]) -> None:

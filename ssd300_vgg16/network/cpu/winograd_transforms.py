@@ -15,14 +15,14 @@ from numba import float32, float64, int64, types
 from ssd300_vgg16.network.cpu.threads import compiled
 
 TILE = 4
-SPREAD = TILE + 2
+INPUT_TILE = TILE + 2
 
 # The polynomials are interpolated at 0, the root of 1/2 and of 2 with either sign, and infinity: sums round much less
 # than at the whole numbers of the paper (Alam et al., "Winograd Convolution for Deep Neural Networks", 2022).
 ROOT, HALF_ROOT = np.float32(np.sqrt(2)), np.float32(np.sqrt(0.5))
 
 # Six transformed values of three weights (G in the paper).
-WEIGHTS_TO_SIX = np.array(
+WEIGHT_TRANSFORM = np.array(
     [
         [1, 0, 0],
         [-2 / 3, -np.sqrt(2) / 3, -1 / 3],
@@ -34,7 +34,7 @@ WEIGHTS_TO_SIX = np.array(
 )
 
 _IMAGES = types.Array(float32, 4, "C", readonly=True)
-_SPREAD = types.Array(float32, 3, "C")
+_TRANSFORMED = types.Array(float32, 3, "C")
 _MADE = types.Array(float32, 4, "C")
 _BIAS = types.Array(float32, 1, "C", readonly=True)
 _LINE = types.Array(float32, 1, "C")
@@ -47,7 +47,7 @@ _FOUR = types.UniTuple(float32, 4)
 
 
 @compiled(_SIX(*[float32] * 6), **_FUSED)
-def spread_six(d0, d1, d2, d3, d4, d5):
+def input_1d(d0, d1, d2, d3, d4, d5):
     """Six inputs of a line, transformed (B^T in the paper)."""
     even_1, odd_1 = d4 - float32(2) * d2, HALF_ROOT * (d3 - float32(2) * d1)
     even_2, odd_2 = d4 - float32(0.5) * d2, ROOT * (d3 - float32(0.5) * d1)
@@ -62,15 +62,15 @@ def spread_six(d0, d1, d2, d3, d4, d5):
 
 
 @compiled(_SIX(*[float32] * 4), **_FUSED)
-def spread_four(x0, x1, x2, x3):
-    """Four numbers of a line in the place of outputs, transformed (A): the transpose of `outputs_of`."""
+def transposed_output_1d(x0, x1, x2, x3):
+    """Four numbers of a line in the place of outputs, transformed (A): the transpose of `output_1d`."""
     even_1, odd_1 = x0 + float32(0.5) * x2, HALF_ROOT * (x1 + float32(0.5) * x3)
     even_2, odd_2 = x0 + float32(2) * x2, ROOT * (x1 + float32(2) * x3)
     return x0, even_1 + odd_1, even_1 - odd_1, even_2 + odd_2, even_2 - odd_2, x3
 
 
 @compiled(_FOUR(*[float32] * 6), **_FUSED)
-def outputs_of(m0, m1, m2, m3, m4, m5):
+def output_1d(m0, m1, m2, m3, m4, m5):
     """Four outputs of a line from six products (A^T)."""
     sum_1, difference_1 = m1 + m2, HALF_ROOT * (m1 - m2)
     sum_2, difference_2 = m3 + m4, ROOT * (m3 - m4)
@@ -104,75 +104,77 @@ def _read(images, relu_outputs, relu, image, channel, top, window):
             window[k] = images[image, channel, top + k]
 
 
-@compiled(types.void(_IMAGES, _IMAGES, types.boolean, _SPREAD, _TOTALS, int64, int64), **_FUSED)
-def spread_inputs(images, relu_outputs, relu, spread, totals, first, last):
-    """Images [B, C, H, W] -> spread [36, C, tiles]: the 6x6 inputs of each tile; totals [C] grow by the sum of each.
+@compiled(types.void(_IMAGES, _IMAGES, types.boolean, _TRANSFORMED, _TOTALS, int64, int64), **_FUSED)
+def input_transform(images, relu_outputs, relu, transformed, totals, first, last):
+    """Images [B, C, H, W] -> transformed [36, C, tiles]: each tile's 6x6 inputs; totals [C] grow by the sum of each.
 
     With relu, images are gradients behind a ReLU: what had no positive relu_outputs [B, C, H, W] is taken as 0.
     """
     _, channels, height, width = images.shape
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     # One column before the image, and zeros behind it.
-    lines = np.zeros((SPREAD, TILE * across + 2), dtype=np.float32)
-    window = np.empty((SPREAD, width), dtype=np.float32)
+    lines = np.zeros((INPUT_TILE, TILE * across + 2), dtype=np.float32)
+    window = np.empty((INPUT_TILE, width), dtype=np.float32)
     for channel in range(channels):
         for row in range(first, last):
             _read(images, relu_outputs, relu, row // down, channel, row % down * TILE - 1, window)
             for k in range(1, 1 + TILE):
                 totals[channel] += _sum(window[k])
             for x in range(width):
-                values = spread_six(window[0, x], window[1, x], window[2, x], window[3, x], window[4, x], window[5, x])
-                for k in range(SPREAD):
+                values = input_1d(window[0, x], window[1, x], window[2, x], window[3, x], window[4, x], window[5, x])
+                for k in range(INPUT_TILE):
                     lines[k, 1 + x] = values[k]
             start = (row - first) * across
-            for k in range(SPREAD):
-                line, out = lines[k], spread[SPREAD * k : SPREAD * k + SPREAD, channel, start : start + across]
+            for k in range(INPUT_TILE):
+                line = lines[k]
+                out = transformed[INPUT_TILE * k : INPUT_TILE * (k + 1), channel, start : start + across]
                 for tile in range(across):
                     x = TILE * tile
-                    values = spread_six(line[x], line[x + 1], line[x + 2], line[x + 3], line[x + 4], line[x + 5])
-                    for j in range(SPREAD):
+                    values = input_1d(line[x], line[x + 1], line[x + 2], line[x + 3], line[x + 4], line[x + 5])
+                    for j in range(INPUT_TILE):
                         out[j, tile] = values[j]
 
 
-@compiled(types.void(_IMAGES, _SPREAD, int64, int64), **_FUSED)
-def spread_outputs(outputs, spread, first, last):
-    """Outputs [B, O, H, W] -> spread [36, O, tiles]: the 4x4 outputs of each tile."""
+@compiled(types.void(_IMAGES, _TRANSFORMED, int64, int64), **_FUSED)
+def transposed_output_transform(outputs, transformed, first, last):
+    """Outputs [B, O, H, W] -> transformed [36, O, tiles]: the 4x4 outputs of each tile."""
     _, channels, height, width = outputs.shape
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    lines = np.zeros((SPREAD, TILE * across), dtype=np.float32)
+    lines = np.zeros((INPUT_TILE, TILE * across), dtype=np.float32)
     window = np.empty((TILE, width), dtype=np.float32)
     for channel in range(channels):
         for row in range(first, last):
             _read(outputs, outputs, False, row // down, channel, row % down * TILE, window)
             for x in range(width):
-                values = spread_four(window[0, x], window[1, x], window[2, x], window[3, x])
-                for k in range(SPREAD):
+                values = transposed_output_1d(window[0, x], window[1, x], window[2, x], window[3, x])
+                for k in range(INPUT_TILE):
                     lines[k, x] = values[k]
             start = (row - first) * across
-            for k in range(SPREAD):
-                line, out = lines[k], spread[SPREAD * k : SPREAD * k + SPREAD, channel, start : start + across]
+            for k in range(INPUT_TILE):
+                line = lines[k]
+                out = transformed[INPUT_TILE * k : INPUT_TILE * (k + 1), channel, start : start + across]
                 for tile in range(across):
                     x = TILE * tile
-                    values = spread_four(line[x], line[x + 1], line[x + 2], line[x + 3])
-                    for j in range(SPREAD):
+                    values = transposed_output_1d(line[x], line[x + 1], line[x + 2], line[x + 3])
+                    for j in range(INPUT_TILE):
                         out[j, tile] = values[j]
 
 
-@compiled(types.void(_SPREAD, _MADE, _BIAS, types.boolean, int64, int64), **_FUSED)
-def gather_outputs(products, outputs, bias, relu, first, last):
+@compiled(types.void(_TRANSFORMED, _MADE, _BIAS, types.boolean, int64, int64), **_FUSED)
+def output_transform(products, outputs, bias, relu, first, last):
     """Products [36, O, tiles] -> outputs [B, O, H, W], the bias [O] added; with relu, negative results become 0."""
     _, channels, height, width = outputs.shape
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    lines = np.empty((TILE, SPREAD, across), dtype=np.float32)
+    lines = np.empty((TILE, INPUT_TILE, across), dtype=np.float32)
     whole = np.empty(TILE * across, dtype=np.float32)
     for channel in range(channels):
         added = bias[channel]
         for row in range(first, last):
             start = (row - first) * across
             found = products[:, channel, start : start + across]
-            for j in range(SPREAD):
+            for j in range(INPUT_TILE):
                 for t in range(across):
-                    values = outputs_of(
+                    values = output_1d(
                         found[j, t],
                         found[6 + j, t],
                         found[12 + j, t],
@@ -186,7 +188,7 @@ def gather_outputs(products, outputs, bias, relu, first, last):
             for k in range(min(TILE, height - top)):
                 line = lines[k]
                 for t in range(across):
-                    values = outputs_of(line[0, t], line[1, t], line[2, t], line[3, t], line[4, t], line[5, t])
+                    values = output_1d(line[0, t], line[1, t], line[2, t], line[3, t], line[4, t], line[5, t])
                     for j in range(TILE):
                         whole[TILE * t + j] = values[j] + added
                 out = outputs[image, channel, top + k]

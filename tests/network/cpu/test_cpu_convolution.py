@@ -1,15 +1,14 @@
 """The convolutions in numpy, by either method, against OneFlow's own."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network.cpu import convolution, threads, unrolled_convolution, winograd
+from ssd300_vgg16.network.cpu import convolution, ops, threads, unrolled_convolution, winograd
 from ssd300_vgg16.network.cpu.convolution import (
-    convolution_function,
     convolve,
-    covers,
     gradients,
     relu_gradient,
     winograd_pays,
@@ -103,7 +102,7 @@ def test_equal_to_oneflow(method, kernel_size, dilation, relu, batch, channels, 
         (outputs,),
         (batch, outputs, height, width),
     )
-    found = with_gradients(convolution_function(dilation, relu).apply, arrays, output_gradient)
+    found = with_gradients(partial(ops.convolution, dilation=dilation, relu=relu), arrays, output_gradient)
     expected = with_gradients(oneflow_convolution(kernel_size, dilation, relu), arrays, output_gradient)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
@@ -115,7 +114,7 @@ def test_equal_however_the_work_is_cut(method, thread_count, blocks, kernel_size
     *arrays, output_gradient = random_arrays(
         (batch, 4, 17, 9), (6, 4, kernel_size, kernel_size), (6,), (batch, 6, 17, 9)
     )
-    found = with_gradients(convolution_function(dilation, True).apply, arrays, output_gradient)
+    found = with_gradients(partial(ops.convolution, dilation=dilation, relu=True), arrays, output_gradient)
     expected = with_gradients(oneflow_convolution(kernel_size, dilation, True), arrays, output_gradient)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
@@ -155,7 +154,7 @@ def test_a_layer_as_large_as_vggs_is_cut_into_blocks(thread_count, outputs):
     assert winograd_pays(images, weight, 1) is (outputs == 40)
     assert len(unrolled_convolution._Unroller(images, 3, 1).blocks()) > 1
     arrays = images, weight / 48, bias
-    found = with_gradients(convolution_function(1, False).apply, arrays, output_gradient)
+    found = with_gradients(ops.convolution, arrays, output_gradient)
     expected = with_gradients(oneflow_convolution(3, 1, False), arrays, output_gradient)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
@@ -192,7 +191,7 @@ def test_one_thread_may_take_the_shares_of_two(method, monkeypatch):
 
 def test_going_back_twice_gives_twice_the_gradients():
     tensors = [flow.tensor(array, requires_grad=True) for array in random_arrays((1, 3, 9, 9), (4, 3, 3, 3), (4,))]
-    total = convolution_function(1, True).apply(*tensors).sum()
+    total = ops.convolution(*tensors, relu=True).sum()
     total.backward(retain_graph=True)
     once = [tensor.grad.numpy().copy() for tensor in tensors]
     total.backward()
@@ -217,7 +216,7 @@ def test_images_that_need_no_gradient_get_none(method):
     assert gradients(images, weight, np.ones((2, 4, 9, 9), dtype=np.float32), None, 1, False)[0] is None
     photographs = flow.tensor(images)
     parameters = [flow.tensor(array, requires_grad=True) for array in (weight, bias)]
-    convolution_function(1, True).apply(photographs, *parameters).sum().backward()
+    ops.convolution(photographs, *parameters, relu=True).sum().backward()
     assert photographs.grad is None
     assert all(parameter.grad is not None for parameter in parameters)
 
@@ -229,7 +228,7 @@ def test_images_and_gradients_that_are_views(method):
     def between_views(convolution):
         return lambda x, w, b: convolution(x.permute(0, 3, 1, 2), w, b).permute(0, 2, 3, 1)
 
-    found = with_gradients(between_views(convolution_function(1, True).apply), (images, weight, bias), output_gradient)
+    found = with_gradients(between_views(partial(ops.convolution, relu=True)), (images, weight, bias), output_gradient)
     expected = with_gradients(between_views(oneflow_convolution(3, 1, True)), (images, weight, bias), output_gradient)
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other)
@@ -284,7 +283,7 @@ def test_winograds_method_is_for_many_tiles_and_outputs(images, weight, dilation
 )
 def test_what_is_covered(kernel_size, stride, padding, dilation, covered):
     """Exactly what has stride 1 and an output as large as the input."""
-    assert covers(kernel_size, stride, padding, dilation) is covered
+    assert ops.covers_convolution(kernel_size, stride, padding, dilation) is covered
     images = flow.zeros(1, 1, 40, 40)
     weight = flow.zeros(1, 1, kernel_size, kernel_size)
     y = flow._C.conv2d(images, weight, None, [stride] * 2, [padding] * 2, [dilation] * 2, 1, "channels_first")

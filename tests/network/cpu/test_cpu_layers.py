@@ -1,12 +1,15 @@
 """Pooling, normalisation and transposition in numpy or compiled, against OneFlow's own."""
 
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network.cpu import threads
-from ssd300_vgg16.network.cpu.normalisation import SQUARED_NORM_FLOOR, CpuNormalisation, SwapLastTwo
-from ssd300_vgg16.network.cpu.pooling import CpuMaxPool, pool, pool_gradient
+from ssd300_vgg16.network.cpu import ops, threads
+from ssd300_vgg16.network.cpu.layers import max_pool, max_pool_gradient
+from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR
 from ssd300_vgg16.runtime import flow
 
 
@@ -32,22 +35,22 @@ def test_pooling_is_oneflows(size):
     """Whole numbers of few values, so that many windows hold their maximum more than once."""
     images = np.random.default_rng(0).integers(-2, 3, (2, 5, *size)).astype(np.float32)
     pooled = (2, 5, -(-size[0] // 2), -(-size[1] // 2))
-    assert_alike(CpuMaxPool.apply, flow.nn.MaxPool2d(2, 2, ceil_mode=True), [images], pooled, rtol=0)
+    assert_alike(ops.max_pool, flow.nn.MaxPool2d(2, 2, ceil_mode=True), [images], pooled, rtol=0)
 
 
 def test_pooling_keeps_what_is_not_a_number():
     images = np.zeros((1, 1, 4, 5), dtype=np.float32)
     images[0, 0, 1, 0] = images[0, 0, 2, 4] = np.nan
-    assert np.isnan(pool(images))[0, 0].tolist() == [[True, False, False], [False, False, True]]
+    assert np.isnan(max_pool(images))[0, 0].tolist() == [[True, False, False], [False, False, True]]
 
 
 def test_pooling_of_views():
     images = np.random.default_rng(0).standard_normal((2, 6, 8, 3), dtype=np.float32)
     view, whole = images.transpose(0, 3, 1, 2), np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    np.testing.assert_array_equal(pool(view), pool(whole))
+    np.testing.assert_array_equal(max_pool(view), max_pool(whole))
     gradient = np.ones((2, 3, 3, 4), dtype=np.float32)
     np.testing.assert_array_equal(
-        pool_gradient(view, pool(view), gradient), pool_gradient(whole, pool(whole), gradient)
+        max_pool_gradient(view, max_pool(view), gradient), max_pool_gradient(whole, max_pool(whole), gradient)
     )
 
 
@@ -60,12 +63,22 @@ def test_normalisation_is_that_of_single_operations():
         norm = flow.sqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
         return x / norm * scale.view(1, -1, 1, 1)
 
-    assert_alike(CpuNormalisation.apply, reference, [images, scale], images.shape, rtol=1e-5, atol=1e-5)
+    assert_alike(ops.l2_normalise, reference, [images, scale], images.shape, rtol=1e-5, atol=1e-5)
 
 
 def test_exchanged_axes():
-    array = np.random.default_rng(0).standard_normal((2, 3, 5), dtype=np.float32)
-    assert_alike(SwapLastTwo.apply, lambda x: x.permute(0, 2, 1), [array], (2, 5, 3), rtol=0)
+    array = np.random.default_rng(0).standard_normal((2, 3, 5, 4), dtype=np.float32)
+    assert_alike(ops.channels_last, lambda x: x.reshape(2, 3, -1).permute(0, 2, 1), [array], (2, 20, 3), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("module", "spared"),
+    [("network.ssd", "numba"), ("network.cpu.convolution", "oneflow"), ("network.cpu.layers", "oneflow")],
+)
+def test_kernels_are_loaded_at_first_use_and_know_no_oneflow(module, spared):
+    program = f"import ssd300_vgg16.{module}, sys; print({spared!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError("No space left on device")])
