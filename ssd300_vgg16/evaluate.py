@@ -15,7 +15,8 @@ from ssd300_vgg16.data.formats import DataSource, split_location
 from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
-from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run, write_json
+from ssd300_vgg16.files import write_json
+from ssd300_vgg16.training.run_folder import find_weights, is_published_name, newest_run
 
 EVALUATIONS = Path("evaluations")
 

@@ -9,6 +9,7 @@ import cv2
 import pytest
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_json
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.run_folder import (
     BEST,
@@ -24,7 +25,6 @@ from ssd300_vgg16.training.run_folder import (
     read_metrics,
     read_options,
     run_of,
-    write_json,
 )
 from ssd300_vgg16.training.run_log import draw_curves
 

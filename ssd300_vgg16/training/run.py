@@ -122,7 +122,7 @@ def checkpoint_to_go_on_from(options: argparse.Namespace, train_set: Dataset, wo
 def image_cache(options: argparse.Namespace, samples: Sequence[Sample], least_side: int, world):
     """Where --cache has decoded images kept; None for nowhere. Every process has to call it. Raises UserError."""
     from ssd300_vgg16.data.image_cache import DiskCache
-    from ssd300_vgg16.weights.cache import cache_folder
+    from ssd300_vgg16.weights.download import cache_folder
 
     if options.cache == "ram":
         return _shared_memory(samples, least_side, world)
