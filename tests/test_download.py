@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -156,9 +155,9 @@ WRONG = {
     ),
     "declares nothing, sends more": (Answer(BODY + BODY, length=None), "sends another file: it has 400,000 bytes"),
     "a web page": (Answer(headers={"Content-Type": "text/html; charset=utf-8"}), "sends a web page"),
-    "denied": (Answer(status=403), r"denies access \(HTTP 403\)"),
-    "gone": (Answer(status=404), r"does not have the file any more \(HTTP 404\)"),
-    "login to a proxy": (Answer(status=407), "proxy that asks for a login"),
+    "denied": (Answer(status=403), r"answers HTTP 403 \(Forbidden\)"),
+    "gone": (Answer(status=404), r"answers HTTP 404 \(Not Found\)"),
+    "login to a proxy": (Answer(status=407), "answers HTTP 407 "),
     "a redirect to nowhere": (Answer(status=302), "HTTP 302"),
     "a redirect to a file": (Answer(status=302, headers={"Location": "file:///etc/hostname"}), "no http or https"),
     "redirects in a circle": (Answer(status=302, headers={"Location": "/weights.pth"}), "more than 5 times"),
@@ -183,8 +182,8 @@ def test_when_all_sources_fail_each_is_named_with_its_reason_and_what_to_do_by_h
     first, *reasons, by_hand = str(error.value).splitlines()
     assert first == "some_weights could not be downloaded:"
     assert reasons == [
-        f"  {server.url('a.pth')}: denies access (HTTP 403)",
-        f"  {mirror.url('b.pth')}: has a fault (HTTP 503) (3 tries)",
+        f"  {server.url('a.pth')}: answers HTTP 403 (Forbidden)",
+        f"  {mirror.url('b.pth')}: answers HTTP 503 (Service Unavailable) (3 tries)",
     ]
     assert server.url("a.pth") in by_hand and f"put it at {tmp_path / 'a.pth'}" in by_hand
     assert (len(server.requests), len(mirror.requests)) == (1, 3)
@@ -349,11 +348,9 @@ def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror, tm
     assert ranges(server) == [None, f"bytes={HALF}-"]
 
 
-def test_a_disk_with_too_little_room_is_refused_beforehand(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(UserError, match=r"has 0 MB free and the download needs 0 MB: make room, or set SSD_CACHE"):
+def test_a_disk_that_takes_no_byte_is_told_the_same_way(server, tmp_path):
+    with full_disk(at=0), pytest.raises(UserError, match=r"weights\.pth\.part\.json could not be written .* SSD_CACHE"):
         fetch(weights_at(server.url()), tmp_path)
-    assert not (tmp_path / "weights.pth.part").exists()
 
 
 def test_without_progress_nothing_is_said(server, tmp_path, capsys):

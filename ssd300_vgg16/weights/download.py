@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -109,7 +108,14 @@ def _is_good(path: Path, source: Source) -> bool:
 def _remember(path: Path, source: Source, sha256: str) -> None:
     status = path.stat()
     about = {"url": source.url, "size": status.st_size, "sha256": sha256, "mtime_ns": status.st_mtime_ns}
-    write_json(_record(path), {**about, "date": date.today().isoformat()})
+    _write_down(path, {**about, "date": date.today().isoformat()})
+
+
+def _write_down(path: Path, about: dict) -> None:
+    try:
+        write_json(_record(path), about)
+    except UserError as error:
+        raise UserError(f"{error}; make room or give access, or set SSD_CACHE to another folder") from error
 
 
 def _record(path: Path) -> Path:
@@ -164,11 +170,11 @@ class _Download:
         with _disk_errors(self.part):
             Path(output_file).unlink()  # pooch's, empty as yet: a process that is killed would leave it behind
             try:
-                resumed = self._transfer()
-                self._check(resumed)
-            except (Broken, Refused) as reason:
+                self._check(self._transfer())
+            except (Broken, Refused, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                reason = error if isinstance(error, Broken | Refused) else _explain(error)
                 _say(f"{url}: {reason}", self.progress)
-                raise
+                raise reason from None
             _record(self.path).unlink(missing_ok=True)  # it is of a file that is not there any more
             self.part.replace(output_file)
             self.discard()
@@ -197,41 +203,33 @@ class _Download:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
         with requests.Session() as session, closing(_ask(session, self.source.url, headers)) as response:
             whole, now = _whole_size(response), _validator(response)
-            if response.status_code == 206:
+            if response.status_code in (206, 416):
                 said = ((now, validator), (whole, total))  # not every server minds If-Range
                 changed = any(None not in pair and pair[0] != pair[1] for pair in said)
                 if changed or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                     self.discard()
                     raise Broken("has another file than before: it is fetched anew")
-            elif response.status_code == 416:
-                self.discard()
-                raise Broken("has a file of another size than it said: it is fetched anew")
             elif response.status_code != 200:
-                raise _explain_status(response.status_code)
-            self._check_offer(response, whole, offset)
+                passing = response.status_code >= 500 or response.status_code in (408, 429)
+                raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
+            self._check_offer(response, whole)
             if response.status_code == 200:
                 offset = 0
                 self.discard()
-                write_json(_record(self.part), {"url": self.source.url, "validator": now, "total": whole})
+                _write_down(self.part, {"url": self.source.url, "validator": now, "total": whole})
             self._receive(response, whole)
         expected = whole or self.source.size
         if expected and self._size() < expected:
             raise Broken(f"broke off after {self._size():,} of {expected:,} bytes")
         return offset > 0
 
-    def _check_offer(self, response: requests.Response, whole: int | None, offset: int) -> None:
+    def _check_offer(self, response: requests.Response, whole: int | None) -> None:
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise Refused("sends a web page in place of the file (does this network ask for a login first?)")
         if whole and self.source.size and whole != self.source.size:
             raise Refused(f"offers a file of {whole:,} bytes; the published one has {self.source.size:,}")
         if whole and whole > LARGEST:
             raise Refused(f"offers a file of {whole:,} bytes, more than weights of this network can have")
-        needed = (whole or self.source.size or 0) - (offset if response.status_code == 206 else 0)
-        if needed > (free := shutil.disk_usage(self.part.parent).free):
-            raise UserError(
-                f"{self.part.parent} has {free / 1e6:,.0f} MB free and the download needs {needed / 1e6:,.0f} MB: make "
-                "room, or set SSD_CACHE to a folder on another disk"
-            )
 
     def _receive(self, response: requests.Response, whole: int | None) -> None:
         """Append the body to the part, unbuffered: whatever ends this, the bytes that have come are in the file."""
@@ -241,7 +239,7 @@ class _Download:
             tqdm(total=whole, initial=self._size(), disable=hidden, **options) as bar,
             self.part.open("ab", buffering=0) as file,
         ):
-            while block := _read(response):
+            while block := response.raw.read1(_BLOCK, decode_content=False):  # as it is sent, and not held back
                 if file.tell() + len(block) > LARGEST:
                     self.discard()
                     raise Refused(f"sends more than {LARGEST:,} bytes, more than weights of this network can have")
@@ -263,10 +261,7 @@ def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> reques
     for _ in range(MOST_REDIRECTS + 1):
         if urlsplit(url).scheme not in ("http", "https"):
             raise Refused(f"cannot be asked: {url} is no http or https address")
-        try:
-            response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _explain(error) from error
+        response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
         if not response.is_redirect:
             return response
         response.close()
@@ -277,36 +272,20 @@ def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> reques
     raise Refused(f"redirects more than {MOST_REDIRECTS} times")
 
 
-def _read(response: requests.Response) -> bytes:
-    """The next piece of the body as it is sent; it is not held back until it is full."""
-    try:
-        return response.raw.read1(_BLOCK, decode_content=False)
-    except urllib3.exceptions.ReadTimeoutError as error:
-        raise Broken("fell silent") from error
-    except urllib3.exceptions.HTTPError as error:
-        raise Broken("broke off the connection") from error
-
-
 def _explain(error: Exception) -> Broken | Refused:
-    """What an error of requests means: a Broken or a Refused, to be raised."""
-    if isinstance(error, requests.exceptions.ProxyError):
+    """What an error of requests or urllib3 means: a Broken or a Refused, to be raised."""
+    if isinstance(error, requests.exceptions.ProxyError):  # whose text may hold the proxy's password
         return Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through")
     if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return Refused(
-            "has a certificate that is not trusted; if a proxy here opens https, set REQUESTS_CA_BUNDLE to the file "
-            "with its certificate"
-        )
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return Refused("has a certificate that is not trusted; if a proxy here opens https, set REQUESTS_CA_BUNDLE")
+    if isinstance(error, ValueError):
         return Refused(f"cannot be asked: {error}")
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return Broken("fell silent")
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return Broken("broke off the connection")
     wrapped = getattr(error.args[0] if error.args else None, "reason", None)
     return Broken(f"could not be reached, is there a network? ({wrapped or error})")
-
-
-def _explain_status(status: int) -> Broken | Refused:
-    known = {401: "asks for a login", 403: "denies access", 404: "does not have the file any more"}
-    known[407] = "is behind a proxy that asks for a login: HTTP_PROXY=http://NAME:PASSWORD@HOST:PORT"
-    reason = f"{known.get(status, 'has a fault' if status >= 500 else 'does not give the file')} (HTTP {status})"
-    return Broken(reason) if status >= 500 or status in (408, 429) else Refused(reason)
 
 
 def _whole_size(response: requests.Response) -> int | None:
