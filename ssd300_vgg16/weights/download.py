@@ -203,10 +203,11 @@ class _Download:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
         with requests.Session() as session, closing(_ask(session, self.source.url, headers)) as response:
             whole, now = _whole_size(response), _validator(response)
-            if response.status_code in (206, 416):
-                said = ((now, validator), (whole, total))  # not every server minds If-Range
+            if response.status_code in (206, 416):  # not every server minds If-Range
+                said = ((now, validator), (whole, total))
                 changed = any(None not in pair and pair[0] != pair[1] for pair in said)
-                if changed or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+                joins = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+                if changed or not joins or response.status_code == 416:
                     self.discard()
                     raise Broken("has another file than before: it is fetched anew")
             elif response.status_code != 200:
