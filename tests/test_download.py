@@ -227,7 +227,7 @@ def test_a_slow_server_is_waited_for(server, tmp_path, monkeypatch):
 
 
 def test_a_silent_server_is_not_waited_for(server, mirror, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(download, "TIMEOUT", (10, 0.1))
+    monkeypatch.setattr(download, "TIMEOUT", (10, 0.5))
     server.answers = [Answer(piece=1000, pause=60)]
     assert fetch(weights_at(server.url(), mirror.url("mirror.pth")), tmp_path).read_bytes() == BODY
     assert ranges(server) == [None, "bytes=1000-", "bytes=2000-"]
