@@ -22,8 +22,8 @@ def checked_device(name: str) -> str:
     """The device if it can be used; ends the program with a sentence if not."""
     if name == "cpu":
         return name
+    from ssd300_vgg16.devices import resolve_device
     from ssd300_vgg16.errors import UserError
-    from ssd300_vgg16.machine import resolve_device
 
     try:
         return resolve_device(name)

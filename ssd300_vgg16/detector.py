@@ -9,7 +9,7 @@ import numpy as np
 
 from ssd300_vgg16.data.images import network_input, read_image
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
-from ssd300_vgg16.machine import resolve_device
+from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription

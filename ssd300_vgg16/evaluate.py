@@ -63,5 +63,10 @@ def main(arguments: list[str]) -> int:
     )
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """What the installed command calls, and `python -m`."""
     command_line.run(main, "eval.sh")
+
+
+if __name__ == "__main__":
+    command()

@@ -7,10 +7,10 @@ from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
-from ssd300_vgg16.machine import resolve_device
+from ssd300_vgg16.files import write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
-from ssd300_vgg16.training.run_folder import write_json
 from ssd300_vgg16.weights.locate import find_weights, is_published_name
 
 EVALUATIONS = Path("evaluations")

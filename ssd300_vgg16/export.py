@@ -104,5 +104,10 @@ def _shaped(value) -> str:
     return f"{value.name} [{', '.join(sizes)}]"
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """What the installed command calls, and `python -m`."""
     command_line.run(main, "python -m ssd300_vgg16.export")
+
+
+if __name__ == "__main__":
+    command()

@@ -37,20 +37,6 @@ def has_gpu_driver() -> bool:
     return True
 
 
-def resolve_device(name: str | None, local_rank: int | None = None) -> str:
-    """The device to use, "cpu", "cuda" or "cuda:N": what was asked for if it works here, the best one if nothing was.
-
-    local_rank: which of this machine's processes this is, if there are several; each has a GPU to itself. Raises
-    UserError for an unknown name, or for cuda where it cannot work, with what to do.
-    """
-    if name == "cpu" or (name is None and not has_gpu_driver()):
-        return "cpu"
-    # OneFlow's import takes longest of all, and is spared where it would say nothing else.
-    from ssd300_vgg16 import runtime
-
-    return runtime.usable_device(name, local_rank)
-
-
 @cache
 def thread_count() -> int:
     """OMP_NUM_THREADS, as for the libraries that compute; otherwise the cores this process may use."""

@@ -161,7 +161,7 @@ def default_device() -> str:
 
 
 def usable_device(name: str | None, local_rank: int | None = None) -> str:
-    """`machine.resolve_device` where OneFlow has to be asked."""
+    """`devices.resolve_device` where OneFlow has to be asked."""
     if name is None:
         name = default_device()
     if local_rank is not None and name != "cpu":

@@ -53,5 +53,10 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
     return supervise(job, begin, again, options.restarts, advice, arguments)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """What the installed command calls, and `python -m`."""
     command_line.run(main, "train.sh")
+
+
+if __name__ == "__main__":
+    command()

@@ -7,7 +7,7 @@ from pathlib import Path
 import ssd300_vgg16
 
 ROOT = Path(ssd300_vgg16.__file__).parents[1]
-OF_TRAINING = {f"ssd300_vgg16.data.{name}" for name in ("augment", "workers", "loader", "image_cache")}
+OF_TRAINING = {f"ssd300_vgg16.data.{name}" for name in ("augment", "workers", "loader")}
 OF_DOWNLOADS = {"ssd300_vgg16.weights.download", "requests", "pooch"}
 OF_NETWORKS = {"oneflow", "numba", "onnx"}
 

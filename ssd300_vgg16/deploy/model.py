@@ -19,10 +19,11 @@ from ssd300_vgg16.deploy.network import add_network
 from ssd300_vgg16.deploy.postprocess import BATCH_INDEX, BOXES, LABELS, SCORES, add_postprocess
 from ssd300_vgg16.deploy.session import IMAGES, LOGITS, OFFSETS
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU, SCORE_THRESHOLD
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import default_boxes
-from ssd300_vgg16.weights.safetensors_file import ModelDescription, write_whole
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 RAW, DETECTIONS = "raw", "detections"
 LARGEST = 2**31 - 1  # bytes: a limit of protobuf, in which ONNX files are written
@@ -56,7 +57,7 @@ def save(path: Path, model: onnx.ModelProto) -> None:
     """Check a model in full and write it, atomically; raises UserError if it cannot be written."""
     content = as_bytes(model)
     onnx.checker.check_model(content, full_check=True)
-    write_whole(path, content)
+    write_atomically(path, content)
 
 
 def as_bytes(model: onnx.ModelProto) -> bytes:

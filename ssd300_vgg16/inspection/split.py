@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
 from ssd300_vgg16.data.images import AS_STORED, ImageError, exif_orientation, read_image
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
     Candidate,
@@ -154,7 +155,7 @@ def _write_figures(
     figure = plot_inspection(classes, objects, size_rows, chosen, title)
     content = io.BytesIO()
     save_figure(figure, content)
-    _write(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: Settings) -> list[Finding]:
@@ -164,14 +165,8 @@ def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: 
     images, findings = zip(*map(read_checked, samples), strict=True)
     content = io.BytesIO()
     draw_sheet(samples, images, {category.label: category.name for category in dataset.categories}).save(content, "png")
-    _write(path, content.getvalue())
+    write_atomically(path, content.getvalue())
     return list(findings)
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(content)
-    aside.replace(path)
 
 
 def _print_faults(faults: Sequence[str], read: int) -> None:

@@ -17,10 +17,11 @@ from ssd300_vgg16.data.dataset import Dataset, Sample
 from ssd300_vgg16.data.loader import TrainingRecipe, samples_with_objects, steps_per_epoch
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
-from ssd300_vgg16.machine import resolve_device
+from ssd300_vgg16.files import write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
@@ -345,7 +346,7 @@ def _dry_run(trainer: Trainer, setup: Setup) -> int:
 def _finish(folder: Path, evaluation: Evaluation | None) -> None:
     if evaluation is not None:
         print(evaluation.table())
-        run_folder.write_json(folder / "coco_metrics.json", evaluation.as_json())
+        write_json(folder / "coco_metrics.json", evaluation.as_json())
     else:
         print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
     command = f"bash infer.sh --weights {shlex.quote(str(folder))}"

@@ -9,6 +9,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_json
 from ssd300_vgg16.weights.locate import BEST, LAST, find_weights
 
 OPTIONS = "options.json"
@@ -78,13 +79,6 @@ def newest_training() -> Path:
     if not folders:
         raise UserError(f"no run in {RUNS.absolute()} to go on with: name its folder after --resume")
     return max(folders, key=lambda folder: (folder / METRICS).stat().st_mtime)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
 
 
 def describe_run(folder: Path, options: dict, environment: dict) -> None:

@@ -1,6 +1,7 @@
 """A run's figures while it goes on: a line of metrics.jsonl and points in TensorBoard for each reading."""
 
 import contextlib
+import io
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.training.run_folder import METRICS, read_metrics
 
 CURVES = "curves.png"
@@ -32,9 +34,9 @@ def draw_curves(folder: Path) -> None:
     ap_axes.set_ylim(0, 1)
     if training:
         loss_axes.set_yscale("log")
-    aside = folder / f".{CURVES}.tmp"
-    figure.savefig(aside, format="png", dpi=100)
-    aside.replace(folder / CURVES)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    write_atomically(folder / CURVES, content.getvalue())
 
 
 def _plot(axes, rows: list[dict], names: tuple[str, ...], title: str, marker: str | None = None) -> None:

@@ -1,20 +1,49 @@
-"""Published weights, downloaded once: from the first source that has the right file, checked, and kept."""
+"""Published weights, downloaded once by pooch: from the first source that has the right file, checked, and kept."""
 
+import fcntl
+import json
 import os
+import re
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import date
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
+import pooch
+import requests
+import urllib3
 from tqdm import tqdm
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights.cache import cache_folder, disk_errors, forget, is_good, locked, remember, sha256_of
-from ssd300_vgg16.weights.network_errors import Broken, Refused
+from ssd300_vgg16.files import sha256_of, write_json
 from ssd300_vgg16.weights.published import Published, Source
-from ssd300_vgg16.weights.resumable import Part, transfer
 
-PAUSES = (1, 3, 10)  # seconds before the second and further tries
-WORTHWHILE = 1 << 20  # bytes; a try that brought as many before it broke off is not counted
+TRIES = 5
+TIMEOUT = (10, 30)  # seconds to connect, and of silence: a server that is slow, but sends, is waited for
+LARGEST = 2 << 30  # bytes; four times the largest file of published weights
+MOST_REDIRECTS = 5
+_BLOCK = 1 << 16
+
+
+class Broken(ValueError):
+    """This try failed, and another may not: pooch tries again after a ValueError."""
+
+
+class Refused(Exception):
+    """This source does not give the file, however often it is asked."""
+
+
+def cache_folder() -> Path:
+    """SSD_CACHE, or ssd300_vgg16 in the user's cache folder (XDG_CACHE_HOME, or ~/.cache). It need not exist."""
+    try:
+        if named := os.environ.get("SSD_CACHE"):
+            return Path(named).expanduser().absolute()
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (base if base.is_absolute() else Path.home() / ".cache") / "ssd300_vgg16"
+    except RuntimeError as error:  # no home
+        raise UserError(f"no folder for downloaded weights was found ({error}): name one with SSD_CACHE") from error
 
 
 def fetch(weights: Published, folder: Path | None = None, progress: bool = True) -> Path:
@@ -26,37 +55,99 @@ def fetch(weights: Published, folder: Path | None = None, progress: bool = True)
     if it was changed since.
     """
     folder = folder or cache_folder()
-    if (found := _cached(weights, folder)) is not None:
+    if found := _cached(weights, folder):
         return found
-    with disk_errors(folder):
+    with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-
-    def waiting() -> None:
-        _say(f"another process is downloading {weights.name}: waiting for it", progress)
-
-    with locked(folder / f".{weights.name}.lock", waiting):
+    lock = folder / f".{weights.name}.lock"
+    with _disk_errors(lock):
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:  # an flock, because the kernel releases it when its holder dies, however it dies
+        with _disk_errors(lock):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say(f"another process is downloading {weights.name}: waiting for it", progress)
+                fcntl.flock(handle, fcntl.LOCK_EX)
         return _cached(weights, folder) or _from_any(weights, folder, progress)
+    finally:
+        os.close(handle)
 
 
 def _cached(weights: Published, folder: Path) -> Path | None:
-    for source in weights.sources:
-        if is_good(folder / source.file_name, source):
-            return folder / source.file_name
-    return None
+    paths = ((folder / source.file_name, source) for source in weights.sources)
+    return next((path for path, source in paths if _is_good(path, source)), None)
+
+
+def _is_good(path: Path, source: Source) -> bool:
+    """Whether the file is there and is the source's. Raises UserError if it is not, or no longer, the published one.
+
+    A file whose size and time of change are those remembered is not read again.
+    """
+    if not path.is_file():
+        return False
+    with _disk_errors(path, "read"):
+        status = path.stat()
+        known = _read_json(_record(path))
+        known = known if isinstance(known.get("sha256"), str) else {}
+        untouched = (known.get("size"), known.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+        sha256 = known["sha256"] if untouched else sha256_of(path)
+    if mismatch := source.mismatch(status.st_size, sha256):
+        raise UserError(f"{path} is not the published file: {mismatch}. Delete it, to have it downloaded again")
+    if sha256 != known.get("sha256", sha256):
+        raise UserError(
+            f"{path} has changed since it was checked on {known.get('date')}. Delete it, to have it downloaded "
+            f"again; or delete {_record(path)}, to take it as it is"
+        )
+    if not untouched:
+        with suppress(UserError):  # a cache that is read-only serves all the same
+            _remember(path, source, sha256)
+    return True
+
+
+def _remember(path: Path, source: Source, sha256: str) -> None:
+    status = path.stat()
+    about = {"url": source.url, "size": status.st_size, "sha256": sha256, "mtime_ns": status.st_mtime_ns}
+    _write_down(path, {**about, "date": date.today().isoformat()})
+
+
+def _write_down(path: Path, about: dict) -> None:
+    try:
+        write_json(_record(path), about)
+    except UserError as error:
+        raise UserError(f"{error}; make room or give access, or set SSD_CACHE to another folder") from error
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _read_json(path: Path) -> dict:
+    """The JSON object in a file; empty if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _from_any(weights: Published, folder: Path, progress: bool) -> Path:
+    pooch.get_logger().setLevel("INFO" if progress else "ERROR")
     reasons = []
     for source in weights.sources:
+        download = _Download(source, folder, progress)
+        name = source.file_name
+        cache = pooch.create(folder, "", registry={name: None}, urls={name: source.url}, retry_if_failed=TRIES - 1)
         try:
-            path = _from_one(source, folder, progress)
-        except Refused as reason:
-            reasons.append(f"  {source.url}: {reason}")
-            _say(f"{source.url}: {reason}", progress)
-        else:
-            for other in weights.sources:
-                Part(folder / other.file_name).discard()
-            return path
+            with _disk_errors(folder):
+                path = Path(cache.fetch(name, downloader=download))
+        except (Broken, Refused) as reason:
+            reasons.append(f"  {source.url}: {reason}" + (f" ({TRIES} tries)" if isinstance(reason, Broken) else ""))
+            continue
+        _remember(path, source, download.sha256)
+        for other in weights.sources:
+            _Download(other, folder, progress).discard()
+        return path
     by_hand = next((source for source in weights.sources if source.sha256), weights.sources[0])
     raise UserError(
         "\n".join((f"{weights.name} could not be downloaded:", *reasons))
@@ -64,41 +155,165 @@ def _from_any(weights: Published, folder: Path, progress: bool) -> Path:
     )
 
 
-def _from_one(source: Source, folder: Path, progress: bool) -> Path:
-    """Try a source until it gives the file, or refuses, or has failed too often: then raises Refused."""
-    part = Part(folder / source.file_name)
-    failures, farthest = 0, part.size()
-    _say(f"downloading {source.url} to {folder}", progress)
-    while True:
-        try:
-            resumed = transfer(source, part, progress)
-            return _put_in_place(source, part, resumed, folder / source.file_name)
-        except Broken as reason:
-            failures = 1 if part.size() - farthest >= WORTHWHILE else failures + 1
-            farthest = max(farthest, part.size())
-            if reason.start_again:
-                part.discard()
-            if failures > len(PAUSES):
-                raise Refused(f"{reason} ({failures} tries)") from reason
-            pause = PAUSES[failures - 1]
-            _say(f"{source.url}: {reason}; trying again in {pause} s", progress)
-            time.sleep(pause)
+class _Download:
+    """A downloader for pooch: what has come is kept in NAME.part, and the next try goes on from there.
+
+    NAME.part.json says which file that is: its URL, its validator, its whole size. sha256: the finished file's.
+    """
+
+    def __init__(self, source: Source, folder: Path, progress: bool):
+        self.source, self.progress, self.sha256 = source, progress, ""
+        self.path = folder / source.file_name
+        self.part = folder / f"{source.file_name}.part"
+
+    def __call__(self, url: str, output_file: str, _: object) -> None:
+        with _disk_errors(self.part):
+            Path(output_file).unlink()  # pooch's, empty as yet: a process that is killed would leave it behind
+            try:
+                self._check(self._transfer())
+            except (Broken, Refused, requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                reason = error if isinstance(error, Broken | Refused) else _explain(error)
+                _say(f"{url}: {reason}", self.progress)
+                raise reason from None
+            _record(self.path).unlink(missing_ok=True)  # it is of a file that is not there any more
+            self.part.replace(output_file)
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove what has come, and the note."""
+        with _disk_errors(self.part):
+            self.part.unlink(missing_ok=True)
+            _record(self.part).unlink(missing_ok=True)
+
+    def _size(self) -> int:
+        return self.part.stat().st_size if self.part.is_file() else 0
+
+    def _transfer(self) -> bool:
+        """Complete the part. Whether earlier tries had a share in it: only if it is surely the same file."""
+        note = _read_json(_record(self.part))
+        validator, total = note.get("validator"), note.get("total")
+        known = note.get("url") == self.source.url and (validator or self.source.sha256)
+        if not known or self._size() > (total or LARGEST):
+            self.discard()
+        offset = self._size()
+        if offset and offset == total:  # killed between the last byte and its check
+            return True
+        headers = {"Accept-Encoding": "identity"}  # the bytes of the file: a .tar.gz is not to be unpacked on the way
+        if offset:
+            headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
+        with requests.Session() as session, closing(_ask(session, self.source.url, headers)) as response:
+            whole, now = _whole_size(response), _validator(response)
+            if response.status_code in (206, 416):  # not every server minds If-Range
+                said = ((now, validator), (whole, total))
+                changed = any(None not in pair and pair[0] != pair[1] for pair in said)
+                joins = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+                if changed or not joins or response.status_code == 416:
+                    self.discard()
+                    raise Broken("has another file than before: it is fetched anew")
+            elif response.status_code != 200:
+                passing = response.status_code >= 500 or response.status_code in (408, 429)
+                raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
+            self._check_offer(response, whole)
+            if response.status_code == 200:
+                offset = 0
+                self.discard()
+                _write_down(self.part, {"url": self.source.url, "validator": now, "total": whole})
+            self._receive(response, whole)
+        expected = whole or self.source.size
+        if expected and self._size() < expected:
+            raise Broken(f"broke off after {self._size():,} of {expected:,} bytes")
+        return offset > 0
+
+    def _check_offer(self, response: requests.Response, whole: int | None) -> None:
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise Refused("sends a web page in place of the file (does this network ask for a login first?)")
+        if whole and self.source.size and whole != self.source.size:
+            raise Refused(f"offers a file of {whole:,} bytes; the published one has {self.source.size:,}")
+        if whole and whole > LARGEST:
+            raise Refused(f"offers a file of {whole:,} bytes, more than weights of this network can have")
+
+    def _receive(self, response: requests.Response, whole: int | None) -> None:
+        """Append the body to the part, unbuffered: whatever ends this, the bytes that have come are in the file."""
+        options = {"desc": self.path.name, "unit": "B", "unit_scale": True, "leave": False}
+        hidden = None if self.progress else True  # None: where standard error is no terminal
+        with (
+            tqdm(total=whole, initial=self._size(), disable=hidden, **options) as bar,
+            self.part.open("ab", buffering=0) as file,
+        ):
+            while block := response.raw.read1(_BLOCK, decode_content=False):  # as it is sent, and not held back
+                if file.tell() + len(block) > LARGEST:
+                    self.discard()
+                    raise Refused(f"sends more than {LARGEST:,} bytes, more than weights of this network can have")
+                bar.update(len(block))
+                while block:  # a disk that fills up takes some of the bytes before it says so
+                    block = block[file.write(block) :]
+            os.fsync(file.fileno())
+
+    def _check(self, resumed: bool) -> None:
+        """Raises Refused if the part is the wrong file, Broken if that may be the joining."""
+        self.sha256 = sha256_of(self.part)
+        if mismatch := self.source.mismatch(self._size(), self.sha256):
+            self.discard()
+            raise Broken(mismatch) if resumed else Refused(f"sends another file: {mismatch}")
 
 
-def _put_in_place(source: Source, part: Part, resumed: bool, path: Path) -> Path:
-    """The checked file under its own name. Raises Refused if it is the wrong one, Broken if that may be the joining."""
-    with disk_errors(part.path), part.path.open("rb") as file:
-        sha256 = sha256_of(part.path)
-        os.fsync(file.fileno())
-    if mismatch := source.mismatch(part.size(), sha256):
-        part.discard()
-        raise Broken(mismatch) if resumed else Refused(f"sends another file: {mismatch}")
-    forget(path)
-    with disk_errors(path):
-        part.path.replace(path)
-    part.discard()
-    remember(path, source, sha256)
-    return path
+def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    """The response to GET, its body unread, after redirects: to http or https only, and never from https to http."""
+    for _ in range(MOST_REDIRECTS + 1):
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise Refused(f"cannot be asked: {url} is no http or https address")
+        response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
+        if not response.is_redirect:
+            return response
+        response.close()
+        target = urljoin(url, response.headers["Location"])
+        if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
+            raise Refused(f"redirects from https to {target}, which is not protected")
+        url = target
+    raise Refused(f"redirects more than {MOST_REDIRECTS} times")
+
+
+def _explain(error: Exception) -> Broken | Refused:
+    """What an error of requests or urllib3 means: a Broken or a Refused, to be raised."""
+    if isinstance(error, requests.exceptions.ProxyError):  # whose text may hold the proxy's password
+        return Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through")
+    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return Refused("has a certificate that is not trusted; if a proxy here opens https, set REQUESTS_CA_BUNDLE")
+    if isinstance(error, ValueError):
+        return Refused(f"cannot be asked: {error}")
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return Broken("fell silent")
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return Broken("broke off the connection")
+    wrapped = getattr(error.args[0] if error.args else None, "reason", None)
+    return Broken(f"could not be reached, is there a network? ({wrapped or error})")
+
+
+def _whole_size(response: requests.Response) -> int | None:
+    """Bytes of the whole file, if the response says it."""
+    if response.status_code == 206:
+        found = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""), re.ASCII)
+    else:
+        found = re.fullmatch(r"(\d+)", response.headers.get("Content-Length", ""), re.ASCII)
+    return int(found[1]) if found else None
+
+
+def _validator(response: requests.Response) -> str | None:
+    """What If-Range may hold, to go on with this very file: a strong ETag, or else the time of change."""
+    etag = response.headers.get("ETag", "W/")
+    return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
+
+
+@contextmanager
+def _disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
+    """Errors of the disk become UserErrors that name the file and SSD_CACHE."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be {verb} ({error.strerror or error}): make room or give access, or set SSD_CACHE to "
+            "another folder for downloaded weights"
+        ) from error
 
 
 def _say(message: str, progress: bool) -> None:

@@ -1,10 +1,8 @@
 """Weights in one safetensors file, whose header says what the network is: written whole, and checked when read."""
 
 import json
-import os
 import zlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.numpy import save
 
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, Variant
 
 MOST_LETTERS = 120
@@ -77,25 +76,7 @@ def save_weights(
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
     header = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
-    write_whole(path, save(dict(tensors), metadata={HEADER: header}))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, atomically and synced; raises UserError if it cannot be written."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} could not be written ({error.strerror or error}); its former version is whole"
-        ) from error
-    finally:
-        with suppress(OSError):  # where it could not be made, nor can it be looked for
-            aside.unlink(missing_ok=True)
+    write_atomically(path, save(dict(tensors), metadata={HEADER: header}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:

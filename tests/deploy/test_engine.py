@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_data import shapes_folder, untrained_run
 
-from ssd300_vgg16 import evaluate, infer, machine, runtime
+from ssd300_vgg16 import evaluate, infer, runtime
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
@@ -82,10 +82,10 @@ def test_oneflow_is_asked_for_a_device_only_where_it_may_not_be_the_cpu(monkeypa
     asked = []
     monkeypatch.setattr(runtime, "usable_device", lambda name, local_rank: asked.append(name) or "cuda:3")
     for driver in (True, False):
-        monkeypatch.setattr(machine, "has_gpu_driver", lambda driver=driver: driver)
-        assert machine.resolve_device("cpu") == "cpu"
-        assert machine.resolve_device("cuda") == "cuda:3"
-        assert machine.resolve_device(None) == ("cuda:3" if driver else "cpu")
+        monkeypatch.setattr(devices, "has_gpu_driver", lambda driver=driver: driver)
+        assert devices.resolve_device("cpu") == "cpu"
+        assert devices.resolve_device("cuda") == "cuda:3"
+        assert devices.resolve_device(None) == ("cuda:3" if driver else "cpu")
     assert asked == ["cuda", None, "cuda"]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,7 +131,8 @@ def serving() -> Iterator[FileServer]:
 
 def directly_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads go round this machine's proxy, and do not pause between tries."""
-    monkeypatch.setattr(download, "PAUSES", (0, 0))
+    monkeypatch.setattr(download, "TRIES", 3)
+    monkeypatch.setattr("pooch.core.time", SimpleNamespace(sleep=lambda _: None))
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

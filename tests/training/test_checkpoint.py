@@ -292,7 +292,7 @@ def test_a_disk_that_is_full_ends_a_run_which_can_go_on(uninterrupted, data, tmp
     def save(path, *arguments):
         with monkeypatch.context() as patch:
             if path == step_file(folder, 4):
-                patch.setattr("ssd300_vgg16.weights.safetensors_file.os.fsync", fails_with(errno.ENOSPC))
+                patch.setattr("ssd300_vgg16.files.os.fsync", fails_with(errno.ENOSPC))
             real(path, *arguments)
 
     with monkeypatch.context() as patch:

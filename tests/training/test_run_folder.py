@@ -9,6 +9,7 @@ import cv2
 import pytest
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_json
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.run_folder import (
     ENVIRONMENT,
@@ -21,7 +22,6 @@ from ssd300_vgg16.training.run_folder import (
     read_metrics,
     read_options,
     run_of,
-    write_json,
 )
 from ssd300_vgg16.training.run_log import draw_curves
 from ssd300_vgg16.weights.locate import BEST, LAST, find_weights

@@ -8,8 +8,7 @@ from file_server import BODY, HALF, OTHER, SHA256, Answer, directly_and_at_once,
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights import download
-from ssd300_vgg16.weights.cache import cache_folder
-from ssd300_vgg16.weights.download import fetch
+from ssd300_vgg16.weights.download import cache_folder, fetch
 from ssd300_vgg16.weights.published import PUBLISHED, published
 
 
@@ -44,7 +43,7 @@ def test_what_is_remembered_of_a_file_that_is_gone_is_no_charge_against_the_next
     fetch(weights_at(server.url()), tmp_path).unlink()
     server.answers = [Answer(OTHER)]
     with monkeypatch.context() as patched, pytest.raises(TypeError):
-        patched.setattr(download, "remember", None)  # as if it were killed just before that
+        patched.setattr(download, "_remember", None)  # as if it were killed just before that
         fetch(weights_at(server.url()), tmp_path)
     assert fetch(weights_at(server.url()), tmp_path).read_bytes() == OTHER
 
@@ -53,7 +52,7 @@ def test_a_touched_file_is_read_again_and_only_once(server, tmp_path, monkeypatc
     path = fetch(weights_at(server.url()), tmp_path)
     os.utime(path, (1, 1))
     assert fetch(weights_at(server.url()), tmp_path) == path
-    monkeypatch.setattr("ssd300_vgg16.weights.cache.sha256_of", None)
+    monkeypatch.setattr("ssd300_vgg16.weights.download.sha256_of", None)
     assert fetch(weights_at(server.url()), tmp_path) == path
 
 

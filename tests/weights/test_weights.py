@@ -104,7 +104,7 @@ def test_a_write_that_fails_leaves_the_former_file_whole(path, tensors, monkeypa
         raise error
 
     before = path.read_bytes()
-    monkeypatch.setattr(f"ssd300_vgg16.weights.safetensors_file.{place}", fail)
+    monkeypatch.setattr(f"ssd300_vgg16.files.{place}", fail)
     expected = UserError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         save_weights(path, {"other": np.zeros(3, dtype=np.float32)}, DESCRIPTION)

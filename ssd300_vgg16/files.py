@@ -1,0 +1,46 @@
+"""Files that are written whole or not at all."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ssd300_vgg16.errors import UserError
+
+_BLOCK = 1 << 20
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file, atomically and synced; raises UserError if it cannot be written.
+
+    The name it has until it is whole is hidden and holds the process's number: several may write the same file.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error.strerror or error}); its former version is whole"
+        ) from error
+    finally:
+        with suppress(OSError):  # where it could not be made, nor can it be looked for
+            aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON, atomically; raises UserError if it cannot be written."""
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
