@@ -6,7 +6,7 @@ source "$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")/ss
 cd -- "$root"
 up_to_date || set_up </dev/null >&2
 installed_dev=$venv/installed-requirements-dev.txt # a copy, written last
-if ! cmp -s -- requirements-dev.txt "$installed_dev"; then
+if [[ ! -f $installed_dev || $(<requirements-dev.txt) != "$(<"$installed_dev")" ]]; then
   (launch -I -m pip --disable-pip-version-check --no-input install --quiet --no-cache-dir -r requirements-dev.txt >&2)
   cp -- requirements-dev.txt "$installed_dev"
 fi

@@ -57,6 +57,7 @@ class Clone:
             (self.bin / tool).symlink_to(shutil.which(tool))
         self.command("stat", "#!/bin/sh\necho 9000000 1000\n")
         self.requirements("oneflow==0.9.0\n")
+        (self.root / "requirements-dev.txt").write_text("pytest==9.2.0\n")
         self.python = self.command("python3.10", FAKE_PYTHON)
         self.started: list[subprocess.Popen] = []
         self.environment = {"PATH": str(self.bin), "NOTES": str(self.notes), "HOME": str(folder / "home")}
@@ -173,8 +174,14 @@ def test_called_by_relative_path_and_through_links(clone, tmp_path):
 
 def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
     assert clone.run("-k", "a b", script="tests/run.sh", cwd=tmp_path, SSD_VENV="there").returncode == 0
-    modules = [call.split()[:3] for call in clone.calls()[-3:]]
-    assert modules == [["-m", "ruff", "check"], ["-m", "ruff", "format"], ["-m", "pytest", "-W"]]
+    assert len(clone.calls("-r requirements-dev.txt")) == 1
+    modules = [call.split()[:3] for call in clone.calls()[-4:]]
+    assert modules[:2] == [["-m", "ruff", "check"], ["-m", "ruff", "format"]]
+    assert modules[2][0] == "-c" and "lint_imports" in clone.calls()[-2]
+    assert modules[3] == ["-m", "pytest", "-W"]
+    assert clone.run(script="tests/run.sh", SSD_VENV=tmp_path / "there").returncode == 0
+    assert len(clone.calls("-r requirements-dev.txt")) == 1, "once"
+    assert clone.run("-k", "a b", script="tests/run.sh", cwd=tmp_path, SSD_VENV="there").returncode == 0
     directory, path, *arguments = clone.program()
     assert (directory, path, arguments[-2:]) == (str(clone.root), str(clone.root), ["-k", "a b"])
     assert (tmp_path / "there" / "bin" / "python").exists()
