@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_data import shapes_folder, untrained_run
 
-from ssd300_vgg16 import evaluate, infer, runtime
+from ssd300_vgg16 import devices, evaluate, infer, runtime
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
