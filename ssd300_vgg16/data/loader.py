@@ -50,7 +50,7 @@ class TrainingRecipe:
 
         The same crops are drawn, and have at least as many pixels as the network's input but for one of rounding. What
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
-        12 (tests/test_augment.py, benchmarks/input_pipeline.md).
+        12 (tests/data/test_augment.py, docs/benchmarks.md).
         """
         return policy_of(self.augmentation).least_side(self.image_size)
 
