@@ -30,7 +30,7 @@ def evaluate_weights(
     beside = EVALUATIONS / weights if is_published_name(weights) else None  # and not in the folder of downloads
     weights = find_weights(weights)
     output = output or beside or weights.parent
-    device = resolve_device(device, world.local_rank if world.size > 1 else None)
+    device = resolve_device(device, world.local_rank if world.world_size > 1 else None)
     detector = Detector.load(weights, device, engine=engine)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
@@ -42,7 +42,7 @@ def evaluate_weights(
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
     if world.is_first:
         _report(evaluation, weights, dataset, output)
-    world.wait_for_all()
+    world.barrier()
     return 1 if evaluation and evaluation.unreadable else 0
 
 

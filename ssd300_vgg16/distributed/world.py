@@ -14,10 +14,10 @@ from ssd300_vgg16.runtime import flow
 
 @dataclass(frozen=True)
 class World:
-    """rank 0..size-1 among all processes; local_rank counts those on this host, and is the index of the GPU to use."""
+    """rank: 0..world_size-1 among all processes; local_rank: among those on this host, the index of the GPU to use."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @property
@@ -33,44 +33,44 @@ class World:
 
     def share(self, rows: int) -> slice:
         """This process's part of so many rows, as OneFlow splits a tensor: as even as can be, larger parts first."""
-        size, larger = divmod(rows, self.size)
+        size, larger = divmod(rows, self.world_size)
         start = self.rank * size + min(self.rank, larger)
         return slice(start, start + size + (self.rank < larger))
 
-    def total(self, *values: float) -> list[float]:
+    def all_reduce(self, *values: float) -> list[float]:
         """Sums over all processes."""
-        return self.summed(np.array(values, dtype=np.float64)).tolist()
+        return self.all_reduce_array(np.array(values, dtype=np.float64)).tolist()
 
-    def summed(self, array: np.ndarray) -> np.ndarray:
+    def all_reduce_array(self, array: np.ndarray) -> np.ndarray:
         """The sum of an array of each process; the array itself where there is one process."""
-        if self.size == 1:
+        if self.world_size == 1:
             return array
         tensor = flow.from_numpy(np.ascontiguousarray(array))
         flow.comm.all_reduce(tensor)
         return tensor.numpy()
 
-    def wait_for_all(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes have called this."""
-        self.total(0)
+        self.all_reduce(0)
 
-    def from_first(self, array: np.ndarray) -> np.ndarray:
+    def broadcast(self, array: np.ndarray) -> np.ndarray:
         """The first process's array; every process gives one of the same shape and type."""
-        if self.size == 1:
+        if self.world_size == 1:
             return array
         tensor = flow.from_numpy(np.array(array, order="C", ndmin=1))
         flow.comm.broadcast(tensor, 0)
         return tensor.numpy().reshape(np.shape(array))
 
-    def gathered(self, message: bytes) -> list[bytes]:
+    def all_gather(self, message: bytes) -> list[bytes]:
         """The messages of all processes, in order of rank."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [message]
-        lengths = np.zeros(self.size, dtype=np.int64)
+        lengths = np.zeros(self.world_size, dtype=np.int64)
         lengths[self.rank] = len(message)
-        lengths = self.summed(lengths)
+        lengths = self.all_reduce_array(lengths)
         padded = np.zeros(max(1, lengths.max()), dtype=np.uint8)
         padded[: len(message)] = np.frombuffer(message, dtype=np.uint8)
-        everyones = [flow.zeros(len(padded), dtype=flow.uint8) for _ in range(self.size)]
+        everyones = [flow.zeros(len(padded), dtype=flow.uint8) for _ in range(self.world_size)]
         flow.comm.all_gather(everyones, flow.from_numpy(padded))
         return [part.numpy()[:length].tobytes() for part, length in zip(everyones, lengths, strict=True)]
 

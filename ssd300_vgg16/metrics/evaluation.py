@@ -75,7 +75,7 @@ def evaluate(
         _detect_share(found, detect, dataset, image_size, batch_size, pool, strict, world, stopping)
     except UserError as error:
         trouble = error
-    stopped, troubled = world.total(stopping(), trouble is not None)
+    stopped, troubled = world.all_reduce(stopping(), trouble is not None)
     if trouble:
         raise trouble
     if troubled:
@@ -116,16 +116,16 @@ def _detect_share(
     stopping: Callable[[], bool],
 ) -> None:
     """Detect on this process's batches, to their end or until stopping() is true."""
-    share = slice(world.rank, None, world.size)
+    share = slice(world.rank, None, world.world_size)
     hidden = None if world.is_first else True
     with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
         batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share)
         for number, batch in enumerate(batches):
-            found.unreadable += [(number * world.size + world.rank, message) for message in batch.unreadable]
+            found.unreadable += [(number * world.world_size + world.rank, message) for message in batch.unreadable]
             if len(batch.positions):
                 found.detections += detect(batch.images, batch.sizes_hw)
                 found.positions += batch.positions.tolist()
-            bar.update((len(batch.positions) + len(batch.unreadable)) * world.size)
+            bar.update((len(batch.positions) + len(batch.unreadable)) * world.world_size)
             if stopping():
                 break
 
@@ -134,7 +134,7 @@ def _gather(
     world: World, positions: list[int], detections: list[dict[str, np.ndarray]], unreadable: list[tuple[int, str]]
 ) -> tuple[list[int], list[dict[str, np.ndarray]], list[tuple[int, str]]]:
     """Everyone's, positions and detections in the order of the data set."""
-    if world.size == 1:
+    if world.world_size == 1:
         return positions, detections, unreadable
     columns = {name: np.concatenate([found[name] for found in detections] or [[]]) for name in DETECTION_COLUMNS}
     message = io.BytesIO()
@@ -142,7 +142,7 @@ def _gather(
     told = np.frombuffer(json.dumps(unreadable).encode(), dtype=np.uint8)
     np.savez(message, positions=np.array(positions, dtype=np.int64), counts=counts, unreadable=told, **columns)
     by_position, messages = {}, []
-    for content in world.gathered(message.getvalue()):
+    for content in world.all_gather(message.getvalue()):
         with np.load(io.BytesIO(content)) as part:
             ends = part["counts"].cumsum()[:-1]
             split = {name: np.split(part[name], ends) for name in DETECTION_COLUMNS}

@@ -12,7 +12,7 @@ from ssd300_vgg16.training.trainer import NOT_FINITE_ADVICE, Trainer
 from ssd300_vgg16.weights.model import model_tensors
 
 
-def rehearse(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]:
+def dry_run(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]:
     """Lines with what was measured: on two steps (the first one warms up), and detecting on a few images."""
     step_seconds = _seconds_per_step(trainer)
     since = time.perf_counter()

@@ -17,7 +17,7 @@ PIXEL_DEVIATION = 58.0
 HEAD_DEVIATION = 0.01
 
 
-def initialise_from_nothing(model: SSD) -> None:
+def initialise_from_scratch(model: SSD) -> None:
     """He's initialisation in the backbone, so that depth mutes nothing; heads close to zero; zero biases."""
     init = flow.nn.init
     for convolution in _convolutions(model.backbone):

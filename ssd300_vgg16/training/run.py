@@ -29,8 +29,8 @@ from ssd300_vgg16.runtime import environment, flow
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
 from ssd300_vgg16.training.config import Plan, Schedule, refuse_compiled
-from ssd300_vgg16.training.dry_run import rehearse
-from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_nothing
+from ssd300_vgg16.training.dry_run import dry_run
+from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.options import TrainOptions
 from ssd300_vgg16.training.replay import replay
 from ssd300_vgg16.training.run_log import RunLog
@@ -99,18 +99,18 @@ def train(options: TrainOptions) -> int:
         evaluation = _run(trainer, world)
     if world.is_first:
         _finish(folder, evaluation)
-    world.wait_for_all()
+    world.barrier()
     return 0
 
 
 def _device_and_step(options: TrainOptions, world: World) -> tuple[str, bool]:
     """The device, and whether steps are eager. UserError for what does not go together."""
-    device = resolve_device(options.device, world.local_rank if world.size > 1 else None)
+    device = resolve_device(options.device, world.local_rank if world.world_size > 1 else None)
     eager = device == "cpu" if options.eager is None else options.eager
     if options.amp and (eager or device == "cpu"):
         raise UserError("--amp: half precision is for the compiled step on a GPU")
     if not eager:
-        refuse_compiled(options.update_rule(), options.accumulate, options.batch_size, world.size)
+        refuse_compiled(options.update_rule(), options.accumulate, options.batch_size, world.world_size)
     return device, eager
 
 
@@ -240,7 +240,7 @@ def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None) -> S
         load_tensors(model, start.tensors, weights.path)
         setup.world.say(start.table)
     else:
-        initialise_from_nothing(model)
+        initialise_from_scratch(model)
     return model
 
 
@@ -254,7 +254,7 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
         weights: dict[str, np.ndarray], stopping: Callable[[], bool], dataset: Dataset = setup.val_set
     ):
         # The moving average is the first process's alone.
-        shared = {name: world.from_first(weights[name]) for name in sorted(weights)}
+        shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
         load_tensors(detector.model, shared, Path("the weights in training"))
         return evaluate(detector.detect, dataset, size, options.batch_size, pool, options.strict_data, world, stopping)
 
@@ -271,7 +271,7 @@ def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
         "training data": setup.train_set.fingerprint(),
         "validation data": setup.val_set.fingerprint(),
     }
-    everyones = [json.loads(message) for message in world.gathered(json.dumps(mine).encode())]
+    everyones = [json.loads(message) for message in world.all_gather(json.dumps(mine).encode())]
     for rank, theirs in enumerate(everyones):
         for name, value in everyones[0].items():
             if theirs[name] != value:
@@ -306,13 +306,13 @@ def _saved_options(setup: Setup, folder: Path, step: int) -> dict:
 def _about_data(setup: Setup) -> dict:
     sets = {"train": setup.train_set, "val": setup.val_set}
     about = {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()}
-    return {"data": about, "processes": setup.world.size}
+    return {"data": about, "processes": setup.world.world_size}
 
 
 def _summary(trainer: Trainer, options: TrainOptions) -> str:
     batch = f"batch {options.batch_size}"
-    if trainer.world.size > 1:
-        batch += f" over {trainer.world.size} processes"
+    if trainer.world.world_size > 1:
+        batch += f" over {trainer.world.world_size} processes"
     if options.accumulate > 1:
         batch += f" in {options.accumulate} passes"
     length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
@@ -337,9 +337,9 @@ def _run(trainer: Trainer, world: World) -> Evaluation | None:
 
 def _dry_run(trainer: Trainer, setup: Setup) -> int:
     samples = setup.val_set.samples
-    few = replace(setup.val_set, samples=samples[: setup.options.batch_size * setup.world.size])
-    setup.world.say(*rehearse(trainer, few, len(samples)))
-    setup.world.wait_for_all()
+    few = replace(setup.val_set, samples=samples[: setup.options.batch_size * setup.world.world_size])
+    setup.world.say(*dry_run(trainer, few, len(samples)))
+    setup.world.barrier()
     return 0
 
 

@@ -108,7 +108,7 @@ class EagerStep:
         return total
 
     def _sum_over_processes(self, losses, gradients: list):
-        if self.world.size == 1:
+        if self.world.world_size == 1:
             return losses
         flat = flow.cat([losses, *(gradient.reshape(-1) for gradient in gradients)])
         flow.comm.all_reduce(flat)
@@ -205,24 +205,24 @@ class GraphStep:
         self.passes = passes
         self.amp = amp
         self.device = next(model.parameters()).device
-        if world.size > 1:
-            self.placement = flow.placement(self.device.type, ranks=list(range(world.size)))
+        if world.world_size > 1:
+            self.placement = flow.placement(self.device.type, ranks=list(range(world.world_size)))
             model.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
         self._graph = _Graph(model, make_optimizer(rule, model, schedule.base_lr), schedule, passes, amp)
-        if world.size > 1:
+        if world.world_size > 1:
             _kept.append(self._graph)
         self.readings = READINGS if self._graph.reads_norm else READINGS[:2]
 
     def __call__(self, batch: TrainingBatch, positives: int):
         normaliser = np.full(len(batch.images), max(1, positives), dtype=np.float32)
         found = self._graph(*map(self._placed, (*_parts(batch), normaliser)))
-        losses, *norm = [tensor.to_local() if self.world.size > 1 else tensor for tensor in found]
+        losses, *norm = [tensor.to_local() if self.world.world_size > 1 else tensor for tensor in found]
         # The passes' losses come one after the other.
         return flow.cat([losses.reshape(-1, 2).sum(dim=0), *(tensor.reshape(1) for tensor in norm)])
 
     def _placed(self, array: np.ndarray):
         tensor = flow.from_numpy(array)
-        if self.world.size > 1:
+        if self.world.world_size > 1:
             return tensor.to(self.device).to_global(placement=self.placement, sbp=flow.sbp.split(0))
         return tensor.to(self.device)
 
@@ -246,7 +246,7 @@ class GraphStep:
             tensor = flow.tensor(np.ascontiguousarray(array))
             if name not in names:  # the graph's own state is in main memory
                 tensor = tensor.to(self.device)
-            if self.world.size > 1:
+            if self.world.world_size > 1:
                 tensor = tensor.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
             tensors[names.get(name, f"model.{name}")] = tensor
         self._graph.load_state_dict(tensors)

@@ -127,11 +127,11 @@ class Trainer:
         asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
         due = self.log is not None and self._save_is_due()  # the first process's clock counts
-        *asked, troubled, due, positives = self.world.total(*asked, trouble is not None, due, positives)
+        *asked, troubled, due, positives = self.world.all_reduce(*asked, trouble is not None, due, positives)
         if any(asked) or troubled or due:
             self._save()
         if any(asked) or troubled:
-            self.world.wait_for_all()  # whoever leaves while another saves would have that one killed
+            self.world.barrier()  # whoever leaves while another saves would have that one killed
         if trouble is not None:
             raise trouble
         if troubled:
@@ -215,7 +215,7 @@ class Trainer:
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
         """What to tell, after the batch was written for a replay."""
         if not self.world.is_first:
-            self.world.wait_for_all()  # or the first would be killed while it writes
+            self.world.barrier()  # or the first would be killed while it writes
             return UserError(str(error))
         number = error.step - epoch * self.steps_per_epoch
         path = self.folder / f"replay-step-{error.step + 1}.safetensors"
@@ -223,7 +223,7 @@ class Trainer:
             batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
             save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
         finally:
-            self.world.wait_for_all()
+            self.world.barrier()
         return UserError(
             f"{error}. Its images: {', '.join(batch.files)}. They and the weights after step {self.progress.step} are "
             f"in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint is "

@@ -247,11 +247,11 @@ def test_a_signal_is_passed_on_once(tmp_path, start, number):
     constants = {"REPEAT_SECONDS": 60}
     supervisor = start({"processes": 2}, rank_command(tmp_path, ON_SIGNAL), restarts=3, constants=constants)
     ranks = pids(tmp_path, range(2))
-    os.killpg(launcher.pid, number)  # as the terminal does it
+    os.killpg(supervisor.pid, number)  # as the terminal does it
     until(lambda: len(notes(tmp_path)) == 2)
-    os.killpg(launcher.pid, number)  # and `timeout`, twice
+    os.killpg(supervisor.pid, number)  # and `timeout`, twice
     with pytest.raises(subprocess.TimeoutExpired):
-        launcher.wait(0.3)
+        supervisor.wait(0.3)
     assert all(map(alive, ranks))  # they have the time to save
     (tmp_path / "saved").touch()
     assert end(supervisor) == (128 + number, "")
@@ -262,7 +262,7 @@ def test_a_signal_is_passed_on_once(tmp_path, start, number):
 def test_a_signal_before_the_ranks_can_handle_it_is_a_clean_stop_too(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, SLEEP), restarts=3)
     pids(tmp_path, range(2))
-    launcher.send_signal(signal.SIGTERM)
+    supervisor.send_signal(signal.SIGTERM)
     assert end(supervisor) == (143, "")
 
 
@@ -271,7 +271,7 @@ def test_a_crash_after_a_signal_does_not_start_the_job_again(tmp_path, start):
     supervisor = start({"processes": 1}, rank_command(tmp_path, body), restarts=3)
     pids(tmp_path, range(1))
     (tmp_path / "saved").touch()
-    launcher.send_signal(signal.SIGTERM)
+    supervisor.send_signal(signal.SIGTERM)
     status, said = end(supervisor)
     assert status == 1
     assert "(SIGSEGV)" in said and "starting again" not in said and said.endswith(f"train.sh: {ADVICE}\n")
@@ -280,9 +280,9 @@ def test_a_crash_after_a_signal_does_not_start_the_job_again(tmp_path, start):
 def test_a_second_signal_kills(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, DEAF), constants={"REPEAT_SECONDS": 0})
     ranks = pids(tmp_path, range(2))
-    launcher.send_signal(signal.SIGINT)
+    supervisor.send_signal(signal.SIGINT)
     until(lambda: len(notes(tmp_path)) == 2)
-    launcher.send_signal(signal.SIGINT)
+    supervisor.send_signal(signal.SIGINT)
     assert end(supervisor, 3) == (130, "")
     assert not any(map(alive, ranks))
 
@@ -290,7 +290,7 @@ def test_a_second_signal_kills(tmp_path, start):
 def test_ranks_that_do_not_stop_are_killed(tmp_path, start):
     supervisor = start({"processes": 2}, rank_command(tmp_path, DEAF), constants={"STOP_GRACE": 0.3})
     ranks = pids(tmp_path, range(2))
-    launcher.send_signal(signal.SIGUSR1)
+    supervisor.send_signal(signal.SIGUSR1)
     message = "train.sh: 2 of 2 processes were killed: they had not ended 0.3 s after SIGUSR1\n"
     assert end(supervisor, 5) == (138, message)
     assert not any(map(alive, ranks))

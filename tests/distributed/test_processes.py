@@ -104,7 +104,7 @@ class Spoken:
     def __init__(self, *messages):
         self.messages = messages
 
-    def gathered(self, message):
+    def all_gather(self, message):
         return [message, *(json.dumps({**json.loads(message), **told}).encode() for told in self.messages)]
 
 

@@ -191,18 +191,18 @@ class OneOfThreads:
     """A process of a world, played by a thread."""
 
     def __init__(self, rank, size, barrier, told):
-        self.rank, self.size, self.is_first = rank, size, rank == 0
+        self.rank, self.world_size, self.is_first = rank, size, rank == 0
         self._barrier, self._told = barrier, told
 
-    def gathered(self, message):
+    def all_gather(self, message):
         self._told[self.rank] = message
         self._barrier.wait()
         messages = list(self._told)
         self._barrier.wait()
         return messages
 
-    def total(self, *values):
-        return [sum(column) for column in zip(*self.gathered(values), strict=True)]
+    def all_reduce(self, *values):
+        return [sum(column) for column in zip(*self.all_gather(values), strict=True)]
 
 
 def evaluate_together(size, detect, dataset, batch_size, stopping=lambda rank: False):
