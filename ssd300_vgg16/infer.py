@@ -14,8 +14,11 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from ssd300_vgg16.boxes import xyxy_to_xywh
+# First: before numpy is imported, it chooses its BLAS kernels.
 from ssd300_vgg16.cli import command_line
+
+# isort: split
+from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.signals import StopRequest
