@@ -3,4 +3,4 @@
 set -euo pipefail
 # shellcheck source=ssd300_vgg16/launch.sh
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/ssd300_vgg16/launch.sh"
-launch -m ssd300_vgg16.infer "$@"
+start ssd300_vgg16.infer "$@"

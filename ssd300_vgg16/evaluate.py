@@ -7,9 +7,9 @@ bash eval.sh --weights runs/RUN --dataset voc --data-path /data/VOCdevkit
 # As in train.py, imports that bring OneFlow are made inside functions.
 import argparse
 import os
-import sys
 from pathlib import Path
 
+from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.formats import DataSource, split_location
 from ssd300_vgg16.distributed.job import job_from
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
     job = job_from(os.environ)
     if job:
         source.locate("val")  # what is missing is said once
-        command = [sys.executable, "-m", "ssd300_vgg16.evaluate", *arguments]
-        return supervise(job, command, lambda: command, restarts=0, advice="")
+        command = [*start.command("ssd300_vgg16.evaluate"), *arguments]
+        return supervise(job, command, lambda: command, restarts=0, advice="", options=arguments)
     # OneFlow comes in here: --help and wrong options answer at once.
     from ssd300_vgg16.evaluate_weights import evaluate_weights
 
@@ -63,10 +63,5 @@ def main(arguments: list[str]) -> int:
     )
 
 
-def command() -> None:
-    """What the installed command calls, and `python -m`."""
-    command_line.run(main, "eval.sh")
-
-
 if __name__ == "__main__":
-    command()
+    command_line.run(main, "eval.sh")

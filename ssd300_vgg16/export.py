@@ -104,10 +104,5 @@ def _shaped(value) -> str:
     return f"{value.name} [{', '.join(sizes)}]"
 
 
-def command() -> None:
-    """What the installed command calls, and `python -m`."""
-    command_line.run(main, "python -m ssd300_vgg16.export")
-
-
 if __name__ == "__main__":
-    command()
+    command_line.run(main, "python -m ssd300_vgg16.export")

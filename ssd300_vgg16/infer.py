@@ -188,10 +188,5 @@ def _as_json(found: dict, number: int, file_name: str, detector) -> list[dict]:
     ]
 
 
-def command() -> None:
-    """What the installed command calls, and `python -m`."""
-    command_line.run(main, "infer.sh")
-
-
 if __name__ == "__main__":
-    command()
+    command_line.run(main, "infer.sh")

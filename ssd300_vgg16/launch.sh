@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Set-up and start, for the scripts beside README.md to source. `launch -m module arguments` makes the Python
-# environment if need be (in .venv, or where SSD_VENV says) and becomes that Python, in the caller's directory.
+# Set-up and start, for the scripts beside README.md to source. `start module arguments` makes the Python environment
+# if need be (in .venv, or where SSD_VENV says) and becomes that Python, in the caller's directory, from which no module
+# is imported. `launch` is the same with Python's own arguments.
 # PYTHON names the Python 3.10 to make it from; otherwise one is looked for.
 
 root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
@@ -9,6 +10,10 @@ venv=${SSD_VENV:-$root/.venv}
 installed=$venv/.installed-requirements # a copy of the requirements that all got installed: written last
 known=$venv/lib/python3.10/site-packages/ssd300_vgg16.pth # by which $venv/bin/python knows the package in any folder
 needed_mb=8500                          # 5.7 GB installed, and 2.5 GB of downloads that pip keeps until the end
+
+start() {
+  launch -I "$root/ssd300_vgg16/start.py" "$@"
+}
 
 launch() {
   up_to_date || set_up </dev/null >&2

@@ -5,9 +5,9 @@ import the module they were started from, stay free of it.
 """
 
 import os
-import sys
 from pathlib import Path
 
+from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.train_options import parse
 from ssd300_vgg16.distributed.job import Job, job_from
@@ -35,10 +35,10 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
     for split in ("val",) if options.test_only else ("train", "val"):
         options.source().locate(split)  # what is missing is said once; what is generated, generated once
     options.download_weights()
-    module = [sys.executable, "-m", "ssd300_vgg16.train"]
+    module = start.command("ssd300_vgg16.train")
     begin = [*module, *arguments]
     if options.test_only or options.check:
-        return supervise(job, begin, lambda: begin, restarts=0, advice="")
+        return supervise(job, begin, lambda: begin, restarts=0, advice="", options=arguments)
     folder = run_folder.folder_of(options.resume, options.output_dir) if job.host_rank == 0 else None
     if folder and not options.resume:
         begin += ["--output-dir", str(folder)]
@@ -53,10 +53,5 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
     return supervise(job, begin, again, options.restarts, advice, arguments)
 
 
-def command() -> None:
-    """What the installed command calls, and `python -m`."""
-    command_line.run(main, "train.sh")
-
-
 if __name__ == "__main__":
-    command()
+    command_line.run(main, "train.sh")

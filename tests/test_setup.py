@@ -111,6 +111,10 @@ class Clone:
     def installs(self) -> int:
         return len(self.calls(" install "))
 
+    def started_as(self, module: str) -> list[str]:
+        """The arguments by which Python runs a module of the package."""
+        return ["-I", str(self.root / "ssd300_vgg16" / "start.py"), module]
+
     def program(self) -> list[str]:
         """Working directory, PYTHONPATH and arguments of the last program, which must have replaced its script."""
         parent, *rest = (self.notes / "program").read_text().split("\0")[:-1]
@@ -144,7 +148,7 @@ def test_first_use_passes_everything_through(clone, tmp_path, script, module):
     assert result.returncode == 7
     assert result.stdout == "piped in"
     assert "  downloading oneflow-0.9.0-cp310.whl (964.8 MB)\n" in result.stderr
-    assert clone.program() == [str(tmp_path), f"{clone.root}:/mine", "-m", module, *arguments]
+    assert clone.program() == [str(tmp_path), f"{clone.root}:/mine", *clone.started_as(module), *arguments]
     assert clone.installs() == 1
 
 
@@ -158,7 +162,7 @@ def test_later_uses_start_nothing_but_the_program(clone):
     clone.run()
     before = clone.calls()
     result = clone.run("again")
-    assert clone.calls() == [*before, "-m ssd300_vgg16.train again"]
+    assert clone.calls() == [*before, " ".join([*clone.started_as("ssd300_vgg16.train"), "again"])]
     assert result.stderr == ""
 
 
@@ -168,8 +172,95 @@ def test_called_by_relative_path_and_through_links(clone, tmp_path):
     relative = os.path.relpath(clone.root / "train.sh", tmp_path)
     for number, script in enumerate((relative, "script link", "clone link/train.sh")):
         assert clone.run(str(number), script=Path(script), cwd=tmp_path).returncode == 0
-        assert clone.program() == [str(tmp_path), str(clone.root), "-m", "ssd300_vgg16.train", str(number)]
+        assert clone.program() == [str(tmp_path), str(clone.root), *clone.started_as("ssd300_vgg16.train"), str(number)]
     assert clone.installs() == 1
+
+
+@pytest.fixture
+def strewn(tmp_path):
+    """A folder in which a user has files with names of libraries, and another copy of the package."""
+    folder = tmp_path / "strewn"
+    folder.mkdir()
+    for name in ("signal", "queue", "yaml", "pickle", "socket", "re", "runpy", "cv2", "numpy"):
+        (folder / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the current folder was run')\n")
+    other = folder / "ssd300_vgg16"
+    other.mkdir()
+    (other / "__init__.py").write_text("raise SystemExit('another ssd300_vgg16 was run')\n")
+    return folder
+
+
+@pytest.fixture
+def ready(tmp_path):
+    """An environment that needs no set-up, with the Python that runs these tests."""
+    venv = tmp_path / "ready"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    shutil.copy(REPOSITORY / "requirements.txt", venv / ".installed-requirements")
+    return {**os.environ, "SSD_VENV": str(venv)}
+
+
+@pytest.mark.parametrize("script", ["train.sh", "infer.sh", "eval.sh"])
+@pytest.mark.parametrize("path", ["", ":/nowhere"], ids=["no path", "a path with an empty part"])
+def test_files_of_the_current_folder_are_not_imported(strewn, ready, script, path):
+    result = subprocess.run(
+        ["bash", REPOSITORY / script, "--help"],
+        cwd=strewn,
+        env=ready | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"usage: {script}" in result.stdout
+
+
+# Says where the package lies, the value of a constant of the user's, and what the package's data workers answer.
+WORKERS = """
+import ssd300_vgg16
+from constant_of_mine import VALUE
+from ssd300_vgg16.data.workers import WorkerPool
+
+if __name__ == "__main__":
+    with WorkerPool(1) as pool:
+        print(ssd300_vgg16.__path__[0], VALUE, *pool.map(abs, [-3, -4]))
+"""
+
+
+def test_nor_by_data_workers_and_the_users_path_is_kept(strewn, ready, tmp_path):
+    """Workers begin as `python -c`, which would look in the current folder before it is told where to look."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "constant_of_mine.py").write_text("VALUE = 9\n")
+    (mine / "starts_workers.py").write_text(WORKERS)
+    result = subprocess.run(
+        ["bash", "-c", 'source "$0" && start starts_workers', REPOSITORY / "ssd300_vgg16" / "launch.sh"],
+        cwd=strewn,
+        env=ready | {"PYTHONPATH": str(mine)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{REPOSITORY / 'ssd300_vgg16'} 9 3 4\n"
+
+
+@pytest.mark.parametrize("name", ["train", "infer", "evaluate", "export"])
+def test_nor_by_installed_commands(strewn, ready, name):
+    """-I stands for the scripts that pip writes: these search their own folder first, but the workers would not."""
+    code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv[1:] = ['--help']\n"
+    code += f"from ssd300_vgg16 import start; start.{name}()"
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=strewn,
+        env=ready | {"PYTHONPATH": ":/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: " in result.stdout
 
 
 def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
@@ -246,7 +337,8 @@ def test_two_at_once_install_once(clone):
         process.communicate(timeout=20)
         assert process.returncode == 0
     assert clone.installs() == 1
-    assert sorted(clone.calls("ssd300_vgg16.")) == ["-m ssd300_vgg16.train first", "-m ssd300_vgg16.train second"]
+    started = " ".join(clone.started_as("ssd300_vgg16.train"))
+    assert sorted(clone.calls("ssd300_vgg16.train")) == [f"{started} first", f"{started} second"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
 
-from ssd300_vgg16 import train
+from ssd300_vgg16 import evaluate, train
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.training import run as run_module
@@ -132,7 +132,7 @@ def test_a_job_is_started_again_from_where_it_is(place, tmp_path, monkeypatch):
     asked = {}
 
     def supervise(job, command, again, restarts, advice, options):
-        asked.update(command=command[3:], again=again, restarts=restarts, advice=advice)
+        asked.update(command=command[4:], again=again, restarts=restarts, advice=advice)
         return 0
 
     monkeypatch.setattr(train, "supervise", supervise)
@@ -146,13 +146,26 @@ def test_a_job_is_started_again_from_where_it_is(place, tmp_path, monkeypatch):
     assert asked["restarts"] == 5
     command = "NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 NPROC=2 bash train.sh --resume"
     assert asked["advice"] == f"Go on with:\n  {command} {folder}"
-    assert asked["again"]()[3:] == asked["command"]
+    assert asked["again"]()[4:] == asked["command"]
     (tmp_path / "run" / "options.json").touch()
-    assert asked["again"]()[3:] == ["--resume", folder]
+    assert asked["again"]()[4:] == ["--resume", folder]
     (tmp_path / "run" / "options.json").unlink()
     assert train.main([*arguments, "-j", "9"]) == 0
     (tmp_path / "run" / "options.json").touch()
-    assert asked["again"]()[3:] == ["--resume", folder, "--workers", "9"]
+    assert asked["again"]()[4:] == ["--resume", folder, "--workers", "9"]
+
+
+@pytest.mark.parametrize(("module", "more"), [(train, ["--check", "--weights-backbone", "none"]), (evaluate, [])])
+def test_hosts_may_have_the_package_in_different_folders(place, tmp_path, monkeypatch, module, more):
+    """What has to be the same on all hosts are the options, not the command, which names the package's folder."""
+    asked = {}
+    monkeypatch.setattr(module, "supervise", lambda *_, options=None, **__: asked.update(options=options) or 0)
+    for name, value in {"NPROC": "2", "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    more = [*more, "--weights", str(tmp_path)] if module is evaluate else more
+    arguments = ["--data-path", str(place / "shapes"), *more]
+    assert module.main(arguments) == 0
+    assert asked == {"options": arguments}
 
 
 def test_a_loss_that_is_not_finite_ends_all_with_the_batch_written(place):
