@@ -15,8 +15,7 @@ from ssd300_vgg16.data.formats import DataSource, split_location
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.training.run_folder import newest_run
-
-EVALUATIONS = Path("evaluations")
+from ssd300_vgg16.weights.locate import EVALUATIONS
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,9 +11,7 @@ from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
-from ssd300_vgg16.weights.locate import find_weights, is_published_name
-
-EVALUATIONS = Path("evaluations")
+from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name
 
 
 def evaluate_weights(
@@ -27,7 +25,7 @@ def evaluate_weights(
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
     world = this_world()
-    beside = EVALUATIONS / weights if is_published_name(weights) else None  # and not in the folder of downloads
+    beside = EVALUATIONS / weights if is_published_name(weights) else None
     weights = find_weights(weights)
     output = output or beside or weights.parent
     device = resolve_device(device, world.local_rank if world.world_size > 1 else None)

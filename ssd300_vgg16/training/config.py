@@ -8,7 +8,6 @@ from ssd300_vgg16.errors import UserError
 
 # The published recipe starts at a thousandth of the learning rate and reaches it after 1000 iterations.
 WARMUP_FACTOR = 1e-3
-WARMUP_STEPS = 1000
 
 
 @dataclass(frozen=True)

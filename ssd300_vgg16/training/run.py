@@ -90,9 +90,6 @@ def train(options: TrainOptions) -> int:
         _refuse_unlike(world, trainer, setup)
         if options.check:
             return _dry_run(trainer, setup)
-        trainer.folder = (
-            run_folder.folder_of(options.resume, options.output_dir) if world.is_first else Path(options.resume or "")
-        )
         if world.is_first:
             _begin(trainer, setup)
         world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}")

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -214,6 +215,7 @@ class _Download:
                 passing = response.status_code >= 500 or response.status_code in (408, 429)
                 raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
             self._check_offer(response, whole)
+            self._check_room((whole or self.source.size or 0) - (offset if response.status_code == 206 else 0))
             if response.status_code == 200:
                 offset = 0
                 self.discard()
@@ -231,6 +233,14 @@ class _Download:
             raise Refused(f"offers a file of {whole:,} bytes; the published one has {self.source.size:,}")
         if whole and whole > LARGEST:
             raise Refused(f"offers a file of {whole:,} bytes, more than weights of this network can have")
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(self.part.parent).free
+        if needed > free:
+            raise UserError(
+                f"{self.part.parent} has {free / 1e6:,.0f} MB free and the download needs {needed / 1e6:,.0f} MB: make "
+                "room, or set SSD_CACHE to a folder on another disk"
+            )
 
     def _receive(self, response: requests.Response, whole: int | None) -> None:
         """Append the body to the part, unbuffered: whatever ends this, the bytes that have come are in the file."""

@@ -10,6 +10,8 @@ from ssd300_vgg16.weights.published import PUBLISHED
 # The checkpoints of a run's folder.
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+# Where evaluations of published weights go: not into the folder of downloads, where these are.
+EVALUATIONS = Path("evaluations")
 
 
 def find_weights(path: Path) -> Path:

@@ -52,6 +52,17 @@ def test_a_training_says_where_everything_is(trained):
     ]
 
 
+def test_a_training_makes_one_folder_of_its_own_and_names_it(place, tmp_path):
+    arguments = ("--data-path", place / "shapes", "--iterations", 1, *SETTINGS, "-j", 0)
+    process = run("train", *arguments, folder=tmp_path)
+    assert process.returncode == 0, process.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert process.stdout.startswith(f"Run folder: runs/{folder.name}. ")
+    assert process.stdout.endswith(f"bash infer.sh --weights runs/{folder.name}\n")
+    written = {path.name for path in folder.iterdir()}
+    assert {BEST, LAST, "coco_metrics.json", "metrics.jsonl", "options.json"} <= written
+
+
 def test_a_training_reports_its_progress(trained):
     reports = [line for line in trained[0].stdout.splitlines() if " step " in line]
     number = r"\d+\.\d+"

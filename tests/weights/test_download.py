@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -351,6 +352,13 @@ def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror, tm
 def test_a_disk_that_takes_no_byte_is_told_the_same_way(server, tmp_path):
     with full_disk(at=0), pytest.raises(UserError, match=r"weights\.pth\.part\.json could not be written .* SSD_CACHE"):
         fetch(weights_at(server.url()), tmp_path)
+
+
+def test_a_disk_with_too_little_room_is_refused_beforehand(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(UserError, match=r"has 0 MB free and the download needs 0 MB: make room, or set SSD_CACHE"):
+        fetch(weights_at(server.url()), tmp_path)
+    assert not (tmp_path / "weights.pth.part").exists()
 
 
 def test_without_progress_nothing_is_said(server, tmp_path, capsys):
