@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from ssd300_vgg16.data import messages
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.images import ImageError, decode_image, network_input, read_image
@@ -111,10 +110,13 @@ def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatc
 
 def _blank_batch(recipe: TrainingRecipe, files: list[str]) -> TrainingBatch:
     count, boxes, size = len(files), len(recipe.default_boxes), recipe.image_size
-    images, offsets, labels = messages.zeros(
-        ((count, 3, size, size), np.uint8), ((count, boxes, 4), np.float32), ((count, boxes), np.int64)
+    return TrainingBatch(
+        images=np.zeros((count, 3, size, size), dtype=np.uint8),
+        offsets=np.zeros((count, boxes, 4), dtype=np.float32),
+        labels=np.zeros((count, boxes), dtype=np.int64),
+        files=files,
+        unreadable=[],
     )
-    return TrainingBatch(images, offsets, labels, files, unreadable=[])
 
 
 @dataclass(frozen=True)
