@@ -99,7 +99,9 @@ def steps_of_the_package() -> tuple[Callable, Callable]:
     decode = getattr(images, "decode_image", None) or getattr(images, "read_photograph", None)
     if decode is None:  # a former commit, as one with the other name
         return images.read_image, augment
-    return lambda path: decode(path, False, POLICIES["ssd"].least_side(300)), augment
+    policy = POLICIES["ssd"]
+    min_side = getattr(policy, "min_side", None) or policy.least_side  # a former commit's name
+    return lambda path: decode(path, False, min_side(300)), augment
 
 
 def loader_rates(samples) -> dict[str, float]:

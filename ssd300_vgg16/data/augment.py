@@ -41,7 +41,8 @@ class View:
 
     def reduced(self, factor: int) -> "View":
         """The same view of the image with sides `factor` times smaller, to the next whole pixel of it."""
-        return replace(self, window=tuple(round(side / factor) for side in self.window))
+        left, top, right, bottom = (round(side / factor) for side in self.window)
+        return replace(self, window=(left, top, right, bottom))
 
 
 def whole(size: tuple[int, int]) -> View:
@@ -127,7 +128,7 @@ class Policy:
     distorts_colours: bool
     steps: tuple[Step, ...]
 
-    def least_side(self, size: int) -> int:
+    def min_side(self, size: int) -> int:
         """Pixels that each side of an image needs, so that even the smallest crop has `size` of them."""
         return math.ceil(size / (CROP_SCALE[0] if iou_crop in self.steps else 1))
 
@@ -198,7 +199,7 @@ def _find_crop(view: View, boxes: np.ndarray, min_iou: float, rng: np.random.Gen
     """The first crop, xyxy int64 [4], of `CROP_TRIALS` random ones that fits the boxes; None when none does."""
     crops = _random_crops(*view.size, rng) + np.array(view.window[:2] * 2)
     fits = _centres_inside(boxes, crops)
-    if min_iou > 0:  # an object that counts has its centre in the crop, so a least IoU of 0 still asks for a centre
+    if min_iou > 0:  # an object that counts has its centre in the crop, so a minimum IoU of 0 still asks for a centre
         fits &= box_math.iou(crops.astype(np.float32), boxes) >= min_iou
     fits = fits.any(axis=1)
     return crops[fits.argmax()] if fits.any() else None

@@ -1,10 +1,11 @@
 """Categories: those of COCO and VOC, and whose names mean the same."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import TypeVar
 
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import listed
 
 # Label = COCO id: the published weights have 91 outputs, background and one for each id, used or not.
 COCO_CATEGORIES: tuple[Category, ...] = tuple(
@@ -110,7 +111,7 @@ SPELLINGS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-NAMES_SHOWN = 20
+MAX_NAMES = 20  # in a message
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -140,12 +141,7 @@ def match_names(names: dict[Key, str], given: tuple[Category, ...], source: str)
             if id_ not in matched and key(id_, name) in free:
                 matched[id_] = free.pop(key(id_, name))
     if not matched:
-        theirs, ours = _shown(names.values()), _shown(category.name for category in given)
+        theirs = listed(list(names.values()), MAX_NAMES)
+        ours = listed([category.name for category in given], MAX_NAMES)
         raise UserError(f"{source}: none of its categories ({theirs}) is one of the model's ({ours})")
     return matched
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

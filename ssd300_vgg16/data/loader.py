@@ -44,14 +44,14 @@ class TrainingRecipe:
     strict: bool = False
 
     @property
-    def least_side(self) -> int:
+    def min_side(self) -> int:
         """Pixels of an image's sides that are enough: what has far more is decoded smaller (`decode_image`).
 
         The same crops are drawn, and have at least as many pixels as the network's input but for one of rounding. What
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
         12 (tests/data/test_augment.py, docs/benchmarks.md).
         """
-        return policy_of(self.augmentation).least_side(self.image_size)
+        return policy_of(self.augmentation).min_side(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatc
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
         rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
         try:
-            decoded = decode_image(sample.path, sample.upright, recipe.least_side)
+            decoded = decode_image(sample.path, sample.upright, recipe.min_side)
         except ImageError as error:
             if recipe.strict:
                 raise

@@ -30,7 +30,7 @@ class DefaultBoxIndex:
         rows, blocks = np.nonzero(self._near(objects))
         columns = tuple(column[blocks] for column in self._columns)
         areas = area(objects)[rows, None], self._areas[blocks]
-        return rows, blocks, pair_iou(objects.T[:, rows, None], columns, *areas)
+        return rows, blocks, pair_iou(tuple(objects.T[:, rows, None]), columns, *areas)
 
     def _near(self, objects: np.ndarray) -> np.ndarray:
         """bool [N, blocks]: whether an object meets the rectangle around a block."""

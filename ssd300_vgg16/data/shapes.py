@@ -97,7 +97,8 @@ def _write_atomically(folder: Path, counts: dict[str, int], seed: int) -> None:
 
 def _write_split(folder: Path, split: str, counts: dict[str, int], seed: int) -> None:
     (folder / split).mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(counts[split]):
         image, objects = draw_image(seed, split, index)
         name = f"{index + 1:06d}.jpg"
@@ -130,7 +131,9 @@ def draw_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[tupl
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     height, width = (int(side) for side in rng.integers(IMAGE_SIDES[0], IMAGE_SIDES[1] + 1, 2))
     image = _background(height, width, rng)
-    categories, masks, full_areas = [], [], []
+    categories: list[str] = []
+    masks: list[np.ndarray] = []
+    full_areas: list[int] = []
     for _ in range(rng.integers(OBJECTS[0], OBJECTS[1] + 1)):
         category = str(rng.choice(list(CATEGORY_IDS)))
         placed = _place(category, masks, full_areas, height, width, rng)
@@ -173,7 +176,7 @@ def _colour(category: str, rng: np.random.Generator) -> np.ndarray:
 
 def _paint(region: np.ndarray, patch: np.ndarray, colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The shape, a little darker towards one side, laid over a region [S, S, 3] of the image."""
-    shade = 1 - np.float32(rng.uniform(0.0, 0.3)) * _ramp(*patch.shape, rng)
+    shade = 1 - np.float32(rng.uniform(0.0, 0.3)) * _ramp(patch.shape[0], patch.shape[1], rng)
     alpha = patch[..., None]
     return region * (1 - alpha) + (shade[..., None] * colour) * alpha
 
@@ -204,7 +207,7 @@ def _shape_patch(category: str, size: float, rng: np.random.Generator) -> np.nda
     canvas = np.zeros((side * SUPERSAMPLING, side * SUPERSAMPLING), dtype=np.uint8)
     for ring, value in OUTLINES[category](rng.uniform(-0.35, 0.35)):
         corners = (ring * size / 2 + side / 2) * SUPERSAMPLING
-        cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], value)
+        cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], (value,))
     return cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
