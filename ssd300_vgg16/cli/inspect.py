@@ -1,6 +1,6 @@
 """What is in a labelled data set, before training on it.
 
-python -m ssd300_vgg16.data inspect DIR
+python -I -m ssd300_vgg16.data inspect DIR
 """
 
 import argparse
@@ -14,13 +14,13 @@ from ssd300_vgg16.inspection.report import describe_unseen
 from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, default_boxes, variant_of
 
-PROGRAM = "python -m ssd300_vgg16.data"
+PROGRAM = "python -I -m ssd300_vgg16.data"
 DESCRIPTION = """Figures and pictures of a labelled data set: images, classes, sizes of objects, how they fit the
 network's default boxes, and what is wrong with it.
 
-python -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
-python -m ssd300_vgg16.data inspect DIR --model ssd512_vgg16     against another network's default boxes
-python -m ssd300_vgg16.data inspect DIR --read-all               and decode every image
+python -I -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
+python -I -m ssd300_vgg16.data inspect DIR --model ssd512_vgg16     against another network's default boxes
+python -I -m ssd300_vgg16.data inspect DIR --read-all               and decode every image
 
 Without --dataset, the kind of data set is found by its content. Sizes are those of images resized as they are, without
 the crops of data augmentation.

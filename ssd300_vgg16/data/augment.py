@@ -64,6 +64,7 @@ class _Span(NamedTuple):
 def _span(start: int, stop: int, length: int, size: int) -> _Span:
     """A window start..stop on an image of `length` pixels, resized to `size`; what is seen gets at least a pixel."""
     first, last = max(start, 0), min(stop, length)
+    # At least a pixel: cv2.resize refuses an empty target, and a crop may show a sliver of the image only.
     low = min(round((first - start) * size / (stop - start)), size - 1)
     high = max(round((last - start) * size / (stop - start)), low + 1)
     return _Span(slice(first, last), slice(low, high))
@@ -91,6 +92,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
     rows, columns = _spans(view, image, out.shape[-1])
     part, place = image[rows.source, columns.source], (rows.target, columns.target)
     shape = (columns.target.stop - columns.target.start, rows.target.stop - rows.target.start)
+    # Colours are changed where there are fewer pixels, before or after the resizing.
     grows = shape[0] * shape[1] > part.shape[0] * part.shape[1]
     if grows:
         part = change_colours(part, colours, image)
@@ -100,6 +102,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
     if view.mirrored:
         part = cv2.flip(part, 1)
         place = rows.target, slice(out.shape[-1] - columns.target.stop, out.shape[-1] - columns.target.start)
+    # Plane by plane, since the network takes channels first: a transposed copy would touch every pixel once more.
     planes = cv2.split(part)
     if shape != out.shape[1:]:
         out[:] = np.array(FILL_COLOUR, dtype=np.uint8)[:, None, None]
@@ -110,7 +113,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
 Example = tuple[View, np.ndarray, np.ndarray]
 Step = Callable[[View, np.ndarray, np.ndarray, np.random.Generator], Example]
 
-MAX_ZOOM_OUT = 4.0
+MAX_ZOOM_OUT = 4.0  # an area 16 times as large, as in section 3.6
 
 MIN_IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)  # None: the whole image
 CROP_TRIALS = 40
@@ -155,6 +158,7 @@ def augment(
     view, boxes = view.reduced(decoded.factor), boxes / np.float32(decoded.factor)
     seen_pixels(image, view, colours, out)
     boxes = seen_boxes(boxes, view, image, out.shape[-1])
+    # float32 may leave nothing of a box that is very thin, and the offsets to a default box take its logarithm.
     keep = box_math.area(boxes) > 0
     return boxes[keep], labels[keep]
 
@@ -207,6 +211,7 @@ def _find_crop(view: View, boxes: np.ndarray, min_iou: float, rng: np.random.Gen
 
 def _random_crops(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Up to `CROP_TRIALS` crops, xyxy int64 [M, 4], of an image; those of a wrong aspect are left out."""
+    # All at once: forty calls of numpy for one crop each take far longer than their arithmetic.
     draws = rng.random((CROP_TRIALS, 4))
     whole = np.array([width, height])
     sides = (whole * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * draws[:, :2])).astype(np.int64)

@@ -79,6 +79,7 @@ def find_coco_split(data_path: str | os.PathLike, split: str) -> tuple[Path, Pat
     in a folder {split}2017 or {split}, or all in DATA/images or DATA/JPEGImages. Raises UserError when not found.
     """
     data = Path(data_path)
+    # COCO's own layout goes first, then that of tools which write COCO's format.
     files = [data / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
     folders = [data / name for name in (f"{split}2017", split, f"images/{split}2017", f"images/{split}")]
     folders += [data / "images", data / "JPEGImages"]
@@ -201,7 +202,7 @@ def _usable_annotations(
             problems.add(f"annotation {fault}", _located("annotations", entry, position))
             continue
         seen.add(entry["id"])
-        if images[entry["image_id"]]:
+        if images[entry["image_id"]]:  # else its image is dropped, which has been counted
             usable.append(entry)
     return usable
 
@@ -212,7 +213,7 @@ def _annotation_fault(entry: Any, seen: set[int], images: dict, names: dict) -> 
         return fault
     for field, known in (("image_id", images), ("category_id", names)):
         value = entry.get(field)
-        if type(value) is not int:
+        if type(value) is not int:  # not isinstance: true is an int too
             return f"without {field}" if field not in entry else f"whose {field} is not a whole number"
         if value not in known:
             return f"of unknown {field}"
@@ -298,6 +299,7 @@ def _choose_categories(
 ) -> tuple[Category, ...]:
     if given is not None:
         return _match_categories(names, given, entries, problems)
+    # Only with all of them: a subset would have outputs that nothing is ever learned for.
     if names == {category.id: category.name for category in COCO_CATEGORIES}:
         return COCO_CATEGORIES
     return tuple(Category(label, id_, name) for label, (id_, name) in enumerate(names.items(), start=1))

@@ -52,6 +52,7 @@ class Sample:
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
+        # After clipping, since a box that lies outside of the image has no area within it.
         clipped = box_math.clip(self.boxes, height, width).astype(np.float32)
         keep = ~self.crowd & (box_math.area(clipped) > 0)
         return clipped[keep], self.labels[keep]
@@ -159,6 +160,7 @@ class ObjectTable(NamedTuple):
 
 def samples_of(images: list[ImageRow], table: ObjectTable, upright: bool = False) -> tuple[Sample, ...]:
     """A sample for each image, its objects in the table's order; upright: sizes and boxes are of upright images."""
+    # Sorted once, then cut: to look for the rows of each image alone is quadratic.
     order = np.argsort(table.image_index, kind="stable")
     starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
     _, boxes, labels, crowd, areas, difficult = (column[order] for column in table)

@@ -67,6 +67,7 @@ class DataSource:
         try:
             return find(folder, split)
         except UserError:
+            # A folder of another kind is the likelier mistake than a file that is missing.
             _refuse_other_kind(folder, self.kind)
             raise
 
@@ -103,6 +104,7 @@ def guess_kind(path: str | os.PathLike) -> str | None:
     path = Path(path)
     if path.suffix.lower() == ".json" or any(path.glob("annotations/instances_*.json")):
         return "coco"
+    # VOC before YOLO: a YAML file may lie beside anything, image sets have one meaning.
     if voc_folders(path) or path.parent.parent.name == "ImageSets" or path.suffix.lower() == ".xml":
         return "voc"
     if find_yaml(path):

@@ -86,6 +86,7 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
     rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:, share]
+    # A task holds its own samples alone: what travels to a worker must not grow with the data set.
     tasks = (_TrainingTask(epoch, row, [samples[index] for index in row]) for row in rows)
     return pool.map(partial(_training_batch, recipe), tasks)
 
@@ -94,14 +95,17 @@ def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatc
     default_boxes = DefaultBoxIndex(recipe.default_boxes)
     batch = _blank_batch(recipe, [str(sample.path) for sample in task.samples])
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
+        # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
         rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
         try:
             decoded = decode_image(sample.path, sample.upright, recipe.min_side)
         except ImageError as error:
             if recipe.strict:
                 raise
+            # The row stays blank rather than being left out: compiled steps take batches of one shape.
             batch.unreadable.append(str(error))
             continue
+        # The size of the file, which annotations may have wrong.
         objects = sample.objects(*decoded.size)
         boxes, labels = augment(decoded, *objects, rng, recipe.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])

@@ -88,7 +88,7 @@ def _root(path: object, file: Path) -> Path:
         return file.parent
     if not isinstance(path, str):
         raise UserError(f"{file}: path: must be the name of a folder, not {path!r:.80}")
-    root = file.parent / path
+    root = file.parent / path  # an absolute path stays as it is
     if not root.is_dir():
         raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
     return root
@@ -212,6 +212,7 @@ def _image_paths(description: YoloDescription, split: str, problems: Problems) -
     seen = set()
     for place in find_yolo_split(description.file, split):
         paths = find_images([str(place)]) if place.is_dir() else _listed_images(place, description.root, problems)
+        # A list may name an image that a folder holds too; twice in an epoch, it would weigh double.
         for path in paths:
             key = os.path.abspath(path)  # noqa: PTH100 - resolve() would merge links
             if key in seen:
@@ -243,6 +244,7 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
 
 def _label_file(image: Path) -> Path:
     """The file of labels for an image: the last folder called images, if any, becomes labels."""
+    # A data set may be given from inside of its folder of images: then only the absolute path names it.
     if "images" not in image.parent.parts:
         image = image.absolute()
     parts = list(image.parts)
@@ -278,7 +280,7 @@ def _read_labels(file: Path, image_index: int, classes: int, problems: Problems)
 def _parse(line: str, classes: int) -> tuple[int, tuple[float, float, float, float]] | str:
     """Class and box xyxy of one line, or what is wrong with it."""
     try:
-        index, *numbers = map(float, line.split())
+        index, *numbers = map(float, line.split())  # some tools write the class as 0.0
     except ValueError:
         return "line with something else than numbers"
     if len(numbers) != BOX_NUMBERS and (len(numbers) < POLYGON_NUMBERS or len(numbers) % 2):
@@ -315,6 +317,7 @@ def _table(objects: list[_Object], images: list[ImageRow], category_of: dict[int
     sizes = np.stack((widths, heights, widths, heights), axis=1)
     boxes = np.array([entry.box for entry in objects], dtype=np.float64) * sizes
     inside = np.clip(boxes, 0, sizes)
+    # Centre and size are rounded to some digits each, so edges that touch the border miss it by a fraction of a pixel.
     boxes = np.where(np.abs(boxes - inside) <= PIXELS_BEYOND_IMAGE, inside, boxes)
     return ObjectTable(
         image_index=image_index,

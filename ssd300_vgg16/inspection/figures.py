@@ -122,6 +122,7 @@ def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
         np.concatenate([getattr(sample, column) for sample in samples]) for column in ("labels", "crowd", "boxes")
     )
     limits = np.array([(sample.width, sample.height) * 2 for sample in samples], dtype=np.float64)[images]
+    # As Sample.objects does it, but for all samples at once: COCO has 118,000.
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
     scaled = clipped * (image_size / limits).astype(np.float32)
     keep = ~crowd & (box_math.area(clipped) > 0)
@@ -173,6 +174,7 @@ def some_images(objects: InputObjects, max_objects: int, seed: int) -> InputObje
         return objects
     images, counts = np.unique(objects.images, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(images))
+    # Whole images, since an object is lost to others of its image.
     needed = np.searchsorted(np.cumsum(counts[order]), max_objects) + 1
     return objects.of_images(images[order[:needed]])
 

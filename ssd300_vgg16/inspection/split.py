@@ -34,10 +34,10 @@ SAMPLES_PER_TURN = 8
 
 
 class Finding(NamedTuple):
-    """What reading a sample's file has shown.
+    """What is wrong with a sample's image file.
 
-    fault: what is wrong with it, a line that names it, or None; ignored_rotation: the file and its EXIF orientation,
-    where it asks for one but the boxes are taken to refer to the pixels as stored, or None.
+    fault: a line that names the file and says what is wrong, or None. ignored_rotation: the file and its EXIF
+    orientation, if it has one that is not applied since the boxes refer to the pixels as stored; or None.
     """
 
     fault: str | None
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
-    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what reading them has shown."""
+    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what is wrong with the file."""
     try:
         image = read_image(sample.path, sample.upright)
         orientation = AS_STORED if sample.upright else exif_orientation(sample.path)
@@ -56,13 +56,10 @@ def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
 
 
 def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """What each sample's file has shown, in order; all are read, by as many threads as there are cores."""
+    """What is wrong with each sample's file, in order; all are read, by as many threads as there are cores."""
+    # Threads will do: decoders let go of Python's lock.
     with ThreadPool(len(os.sched_getaffinity(0))) as threads:
-        yield from threads.imap(_finding, samples, chunksize=SAMPLES_PER_TURN)
-
-
-def _finding(sample: Sample) -> Finding:
-    return read_checked(sample)[1]
+        yield from threads.imap(lambda sample: read_checked(sample)[1], samples, chunksize=SAMPLES_PER_TURN)
 
 
 def _wrong_size(sample: Sample, height: int, width: int) -> str | None:
@@ -91,7 +88,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was found: the classes, what is wrong with the image files that were read, and the pictures written."""
+    """The classes of a split, what is wrong with the image files that were read, and the pictures written."""
 
     classes: list[ClassCount]
     faults: list[str]
@@ -159,7 +156,7 @@ def _write_figures(
 
 
 def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: Settings) -> list[Finding]:
-    """Write the sheet of samples; returns what reading them has shown."""
+    """Write the sheet of samples; returns what is wrong with their files."""
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]
     images, findings = zip(*map(read_checked, samples), strict=True)
