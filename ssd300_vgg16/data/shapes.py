@@ -224,30 +224,10 @@ def _polygon(corners: int, turn: float, inner: float | None = None) -> np.ndarra
     return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _circle(turn: float) -> Outline:
-    return [(_polygon(96, turn), 255)]
-
-
-def _square(turn: float) -> Outline:
-    return [(_polygon(4, turn + np.pi / 4), 255)]
-
-
-def _triangle(turn: float) -> Outline:
-    return [(_polygon(3, turn), 255)]
-
-
-def _star(turn: float) -> Outline:
-    return [(_polygon(10, turn, inner=0.45), 255)]
-
-
-def _ring(turn: float) -> Outline:
-    return [(_polygon(96, turn), 255), (_polygon(96, turn) * 0.55, 0)]
-
-
 OUTLINES: dict[str, Callable[[float], Outline]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
+    "circle": lambda turn: [(_polygon(96, turn), 255)],
+    "square": lambda turn: [(_polygon(4, turn + np.pi / 4), 255)],
+    "triangle": lambda turn: [(_polygon(3, turn), 255)],
+    "star": lambda turn: [(_polygon(10, turn, inner=0.45), 255)],
+    "ring": lambda turn: [(_polygon(96, turn), 255), (_polygon(96, turn) * 0.55, 0)],
 }
