@@ -3,7 +3,7 @@
 Every geometric step is a function of (view, boxes, labels, rng) that returns the new (view, boxes, labels): the view is
 a window onto the image, boxes float32 [N, 4] xyxy are in pixels of the image and within it, labels int64 [N], N may be
 0. No step writes into its arguments, though what it returns may share memory with them. Pixels are touched once, after
-all steps (`view.py`). Ranges are those of the published 25.1 AP recipe.
+all steps (`seen_pixels`). Ranges are those of the published 25.1 AP recipe.
 """
 
 import math

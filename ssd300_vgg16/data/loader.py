@@ -33,8 +33,8 @@ class TrainingBatch:
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """How samples become batches: the same recipe, epoch and order give the same batches on any machine."""
+class BatchConfig:
+    """How samples become batches: the same config, epoch and order give the same batches on any machine."""
 
     batch_size: int
     augmentation: str
@@ -78,42 +78,42 @@ def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> np.ndar
 
 def training_batches(
     samples: Sequence[Sample],
-    recipe: TrainingRecipe,
+    config: BatchConfig,
     epoch: int,
     pool: WorkerPool,
     start: int = 0,
     share: slice = slice(None),
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
-    rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:, share]
+    rows = epoch_order(len(samples), config.batch_size, config.seed, epoch)[start:, share]
     # A task holds its own samples alone: what travels to a worker must not grow with the data set.
     tasks = (_TrainingTask(epoch, row, [samples[index] for index in row]) for row in rows)
-    return pool.map(partial(_training_batch, recipe), tasks)
+    return pool.map(partial(_training_batch, config), tasks)
 
 
-def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatch:
-    default_boxes = DefaultBoxIndex(recipe.default_boxes)
-    batch = _blank_batch(recipe, [str(sample.path) for sample in task.samples])
+def _training_batch(config: BatchConfig, task: _TrainingTask) -> TrainingBatch:
+    default_boxes = DefaultBoxIndex(config.default_boxes)
+    batch = _blank_batch(config, [str(sample.path) for sample in task.samples])
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
         # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
-        rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
+        rng = np.random.default_rng([config.seed, task.epoch, int(index)])
         try:
-            decoded = decode_image(sample.path, sample.upright, recipe.min_side)
+            decoded = decode_image(sample.path, sample.upright, config.min_side)
         except ImageError as error:
-            if recipe.strict:
+            if config.strict:
                 raise
             # The row stays blank rather than being left out: compiled steps take batches of one shape.
             batch.unreadable.append(str(error))
             continue
         # The size of the file, which annotations may have wrong.
         objects = sample.objects(*decoded.size)
-        boxes, labels = augment(decoded, *objects, rng, recipe.augmentation, batch.images[row])
+        boxes, labels = augment(decoded, *objects, rng, config.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
 
-def _blank_batch(recipe: TrainingRecipe, files: list[str]) -> TrainingBatch:
-    count, boxes, size = len(files), len(recipe.default_boxes), recipe.image_size
+def _blank_batch(config: BatchConfig, files: list[str]) -> TrainingBatch:
+    count, boxes, size = len(files), len(config.default_boxes), config.image_size
     return TrainingBatch(
         images=np.zeros((count, 3, size, size), dtype=np.uint8),
         offsets=np.zeros((count, boxes, 4), dtype=np.float32),
