@@ -55,13 +55,19 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
-class _TrainingTask:
-    epoch: int
+class _Task:
+    """The samples of one batch, and their indices int64 [B] in the data set; named by its files if a worker dies."""
+
     indices: np.ndarray
     samples: list[Sample]
 
     def __str__(self) -> str:
-        return _file_names(self.samples)
+        return ", ".join(str(sample.path) for sample in self.samples)
+
+
+def _task(samples: Sequence[Sample], indices: np.ndarray) -> _Task:
+    # A task holds its own samples alone: what travels to a worker must not grow with the data set.
+    return _Task(indices, [samples[index] for index in indices])
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -86,17 +92,15 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
     rows = epoch_order(len(samples), config.batch_size, config.seed, epoch)[start:, share]
-    # A task holds its own samples alone: what travels to a worker must not grow with the data set.
-    tasks = (_TrainingTask(epoch, row, [samples[index] for index in row]) for row in rows)
-    return pool.map(partial(_training_batch, config), tasks)
+    return pool.map(partial(_training_batch, config, epoch), (_task(samples, row) for row in rows))
 
 
-def _training_batch(config: BatchConfig, task: _TrainingTask) -> TrainingBatch:
+def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBatch:
     default_boxes = DefaultBoxIndex(config.default_boxes)
     batch = _blank_batch(config, [str(sample.path) for sample in task.samples])
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
         # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
-        rng = np.random.default_rng([config.seed, task.epoch, int(index)])
+        rng = np.random.default_rng([config.seed, epoch, int(index)])
         try:
             decoded = decode_image(sample.path, sample.upright, config.min_side)
         except ImageError as error:
@@ -137,21 +141,6 @@ class EvaluationBatch:
     unreadable: list[str]
 
 
-@dataclass(frozen=True)
-class _EvaluationTask:
-    positions: np.ndarray
-    samples: list[Sample]
-    image_size: int
-    strict: bool
-
-    def __str__(self) -> str:
-        return _file_names(self.samples)
-
-
-def _file_names(samples: list[Sample]) -> str:
-    return ", ".join(str(sample.path) for sample in samples)
-
-
 def evaluation_batches(
     samples: Sequence[Sample],
     batch_size: int,
@@ -166,24 +155,24 @@ def evaluation_batches(
     """
     starts = range(0, len(samples), batch_size)[share]
     positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
-    tasks = (_EvaluationTask(rows, [samples[row] for row in rows], image_size, strict) for rows in positions)
-    return pool.map(_evaluation_batch, tasks)
+    tasks = (_task(samples, rows) for rows in positions)
+    return pool.map(partial(_evaluation_batch, image_size, strict), tasks)
 
 
-def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
+def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationBatch:
     positions, images, sizes, unreadable = [], [], [], []
-    for position, sample in zip(task.positions, task.samples, strict=True):
+    for position, sample in zip(task.indices, task.samples, strict=True):
         try:
             image = read_image(sample.path, sample.upright)
         except ImageError as error:
-            if task.strict:
+            if strict:
                 raise
             unreadable.append(str(error))
             continue
         positions.append(position)
         sizes.append(image.shape[:2])
-        images.append(network_input(image, task.image_size))
-    shape = (0, 3, task.image_size, task.image_size)
+        images.append(network_input(image, image_size))
+    shape = (0, 3, image_size, image_size)
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable)
