@@ -1,9 +1,9 @@
 """Pictures of a data set: its figures, and a sheet of samples with their boxes."""
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import IO
 
 import cv2
 import numpy as np
@@ -46,11 +46,13 @@ def plot_inspection(
     return figure
 
 
-def save_figure(figure: Figure, file: IO[bytes]) -> None:
-    """Write the figure as PNG; letters that its font does not have become boxes, without a warning for each."""
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG; letters that its font does not have become boxes, without a warning for each."""
+    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure.savefig(file, format="png", dpi=100)
+        figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
 
 
 def _literal(text: str) -> str:

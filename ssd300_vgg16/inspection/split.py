@@ -28,7 +28,7 @@ from ssd300_vgg16.inspection.figures import (
     objects_at_input,
     some_images,
 )
-from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet, plot_inspection, save_figure
+from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet, plot_inspection, png_of
 
 SAMPLES_PER_TURN = 8
 
@@ -108,7 +108,8 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     size_rows = _print_fit(objects, settings, candidates) if len(objects) else []
     print(f"\n{dataset.problems.message() if dataset.problems else 'no problems in the annotations'}")
     figures, sheet = (settings.output / f"{split}_{name}.png" for name in ("figures", "images"))
-    _write_figures(figures, f"{split}: {dataset.name}", classes, objects, size_rows, settings.chosen)
+    figure = plot_inspection(classes, objects, size_rows, settings.chosen, f"{split}: {dataset.name}")
+    write_atomically(figures, png_of(figure))
     findings = _write_sheet(sheet, dataset, objects, settings)
     if settings.read_all:
         findings = list(tqdm(check_images(dataset.samples), total=len(dataset.samples), unit="image", disable=None))
@@ -139,20 +140,6 @@ def _print_fit(all_objects: InputObjects, settings: Settings, candidates: Sequen
         for line in report.advice(objects, ious, lost, chosen):
             print(f"  advice: {line}")
     return rows
-
-
-def _write_figures(
-    path: Path,
-    title: str,
-    classes: Sequence[ClassCount],
-    objects: InputObjects,
-    size_rows: Sequence[SizeRow],
-    chosen: Candidate,
-) -> None:
-    figure = plot_inspection(classes, objects, size_rows, chosen, title)
-    content = io.BytesIO()
-    save_figure(figure, content)
-    write_atomically(path, content.getvalue())
 
 
 def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: Settings) -> list[Finding]:
