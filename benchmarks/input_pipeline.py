@@ -99,7 +99,9 @@ def steps_of_the_package() -> tuple[Callable, Callable]:
     decode = getattr(images, "decode_image", None) or getattr(images, "read_photograph", None)
     if decode is None:  # a former commit, as one with the other name
         return images.read_image, augment
-    return lambda path: decode(path, False, POLICIES["ssd"].least_side(300)), augment
+    policy = POLICIES["ssd"]
+    min_side = getattr(policy, "min_side", None) or policy.least_side  # a former commit's name
+    return lambda path: decode(path, False, min_side(300)), augment
 
 
 def loader_rates(samples) -> dict[str, float]:
@@ -125,17 +127,19 @@ def busy() -> None:
 
 def loader_rate(samples, pool, step: Callable = lambda: None) -> float:
     """Images per second of the clock, after an epoch that starts the processes."""
-    from ssd300_vgg16.data.loader import TrainingRecipe, training_batches
+    from ssd300_vgg16.data import loader
+    from ssd300_vgg16.data.loader import training_batches
     from ssd300_vgg16.network.variants import default_boxes
 
-    recipe = TrainingRecipe(BATCH, "ssd", 0, default_boxes(), 300)
-    for _ in training_batches(samples, replace(recipe, batch_size=len(samples)), 0, pool):
+    config_class = getattr(loader, "BatchConfig", None) or loader.TrainingRecipe  # a former commit's name
+    config = config_class(BATCH, "ssd", 0, default_boxes(), 300)
+    for _ in training_batches(samples, replace(config, batch_size=len(samples)), 0, pool):
         pass
-    for _ in training_batches(samples, recipe, 0, pool):
+    for _ in training_batches(samples, config, 0, pool):
         pass
     since, images = time.perf_counter(), 0
     for epoch in range(1, EPOCHS + 1):
-        for batch in training_batches(samples, recipe, epoch, pool):
+        for batch in training_batches(samples, config, epoch, pool):
             images += len(batch.images)
             step()
     return images / (time.perf_counter() - since)

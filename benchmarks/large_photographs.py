@@ -61,8 +61,8 @@ def differences(folder: Path) -> dict[str, dict[str, float]]:
         levels = []
         for number, path in enumerate(sorted((folder / name_of(size)).iterdir())):
             pair = np.empty((2, 3, 300, 300), dtype=np.uint8)
-            for out, least in zip(pair, (None, POLICIES["ssd"].least_side(300)), strict=True):
-                decoded = decode_image(path, least_side=least)
+            for out, min_side in zip(pair, (None, POLICIES["ssd"].min_side(300)), strict=True):
+                decoded = decode_image(path, min_side=min_side)
                 rng = np.random.default_rng([0, number])
                 augment(decoded, np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
             levels.append(np.abs(pair[0].astype(int) - pair[1]))

@@ -1,6 +1,6 @@
 """What is in a labelled data set, before training on it.
 
-python -m ssd300_vgg16.data inspect DIR
+python -I -m ssd300_vgg16.data inspect DIR
 """
 
 import argparse
@@ -11,22 +11,22 @@ from ssd300_vgg16.data.formats import DEFAULT_COCO, DataSource, guess_kind, spli
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
 from ssd300_vgg16.inspection.report import describe_unseen
-from ssd300_vgg16.inspection.split import Settings, inspect_split
+from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, default_boxes, variant_of
 
-PROGRAM = "python -m ssd300_vgg16.data"
+PROGRAM = "python -I -m ssd300_vgg16.data"
 DESCRIPTION = """Figures and pictures of a labelled data set: images, classes, sizes of objects, how they fit the
 network's default boxes, and what is wrong with it.
 
-python -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
-python -m ssd300_vgg16.data inspect DIR --model ssd512_vgg16     against another network's default boxes
-python -m ssd300_vgg16.data inspect DIR --read-all               and decode every image
+python -I -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
+python -I -m ssd300_vgg16.data inspect DIR --model ssd512_vgg16     against another network's default boxes
+python -I -m ssd300_vgg16.data inspect DIR --read-all               and decode every image
 
 Without --dataset, the kind of data set is found by its content. Sizes are those of images resized as they are, without
 the crops of data augmentation.
 """
 FOLDER = "inspection"
-MOST_IMAGES = 100
+MAX_IMAGES = 100
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _images(text: str) -> int:
     count = command_line.positive_int(text)
-    if count > MOST_IMAGES:
-        raise argparse.ArgumentTypeError(f"not more than {MOST_IMAGES} go on one sheet")
+    if count > MAX_IMAGES:
+        raise argparse.ArgumentTypeError(f"not more than {MAX_IMAGES} go on one sheet")
     return count
 
 
@@ -68,14 +68,14 @@ def main(arguments: list[str]) -> int:
     box_sizes = options.default_boxes or ("voc" if source.kind == "voc" else "coco")
     chosen, candidates = _candidates(options.model, box_sizes)
     settings = Settings(chosen, options.images, options.seed, options.read_all, output)
-    inspected = {}
+    inspected: dict[str, Inspected] = {}
     for split in splits:
         others = [] if inspected else candidates  # val is held against the chosen ones alone
         inspected[split] = inspect_split(split, source.load(split), settings, others)
     if len(splits) == 2:
         print(describe_unseen(unseen_classes(inspected["train"].classes, inspected["val"].classes)))
-    print(f"\nwritten: {', '.join(str(path) for found in inspected.values() for path in found.pictures)}")
-    return 1 if any(found.faults for found in inspected.values()) else 0
+    print(f"\nwritten: {', '.join(str(path) for split in inspected.values() for path in split.pictures)}")
+    return 1 if any(split.faults for split in inspected.values()) else 0
 
 
 def _source(options: argparse.Namespace) -> DataSource:
@@ -86,11 +86,12 @@ def _source(options: argparse.Namespace) -> DataSource:
     val = split_location("val", options.val_annotations, options.val_images)
     named = options.folder or options.data_path
     path = Path(named) if named else None
-    if not (path or train or val) and options.dataset in (None, "coco"):
+    given = train or val
+    if not (path or given) and options.dataset in (None, "coco"):
         path = DEFAULT_COCO
     if path and options.dataset != "shapes" and not path.exists():
         raise UserError(f"{path}: no such folder; name that of a data set")
-    kind = options.dataset or _kind(path or (train or val)[0])
+    kind = options.dataset or _kind(path or (given[0] if given else DEFAULT_COCO))
     return DataSource(kind, path, train, val, options.strict_data)
 
 
@@ -117,8 +118,8 @@ def _splits(source: DataSource, asked: str | None) -> list[str]:
             missing.append(error)
     if missing and (asked or not there):
         raise missing[0]
-    for error in missing:
-        print(f"not inspected: {error}")
+    for reason in missing:
+        print(f"not inspected: {reason}")
     return there
 
 

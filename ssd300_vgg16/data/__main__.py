@@ -1,4 +1,4 @@
-"""`python -m ssd300_vgg16.data`: the command is in `ssd300_vgg16.cli.inspect`."""
+"""`python -I -m ssd300_vgg16.data`: the command is in `ssd300_vgg16.cli.inspect`."""
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.inspect import PROGRAM, main

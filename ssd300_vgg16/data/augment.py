@@ -3,7 +3,7 @@
 Every geometric step is a function of (view, boxes, labels, rng) that returns the new (view, boxes, labels): the view is
 a window onto the image, boxes float32 [N, 4] xyxy are in pixels of the image and within it, labels int64 [N], N may be
 0. No step writes into its arguments, though what it returns may share memory with them. Pixels are touched once, after
-all steps (`view.py`). Ranges are those of the published 25.1 AP recipe.
+all steps (`seen_pixels`). Ranges are those of the published 25.1 AP recipe.
 """
 
 import math
@@ -41,7 +41,8 @@ class View:
 
     def reduced(self, factor: int) -> "View":
         """The same view of the image with sides `factor` times smaller, to the next whole pixel of it."""
-        return replace(self, window=tuple(round(side / factor) for side in self.window))
+        left, top, right, bottom = (round(side / factor) for side in self.window)
+        return replace(self, window=(left, top, right, bottom))
 
 
 def whole(size: tuple[int, int]) -> View:
@@ -63,6 +64,7 @@ class _Span(NamedTuple):
 def _span(start: int, stop: int, length: int, size: int) -> _Span:
     """A window start..stop on an image of `length` pixels, resized to `size`; what is seen gets at least a pixel."""
     first, last = max(start, 0), min(stop, length)
+    # At least a pixel: cv2.resize refuses an empty target, and a crop may show a sliver of the image only.
     low = min(round((first - start) * size / (stop - start)), size - 1)
     high = max(round((last - start) * size / (stop - start)), low + 1)
     return _Span(slice(first, last), slice(low, high))
@@ -90,6 +92,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
     rows, columns = _spans(view, image, out.shape[-1])
     part, place = image[rows.source, columns.source], (rows.target, columns.target)
     shape = (columns.target.stop - columns.target.start, rows.target.stop - rows.target.start)
+    # Colours are changed where there are fewer pixels, before or after the resizing.
     grows = shape[0] * shape[1] > part.shape[0] * part.shape[1]
     if grows:
         part = change_colours(part, colours, image)
@@ -99,6 +102,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
     if view.mirrored:
         part = cv2.flip(part, 1)
         place = rows.target, slice(out.shape[-1] - columns.target.stop, out.shape[-1] - columns.target.start)
+    # Plane by plane, since the network takes channels first: a transposed copy would touch every pixel once more.
     planes = cv2.split(part)
     if shape != out.shape[1:]:
         out[:] = np.array(FILL_COLOUR, dtype=np.uint8)[:, None, None]
@@ -109,7 +113,7 @@ def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray
 Example = tuple[View, np.ndarray, np.ndarray]
 Step = Callable[[View, np.ndarray, np.ndarray, np.random.Generator], Example]
 
-MAX_ZOOM_OUT = 4.0
+MAX_ZOOM_OUT = 4.0  # an area 16 times as large, as in section 3.6
 
 MIN_IOU_OPTIONS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, None)  # None: the whole image
 CROP_TRIALS = 40
@@ -127,7 +131,7 @@ class Policy:
     distorts_colours: bool
     steps: tuple[Step, ...]
 
-    def least_side(self, size: int) -> int:
+    def min_side(self, size: int) -> int:
         """Pixels that each side of an image needs, so that even the smallest crop has `size` of them."""
         return math.ceil(size / (CROP_SCALE[0] if iou_crop in self.steps else 1))
 
@@ -154,6 +158,7 @@ def augment(
     view, boxes = view.reduced(decoded.factor), boxes / np.float32(decoded.factor)
     seen_pixels(image, view, colours, out)
     boxes = seen_boxes(boxes, view, image, out.shape[-1])
+    # float32 may leave nothing of a box that is very thin, and the offsets to a default box take its logarithm.
     keep = box_math.area(boxes) > 0
     return boxes[keep], labels[keep]
 
@@ -198,7 +203,7 @@ def _find_crop(view: View, boxes: np.ndarray, min_iou: float, rng: np.random.Gen
     """The first crop, xyxy int64 [4], of `CROP_TRIALS` random ones that fits the boxes; None when none does."""
     crops = _random_crops(*view.size, rng) + np.array(view.window[:2] * 2)
     fits = _centres_inside(boxes, crops)
-    if min_iou > 0:  # an object that counts has its centre in the crop, so a least IoU of 0 still asks for a centre
+    if min_iou > 0:  # an object that counts has its centre in the crop, so a minimum IoU of 0 still asks for a centre
         fits &= box_math.iou(crops.astype(np.float32), boxes) >= min_iou
     fits = fits.any(axis=1)
     return crops[fits.argmax()] if fits.any() else None
@@ -206,6 +211,7 @@ def _find_crop(view: View, boxes: np.ndarray, min_iou: float, rng: np.random.Gen
 
 def _random_crops(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """Up to `CROP_TRIALS` crops, xyxy int64 [M, 4], of an image; those of a wrong aspect are left out."""
+    # All at once: forty calls of numpy for one crop each take far longer than their arithmetic.
     draws = rng.random((CROP_TRIALS, 4))
     whole = np.array([width, height])
     sides = (whole * (CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * draws[:, :2])).astype(np.int64)

@@ -1,104 +1,35 @@
 """Categories: those of COCO and VOC, and whose names mean the same."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import TypeVar
 
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import listed
 
+# By id, from 1 on; "-" stands for ids that COCO does not use.
+_COCO_NAMES = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -, stop sign,
+parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, -, backpack, umbrella, -, -,
+handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
+surfboard, tennis racket, bottle, -, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
+broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv,
+laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, clock, vase,
+scissors, teddy bear, hair drier, toothbrush
+"""
 # Label = COCO id: the published weights have 91 outputs, background and one for each id, used or not.
 COCO_CATEGORIES: tuple[Category, ...] = tuple(
-    Category(label=id_, id=id_, name=name)
-    for id_, name in (
-        (1, "person"),
-        (2, "bicycle"),
-        (3, "car"),
-        (4, "motorcycle"),
-        (5, "airplane"),
-        (6, "bus"),
-        (7, "train"),
-        (8, "truck"),
-        (9, "boat"),
-        (10, "traffic light"),
-        (11, "fire hydrant"),
-        (13, "stop sign"),
-        (14, "parking meter"),
-        (15, "bench"),
-        (16, "bird"),
-        (17, "cat"),
-        (18, "dog"),
-        (19, "horse"),
-        (20, "sheep"),
-        (21, "cow"),
-        (22, "elephant"),
-        (23, "bear"),
-        (24, "zebra"),
-        (25, "giraffe"),
-        (27, "backpack"),
-        (28, "umbrella"),
-        (31, "handbag"),
-        (32, "tie"),
-        (33, "suitcase"),
-        (34, "frisbee"),
-        (35, "skis"),
-        (36, "snowboard"),
-        (37, "sports ball"),
-        (38, "kite"),
-        (39, "baseball bat"),
-        (40, "baseball glove"),
-        (41, "skateboard"),
-        (42, "surfboard"),
-        (43, "tennis racket"),
-        (44, "bottle"),
-        (46, "wine glass"),
-        (47, "cup"),
-        (48, "fork"),
-        (49, "knife"),
-        (50, "spoon"),
-        (51, "bowl"),
-        (52, "banana"),
-        (53, "apple"),
-        (54, "sandwich"),
-        (55, "orange"),
-        (56, "broccoli"),
-        (57, "carrot"),
-        (58, "hot dog"),
-        (59, "pizza"),
-        (60, "donut"),
-        (61, "cake"),
-        (62, "chair"),
-        (63, "couch"),
-        (64, "potted plant"),
-        (65, "bed"),
-        (67, "dining table"),
-        (70, "toilet"),
-        (72, "tv"),
-        (73, "laptop"),
-        (74, "mouse"),
-        (75, "remote"),
-        (76, "keyboard"),
-        (77, "cell phone"),
-        (78, "microwave"),
-        (79, "oven"),
-        (80, "toaster"),
-        (81, "sink"),
-        (82, "refrigerator"),
-        (84, "book"),
-        (85, "clock"),
-        (86, "vase"),
-        (87, "scissors"),
-        (88, "teddy bear"),
-        (89, "hair drier"),
-        (90, "toothbrush"),
-    )
+    Category(label=id_, id=id_, name=name.strip())
+    for id_, name in enumerate(_COCO_NAMES.split(","), start=1)
+    if name.strip() != "-"
 )
 
-_NAMES = (
+_VOC_NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor"
 )
 VOC_CATEGORIES: tuple[Category, ...] = tuple(
-    Category(label, label, name) for label, name in enumerate(_NAMES.split(), start=1)
+    Category(label, label, name) for label, name in enumerate(_VOC_NAMES.split(), start=1)
 )
 
 # VOC's spelling, and COCO's of the same thing.
@@ -110,7 +41,7 @@ SPELLINGS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-NAMES_SHOWN = 20
+MAX_NAMES = 20  # in a message
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -140,12 +71,7 @@ def match_names(names: dict[Key, str], given: tuple[Category, ...], source: str)
             if id_ not in matched and key(id_, name) in free:
                 matched[id_] = free.pop(key(id_, name))
     if not matched:
-        theirs, ours = _shown(names.values()), _shown(category.name for category in given)
+        theirs = listed(list(names.values()), MAX_NAMES)
+        ours = listed([category.name for category in given], MAX_NAMES)
         raise UserError(f"{source}: none of its categories ({theirs}) is one of the model's ({ours})")
     return matched
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

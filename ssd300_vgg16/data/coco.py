@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,10 @@ from ssd300_vgg16.data.dataset import (
 )
 from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import listed
 
-SECTIONS_SHOWN = 20
+MAX_SECTIONS = 20  # in a message
+MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
 
 
 def load_coco(
@@ -46,7 +50,8 @@ def load_coco(
     with the same id the first is kept. Boxes of finite numbers stay as they are, even with no area or outside the
     image, since COCO's evaluation counts them (Sample.objects leaves them out of training). All this is counted in
     Dataset.problems, as are boxes that stick out of the image by more than PIXELS_BEYOND_IMAGE. Images without
-    annotations and crowds are no problem. An absent area is width x height, an absent iscrowd 0; an absent image
+    annotations and crowds are no problem. An annotation without a usable bbox whose segmentation is run-length encoded
+    gets the box around this mask. An absent area is width x height, an absent iscrowd 0; an absent image
     size is read from the image file.
 
     Raises UserError when the file cannot be read as COCO annotations, no image or no annotation of it is usable,
@@ -74,6 +79,7 @@ def find_coco_split(data_path: str | os.PathLike, split: str) -> tuple[Path, Pat
     in a folder {split}2017 or {split}, or all in DATA/images or DATA/JPEGImages. Raises UserError when not found.
     """
     data = Path(data_path)
+    # COCO's own layout goes first, then that of tools which write COCO's format.
     files = [data / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
     folders = [data / name for name in (f"{split}2017", split, f"images/{split}2017", f"images/{split}")]
     folders += [data / "images", data / "JPEGImages"]
@@ -106,8 +112,10 @@ def _read_json(path: Path) -> dict:
 
 def _section(document: dict, name: str, path: str | os.PathLike) -> list:
     if name not in document:
-        found = ", ".join(list(document)[:SECTIONS_SHOWN]) or "nothing"
-        raise UserError(f'{path}: no "{name}": COCO annotations have images, annotations and categories; found {found}')
+        others = listed(list(document), MAX_SECTIONS) or "nothing"
+        raise UserError(
+            f'{path}: no "{name}": COCO annotations have images, annotations and categories; found {others}'
+        )
     if not isinstance(document[name], list):
         raise UserError(f'{path}: "{name}" must be a list, it is a {type(document[name]).__name__}')
     if not document[name]:
@@ -178,7 +186,7 @@ def _read_image_entry(
     return ImageRow(entry["id"], path, int(height), int(width)), None
 
 
-def _is_size(value: object) -> bool:
+def _is_size(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < MAX_COORDINATE and value == int(value)
 
 
@@ -188,24 +196,24 @@ def _usable_annotations(
     """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
     usable = []
     seen: set[int] = set()
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(map(_with_box_of_mask, entries)):
         fault = _annotation_fault(entry, seen, images, names)
         if fault:
             problems.add(f"annotation {fault}", _located("annotations", entry, position))
             continue
         seen.add(entry["id"])
-        if images[entry["image_id"]]:
+        if images[entry["image_id"]]:  # else its image is dropped, which has been counted
             usable.append(entry)
     return usable
 
 
-def _annotation_fault(entry: object, seen: set[int], images: dict, names: dict) -> str | None:
+def _annotation_fault(entry: Any, seen: set[int], images: dict, names: dict) -> str | None:
     fault = _id_fault(entry, seen)
     if fault:
         return fault
     for field, known in (("image_id", images), ("category_id", names)):
         value = entry.get(field)
-        if type(value) is not int:
+        if type(value) is not int:  # not isinstance: true is an int too
             return f"without {field}" if field not in entry else f"whose {field} is not a whole number"
         if value not in known:
             return f"of unknown {field}"
@@ -224,6 +232,42 @@ def _bbox_fault(entry: dict) -> str | None:
         if not -MAX_COORDINATE < value < MAX_COORDINATE:
             return "whose bbox is not finite"
     return None
+
+
+def _with_box_of_mask(entry: Any) -> Any:
+    """The entry; one without a usable bbox gets that of its mask, if this is run-length encoded."""
+    mask = entry.get("segmentation") if type(entry) is dict else None
+    if type(mask) is not dict or not _bbox_fault(entry):
+        return entry
+    box = _box_of_mask(mask.get("size"), mask.get("counts"))
+    return entry if box is None else entry | {"bbox": box}
+
+
+def _box_of_mask(size: object, counts: object) -> list[float] | None:
+    """The box xywh around a mask (height, width) in COCO's run-length encoding; None if it is malformed.
+
+    counts: lengths of the runs, column by column, or these compressed to a text.
+    """
+    # pycocotools checks nothing: a side of 0 ends the process, and runs that do not fill the size give any box.
+    if not (type(size) is list and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        return None
+    height, width = size
+    if height * width > MAX_MASK_PIXELS:
+        return None
+    # Imported here, since only masks need it and few files have them without boxes.
+    from pycocotools import mask as coco_mask
+
+    if type(counts) is list:
+        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+            return None
+        encoded = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+    elif type(counts) is str and re.fullmatch("[0-o]*", counts):
+        encoded = {"size": size, "counts": counts.encode()}
+    else:
+        return None
+    x, y, box_width, box_height = coco_mask.toBbox(encoded).tolist()
+    is_within = x + box_width <= width and y + box_height <= height
+    return [x, y, box_width, box_height] if is_within else None
 
 
 def _id_fault(entry: object, known: dict | set) -> str | None:
@@ -255,6 +299,7 @@ def _choose_categories(
 ) -> tuple[Category, ...]:
     if given is not None:
         return _match_categories(names, given, entries, problems)
+    # Only with all of them: a subset would have outputs that nothing is ever learned for.
     if names == {category.id: category.name for category in COCO_CATEGORIES}:
         return COCO_CATEGORIES
     return tuple(Category(label, id_, name) for label, (id_, name) in enumerate(names.items(), start=1))
@@ -304,7 +349,7 @@ def _table(entries: list[dict], images: list[ImageRow], label_of: dict[int, int]
 def _areas(entries: list[dict], boxes_xywh: np.ndarray, problems: Problems) -> np.ndarray:
     areas = boxes_xywh[:, 2] * boxes_xywh[:, 3]
     for row, entry in enumerate(entries):
-        area = entry.get("area")
+        area: Any = entry.get("area")
         if type(area) in (int, float) and abs(area) < MAX_COORDINATE**2:
             areas[row] = area
         elif area is not None:

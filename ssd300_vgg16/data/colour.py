@@ -79,7 +79,7 @@ def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 def adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
     """Turn the hue; 1 is a whole turn."""
     # In floats: OpenCV's 8-bit HSV moves colours by up to 10 levels and takes longer.
-    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv: np.ndarray = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
     hsv[..., 0] += 360 * (turns % 1)  # never negative: OpenCV's vectorised HSV2RGB gets negative hues wrong
     return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 

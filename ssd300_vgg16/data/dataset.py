@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import printable
 
 BACKGROUND = 0  # the label
+MAX_EXAMPLE_LETTERS = 400
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Sample:
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
+        # After clipping, since a box that lies outside of the image has no area within it.
         clipped = box_math.clip(self.boxes, height, width).astype(np.float32)
         keep = ~self.crowd & (box_math.area(clipped) > 0)
         return clipped[keep], self.labels[keep]
@@ -80,8 +84,13 @@ class Problems:
 
     def message(self) -> str:
         """All problems in one text, a line a kind: count, kind, examples."""
-        rows = [f"  {n} x {kind}: {_listed(self.examples[kind], n)}" for kind, n in self.counts.items()]
-        return "\n".join([f"{self.source}: {sum(self.counts.values())} problem(s)", *rows])
+        lines = [f"{self.source}: {sum(self.counts.values())} problem(s)"]
+        for kind, count in self.counts.items():
+            # Examples quote the file, and so may hold anything; a path and what is wrong there are to fit.
+            examples = [printable(example, MAX_EXAMPLE_LETTERS) for example in self.examples[kind]]
+            more = ["..."] if count > len(examples) else []
+            lines.append(f"  {count} x {kind}: {', '.join(examples + more)}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,6 @@ class Dataset:
         return {"images": len(self.samples), "objects": objects, "sha256": digest.hexdigest()}
 
 
-def _listed(examples: Iterable[str], count: int) -> str:
-    examples = list(examples)
-    more = ", ..." if count > len(examples) else ""
-    return ", ".join(examples) + more
-
-
 # COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
 PIXELS_BEYOND_IMAGE = 1.0
 # Coordinates must fit float32, the sum of two included.
@@ -157,12 +160,21 @@ class ObjectTable(NamedTuple):
 
 def samples_of(images: list[ImageRow], table: ObjectTable, upright: bool = False) -> tuple[Sample, ...]:
     """A sample for each image, its objects in the table's order; upright: sizes and boxes are of upright images."""
+    # Sorted once, then cut: to look for the rows of each image alone is quadratic.
     order = np.argsort(table.image_index, kind="stable")
     starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
-    columns = [column[order] for column in table[1:]]
+    _, boxes, labels, crowd, areas, difficult = (column[order] for column in table)
     return tuple(
-        Sample(*image, *(column[first:last] for column in columns), upright=upright)
-        for image, first, last in zip(images, starts, starts[1:], strict=False)
+        Sample(
+            *image,
+            boxes=boxes[first:last],
+            labels=labels[first:last],
+            crowd=crowd[first:last],
+            areas=areas[first:last],
+            difficult=difficult[first:last],
+            upright=upright,
+        )
+        for image, (first, last) in zip(images, pairwise(starts), strict=True)
     )
 
 

@@ -36,7 +36,7 @@ class DataSource:
     val: Location | None = None
     strict: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for split, given in (("train", self.train), ("val", self.val)):
             if given and self.kind == "yolo":
                 raise UserError(f"--{split}-annotations: the places of a YOLO data set's splits are in its data.yaml")
@@ -59,7 +59,7 @@ class DataSource:
             read_image_set(given[0])
             return given[:1]
         if given:
-            return given
+            return tuple(place for place in given if place)
         if self.kind == "shapes":
             write_shapes(self._folder(), **SHAPES_IMAGES, seed=SHAPES_SEED)
         find = {"voc": find_voc_split, "yolo": find_yolo_split}.get(self.kind, find_coco_split)
@@ -67,6 +67,7 @@ class DataSource:
         try:
             return find(folder, split)
         except UserError:
+            # A folder of another kind is the likelier mistake than a file that is missing.
             _refuse_other_kind(folder, self.kind)
             raise
 
@@ -74,11 +75,12 @@ class DataSource:
         """The "train" or "val" split; with `categories`, its labels are theirs."""
         places = self.locate(split)
         if self.kind == "voc":
-            _, image_folder = self._given(split) or (None, None)
-            return load_voc(places, image_folder, categories, self.strict)
+            _, given_folder = self._given(split) or (None, None)
+            return load_voc(places, given_folder, categories, self.strict)
         if self.kind == "yolo":
             return load_yolo(self._folder(), split, categories, self.strict)
-        return load_coco(*places, categories, self.strict)
+        annotation_file, image_folder = places
+        return load_coco(annotation_file, image_folder, categories, self.strict)
 
     def _given(self, split: str) -> Location | None:
         return self.train if split == "train" else self.val
@@ -102,6 +104,7 @@ def guess_kind(path: str | os.PathLike) -> str | None:
     path = Path(path)
     if path.suffix.lower() == ".json" or any(path.glob("annotations/instances_*.json")):
         return "coco"
+    # VOC before YOLO: a YAML file may lie beside anything, image sets have one meaning.
     if voc_folders(path) or path.parent.parent.name == "ImageSets" or path.suffix.lower() == ".xml":
         return "voc"
     if find_yaml(path):
@@ -110,7 +113,7 @@ def guess_kind(path: str | os.PathLike) -> str | None:
 
 
 def _refuse_other_kind(path: Path, kind: str) -> None:
-    found = guess_kind(path)
-    if found and found != ("coco" if kind == "shapes" else kind):
-        name = {"coco": "a COCO-style data set", "voc": "VOC", "yolo": "a YOLO data set"}[found]
-        raise UserError(f"{path}: this looks like {name}: add --dataset {found}")
+    other = guess_kind(path)
+    if other and other != ("coco" if kind == "shapes" else kind):
+        name = {"coco": "a COCO-style data set", "voc": "VOC", "yolo": "a YOLO data set"}[other]
+        raise UserError(f"{path}: this looks like {name}: add --dataset {other}")

@@ -62,7 +62,7 @@ class ImageError(UserError):
         super().__init__(f"{os.fspath(path)}: {reason}")
         self._parts = path, reason
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str | os.PathLike, str]]:
         # Workers send it to their parent, and an exception is rebuilt from what it was made of.
         return type(self), self._parts
 
@@ -90,26 +90,27 @@ class DecodedImage(NamedTuple):
     factor: int = 1
 
 
-def decode_image(path: str | os.PathLike, upright: bool = False, least_side: int | None = None) -> DecodedImage:
+def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int | None = None) -> DecodedImage:
     """As `read_image`, but a JPEG with more pixels than it takes is decoded smaller, by 2, 4 or 8.
 
-    Both sides keep at least `least_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
+    Both sides keep at least `min_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
     """
     data = _read_bytes(path)
     kind = _format_of(data, path)
     if _is_truncated(data, kind):
         raise ImageError(path, f"the {kind} image is truncated: its end is missing; fetch or export it again")
-    size = _jpeg_size(data) if kind == "JPEG" and least_side else None
-    factor = reduction(*size, least_side) if size else 1
+    size = _jpeg_size(data) if kind == "JPEG" else None
+    factor = reduction(*size, min_side) if size and min_side else 1
     image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path, factor)
-    size = size if factor > 1 else image.shape[:2]
+    height, width = size if size and factor > 1 else image.shape[:2]
     orientation = _read_orientation(io.BytesIO(data), kind) if upright else AS_STORED
-    return DecodedImage(_turned(image, orientation), size[::-1] if orientation in LYING else size, factor)
+    turned_size = (width, height) if orientation in LYING else (height, width)
+    return DecodedImage(_turned(image, orientation), turned_size, factor)
 
 
-def reduction(height: int, width: int, least_side: int) -> int:
-    """By what a JPEG of this size is reduced so that both sides keep at least `least_side` pixels: 1, 2, 4 or 8."""
-    return next((factor for factor in _REDUCED if min(height, width) >= least_side * factor), 1)
+def reduction(height: int, width: int, min_side: int) -> int:
+    """By what a JPEG of this size is reduced so that both sides keep at least `min_side` pixels: 1, 2, 4 or 8."""
+    return next((factor for factor in _REDUCED if min(height, width) >= min_side * factor), 1)
 
 
 def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -146,15 +147,15 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     are skipped.
     Raises UserError when a path does not exist, or a folder or pattern gives no image.
     """
-    found = {}
+    images: dict[str, Path] = {}
     for text in map(str, paths):
         try:
-            images = _expand(text)
+            expanded = _expand(text)
         except OSError as error:
             raise UserError(f"{text}: cannot be read: {error.strerror}") from None
-        for path in images:
-            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would merge links
-    return [found[path] for path in sorted(found)]
+        for path in expanded:
+            images.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would merge links
+    return [images[path] for path in sorted(images)]
 
 
 def _read_bytes(path: str | os.PathLike) -> bytes:
@@ -193,10 +194,10 @@ def _orientation_in(image: Image.Image) -> int:
         return AS_STORED
     try:
         # A PNG's own getexif would decode its pixels, to find what may come after them.
-        found = Image.Image.getexif(image).get(_ORIENTATION_TAG)
+        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
     except Exception:  # damaged data may make Pillow raise anything
         return AS_STORED
-    return found if isinstance(found, int) and found in ORIENTATIONS else AS_STORED
+    return orientation if isinstance(orientation, int) and orientation in ORIENTATIONS else AS_STORED
 
 
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -310,17 +311,18 @@ def _expand(text: str) -> list[Path]:
     if text and path.is_file():
         return [path]
     if text and path.is_dir():
-        return _found(_images_in_folder(path), f"{text}: no image in this folder or its sub-folders")
+        return _some(_images_in_folder(path), f"{text}: no image in this folder or its sub-folders")
     if glob.has_magic(text):
-        return _found(_images_of_pattern(text), f"{text}: no image matches this pattern")
+        return _some(_images_of_pattern(text), f"{text}: no image matches this pattern")
     raise UserError(f"{text!r}: no such file or folder")
 
 
-def _found(images: Iterator[Path], complaint: str) -> list[Path]:
-    found = list(images)
-    if not found:
+def _some(images: Iterator[Path], complaint: str) -> list[Path]:
+    """The images as a list. Raises UserError with this complaint if there is none."""
+    paths = list(images)
+    if not paths:
         raise UserError(f"{complaint}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
+    return paths
 
 
 def _images_of_pattern(pattern: str) -> Iterator[Path]:

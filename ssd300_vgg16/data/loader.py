@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 
-from ssd300_vgg16.data import messages
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.images import ImageError, decode_image, network_input, read_image
@@ -34,8 +33,8 @@ class TrainingBatch:
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
-    """How samples become batches: the same recipe, epoch and order give the same batches on any machine."""
+class BatchConfig:
+    """How samples become batches: the same config, epoch and order give the same batches on any machine."""
 
     batch_size: int
     augmentation: str
@@ -45,24 +44,30 @@ class TrainingRecipe:
     strict: bool = False
 
     @property
-    def least_side(self) -> int:
+    def min_side(self) -> int:
         """Pixels of an image's sides that are enough: what has far more is decoded smaller (`decode_image`).
 
         The same crops are drawn, and have at least as many pixels as the network's input but for one of rounding. What
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
         12 (tests/data/test_augment.py, docs/benchmarks.md).
         """
-        return policy_of(self.augmentation).least_side(self.image_size)
+        return policy_of(self.augmentation).min_side(self.image_size)
 
 
 @dataclass(frozen=True)
-class _TrainingTask:
-    epoch: int
+class _Task:
+    """The samples of one batch, and their indices int64 [B] in the data set; named by its files if a worker dies."""
+
     indices: np.ndarray
     samples: list[Sample]
 
     def __str__(self) -> str:
-        return _file_names(self.samples)
+        return ", ".join(str(sample.path) for sample in self.samples)
+
+
+def _task(samples: Sequence[Sample], indices: np.ndarray) -> _Task:
+    # A task holds its own samples alone: what travels to a worker must not grow with the data set.
+    return _Task(indices, [samples[index] for index in indices])
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -79,42 +84,47 @@ def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> np.ndar
 
 def training_batches(
     samples: Sequence[Sample],
-    recipe: TrainingRecipe,
+    config: BatchConfig,
     epoch: int,
     pool: WorkerPool,
     start: int = 0,
     share: slice = slice(None),
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
-    rows = epoch_order(len(samples), recipe.batch_size, recipe.seed, epoch)[start:, share]
-    tasks = (_TrainingTask(epoch, row, [samples[index] for index in row]) for row in rows)
-    return pool.map(partial(_training_batch, recipe), tasks)
+    rows = epoch_order(len(samples), config.batch_size, config.seed, epoch)[start:, share]
+    return pool.map(partial(_training_batch, config, epoch), (_task(samples, row) for row in rows))
 
 
-def _training_batch(recipe: TrainingRecipe, task: _TrainingTask) -> TrainingBatch:
-    default_boxes = DefaultBoxIndex(recipe.default_boxes)
-    batch = _blank_batch(recipe, [str(sample.path) for sample in task.samples])
+def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBatch:
+    default_boxes = DefaultBoxIndex(config.default_boxes)
+    batch = _blank_batch(config, [str(sample.path) for sample in task.samples])
     for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
-        rng = np.random.default_rng([recipe.seed, task.epoch, int(index)])
+        # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
+        rng = np.random.default_rng([config.seed, epoch, int(index)])
         try:
-            decoded = decode_image(sample.path, sample.upright, recipe.least_side)
+            decoded = decode_image(sample.path, sample.upright, config.min_side)
         except ImageError as error:
-            if recipe.strict:
+            if config.strict:
                 raise
+            # The row stays blank rather than being left out: compiled steps take batches of one shape.
             batch.unreadable.append(str(error))
             continue
+        # The size of the file, which annotations may have wrong.
         objects = sample.objects(*decoded.size)
-        boxes, labels = augment(decoded, *objects, rng, recipe.augmentation, batch.images[row])
+        boxes, labels = augment(decoded, *objects, rng, config.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
 
-def _blank_batch(recipe: TrainingRecipe, files: list[str]) -> TrainingBatch:
-    count, boxes, size = len(files), len(recipe.default_boxes), recipe.image_size
-    images, offsets, labels = messages.zeros(
-        ((count, 3, size, size), np.uint8), ((count, boxes, 4), np.float32), ((count, boxes), np.int64)
+def _blank_batch(config: BatchConfig, files: list[str]) -> TrainingBatch:
+    count, boxes, size = len(files), len(config.default_boxes), config.image_size
+    return TrainingBatch(
+        images=np.zeros((count, 3, size, size), dtype=np.uint8),
+        offsets=np.zeros((count, boxes, 4), dtype=np.float32),
+        labels=np.zeros((count, boxes), dtype=np.int64),
+        files=files,
+        unreadable=[],
     )
-    return TrainingBatch(images, offsets, labels, files, unreadable=[])
 
 
 @dataclass(frozen=True)
@@ -131,21 +141,6 @@ class EvaluationBatch:
     unreadable: list[str]
 
 
-@dataclass(frozen=True)
-class _EvaluationTask:
-    positions: np.ndarray
-    samples: list[Sample]
-    image_size: int
-    strict: bool
-
-    def __str__(self) -> str:
-        return _file_names(self.samples)
-
-
-def _file_names(samples: list[Sample]) -> str:
-    return ", ".join(str(sample.path) for sample in samples)
-
-
 def evaluation_batches(
     samples: Sequence[Sample],
     batch_size: int,
@@ -160,24 +155,24 @@ def evaluation_batches(
     """
     starts = range(0, len(samples), batch_size)[share]
     positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
-    tasks = (_EvaluationTask(rows, [samples[row] for row in rows], image_size, strict) for rows in positions)
-    return pool.map(_evaluation_batch, tasks)
+    tasks = (_task(samples, rows) for rows in positions)
+    return pool.map(partial(_evaluation_batch, image_size, strict), tasks)
 
 
-def _evaluation_batch(task: _EvaluationTask) -> EvaluationBatch:
+def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationBatch:
     positions, images, sizes, unreadable = [], [], [], []
-    for position, sample in zip(task.positions, task.samples, strict=True):
+    for position, sample in zip(task.indices, task.samples, strict=True):
         try:
             image = read_image(sample.path, sample.upright)
         except ImageError as error:
-            if task.strict:
+            if strict:
                 raise
             unreadable.append(str(error))
             continue
         positions.append(position)
         sizes.append(image.shape[:2])
-        images.append(network_input(image, task.image_size))
-    shape = (0, 3, task.image_size, task.image_size)
+        images.append(network_input(image, image_size))
+    shape = (0, 3, image_size, image_size)
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)
     return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable)

@@ -6,7 +6,7 @@ from ssd300_vgg16.boxes import area, encode, pair_iou
 
 MATCH_IOU = 0.5
 UNMATCHED = -1
-BLOCK = 32
+BLOCK = 32  # with less, there are more blocks to compare; with more, fewer of them are left out
 
 
 class DefaultBoxIndex:
@@ -23,6 +23,7 @@ class DefaultBoxIndex:
         padded = np.concatenate((default_boxes, padding))
         self._columns = np.ascontiguousarray(padded.T).reshape(4, -1, BLOCK)
         self._areas = area(padded).reshape(-1, BLOCK)
+        # Default boxes come cell by cell and row by row, so those of a block are neighbours and the rectangle is small.
         self._around = *self._columns[:2].min(axis=-1), *self._columns[2:].max(axis=-1)
 
     def overlaps(self, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,7 +31,7 @@ class DefaultBoxIndex:
         rows, blocks = np.nonzero(self._near(objects))
         columns = tuple(column[blocks] for column in self._columns)
         areas = area(objects)[rows, None], self._areas[blocks]
-        return rows, blocks, pair_iou(objects.T[:, rows, None], columns, *areas)
+        return rows, blocks, pair_iou(tuple(objects.T[:, rows, None]), columns, *areas)
 
     def _near(self, objects: np.ndarray) -> np.ndarray:
         """bool [N, blocks]: whether an object meets the rectangle around a block."""
@@ -57,9 +58,10 @@ def _matches(objects: np.ndarray, index: DefaultBoxIndex) -> tuple[np.ndarray, n
     rows, blocks, overlap = index.overlaps(objects)
     enough = np.flatnonzero(overlap >= MATCH_IOU)
     pair, place = np.divmod(enough, BLOCK)
-    # From the lowest overlap to the highest, and of equals from the last object to the first.
+    # Later entries overwrite earlier ones: from the lowest overlap to the highest, of equals the first object last.
     order = np.lexsort((-rows[pair], overlap.ravel()[enough]))
     best = _best_default_boxes(len(objects), rows, blocks, overlap)
+    # Last of all come the objects' best default boxes, which are theirs whatever the IoU.
     default_boxes = (blocks[pair] * BLOCK + place)[order], best
     return np.concatenate(default_boxes), np.concatenate((rows[pair][order], np.arange(len(objects))))
 

@@ -97,7 +97,8 @@ def _write_atomically(folder: Path, counts: dict[str, int], seed: int) -> None:
 
 def _write_split(folder: Path, split: str, counts: dict[str, int], seed: int) -> None:
     (folder / split).mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(counts[split]):
         image, objects = draw_image(seed, split, index)
         name = f"{index + 1:06d}.jpg"
@@ -130,7 +131,9 @@ def draw_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[tupl
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     height, width = (int(side) for side in rng.integers(IMAGE_SIDES[0], IMAGE_SIDES[1] + 1, 2))
     image = _background(height, width, rng)
-    categories, masks, full_areas = [], [], []
+    categories: list[str] = []
+    masks: list[np.ndarray] = []
+    full_areas: list[int] = []
     for _ in range(rng.integers(OBJECTS[0], OBJECTS[1] + 1)):
         category = str(rng.choice(list(CATEGORY_IDS)))
         placed = _place(category, masks, full_areas, height, width, rng)
@@ -173,7 +176,7 @@ def _colour(category: str, rng: np.random.Generator) -> np.ndarray:
 
 def _paint(region: np.ndarray, patch: np.ndarray, colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The shape, a little darker towards one side, laid over a region [S, S, 3] of the image."""
-    shade = 1 - np.float32(rng.uniform(0.0, 0.3)) * _ramp(*patch.shape, rng)
+    shade = 1 - np.float32(rng.uniform(0.0, 0.3)) * _ramp(patch.shape[0], patch.shape[1], rng)
     alpha = patch[..., None]
     return region * (1 - alpha) + (shade[..., None] * colour) * alpha
 
@@ -204,7 +207,7 @@ def _shape_patch(category: str, size: float, rng: np.random.Generator) -> np.nda
     canvas = np.zeros((side * SUPERSAMPLING, side * SUPERSAMPLING), dtype=np.uint8)
     for ring, value in OUTLINES[category](rng.uniform(-0.35, 0.35)):
         corners = (ring * size / 2 + side / 2) * SUPERSAMPLING
-        cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], value)
+        cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], (value,))
     return cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
@@ -221,30 +224,10 @@ def _polygon(corners: int, turn: float, inner: float | None = None) -> np.ndarra
     return radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _circle(turn: float) -> Outline:
-    return [(_polygon(96, turn), 255)]
-
-
-def _square(turn: float) -> Outline:
-    return [(_polygon(4, turn + np.pi / 4), 255)]
-
-
-def _triangle(turn: float) -> Outline:
-    return [(_polygon(3, turn), 255)]
-
-
-def _star(turn: float) -> Outline:
-    return [(_polygon(10, turn, inner=0.45), 255)]
-
-
-def _ring(turn: float) -> Outline:
-    return [(_polygon(96, turn), 255), (_polygon(96, turn) * 0.55, 0)]
-
-
 OUTLINES: dict[str, Callable[[float], Outline]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "ring": _ring,
+    "circle": lambda turn: [(_polygon(96, turn), 255)],
+    "square": lambda turn: [(_polygon(4, turn + np.pi / 4), 255)],
+    "triangle": lambda turn: [(_polygon(3, turn), 255)],
+    "star": lambda turn: [(_polygon(10, turn, inner=0.45), 255)],
+    "ring": lambda turn: [(_polygon(96, turn), 255), (_polygon(96, turn) * 0.55, 0)],
 }

@@ -67,10 +67,9 @@ def read_voc_xml(path: Path) -> VocAnnotation:
     for number, element in enumerate(root.iterfind("object"), start=1):
         name = (element.findtext("name") or "").strip()
         where = f"object {number} ({name})" if name else f"object {number}"
-        box = _box(element)
-        fault = "object without name" if not name else box if isinstance(box, str) else None
-        if fault:
-            faults.append((fault, where))
+        box = _box(element) if name else "object without name"
+        if isinstance(box, str):
+            faults.append((box, where))
             continue
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
@@ -106,8 +105,8 @@ def _box(element: ElementTree.Element) -> tuple[float, float, float, float] | st
     if bndbox is None:
         return "object without bndbox"
     try:
-        xmin, ymin, xmax, ymax = (float(bndbox.findtext(side)) for side in SIDES)
-    except (TypeError, ValueError):
+        xmin, ymin, xmax, ymax = (float(bndbox.findtext(side, "")) for side in SIDES)
+    except ValueError:
         return "object whose bndbox is not 4 numbers"
     if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in (xmin, ymin, xmax, ymax)):
         return "object whose bndbox is not finite"
@@ -117,8 +116,8 @@ def _box(element: ElementTree.Element) -> tuple[float, float, float, float] | st
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:
     """(height, width), None unless both are positive."""
     try:
-        height, width = (float(root.findtext(f"size/{side}")) for side in ("height", "width"))
-    except (TypeError, ValueError):
+        height, width = (float(root.findtext(f"size/{side}", "")) for side in ("height", "width"))
+    except ValueError:
         return None
     usable = all(0 < side < MAX_COORDINATE and side == int(side) for side in (height, width))
     return (int(height), int(width)) if usable else None
@@ -247,9 +246,9 @@ def _categories(objects: list[_Object], given: tuple[Category, ...] | None, prob
     spellings: dict[str, list[str]] = {}
     for name, _ in counts.most_common():
         spellings.setdefault(folded(name), []).append(name)
-    for names in spellings.values():
-        if len(names) > 1:
-            problems.add("category in several spellings", " = ".join(map(repr, names)))
+    for variants in spellings.values():
+        if len(variants) > 1:
+            problems.add("category in several spellings", " = ".join(map(repr, variants)))
     names = {key: spellings[key][0] for key in sorted(spellings)}
     if given is None:
         return {key: Category(label, label, name) for label, (key, name) in enumerate(names.items(), start=1)}

@@ -62,13 +62,13 @@ def find_voc_split(data_path: str | os.PathLike, split: str) -> tuple[Path, ...]
         return (_split_folder(Path(data_path), split),)
     with_tests = [test for folder in folders if _is_published(test := _image_set(folder, "test"))]
     if with_tests:
-        found = with_tests if split == "val" else [path for folder in folders for path in _trainval(folder)]
+        image_sets = with_tests if split == "val" else [path for folder in folders for path in _trainval(folder)]
     else:
-        found = [path for folder in folders if (path := _image_set(folder, split)).is_file()]
-    if not found:
+        image_sets = [path for folder in folders if (path := _image_set(folder, split)).is_file()]
+    if not image_sets:
         sets = ", ".join(str(_image_set(folder, split)) for folder in folders)
         raise UserError(f"no {split} image set: looked for {sets}. Or give it with --{split}-annotations FILE.")
-    return tuple(found)
+    return tuple(image_sets)
 
 
 def voc_folders(data_path: str | os.PathLike) -> list[Path]:
@@ -79,9 +79,9 @@ def voc_folders(data_path: str | os.PathLike) -> list[Path]:
         return [data]
     for parent in (data, data / "VOCdevkit"):
         children = sorted(parent.iterdir()) if parent.is_dir() else []
-        found = [child for child in children if _is_voc(child)]
-        if found:
-            return found
+        years = [child for child in children if _is_voc(child)]
+        if years:
+            return years
     return []
 
 
@@ -138,10 +138,10 @@ def _xml_names(folder: Path) -> list[str]:
 def _split_folder(data: Path, split: str) -> Path:
     """The folder of XML files for a split. Raises UserError, which says what to do, if there is none."""
     folders = {name: [data / folder for folder in SPLIT_FOLDERS[name]] for name in SPLIT_FOLDERS}
-    found = {name: next(filter(_xml_names, folders[name]), None) for name in folders}
-    if found[split]:
-        return found[split]
-    if any(found.values()):
+    first_of = {name: next(filter(_xml_names, folders[name]), None) for name in folders}
+    if folder := first_of[split]:
+        return folder
+    if any(first_of.values()):
         looked = ", ".join(map(str, folders[split]))
         option = f"--{split}-annotations FOLDER"
         raise UserError(f"no folder of {split} XML files: looked for {looked}. Or give it with {option}.")
@@ -159,22 +159,20 @@ def _split_folder(data: Path, split: str) -> Path:
 
 def _trainval(folder: Path) -> list[Path]:
     both = _image_set(folder, "trainval")
-    return (
-        [both]
-        if both.is_file()
-        else [path for name in ("train", "val") if (path := _image_set(folder, name)).is_file()]
-    )
+    if both.is_file():
+        return [both]
+    return [path for name in ("train", "val") if (path := _image_set(folder, name)).is_file()]
 
 
 def _is_published(test_set: Path) -> bool:
     """Whether an image set is there with its images and annotations."""
     if not test_set.is_file():
         return False
-    found = read_image_set(test_set)
-    annotated = file_names(found.annotations)
-    images = image_names(found.images).by_stem
-    there = sum(f"{name}.xml" in annotated and name in images for name in found.names)
-    return there > 0 and there >= PUBLISHED_SHARE * len(found.names)
+    image_set = read_image_set(test_set)
+    annotated = file_names(image_set.annotations)
+    images = image_names(image_set.images).by_stem
+    there = sum(f"{name}.xml" in annotated and name in images for name in image_set.names)
+    return there > 0 and there >= PUBLISHED_SHARE * len(image_set.names)
 
 
 def _lines(image_set: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -48,11 +48,10 @@ def find_yaml(data_path: Path) -> Path | None:
     if data_path.is_file():
         return data_path if data_path.suffix.lower() in (".yaml", ".yml") else None
     usual = [data_path / name for name in FILE_NAMES if (data_path / name).is_file()]
-    return (usual or _only([*data_path.glob("*.yaml"), *data_path.glob("*.yml")]) or [None])[0]
-
-
-def _only(paths: list[Path]) -> list[Path]:
-    return paths if len(paths) == 1 else []
+    if usual:
+        return usual[0]
+    others = [*data_path.glob("*.yaml"), *data_path.glob("*.yml")]
+    return others[0] if len(others) == 1 else None
 
 
 def read_yaml(data_path: Path) -> YoloDescription:
@@ -89,13 +88,13 @@ def _root(path: object, file: Path) -> Path:
         return file.parent
     if not isinstance(path, str):
         raise UserError(f"{file}: path: must be the name of a folder, not {path!r:.80}")
-    root = file.parent / path
+    root = file.parent / path  # an absolute path stays as it is
     if not root.is_dir():
         raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
     return root
 
 
-def _places(value: object, split: str, root: Path, file: Path) -> tuple[Path, ...]:
+def _places(value: Any, split: str, root: Path, file: Path) -> tuple[Path, ...]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(entry, str) and entry.strip() for entry in values):
         raise UserError(f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {value!r:.80}")
@@ -136,7 +135,7 @@ POLYGON_NUMBERS = 6  # the fewest: three points
 class _Object(NamedTuple):
     image_index: int
     place: str  # "labels/1.txt, line 3"
-    index: int  # of its class
+    class_index: int
     box: tuple[float, float, float, float]  # xyxy, as fractions of the image
 
 
@@ -161,7 +160,7 @@ def load_yolo(
     problems = Problems(f"{description.file} ({split})")
     images, objects = _read(description, split, problems)
     category_of = _categories(description.names, objects, categories, problems)
-    objects = [entry for entry in objects if entry.index in category_of]
+    objects = [entry for entry in objects if entry.class_index in category_of]
     if not objects:
         raise UserError(f"{problems.message()}\nNo object is left.")
     table = _table(objects, images, category_of)
@@ -212,8 +211,9 @@ def _image_paths(description: YoloDescription, split: str, problems: Problems) -
     """The images of a split, each once."""
     seen = set()
     for place in find_yolo_split(description.file, split):
-        found = find_images([str(place)]) if place.is_dir() else _listed_images(place, description.root, problems)
-        for path in found:
+        paths = find_images([str(place)]) if place.is_dir() else _listed_images(place, description.root, problems)
+        # A list may name an image that a folder holds too; twice in an epoch, it would weigh double.
+        for path in paths:
             key = os.path.abspath(path)  # noqa: PTH100 - resolve() would merge links
             if key in seen:
                 problems.add("image listed twice", f"{place}: {path}")
@@ -229,21 +229,22 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a text file; it should list images"
         raise UserError(f"{file}: cannot be read: {reason}") from None
-    found = []
+    images = []
     for number, line in enumerate(lines, start=1):
         entry = line.strip()
         if not entry:
             continue
         path = next((path for folder in (file.parent, root) if (path := folder / entry).is_file()), None)
         if path:
-            found.append(path)
+            images.append(path)
         else:
             problems.add("listed image that is missing", f"{file}, line {number}: {entry[:200]}")
-    return found
+    return images
 
 
 def _label_file(image: Path) -> Path:
     """The file of labels for an image: the last folder called images, if any, becomes labels."""
+    # A data set may be given from inside of its folder of images: then only the absolute path names it.
     if "images" not in image.parent.parts:
         image = image.absolute()
     parts = list(image.parts)
@@ -279,7 +280,7 @@ def _read_labels(file: Path, image_index: int, classes: int, problems: Problems)
 def _parse(line: str, classes: int) -> tuple[int, tuple[float, float, float, float]] | str:
     """Class and box xyxy of one line, or what is wrong with it."""
     try:
-        index, *numbers = map(float, line.split())
+        index, *numbers = map(float, line.split())  # some tools write the class as 0.0
     except ValueError:
         return "line with something else than numbers"
     if len(numbers) != BOX_NUMBERS and (len(numbers) < POLYGON_NUMBERS or len(numbers) % 2):
@@ -304,7 +305,7 @@ def _categories(
     if given is None:
         return {index: Category(index + 1, index, name) for index, name in enumerate(names)}
     matched = match_names(dict(enumerate(names)), given, problems.source)
-    counts = Counter(entry.index for entry in objects)
+    counts = Counter(entry.class_index for entry in objects)
     for index in sorted(counts.keys() - matched.keys()):
         problems.add(UNKNOWN_CATEGORY, f"{names[index]!r} (class {index}, {counts[index]} objects)")
     return {index: Category(matched[index].label, index, matched[index].name) for index in sorted(matched)}
@@ -316,11 +317,12 @@ def _table(objects: list[_Object], images: list[ImageRow], category_of: dict[int
     sizes = np.stack((widths, heights, widths, heights), axis=1)
     boxes = np.array([entry.box for entry in objects], dtype=np.float64) * sizes
     inside = np.clip(boxes, 0, sizes)
+    # Centre and size are rounded to some digits each, so edges that touch the border miss it by a fraction of a pixel.
     boxes = np.where(np.abs(boxes - inside) <= PIXELS_BEYOND_IMAGE, inside, boxes)
     return ObjectTable(
         image_index=image_index,
         boxes=boxes,
-        labels=np.array([category_of[entry.index].label for entry in objects], dtype=np.int64),
+        labels=np.array([category_of[entry.class_index].label for entry in objects], dtype=np.int64),
         crowd=np.zeros(len(objects), dtype=bool),
         areas=box_math.area(boxes),
         difficult=np.zeros(len(objects), dtype=bool),

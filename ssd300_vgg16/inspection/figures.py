@@ -86,7 +86,7 @@ class Contents:
     flat: int
     sizes: list[tuple[tuple[int, int], int]]
     median_per_image: float
-    most_per_image: int
+    max_per_image: int
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
         np.concatenate([getattr(sample, column) for sample in samples]) for column in ("labels", "crowd", "boxes")
     )
     limits = np.array([(sample.width, sample.height) * 2 for sample in samples], dtype=np.float64)[images]
+    # As Sample.objects does it, but for all samples at once: COCO has 118,000.
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
     scaled = clipped * (image_size / limits).astype(np.float32)
     keep = ~crowd & (box_math.area(clipped) > 0)
@@ -145,7 +146,7 @@ def contents(dataset: Dataset, objects: InputObjects) -> Contents:
         flat=annotations - crowds - len(objects),
         sizes=Counter((sample.width, sample.height) for sample in dataset.samples).most_common(),
         median_per_image=float(np.median(per_image)),
-        most_per_image=int(per_image.max()),
+        max_per_image=int(per_image.max()),
     )
 
 
@@ -167,13 +168,14 @@ def unseen_classes(train: Iterable[ClassCount], val: Iterable[ClassCount]) -> li
     return [row.name for row in val if row.objects and same_name(row.name) not in seen]
 
 
-def some_images(objects: InputObjects, most: int, seed: int) -> InputObjects:
-    """The objects of images drawn at random, about `most`: all there are, or those of as many images as it takes."""
-    if len(objects) <= most:
+def some_images(objects: InputObjects, max_objects: int, seed: int) -> InputObjects:
+    """All objects, if they are not more than `max_objects`; else about that many, of images drawn at random."""
+    if len(objects) <= max_objects:
         return objects
     images, counts = np.unique(objects.images, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(images))
-    needed = np.searchsorted(np.cumsum(counts[order]), most) + 1
+    # Whole images, since an object is lost to others of its image.
+    needed = np.searchsorted(np.cumsum(counts[order]), max_objects) + 1
     return objects.of_images(images[order[:needed]])
 
 

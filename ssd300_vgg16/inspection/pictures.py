@@ -1,5 +1,6 @@
 """Pictures of a data set: its figures, and a sheet of samples with their boxes."""
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,10 +19,11 @@ from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.draw import FONT_FILE, Colour, draw_detections, label_colour
 from ssd300_vgg16.inspection.figures import SIZE_LIMITS, Candidate, ClassCount, InputObjects, SizeRow
-from ssd300_vgg16.inspection.report import interval, plain
+from ssd300_vgg16.inspection.report import MAX_LETTERS, interval
+from ssd300_vgg16.text import printable
 
-CLASSES_SHOWN = 40
-OBJECTS_SHOWN = 4000
+MAX_CLASSES = 40
+MAX_OBJECTS = 4000
 GRID = 160  # points along each axis, to find where default boxes fit
 
 
@@ -44,11 +46,13 @@ def plot_inspection(
     return figure
 
 
-def save_figure(figure: Figure, file) -> None:
-    """Write the figure as PNG; letters that its font does not have become boxes, without a warning for each."""
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG; letters that its font does not have become boxes, without a warning for each."""
+    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure.savefig(file, format="png", dpi=100)
+        figure.savefig(content, format="png", dpi=100)
+    return content.getvalue()
 
 
 def _literal(text: str) -> str:
@@ -57,13 +61,13 @@ def _literal(text: str) -> str:
 
 
 def _plot_classes(axes: Axes, classes: Sequence[ClassCount]) -> None:
-    shown = [row for row in classes if row.objects][:CLASSES_SHOWN]
+    shown = [row for row in classes if row.objects][:MAX_CLASSES]
     colours = [_colour(row.label) for row in shown]
     places = range(len(shown))
     bars = axes.barh(places, [row.objects for row in shown], color=colours)
     font = 10 if len(shown) <= 20 else 7
     axes.bar_label(bars, [f"{row.objects:,}" for row in shown], padding=3, fontsize=font)
-    axes.set_yticks(places, [_literal(plain(row.name)) for row in shown], fontsize=font)
+    axes.set_yticks(places, [_literal(printable(row.name, MAX_LETTERS)) for row in shown], fontsize=font)
     axes.invert_yaxis()
     axes.margins(x=0.15, y=0.02)
     more = f" ({len(shown)} of {len(classes)} classes)" if len(shown) < len(classes) else ""
@@ -72,9 +76,9 @@ def _plot_classes(axes: Axes, classes: Sequence[ClassCount]) -> None:
 
 def _plot_shapes(axes: Axes, objects: InputObjects, candidate: Candidate) -> None:
     image_size = candidate.image_size
-    rows = np.random.default_rng(0).permutation(len(objects))[:OBJECTS_SHOWN]
+    rows = np.random.default_rng(0).permutation(len(objects))[:MAX_OBJECTS]
     shapes = np.unique(np.rint(xyxy_to_cxcywh(candidate.default_boxes)[:, 2:] * 10) / 10, axis=0)
-    least = _least_side(objects, shapes)
+    least = _min_side(objects, shapes)
     grid = np.geomspace(least, image_size, GRID)
     axes.contourf(grid, grid, _centred_iou(grid, shapes), levels=[MATCH_IOU, 1.01], colors=["0.88"])
     axes.scatter(
@@ -88,10 +92,9 @@ def _plot_shapes(axes: Axes, objects: InputObjects, candidate: Candidate) -> Non
     axes.scatter(shapes[:, 0], shapes[:, 1], marker="+", s=70, c="black")
     _scale_axes(axes, least, image_size)
     some = f"{len(rows):,} of {len(objects):,}" if len(rows) < len(objects) else f"{len(objects):,}"
-    point = {"linestyle": "", "color": "dimgrey"}
     handles = [
-        Line2D([], [], **point, marker="o", label=f"objects ({some}), in their classes' colours"),
-        Line2D([], [], **point, marker="+", label="default boxes"),
+        Line2D([], [], linestyle="", color="dimgrey", marker="o", label=f"objects ({some}), in their classes' colours"),
+        Line2D([], [], linestyle="", color="dimgrey", marker="+", label="default boxes"),
         Patch(color="0.88", label=f"IoU >= {MATCH_IOU} with a default box around the same centre"),
     ]
     axes.legend(handles=handles, loc="lower left", fontsize=9)
@@ -108,7 +111,7 @@ def _scale_axes(axes: Axes, least: float, image_size: int) -> None:
         axis.set_ticks(ticks, [str(side) for side in ticks])
 
 
-def _least_side(objects: InputObjects, shapes: np.ndarray) -> float:
+def _min_side(objects: InputObjects, shapes: np.ndarray) -> float:
     """Where the axes start, in pixels: below nearly all objects and all shapes [K, 2] of default boxes."""
     sides = np.concatenate((objects.widths, objects.heights, shapes.min(axis=0)))
     return float(np.clip(np.percentile(sides, 0.5), 1.0, shapes.min() / 2))
@@ -139,7 +142,8 @@ def _plot_fit(axes: Axes, rows: Sequence[SizeRow]) -> None:
 
 
 def _colour(label: int) -> tuple[float, float, float]:
-    return tuple(value / 255 for value in label_colour(label))
+    red, green, blue = label_colour(label)
+    return red / 255, green / 255, blue / 255
 
 
 CELL = 420  # pixels of the sheet, along each side of a sample
@@ -152,7 +156,7 @@ EMPTY = (225, 225, 225)
 INK = (30, 30, 30)
 LIGHT = 380  # sum of red, green and blue
 # Of more boxes the names would cover the image: their colours are explained below the sheet.
-MOST_NAMES = 15
+MAX_NAMES = 15
 
 
 def choose_samples(objects: InputObjects, samples: int, count: int, seed: int) -> list[int]:
@@ -206,7 +210,7 @@ def _cell(sample: Sample, image: np.ndarray | None, names: Mapping[int, str]) ->
         text = f"{image.shape[1]} x {image.shape[0]}, {count} object{'s' * (count != 1)}"
     cell = Image.new("RGB", (CELL, CAPTION + shown.height), PAPER)
     cell.paste(shown, (0, CAPTION))
-    ImageDraw.Draw(cell).text((0, 2), f"{plain(sample.path.name)}   {text}", fill=INK, font=_font())
+    ImageDraw.Draw(cell).text((0, 2), f"{printable(sample.path.name, MAX_LETTERS)}   {text}", fill=INK, font=_font())
     return cell
 
 
@@ -221,10 +225,10 @@ def _annotated(sample: Sample, image: np.ndarray, names: Mapping[int, str]) -> I
     dashed = sample.crowd | sample.difficult
     _outline(picture, boxes[dashed], sample.labels[dashed], dashed=True)
     boxes, labels = boxes[~dashed], sample.labels[~dashed]
-    if len(labels) > MOST_NAMES:
+    if len(labels) > MAX_NAMES:
         _outline(picture, boxes, labels, dashed=False)
         return picture
-    tags = [plain(names[label]) for label in labels.tolist()]
+    tags = [printable(names[label], MAX_LETTERS) for label in labels.tolist()]
     return Image.fromarray(draw_detections(np.array(picture), boxes, None, tags, labels))
 
 
@@ -258,7 +262,7 @@ def _legend(samples: Sequence[Sample], names: Mapping[int, str], width: int) -> 
     labels = np.unique(np.concatenate([sample.labels for sample in samples])).tolist()
     entries, x, y = [], 0, 0
     for label in labels:
-        length = round(_font().getlength(plain(names[label]))) + 2 * CAPTION
+        length = round(_font().getlength(printable(names[label], MAX_LETTERS))) + 2 * CAPTION
         if x and x + length > width:
             x, y = 0, y + CAPTION
         entries.append((label, x, y))
@@ -267,7 +271,7 @@ def _legend(samples: Sequence[Sample], names: Mapping[int, str], width: int) -> 
     canvas = ImageDraw.Draw(legend)
     for label, x, y in entries:
         canvas.rectangle((x, y + 3, x + CAPTION - 6, y + CAPTION - 3), fill=label_colour(label))
-        canvas.text((x + CAPTION, y + 2), plain(names[label]), fill=INK, font=_font())
+        canvas.text((x + CAPTION, y + 2), printable(names[label], MAX_LETTERS), fill=INK, font=_font())
     return legend
 
 

@@ -7,11 +7,12 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects, SizeRow, fitting_count
+from ssd300_vgg16.text import listed, printable
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BAR_LENGTH = 40
-CLASSES_SHOWN = 100
-NAME_LENGTH = 30
+MAX_CLASSES = 100
+MAX_LETTERS = 30  # of the name of a class or file, in a column or a caption
 
 # From what share of the objects on something is advised.
 MISFITS_WORTH_ADVICE = 0.15
@@ -21,29 +22,23 @@ SMALL_FOR_DEFAULT_BOXES = 1.5  # sides of the smallest default box: below, neigh
 NARROW = 3.0  # the longest default boxes are 3 to 1
 
 
-def plain(name: str) -> str:
-    """A name of a class or file for one line of a terminal or picture: printable and not too long."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return printable if len(printable) <= NAME_LENGTH else f"{printable[: NAME_LENGTH - 3]}..."
-
-
-def describe_contents(found: Contents) -> str:
+def describe_contents(counts: Contents) -> str:
     """Counts of images, objects and image sizes, a line each."""
     notes = [
         f"; {count:,} {kind}"
         for count, kind in (
-            (found.difficult, "difficult: trained on, not evaluated"),
-            (found.crowds, "crowds: not trained on"),
-            (found.flat, "of no area within the image: not trained on"),
+            (counts.difficult, "difficult: trained on, not evaluated"),
+            (counts.crowds, "crowds: not trained on"),
+            (counts.flat, "of no area within the image: not trained on"),
         )
         if count
     ]
     return "\n".join(
         [
-            f"  images              {found.images:,}, {found.images_without_objects:,} of them without objects",
-            f"  objects             {found.objects:,}{''.join(notes)}",
-            f"  objects per image   median {found.median_per_image:g}, at most {found.most_per_image:,}",
-            f"  image sizes         {_describe_sizes(found.sizes)}",
+            f"  images              {counts.images:,}, {counts.images_without_objects:,} of them without objects",
+            f"  objects             {counts.objects:,}{''.join(notes)}",
+            f"  objects per image   median {counts.median_per_image:g}, at most {counts.max_per_image:,}",
+            f"  image sizes         {_describe_sizes(counts.sizes)}",
         ]
     )
 
@@ -61,20 +56,20 @@ def _describe_sizes(sizes: Sequence[tuple[tuple[int, int], int]]) -> str:
 def describe_classes(rows: Sequence[ClassCount]) -> str:
     """A table of the classes with bars; those without objects are named below it."""
     present = [row for row in rows if row.objects]
-    shown = present[:CLASSES_SHOWN]
-    column = max([len("class"), *(len(plain(row.name)) for row in shown)])
+    shown = present[:MAX_CLASSES]
+    column = max([len("class"), *(len(printable(row.name, MAX_LETTERS)) for row in shown)])
     total, most = sum(row.objects for row in rows), max((row.objects for row in rows), default=0)
     lines = [f"  {'class':{column}}  {'objects':>9}  {'images':>9}   share"]
     for row in shown:
         bar = "#" * max(1, round(BAR_LENGTH * row.objects / most))
-        share = row.objects / total
-        lines.append(f"  {plain(row.name):{column}}  {row.objects:9,}  {row.images:9,}  {share:6.1%}  {bar}")
+        name, share = printable(row.name, MAX_LETTERS), row.objects / total
+        lines.append(f"  {name:{column}}  {row.objects:9,}  {row.images:9,}  {share:6.1%}  {bar}")
     if len(present) > len(shown):
         rest = sum(row.objects for row in present[len(shown) :])
         lines.append(f"  and {len(present) - len(shown):,} classes with {rest:,} objects together")
     absent = [row.name for row in rows if not row.objects]
     if absent:
-        lines.append(f"  without objects: {listed(absent)}")
+        lines.append(f"  without objects: {listed(absent, MAX_CLASSES)}")
     return "\n".join(lines)
 
 
@@ -82,7 +77,7 @@ def describe_unseen(names: Sequence[str]) -> str:
     """A line about the classes that val has objects of and train has none of."""
     if not names:
         return "\nevery class of val has objects in train"
-    return f"\nclasses of val that train has no object of: {listed(names)}"
+    return f"\nclasses of val that train has no object of: {listed(names, MAX_CLASSES)}"
 
 
 def describe_rotated(files: Sequence[str]) -> str:
@@ -92,12 +87,6 @@ def describe_rotated(files: Sequence[str]) -> str:
         "the pixels as stored: where they lie wrong, they were drawn on the upright image, and the files should be "
         "turned (mogrify -auto-orient)"
     )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a line, not more than CLASSES_SHOWN."""
-    more = f" and {len(names) - CLASSES_SHOWN:,} more" if len(names) > CLASSES_SHOWN else ""
-    return ", ".join(plain(name) for name in names[:CLASSES_SHOWN]) + more
 
 
 def describe_boxes(objects: InputObjects, image_size: int) -> str:
@@ -194,7 +183,7 @@ def _cause(objects: InputObjects, misfit: np.ndarray, chosen: Candidate) -> str:
 def _remedy(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
     """The network with a larger input that fits best, where that is noticeably better."""
     larger = {other: _share_fitting(ious[other]) for other in ious if other.image_size > chosen.image_size}
-    best = max(larger, key=larger.get, default=chosen)
+    best = max(larger, key=larger.__getitem__, default=chosen)
     if not larger or larger[best] < _share_fitting(ious[chosen]) + GAIN_WORTH_ADVICE:
         return ""
     return f"; --model {best.model} --default-boxes {best.box_sizes} fits {larger[best]:.0%}"
@@ -203,7 +192,7 @@ def _remedy(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
 def _other_box_sizes(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> list[str]:
     """Other box sizes of the same model, if they fit noticeably more objects."""
     shares = {other: _share_fitting(ious[other]) for other in ious if other.model == chosen.model}
-    better = max(shares, key=shares.get)
+    better = max(shares, key=shares.__getitem__)
     if shares[better] < shares[chosen] + GAIN_WORTH_ADVICE:
         return []
     fits = f"fits {shares[better]:.0%} of the objects, {chosen.box_sizes} {shares[chosen]:.0%}"

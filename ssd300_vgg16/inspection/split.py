@@ -28,16 +28,16 @@ from ssd300_vgg16.inspection.figures import (
     objects_at_input,
     some_images,
 )
-from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet, plot_inspection, save_figure
+from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet, plot_inspection, png_of
 
 SAMPLES_PER_TURN = 8
 
 
 class Finding(NamedTuple):
-    """What reading a sample's file has shown.
+    """What is wrong with a sample's image file.
 
-    fault: what is wrong with it, a line that names it, or None; ignored_rotation: the file and its EXIF orientation,
-    where it asks for one but the boxes are taken to refer to the pixels as stored, or None.
+    fault: a line that names the file and says what is wrong, or None. ignored_rotation: the file and its EXIF
+    orientation, if it has one that is not applied since the boxes refer to the pixels as stored; or None.
     """
 
     fault: str | None
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
-    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what reading them has shown."""
+    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what is wrong with the file."""
     try:
         image = read_image(sample.path, sample.upright)
         orientation = AS_STORED if sample.upright else exif_orientation(sample.path)
@@ -56,13 +56,10 @@ def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
 
 
 def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """What each sample's file has shown, in order; all are read, by as many threads as there are cores."""
+    """What is wrong with each sample's file, in order; all are read, by as many threads as there are cores."""
+    # Threads will do: decoders let go of Python's lock.
     with ThreadPool(len(os.sched_getaffinity(0))) as threads:
-        yield from threads.imap(_finding, samples, chunksize=SAMPLES_PER_TURN)
-
-
-def _finding(sample: Sample) -> Finding:
-    return read_checked(sample)[1]
+        yield from threads.imap(lambda sample: read_checked(sample)[1], samples, chunksize=SAMPLES_PER_TURN)
 
 
 def _wrong_size(sample: Sample, height: int, width: int) -> str | None:
@@ -91,7 +88,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was found: the classes, what is wrong with the image files that were read, and the pictures written."""
+    """The classes of a split, what is wrong with the image files that were read, and the pictures written."""
 
     classes: list[ClassCount]
     faults: list[str]
@@ -111,7 +108,8 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     size_rows = _print_fit(objects, settings, candidates) if len(objects) else []
     print(f"\n{dataset.problems.message() if dataset.problems else 'no problems in the annotations'}")
     figures, sheet = (settings.output / f"{split}_{name}.png" for name in ("figures", "images"))
-    _write_figures(figures, f"{split}: {dataset.name}", classes, objects, size_rows, settings.chosen)
+    figure = plot_inspection(classes, objects, size_rows, settings.chosen, f"{split}: {dataset.name}")
+    write_atomically(figures, png_of(figure))
     findings = _write_sheet(sheet, dataset, objects, settings)
     if settings.read_all:
         findings = list(tqdm(check_images(dataset.samples), total=len(dataset.samples), unit="image", disable=None))
@@ -144,22 +142,8 @@ def _print_fit(all_objects: InputObjects, settings: Settings, candidates: Sequen
     return rows
 
 
-def _write_figures(
-    path: Path,
-    title: str,
-    classes: Sequence[ClassCount],
-    objects: InputObjects,
-    size_rows: Sequence[SizeRow],
-    chosen: Candidate,
-) -> None:
-    figure = plot_inspection(classes, objects, size_rows, chosen, title)
-    content = io.BytesIO()
-    save_figure(figure, content)
-    write_atomically(path, content.getvalue())
-
-
 def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: Settings) -> list[Finding]:
-    """Write the sheet of samples; returns what reading them has shown."""
+    """Write the sheet of samples; returns what is wrong with their files."""
     indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples = [dataset.samples[index] for index in indices]
     images, findings = zip(*map(read_checked, samples), strict=True)

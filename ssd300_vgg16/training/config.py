@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ssd300_vgg16.data.loader import TrainingRecipe
+from ssd300_vgg16.data.loader import BatchConfig
 from ssd300_vgg16.errors import UserError
 
 # The published recipe starts at a thousandth of the learning rate and reaches it after 1000 iterations.
@@ -98,7 +98,7 @@ class Plan:
 
     epochs: int
     schedule: Schedule
-    recipe: TrainingRecipe
+    recipe: BatchConfig
     print_every: int
     evaluate_every: int
     save_every: SaveEvery

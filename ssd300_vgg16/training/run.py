@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.loader import TrainingRecipe, samples_with_objects, steps_per_epoch
+from ssd300_vgg16.data.loader import BatchConfig, samples_with_objects, steps_per_epoch
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
@@ -186,7 +186,7 @@ def _plan(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout
         milestones=tuple(milestone * in_steps for milestone in options.lr_steps),
         gamma=options.lr_gamma,
     )
-    recipe = TrainingRecipe(
+    recipe = BatchConfig(
         batch_size=options.batch_size,
         augmentation=options.data_augmentation,
         seed=options.seed,

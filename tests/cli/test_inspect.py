@@ -254,7 +254,7 @@ def test_error_is_one_line(elsewhere):
     command_line = [sys.executable, "-m", "ssd300_vgg16.data", "inspect", "nowhere"]
     result = subprocess.run(command_line, env=environment(), capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "python -m ssd300_vgg16.data: nowhere: no such folder; name that of a data set\n"
+    assert result.stderr == "python -I -m ssd300_vgg16.data: nowhere: no such folder; name that of a data set\n"
 
 
 def test_no_command_prints_the_help(capsys):

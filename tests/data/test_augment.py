@@ -286,7 +286,7 @@ def test_an_image_decoded_smaller_gives_nearly_the_same(large_image, policy, fac
     boxes with it.
     """
     plain = decode_image(large_image)
-    reduced = decode_image(large_image, least_side=aug.POLICIES[policy].least_side(300))
+    reduced = decode_image(large_image, min_side=aug.POLICIES[policy].min_side(300))
     assert (plain.factor, reduced.factor) == (1, factor)
     boxes = np.float32([[100, 300, 900, 1100], [1000, 400, 2500, 2000], [1300, 1200, 1700, 1400]])
     for seed in range(12):
@@ -303,4 +303,4 @@ def test_an_image_decoded_smaller_gives_nearly_the_same(large_image, policy, fac
 
 @pytest.mark.parametrize(("policy", "side"), [("ssd", 1000), ("ssdlite", 1000), ("hflip", 300), ("none", 300)])
 def test_the_smallest_crop_has_enough_pixels(policy, side):
-    assert aug.POLICIES[policy].least_side(300) == side
+    assert aug.POLICIES[policy].min_side(300) == side

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from places import BCCD
 from pycocotools.coco import COCO
+from pycocotools.mask import encode
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
@@ -195,6 +196,63 @@ def test_malformed_annotations_are_dropped_and_counted(load, bad, kind, place):
     assert len(dataset.samples[0].boxes) == 1
 
 
+# Rows 10 to 19 and columns 5 to 24 of 40 x 60 pixels, column by column: before it, its 20 columns, the rest.
+RUNS = [5 * 40 + 10, *[10, 30] * 19, 10, 20 + 35 * 40]
+COMPRESSED = "b6:n00000000000000000000000000000000000000^[1"  # of pycocotools
+
+
+def mask(counts, size=(40, 60)):
+    return {"size": list(size), "counts": counts}
+
+
+@pytest.mark.parametrize("counts", [RUNS, COMPRESSED], ids=["runs", "compressed"])
+@pytest.mark.parametrize("fields", [{}, {"bbox": None}, {"bbox": []}, {"bbox": [1, 2, float("nan"), 4]}], ids=str)
+def test_a_run_length_mask_stands_in_for_the_box(load, counts, fields):
+    row = without(annotation(9, segmentation=mask(counts)), "bbox") | fields
+    dataset = load(document(annotations=[row]))
+    assert not dataset.problems
+    assert dataset.samples[0].boxes.tolist() == [[5, 10, 25, 20]]
+
+
+def test_the_runs_are_those_that_pycocotools_compresses():
+    pixels = np.zeros((40, 60), dtype=np.uint8, order="F")
+    pixels[10:20, 5:25] = 1
+    assert encode(pixels)["counts"].decode() == COMPRESSED
+    assert np.repeat(np.arange(len(RUNS)) % 2, RUNS).tolist() == pixels.ravel(order="F").tolist()
+
+
+def test_a_box_goes_before_the_mask(load):
+    dataset = load(document(annotations=[annotation(1, segmentation=mask(RUNS))]))
+    assert dataset.samples[0].boxes.tolist() == [[10, 10, 30, 20]]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        mask(RUNS, (0, 60)),  # a side of 0 would end the process
+        mask(RUNS, (-40, 60)),
+        mask(RUNS, (40,)),
+        mask(RUNS, (40.0, 60)),
+        mask(RUNS, (1 << 20, 1 << 20)),
+        mask(RUNS[:-1]),
+        mask([-200, *RUNS[1:], 400]),
+        mask([210.5, *RUNS[1:]]),
+        mask(["210", *RUNS[1:]]),
+        mask(COMPRESSED, (40, 20)),  # it would be beyond the mask
+        mask("\x01\x02zzz"),
+        mask("é"),
+        mask(None),
+        {},
+        [[10, 10, 20, 10, 20, 20]],  # a polygon
+    ],
+    ids=str,
+)
+def test_other_masks_do_not(load, segmentation):
+    bad = without(annotation(9, segmentation=segmentation), "bbox")
+    dataset = load(document(annotations=[bad, annotation(1)]))
+    assert dataset.problems.counts == {"annotation without bbox": 1}
+
+
 def test_of_annotations_with_one_id_the_first_is_kept(load):
     dataset = load(document(annotations=[annotation(1), annotation(1, bbox=[0, 0, 1, 1])]))
     assert dataset.problems.counts == {"annotation with the id of another": 1}
@@ -268,7 +326,8 @@ def test_malformed_images_are_dropped_and_counted(load, bad, kind):
 def test_missing_images_are_dropped_and_named(load, tmp_path, name):
     dataset = load(document(images=[image(1), image(2, file_name=name)]))
     assert dataset.problems.counts == {f"image missing in {tmp_path / 'images'}": 1}
-    assert f"image 2 ({name})" in dataset.problems.message()
+    shown = name.replace("\0", "?")  # as a terminal can take it
+    assert f"image 2 ({shown})" in dataset.problems.message()
     assert [sample.id for sample in dataset.samples] == [1]
 
 

@@ -409,12 +409,12 @@ def test_both_sides_keep_enough_pixels(height, width, factor):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": b"Exif\0\0II*\0"}])
-@pytest.mark.parametrize(("least_side", "factor"), [(5, 8), (10, 4), (20, 2), (21, 1)])
-def test_a_large_jpeg_is_decoded_smaller(write, options, least_side, factor):
+@pytest.mark.parametrize(("min_side", "factor"), [(5, 8), (10, 4), (20, 2), (21, 1)])
+def test_a_large_jpeg_is_decoded_smaller(write, options, min_side, factor):
     """Each pixel is the mean of a block of the file's, but for those at the lower and right edge."""
     pixels = np.asarray(gradient().resize((67, 41), Image.Resampling.BILINEAR))
     path = write(with_thumbnail(encoded(Image.fromarray(pixels), "JPEG", quality=95, **options)))
-    found, plain = decode_image(path, least_side=least_side), read_image(path)
+    found, plain = decode_image(path, min_side=min_side), read_image(path)
     assert found[1:] == ((41, 67), factor)
     assert found.pixels.shape == (-(-41 // factor), -(-67 // factor), 3)
     rows, columns = 41 // factor, 67 // factor
@@ -428,7 +428,7 @@ def test_an_image_decoded_smaller_is_turned_all_the_same(write, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(encoded(gradient(), "JPEG", quality=95, exif=exif))
-    found, plain = decode_image(path, upright=True, least_side=20), read_image(path, upright=True)
+    found, plain = decode_image(path, upright=True, min_side=20), read_image(path, upright=True)
     assert found.size == plain.shape[:2] and found.factor == 2
     expected = cv2.resize(plain, found.pixels.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(found.pixels.astype(int) - expected).mean() < 3
@@ -437,7 +437,7 @@ def test_an_image_decoded_smaller_is_turned_all_the_same(write, orientation):
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF"])
 def test_only_jpegs_are_decoded_smaller(write, kind):
     path = write(encoded(gradient(), kind))
-    found = decode_image(path, least_side=1)
+    found = decode_image(path, min_side=1)
     np.testing.assert_array_equal(found.pixels, read_image(path))
     assert found[1:] == ((HEIGHT, WIDTH), 1)
 
@@ -446,4 +446,4 @@ def test_only_jpegs_are_decoded_smaller(write, kind):
 def test_a_jpeg_cut_in_its_header_is_no_crash(write, cut):
     data = noise_jpeg()[:cut] + b"\xff\xd9"
     with pytest.raises(ImageError):
-        decode_image(write(data), least_side=1)
+        decode_image(write(data), min_side=1)

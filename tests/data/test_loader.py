@@ -6,7 +6,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from batches import SIZE, assert_same, recipe, spoiled
+from batches import SIZE, assert_same, batch_config, spoiled
 from small_data import shapes, shapes_folder
 from yolo_files import sideways, write_yolo
 
@@ -57,14 +57,14 @@ def by_file(batches):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_workers_and_any_order_of_epochs(samples, pools, workers):
-    expected = {epoch: list(training_batches(samples, recipe(), epoch, pools[0])) for epoch in (0, 1)}
+    expected = {epoch: list(training_batches(samples, batch_config(), epoch, pools[0])) for epoch in (0, 1)}
     for epoch in (1, 0):
-        assert_same(list(training_batches(samples, recipe(), epoch, pools[workers])), expected[epoch])
+        assert_same(list(training_batches(samples, batch_config(), epoch, pools[workers])), expected[epoch])
 
 
 def test_an_example_depends_on_seed_epoch_and_sample_alone(samples, inline):
-    pairs = by_file(training_batches(samples, recipe(), 3, inline))
-    triples = by_file(training_batches(samples, recipe(batch_size=3), 3, inline))
+    pairs = by_file(training_batches(samples, batch_config(), 3, inline))
+    triples = by_file(training_batches(samples, batch_config(batch_size=3), 3, inline))
     assert pairs.keys() == triples.keys()
     for file, example in pairs.items():
         for array, other in zip(example, triples[file], strict=True):
@@ -73,8 +73,8 @@ def test_an_example_depends_on_seed_epoch_and_sample_alone(samples, inline):
 
 @pytest.mark.parametrize(("seed", "epoch"), [(5, 4), (6, 3)])
 def test_another_seed_or_epoch_gives_other_examples_in_another_order(samples, inline, seed, epoch):
-    batches = list(training_batches(samples, recipe(), 3, inline))
-    others = list(training_batches(samples, recipe(seed=seed), epoch, inline))
+    batches = list(training_batches(samples, batch_config(), 3, inline))
+    others = list(training_batches(samples, batch_config(seed=seed), epoch, inline))
     assert [batch.files for batch in batches] != [batch.files for batch in others]
     examples, other_examples = by_file(batches), by_file(others)
     common = examples.keys() & other_examples.keys()
@@ -85,8 +85,8 @@ def test_another_seed_or_epoch_gives_other_examples_in_another_order(samples, in
 
 @pytest.mark.parametrize("start", [0, 1, 2, 3])
 def test_an_epoch_can_be_begun_anywhere(samples, pools, start):
-    whole = list(training_batches(samples, recipe(), 1, pools[0]))
-    rest = list(training_batches(samples, recipe(), 1, pools[1], start=start))
+    whole = list(training_batches(samples, batch_config(), 1, pools[0]))
+    rest = list(training_batches(samples, batch_config(), 1, pools[1], start=start))
     assert len(rest) == 3 - start
     if rest:
         assert_same(rest, whole[start:])
@@ -94,9 +94,9 @@ def test_an_epoch_can_be_begun_anywhere(samples, pools, start):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_shares_of_batches_are_whole_together(samples, pools, workers):
-    whole = list(training_batches(samples, recipe(batch_size=5), 1, pools[0]))
+    whole = list(training_batches(samples, batch_config(batch_size=5), 1, pools[0]))
     shares = [
-        list(training_batches(samples, recipe(batch_size=5), 1, pools[workers], share=World(rank, 2).share(5)))
+        list(training_batches(samples, batch_config(batch_size=5), 1, pools[workers], share=World(rank, 2).share(5)))
         for rank in range(2)
     ]
     assert [len(batch.images) for share in shares for batch in share] == [3, 2]
@@ -130,7 +130,7 @@ def test_a_set_smaller_than_a_batch_is_repeated(samples, batch_size):
 
 
 def test_batches_have_fixed_shapes(samples, inline):
-    batches = list(training_batches(samples, recipe(), 0, inline))
+    batches = list(training_batches(samples, batch_config(), 0, inline))
     assert len(batches) == SAMPLES // 2
     for batch in batches:
         assert (batch.images.shape, batch.images.dtype) == ((2, 3, SIZE, SIZE), np.uint8)
@@ -143,7 +143,7 @@ def test_batches_have_fixed_shapes(samples, inline):
 @pytest.mark.parametrize("policy", ["none", "hflip", "ssd"])
 def test_targets_are_those_of_the_augmented_objects(samples, inline, policy):
     seed, epoch = 9, 2
-    examples = by_file(training_batches(samples, recipe(augmentation=policy, seed=seed), epoch, inline))
+    examples = by_file(training_batches(samples, batch_config(augmentation=policy, seed=seed), epoch, inline))
     for index, sample in enumerate(samples):
         if str(sample.path) not in examples:
             continue
@@ -158,7 +158,7 @@ def test_targets_are_those_of_the_augmented_objects(samples, inline, policy):
 
 
 def test_objects_are_taken_in_the_pixels_of_the_file_whatever_size_is_declared(samples, inline):
-    policy = recipe(batch_size=1, augmentation="none")
+    policy = batch_config(batch_size=1, augmentation="none")
     declared_small = [replace(samples[0], height=10, width=10)]
     assert_same(
         list(training_batches(declared_small, policy, 0, inline)),
@@ -170,7 +170,7 @@ def test_objects_are_taken_in_the_pixels_of_the_file_whatever_size_is_declared(s
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated"])
 def test_an_unreadable_image_becomes_a_blank_one_and_is_named(samples, tmp_path, pools, kind, workers):
     bad = spoiled(samples[0], tmp_path, kind)
-    (batch,) = training_batches([bad, samples[1]], recipe(), 0, pools[workers])
+    (batch,) = training_batches([bad, samples[1]], batch_config(), 0, pools[workers])
     row = batch.files.index(str(bad.path))
     assert not batch.images[row].any() and not batch.labels[row].any() and not batch.offsets[row].any()
     assert batch.images[1 - row].any() and batch.labels[1 - row].any()
@@ -181,7 +181,7 @@ def test_an_unreadable_image_becomes_a_blank_one_and_is_named(samples, tmp_path,
 def test_strict_stops_at_an_unreadable_image(samples, tmp_path, pools, workers):
     bad = spoiled(samples[0], tmp_path, "truncated")
     with pytest.raises(ImageError, match=r"truncated\.jpg"):
-        list(training_batches([bad, samples[1]], recipe(strict=True), 0, pools[workers]))
+        list(training_batches([bad, samples[1]], batch_config(strict=True), 0, pools[workers]))
     with pytest.raises(ImageError, match=r"truncated\.jpg"):
         list(evaluation_batches([bad, samples[1]], 2, SIZE, pools[workers], strict=True))
 
@@ -226,7 +226,7 @@ def test_images_are_turned_for_boxes_that_refer_to_the_upright_image_alone(tmp_p
         box = [0, 0, SIZE, SIZE / 2]
     assert (sample.height, sample.width) == size
     (evaluated,) = evaluation_batches([sample], 1, SIZE, inline)
-    (trained,) = training_batches([sample], recipe(batch_size=1, augmentation="none"), 0, inline)
+    (trained,) = training_batches([sample], batch_config(batch_size=1, augmentation="none"), 0, inline)
     assert evaluated.sizes_hw.tolist() == [list(size)]
     for image in (evaluated.images[0], trained.images[0]):
         assert image[0][red].min() > 200 and image[0].mean() == pytest.approx(127, abs=8)
@@ -280,5 +280,5 @@ def test_a_task_holds_only_its_own_samples(samples, monkeypatch):
             sizes.extend(len(task.samples) for task in tasks)
             return iter(())
 
-    training_batches(samples, recipe(), 0, Pool())
+    training_batches(samples, batch_config(), 0, Pool())
     assert sizes == [2, 2, 2]

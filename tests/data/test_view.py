@@ -14,8 +14,8 @@ ALL_CHANGES = Colours((("brightness", 1.1), ("contrast", 1.4), ("saturation", 1.
 CONTRAST_LAST = Colours((("brightness", 0.9), ("saturation", 0.6), ("hue", -0.05), ("contrast", 0.6)))
 
 
-def photograph(height=HEIGHT, width=WIDTH, shades=12):
-    """Strong shades, so many from top to bottom, and sharp edges: harder than photographs are."""
+def sharp_image(height=HEIGHT, width=WIDTH, shades=12):
+    """Strong shades, so many from top to bottom, and sharp edges: harder than what a camera takes."""
     small = np.random.default_rng(0).integers(0, 256, (shades, shades, 3), dtype=np.uint8)
     image = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
     image[height // 4 : height // 2, width // 4 : width // 2] = [230, 40, 90]
@@ -49,7 +49,7 @@ def seen(image, view, colours):
 @pytest.mark.parametrize("window", [(0, 0, WIDTH, HEIGHT), (0, 30, 300, 231), (111, 7, 320, 110), (5, 6, 8, 8)])
 @pytest.mark.parametrize("channels", [(0, 1, 2), (2, 0, 1)])
 def test_without_colours_and_within_the_image_it_is_the_plain_order(window, mirrored, channels):
-    image, view, colours = photograph(), View(window, mirrored), Colours((), channels)
+    image, view, colours = sharp_image(), View(window, mirrored), Colours((), channels)
     expected, boxes = plain(image, BOXES, view, colours)
     np.testing.assert_allclose(seen_boxes(BOXES, view, image, SIZE), boxes, rtol=1e-4, atol=1e-2)
     assert np.abs(seen(image, view, colours).astype(int) - expected).max() <= (1 if mirrored else 0)
@@ -62,9 +62,9 @@ def test_without_colours_and_within_the_image_it_is_the_plain_order(window, mirr
 def test_colours_after_the_resize_differ_by_little(colours, scale, window):
     """1 level in the mean, and 8 but for a hundredth of the values: where clipped values are blended with others.
 
-    (On the photographs of benchmarks/input_pipeline.md it is 0.13 in the mean.)
+    (On the images of benchmarks/input_pipeline.md it is 0.13 in the mean.)
     """
-    image = photograph(HEIGHT * scale, WIDTH * scale)
+    image = sharp_image(HEIGHT * scale, WIDTH * scale)
     view = View(tuple(side * scale for side in window))
     expected, _ = plain(image, BOXES, view, colours)
     difference = np.abs(seen(image, view, colours).astype(int) - expected)
@@ -78,7 +78,7 @@ def test_colours_after_the_resize_differ_by_little(colours, scale, window):
 )
 def test_beyond_the_image_it_is_put_on_whole_pixels(window, mirrored):
     """Boxes are half a pixel of the network's input off the plain order's at most, and the pixels go with the boxes."""
-    image, view = photograph(shades=4), View(window, mirrored)
+    image, view = sharp_image(shades=4), View(window, mirrored)
     expected, boxes = plain(image, BOXES, view, Colours())
     found = seen_boxes(BOXES, view, image, SIZE)
     assert np.abs(found - boxes).max() <= 0.5
@@ -100,7 +100,7 @@ def test_what_is_seen_has_at_least_a_pixel():
 
 
 def test_the_image_is_only_read():
-    image = photograph()
+    image = sharp_image()
     image.flags.writeable = False
     for window in ((0, 0, WIDTH, HEIGHT), (5, 5, 90, 90), (-60, -60, 900, 900)):
         seen(image, View(window, True), ALL_CHANGES)

@@ -16,7 +16,7 @@ import pytest
 from small_data import environment, shapes, shapes_folder
 
 from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.loader import TrainingRecipe, epoch_order, training_batches
+from ssd300_vgg16.data.loader import BatchConfig, epoch_order, training_batches
 from ssd300_vgg16.data.workers import TASKS_AHEAD_PER_WORKER, WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import default_boxes
@@ -238,7 +238,7 @@ def test_a_death_while_the_pool_closes_starts_nothing():
 
 def test_the_files_of_a_task_are_named(tmp_path):
     samples = shapes(shapes_folder(tmp_path, 2, 1), "train").samples
-    recipe = TrainingRecipe(1, "none", 0, default_boxes(), 300)
+    batch_config = BatchConfig(1, "none", 0, default_boxes(), 300)
     files = [str(samples[index].path) for (index,) in epoch_order(2, 1, seed=0, epoch=0)]
     story = f"a data loading process was killed by SIGKILL while it prepared {files[0]}"
     notices, others = [], set(multiprocessing.active_children())
@@ -247,7 +247,7 @@ def test_the_files_of_a_task_are_named(tmp_path):
         def kill_and_train():
             (worker,) = set(multiprocessing.active_children()) - others
             os.kill(worker.pid, signal.SIGKILL)
-            return [batch.files for batch in training_batches(samples, recipe, 0, pool)]
+            return [batch.files for batch in training_batches(samples, batch_config, 0, pool)]
 
         assert kill_and_train() == [[file] for file in files]
         assert notices == [f"{story}; another takes its place (1 of 1)"]

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ssd300_vgg16.data.loader import TrainingRecipe
+from ssd300_vgg16.data.loader import BatchConfig
 from ssd300_vgg16.network.variants import default_boxes
 
 SIZE = 300
 
 
-def recipe(**changes):
+def batch_config(**changes):
     settings = {"batch_size": 2, "augmentation": "ssd", "seed": 5, "default_boxes": default_boxes(), "image_size": SIZE}
-    return TrainingRecipe(**settings | changes)
+    return BatchConfig(**settings | changes)
 
 
 def assert_same(batches, others):

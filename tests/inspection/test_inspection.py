@@ -16,7 +16,7 @@ from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection import report as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, InputObjects
 from ssd300_vgg16.inspection.pictures import CELL, choose_samples, draw_sheet
-from ssd300_vgg16.inspection.report import advice, plain
+from ssd300_vgg16.inspection.report import advice
 from ssd300_vgg16.inspection.split import check_images, read_checked
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
 
@@ -74,7 +74,7 @@ def test_contents_are_counted(by_hand):
     assert (found.images, found.images_without_objects, found.objects) == (3, 1, 3)
     assert (found.difficult, found.crowds, found.flat) == (1, 1, 2)
     assert found.sizes == [((200, 100), 2), ((100, 100), 1)]
-    assert (found.median_per_image, found.most_per_image) == (1, 2)
+    assert (found.median_per_image, found.max_per_image) == (1, 2)
     text = inspection_text.describe_contents(found)
     for words in ("3, 1 of them without", "1 difficult", "1 crowds", "2 of no area", "most often 200 x 100 (2)"):
         assert words in text
@@ -232,9 +232,10 @@ NAMES = {1: "cat", 2: "dog", 3: "a name\nof $two$ lines, which goes on and on an
 
 
 def test_names_are_made_fit_to_print():
-    assert plain("dog") == "dog"
-    assert plain(NAMES[3]) == "a name?of $two$ lines, whic..."
-    assert plain("\x1b[31mred") == "?[31mred"
+    rows = [ClassCount(3, NAMES[3], 1, 1), ClassCount(4, "\x1b[31mred", 0, 0)]
+    lines = inspection_text.describe_classes(rows).splitlines()
+    assert lines[1].startswith("  a name?of $two$ lines, whic... ")
+    assert lines[2] == "  without objects: ?[31mred"
 
 
 def test_files_that_are_not_as_annotated_are_named(folder, tmp_path):
