@@ -377,6 +377,16 @@ def test_the_numbers_are_pycocotools_of_what_is_written(evaluated, place):
     assert {result["category_id"] for result in results} <= {3, 7, 11, 18, 24}
 
 
+def test_the_command_verifies_the_numbers(place, voc, tmp_path, capsys, monkeypatch):
+    arguments = ["--weights", place / "runs" / "untrained", "--dataset", "voc", "--data-path", voc, "--verify"]
+    arguments = [str(argument) for argument in (*arguments, "--output-dir", tmp_path, "-j", 0, "--device", "cpu")]
+    assert command.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("largest difference: ")
+    monkeypatch.setattr("ssd300_vgg16.metrics.verification.TOLERANCE", -1)
+    assert command.main(arguments) == 1
+    assert "pycocotools computes other numbers" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_the_command_leaves_out_what_cannot_be_read(place, data, tmp_path, capsys):
     (data / "val" / "000002.jpg").write_bytes(b"")
     arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "--output-dir", tmp_path / "a" / "b"]
