@@ -3,6 +3,7 @@
 Importing this module makes OneFlow importable and imports it as `flow`; `python -m ssd300_vgg16.runtime` reports.
 """
 
+import argparse
 import contextlib
 import ctypes
 import importlib
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import has_gpu_driver, use_widest_kernels
@@ -135,7 +137,7 @@ def _wait_for_first_process() -> None:
         time.sleep(0.05)
 
 
-def _import_oneflow():
+def _import_oneflow() -> ModuleType:
     _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
     _choose_computing_thread()
@@ -277,5 +279,24 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def main(arguments: list[str]) -> int:
+    """The report; with --self-test a comparison with flowvision too. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ssd300_vgg16.runtime", description="What was found here.")
+    parser.add_argument("--self-test", action="store_true", help="compare the network with flowvision's own")
+    parser.add_argument("--device", help="of the self-test: cpu, cuda or cuda:N (default: cuda where it works)")
+    options = parser.parse_args(arguments)
+    try:
+        print(report())
+        if not options.self_test:
+            return 0
+        # Here, because it imports this module, as all do that compute.
+        from ssd300_vgg16.self_test import self_test
+
+        return self_test(usable_device(options.device))
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main(sys.argv[1:]))

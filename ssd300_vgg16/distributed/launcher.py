@@ -18,13 +18,12 @@ from collections.abc import Callable
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import POLL_SECONDS, End, Links, open_links
+from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
 STOP_GRACE = 120.0  # for all to end after a signal
 END_GRACE = 5.0
-REPEAT_SECONDS = 0.5  # `timeout` and some schedulers send a signal twice at a time: that is one request
 KILL_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
 

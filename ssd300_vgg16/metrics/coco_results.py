@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Sample
+from ssd300_vgg16.files import open_atomically
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,14 @@ class CocoResults:
 
     def write(self, path: Path) -> None:
         """Write a JSON list, an image a line, atomically; on a terminal a bar shows how far it is."""
-        aside = path.with_name(f".{path.name}.tmp")
         bar = tqdm(self._by_image(), f"write {path.name}", len(self.samples), unit="image", disable=None, leave=False)
-        with aside.open("w") as file:
-            file.write("[")
-            between = "\n"
+        with open_atomically(path) as file:
+            file.write(b"[")
+            between = b"\n"
             for rows in filter(None, bar):
-                file.write(between + json.dumps(rows)[1:-1])
-                between = ",\n"
-            file.write("\n]\n")
-        aside.replace(path)
+                file.write(between + json.dumps(rows)[1:-1].encode())
+                between = b",\n"
+            file.write(b"\n]\n")
 
 
 def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[str, np.ndarray]]) -> CocoResults:
