@@ -36,15 +36,14 @@ def supervise(
     restart_command: Callable[[], list[str]],
     restarts: int,
     advice: str,
-    options: list[str] | None = None,
+    options: list[str],
 ) -> int:
     """Run the job's processes of this host to their end; returns the exit status of the whole.
 
     `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with what
     `restart_command` returns then, `restarts` times at most. `advice` is for the user whose run has failed; it may be
-    empty. `options` is what must be the same on all hosts: the command after its first word if not given.
+    empty. `options` is what must be the same on all hosts.
     """
-    options = command[1:] if options is None else options
     fingerprint = hashlib.sha256(shlex.join(options).encode(errors="surrogateescape")).hexdigest()
     with open_links(job, fingerprint) as links, _Signals() as signals:
         port = job.port or _free_port()
@@ -67,11 +66,11 @@ class _Ranks:
     """The rank processes of this host; none is left at the end of the `with` block."""
 
     def __init__(self, job: Job, port: int, command: list[str]):
-        self._job = job
-        self._running: dict[int, subprocess.Popen] = {}
-        cores = len(os.sched_getaffinity(0))
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        # Else each process would start a thread for every core, and they would wait for one another.
+        threads = max(1, len(os.sched_getaffinity(0)) // job.processes)
         shared = {
-            "OMP_NUM_THREADS": str(max(1, cores // job.processes)),
+            "OMP_NUM_THREADS": str(threads),
             **os.environ,
             "WORLD_SIZE": str(job.processes * job.hosts),
             "LOCAL_WORLD_SIZE": str(job.processes),
@@ -92,8 +91,11 @@ class _Ranks:
 
     def ended(self) -> list[tuple[int, int, int]]:
         """Rank, process id and status (negative: of the signal) of those that have ended since the last call."""
-        ended = [(rank, process.pid, process.poll()) for rank, process in self._running.items()]
-        ended = [one for one in ended if one[2] is not None]
+        ended = [
+            (rank, process.pid, status)
+            for rank, process in self._running.items()
+            if (status := process.poll()) is not None
+        ]
         for rank, _, _ in ended:
             del self._running[rank]
         return ended
@@ -114,17 +116,18 @@ class _Ranks:
                 _say(f"rank {rank} (pid {process.pid}) cannot be killed: a device or a network drive does not answer")
         self._running.clear()
 
-    def __enter__(self):
+    def __enter__(self) -> "_Ranks":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.kill()
 
 
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     supervisor = os.getpid()
 
-    def die_with_supervisor():
+    def die_with_supervisor() -> None:
+        # Nobody is left to end the ranks when the supervisor is killed: the kernel does it.
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:  # it died before that
             os._exit(1)
@@ -224,7 +227,8 @@ class _Watch:
 class _Signals:
     """Catches what asks the supervisor to stop, and wakes it when a rank ends."""
 
-    def __enter__(self):
+    def __enter__(self) -> "_Signals":
+        # Python writes a signal's number to one end: a wait on the other cannot miss it, as one between two checks can.
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
@@ -240,7 +244,7 @@ class _Signals:
             return [number for number in self._ours.recv(4096) if number in STOP_SIGNALS]
         return []
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         signal.set_wakeup_fd(self._former_fd)
         for number, handler in self._former.items():
             signal.signal(number, handler or signal.SIG_DFL)

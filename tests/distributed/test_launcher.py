@@ -21,7 +21,7 @@ ADVICE = "go on with --resume"
 
 def supervise(job, command, again, restarts, advice):
     """The status of a job that is started with one command, and again with another."""
-    return launcher.supervise(job, command, lambda: again, restarts, advice)
+    return launcher.supervise(job, command, lambda: again, restarts, advice, command[1:])
 
 
 # Runs the supervisor as the command line does, with the constants given.
@@ -34,7 +34,7 @@ from ssd300_vgg16.distributed.job import Job
 def main(arguments):
     job, constants, command, again, *rest = json.loads(arguments[0])
     vars(launcher).update(constants)
-    return launcher.supervise(Job(**job), command, lambda: again, *rest, options=constants.get("OPTIONS"))
+    return launcher.supervise(Job(**job), command, lambda: again, *rest, options=constants.get("OPTIONS", command[1:]))
 
 command_line.run(main, "train.sh")
 """
@@ -560,4 +560,4 @@ def test_what_another_host_says_cannot_write_on_the_terminal(tmp_path, start, po
             connection.sendall(json.dumps({"type": "refuse", "text": "no\x1b[2J\n" + "x" * 3000}).encode() + b"\n")
             status, said = end(process)
     assert status == 2
-    assert said == f"train.sh: no?[2J?{'x' * 493}\n"
+    assert said == f"train.sh: no?[2J?{'x' * 490}...\n"
