@@ -37,6 +37,7 @@ class StopRequest:
         if self.made:
             return  # within the wait below
         self.signal_number = number
+        # The handler stays in place for a while: a repetition comes in here and is ignored.
         time.sleep(REPEAT_SECONDS)
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)

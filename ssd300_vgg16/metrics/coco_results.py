@@ -16,7 +16,7 @@ from ssd300_vgg16.files import open_atomically
 
 @dataclass(frozen=True)
 class CocoResults:
-    """N detections in the order of a data set's images, and in each image as they were found.
+    """N detections in the order of a data set's images, and in each image in the detector's order.
 
     images: int64 [N], index in samples; classes: int64 [N], index in categories, which are in order of id;
     boxes_xywh: float64 [N, 4] in pixels, of three decimals; scores: float64 [N]. Iteration gives COCO's dicts, with
@@ -65,9 +65,9 @@ def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[s
 
     Labels the data set does not have are left out: it has no objects of theirs to be right or wrong about.
     """
-    images = np.repeat(np.arange(len(positions)), [len(found["scores"]) for found in detections])
+    images = np.repeat(np.arange(len(positions)), [len(of_image["scores"]) for of_image in detections])
     boxes, scores, labels = (
-        np.concatenate([found[name] for found in detections]) for name in ("boxes", "scores", "labels")
+        np.concatenate([of_image[name] for of_image in detections]) for name in ("boxes", "scores", "labels")
     )
     categories = sorted(dataset.categories, key=lambda category: category.id)
     classes = class_numbers(categories, labels)
