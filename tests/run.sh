@@ -15,7 +15,7 @@ has_dev || (
   has_dev && exit
   (launch -I -m pip --disable-pip-version-check --no-input install --quiet --no-cache-dir -r requirements-dev.txt >&2)
   cp -- requirements-dev.txt "$installed_dev"
-) 9>"$venv/.lock"
+) 9>"$venv/.lock" </dev/null
 # No cache, or none needed: the checkout may be read-only.
 (launch -m ruff check --no-cache)
 (launch -m ruff format --no-cache --check)

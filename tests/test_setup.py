@@ -280,6 +280,17 @@ def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
     assert not clone.venv.exists()
 
 
+def test_what_tests_need_is_installed_once_by_two_calls_at_a_time(clone):
+    clone.run()
+    first = clone.start(script="tests/run.sh", PIP_DOES="wait")
+    wait_until(lambda: clone.calls("-r requirements-dev.txt"))
+    second = clone.start(script="tests/run.sh")
+    assert "waiting for another set-up" in second.stderr.readline()
+    (clone.notes / "go").touch()
+    assert [process.communicate("", timeout=20) and process.returncode for process in (first, second)] == [0, 0]
+    assert len(clone.calls("-r requirements-dev.txt")) == 1
+
+
 def test_a_failed_lint_fails_the_tests(clone):
     assert clone.run(script="tests/run.sh", PROGRAM_EXITS=3).returncode == 3
     assert len(clone.calls("-m ruff")) == 1

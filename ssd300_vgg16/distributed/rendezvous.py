@@ -192,7 +192,8 @@ def _gather(job: Job, fingerprint: str, join_timeout: float, silence_timeout: fl
         while len(joined) < job.hosts - 1:
             if time.monotonic() > deadline:
                 _give_up(job, joined, join_timeout)
-            strangers += _accept(listener)
+            with contextlib.suppress(OSError):  # nobody there, or gone again
+                strangers.append(Link(listener.accept()[0]))
             for link in list(strangers):
                 messages = link.receive()
                 if not messages and link.silent_for() <= HELLO_SECONDS:
@@ -229,13 +230,6 @@ def _listen(job: Job) -> socket.socket:
         ) from error
     listener.setblocking(False)
     return listener
-
-
-def _accept(listener: socket.socket) -> list[Link]:
-    try:
-        return [Link(listener.accept()[0])]
-    except OSError:  # nobody there, or gone again
-        return []
 
 
 def _host_of(message: dict[str, Any], link: Link, job: Job, fingerprint: str, joined: dict[int, Link]) -> int | None:

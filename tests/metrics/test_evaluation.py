@@ -1,6 +1,5 @@
 """Evaluation: the numbers are pycocotools' own, on the images that could be read, and they are written down."""
 
-import contextlib
 import io
 import json
 import re
@@ -12,8 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from coco_files import pycocotools_of_files
 from small_data import run, shapes, shapes_folder, untrained_run
 from voc_files import image_set, thing, write_voc, xml
 
@@ -46,17 +44,6 @@ def data(place, tmp_path):
 def evaluated(place):
     process = run("evaluate", "--data-path", "shapes", "-b", 2, "-j", 1, "--device", "cpu", folder=place)
     return process, place / "runs" / "untrained"
-
-
-def pycocotools_numbers(annotations, detections):
-    """The twelve numbers, from the files, by the reference's own functions."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        evaluation = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats.tolist()
 
 
 def imperfect(dataset):
@@ -100,7 +87,7 @@ def test_what_is_found_is_measured_as_pycocotools_does(place, tmp_path):
         evaluation = evaluate(imperfect(dataset), dataset, 300, 2, pool)
     evaluation.results.write(tmp_path / "detections.json")
     annotations = place / "shapes" / "annotations" / "instances_val.json"
-    expected = pycocotools_numbers(annotations, tmp_path / "detections.json")
+    expected = pycocotools_of_files(annotations, tmp_path / "detections.json")
     assert 0.1 < expected[0] < 0.9, "a case that says something"
     assert [evaluation.metrics.statistics[name] for name, *_ in STATISTICS] == expected
 
@@ -370,7 +357,7 @@ def test_the_numbers_are_pycocotools_of_what_is_written(evaluated, place):
     folder = evaluated[1]
     numbers = json.loads((folder / "coco_metrics.json").read_text())
     annotations = place / "shapes" / "annotations" / "instances_val.json"
-    expected = pycocotools_numbers(annotations, folder / "detections.json")
+    expected = pycocotools_of_files(annotations, folder / "detections.json")
     assert [numbers[name] for name, *_ in STATISTICS] == expected
     results = json.loads((folder / "detections.json").read_text())
     assert all(result.keys() == {"image_id", "category_id", "bbox", "score"} for result in results)

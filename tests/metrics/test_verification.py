@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_coco_ap import load, random_annotations, random_detections
+from coco_files import load, random_annotations, random_detections
 
 from ssd300_vgg16.metrics.coco_ap import STATISTICS, coco_ap
 from ssd300_vgg16.metrics.coco_results import coco_results
