@@ -25,7 +25,7 @@ ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
 STOP_GRACE = 120.0  # for all to end after a signal
 END_GRACE = 5.0
 KILL_SECONDS = 10.0
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 _libc = ctypes.CDLL(None)
 
