@@ -79,8 +79,8 @@ def _refuse(problems: list[str], about: str = "") -> None:
 def _srun_settings(given: Mapping[str, str]) -> dict[str, str]:
     """NNODES and its companions for a task of srun: each task is a "host" with a supervisor of its own.
 
-    Only srun sets SLURM_STEP_ID: the tasks of a batch script's or an interactive shell's allocation are not started
-    yet.
+    SLURM_STEP_ID tells that srun has started the tasks: those of a batch script's or an interactive shell's allocation
+    are not running yet.
     """
     settings = {"NNODES": given["SLURM_STEP_NUM_TASKS"]}
     if "SLURM_PROCID" in given:
