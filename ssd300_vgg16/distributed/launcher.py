@@ -159,6 +159,7 @@ class _Watch:
             self._look(signals)
         if self._end is None:
             self._links.tell(End(0))
+            # Host 0 passes on what the others say: it stays until all of them are at their end.
             while self._links.expected() and not self._over:
                 self._look(signals)
         return self._end.status if self._end else 0
@@ -188,6 +189,7 @@ class _Watch:
             self._end, self._over = End(128 + number), True
 
     def _take_rank(self, rank: int, pid: int, status: int) -> None:
+        # Once the end is decided, the others end because of it: their statuses say nothing new.
         if status == 0 or self._end is not None:
             return
         if status == -self._stop:  # it came before the rank could handle it
@@ -200,6 +202,7 @@ class _Watch:
         elif status in ORDERLY:
             self._conclude(End(status))
         else:
+            # A rank that a signal has killed (out of memory, a crash) may do better next time; an error comes again.
             self.crashed = status < 0 and not self._stop
             how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
             self._conclude(End(1, f"{name} {how}"), f"{name} {how}")
@@ -210,6 +213,7 @@ class _Watch:
             return
         self._end = end
         if end.status in ORDERLY:
+            # All ranks come to the same end by themselves; one that is late may be writing the checkpoint.
             self._allow(END_GRACE, "after the first")
         else:
             self._ranks.send(signal.SIGKILL)

@@ -111,6 +111,7 @@ class Links:
                     link.said_end = True
                     news.append(_end(message))
             link.beat()
+            # A killed process closes its link; a host without power or network just falls silent.
             silent = link.silent_for() > self._silence_timeout
             if not link.said_end and (silent or not link.open):
                 link.said_end = True
@@ -205,6 +206,7 @@ def _gather(job: Job, fingerprint: str, join_timeout: float, silence_timeout: fl
                 else:
                     joined[host] = link
             strangers = [link for link in strangers if link.open]
+            # They wait for the last host: beats tell both sides that the other is still there.
             for link in joined.values():
                 link.receive()
                 link.beat()

@@ -53,6 +53,7 @@ def matches(cells: np.ndarray, boxes_xywh: np.ndarray, objects: GroundTruth) -> 
     # pycocotools takes the threshold down a little, so that an IoU of 1 reaches a threshold of 1.
     reaches = iou[:, None] >= np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     counts = np.diff(first, append=len(detection))
+    # Within a cell one after the other, because each takes its object away from the next; all cells at once.
     for step in _steps(cells[rows]):
         pairs, starts = _expanded(first[step], counts[step])
         what[step] = _take(object_[pairs], reaches[pairs], starts, objects, taken)
@@ -97,6 +98,7 @@ def _pairs(
     first = np.searchsorted(objects.cells, cells, side="left")
     counts = np.searchsorted(objects.cells, cells, side="right") - first
     parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    # In parts, since all pairs of a large data set would take gigabytes.
     share = np.cumsum(counts) // PAIRS_AT_A_TIME
     for rows in np.split(np.arange(len(cells)), np.flatnonzero(np.diff(share)) + 1):
         detection, object_ = np.repeat(rows, counts[rows]), _expanded(first[rows], counts[rows])[0]

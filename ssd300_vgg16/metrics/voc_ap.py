@@ -66,6 +66,7 @@ def voc_ap(dataset: Dataset, positions: list[int], detections: list[dict[str, np
     per_class = {}
     for category in dataset.categories:
         rows = np.flatnonzero(labels == category.label)
+        # Stable, so that equal scores count in the order of the images on every machine.
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         rows = rows[~difficult[rows]]
         objects = int((counted == category.label).sum())
