@@ -76,7 +76,7 @@ def run_case(folder: Path, width: float, processes: int, threads: int, kind: str
     times_file, run = folder / "times.json", Path(tempfile.mkdtemp(dir=folder))
     os.environ["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, __file__, "--drive", str(times_file), *arguments, "--output-dir", str(run)]
-    if supervise(Job(processes), command, lambda: command, restarts=0, advice="") != 0:
+    if supervise(Job(processes), command, lambda: command, restarts=0, advice="", options=arguments) != 0:
         sys.exit("a training failed")
     times = json.loads(times_file.read_text())
     network, whole = (sum(times[part][WARM_UP:]) for part in ("network", "whole"))

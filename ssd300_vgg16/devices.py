@@ -11,7 +11,7 @@ def resolve_device(name: str | None, local_rank: int | None = None) -> str:
     """
     if name == "cpu" or (name is None and not has_gpu_driver()):
         return "cpu"
-    # OneFlow's import takes longest of all, and is spared where it would say nothing else.
+    # Here, because OneFlow's import takes longest of all: it is spared where the answer is "cpu" anyway.
     from ssd300_vgg16 import runtime
 
     return runtime.usable_device(name, local_rank)

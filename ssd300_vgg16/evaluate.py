@@ -32,6 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help=f"for coco_metrics.json and detections.json (default: beside the weights; for published, {EVALUATIONS}/)",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="compute COCO's numbers with pycocotools as well, and compare; exit status 1 if they differ",
+    )
     command_line.add_data_options(parser)
     command_line.add_common_options(parser)
     command_line.add_engine_option(parser)
@@ -39,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate; returns the exit status: 0, or 1 if images could not be read."""
+    """Evaluate; returns the exit status: 0, or 1 if images could not be read or numbers differ from pycocotools'."""
     options = build_parser().parse_args(arguments)
     weights = newest_run() if options.weights is None else Path(options.weights)
     source = DataSource(
@@ -58,7 +63,7 @@ def main(arguments: list[str]) -> int:
     from ssd300_vgg16.evaluate_weights import evaluate_weights
 
     return evaluate_weights(
-        weights, source, options.device, options.batch_size, options.workers, output, options.engine
+        weights, source, options.device, options.batch_size, options.workers, output, options.engine, options.verify
     )
 
 

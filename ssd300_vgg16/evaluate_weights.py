@@ -11,6 +11,7 @@ from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
+from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name
 
 
@@ -22,8 +23,12 @@ def evaluate_weights(
     workers: int | None,
     output: Path | None = None,
     engine: str = AUTO,
+    verify: bool = False,
 ) -> int:
-    """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON."""
+    """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON.
+
+    verify: compare with pycocotools too. Returns the exit status: 1 if images were left out, or numbers differ.
+    """
     world = this_world()
     beside = EVALUATIONS / weights if is_published_name(weights) else None
     weights = find_weights(weights)
@@ -38,10 +43,14 @@ def evaluate_weights(
     with WorkerPool(workers_for(device, workers)) as pool:
         size = detector.image_size
         evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
-    if world.is_first:
+    complete = True
+    if evaluation is not None:  # in the first process
         _report(evaluation, weights, dataset, output)
+        complete = not evaluation.unreadable
+        if verify:
+            complete &= _agrees_with_pycocotools(evaluation, dataset)
     world.barrier()
-    return 1 if evaluation and evaluation.unreadable else 0
+    return 0 if complete else 1
 
 
 def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path) -> None:
@@ -52,3 +61,11 @@ def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Pat
     for message in evaluation.unreadable:
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
+
+
+def _agrees_with_pycocotools(evaluation: Evaluation, dataset: Dataset) -> bool:
+    verification = verification_of(evaluation.metrics, evaluation.results, dataset)
+    print(f"\n{verification.table()}")
+    if problem := verification.problem():
+        print(problem)
+    return problem is None

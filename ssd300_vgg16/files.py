@@ -3,23 +3,28 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from ssd300_vgg16.errors import UserError
 
 _BLOCK = 1 << 20
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file, atomically and synced; raises UserError if it cannot be written.
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes its name at the end of the block, synced; UserError if it cannot be written.
 
-    The name it has until it is whole is hidden and holds the process's number: several may write the same file.
+    If the block fails, the former version stays and nothing else is left.
     """
+    # Hidden, and with the process's number: several processes may write the same file.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
+            # Or a power cut after the renaming could leave an empty file under the name.
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -30,6 +35,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     finally:
         with suppress(OSError):  # where it could not be made, nor can it be looked for
             aside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file, atomically and synced; raises UserError if it cannot be written."""
+    with open_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -3,6 +3,7 @@
 Importing this module makes OneFlow importable and imports it as `flow`; `python -m ssd300_vgg16.runtime` reports.
 """
 
+import argparse
 import contextlib
 import ctypes
 import importlib
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import has_gpu_driver, use_widest_kernels
@@ -46,7 +48,8 @@ NO_CODE_FOR_GPU = (
 
 
 def _load(paths: list[Path]) -> bool:
-    """Load shared libraries so that OneFlow's own symbols resolve to them; False if one is not there."""
+    """Load shared libraries; False if one is not there."""
+    # Global, so that OneFlow's own symbols resolve to them.
     if not all(path.is_file() for path in paths):
         return False
     for path in paths:
@@ -55,8 +58,8 @@ def _load(paths: list[Path]) -> bool:
 
 
 def _put_mkl_before_bundled_blas() -> bool:
-    """The BLAS inside OneFlow's wheel is slower than MKL; where MKL is absent, `machine` has chosen its kernels."""
-    # MKL's threads look out for more to do for 200 ms, if not told otherwise, on the cores that others compute on.
+    """MKL is faster than the BLAS inside OneFlow's wheel. Without MKL, `machine` has chosen that one's kernels."""
+    # By default MKL's threads keep spinning for 200 ms after a product, on cores that others compute on.
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     return _load([Path(sys.prefix) / "lib" / name for name in MKL_LIBRARIES])
 
@@ -107,13 +110,13 @@ def _environment_kept() -> Iterator[None]:
 
 
 def _choose_computing_thread() -> None:
-    """On the CPU, OneFlow's scheduling thread had better compute as well.
+    """On the CPU, have OneFlow's scheduling thread compute as well.
 
-    Else three threads, two of which wait by asking again and again, share what may be two cores, and one that has
-    something to do waits for the others' time slices, 4 ms at a time. But of several processes, one in whose scheduling
-    thread another is waited for cannot end.
+    Otherwise two more threads wait by polling. On two cores the one with work to do then waits for their time slices,
+    4 ms at a time.
     """
     if _is_one_of_several():
+        # A process cannot end while its scheduling thread waits for another process.
         os.environ[COMPUTE_ON_WORKER_THREAD] = "1"
     elif not has_gpu_driver():
         os.environ.setdefault(COMPUTE_ON_WORKER_THREAD, "0")
@@ -124,7 +127,7 @@ def _is_one_of_several() -> bool:
 
 
 def _wait_for_first_process() -> None:
-    """Of several processes, OneFlow's first one answers at MASTER_PORT; one that asks too early sleeps ten seconds."""
+    """Wait until the first of several processes answers at MASTER_PORT: OneFlow would sleep for ten seconds."""
     if not _is_one_of_several() or os.environ.get("RANK") == "0":
         return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -135,7 +138,7 @@ def _wait_for_first_process() -> None:
         time.sleep(0.05)
 
 
-def _import_oneflow():
+def _import_oneflow() -> ModuleType:
     _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
     _choose_computing_thread()
@@ -268,14 +271,33 @@ def environment() -> dict[str, str]:
 
 def report() -> str:
     """What was found, a line each: versions, CPU and BLAS with a measured rate, GPUs and whether they can be used."""
-    found = environment()
-    found["blas"] += f", {matmul_rate():.0f} GFLOP/s in a float32 matrix product"
-    lines = [f"{name:<9} {value}" for name, value in found.items()]
+    facts = environment()
+    facts["blas"] += f", {matmul_rate():.0f} GFLOP/s in a float32 matrix product"
+    lines = [f"{name:<9} {value}" for name, value in facts.items()]
     for index in range(flow.cuda.device_count() if flow.cuda.is_available() else 0):
         lines.append(f"cuda:{index}    {gpu_problem(index) or 'this OneFlow has code for it'}")
     lines.append(f"device    {default_device()} (the default of --device here)")
     return "\n".join(lines)
 
 
+def main(arguments: list[str]) -> int:
+    """The report; with --self-test a comparison with flowvision too. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m ssd300_vgg16.runtime", description="What was found here.")
+    parser.add_argument("--self-test", action="store_true", help="compare the network with flowvision's own")
+    parser.add_argument("--device", help="of the self-test: cpu, cuda or cuda:N (default: cuda where it works)")
+    options = parser.parse_args(arguments)
+    try:
+        print(report())
+        if not options.self_test:
+            return 0
+        # Here, because it imports this module, as all do that compute.
+        from ssd300_vgg16.self_test import self_test
+
+        return self_test(usable_device(options.device))
+    except UserError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,8 @@
 
 import signal
 import time
+from types import FrameType
+from typing import Any
 
 # Ctrl-C; what `kill`, Docker and SLURM send before the end; what SLURM can be asked to send some time before that.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -14,9 +16,9 @@ class StopRequest:
     At once means by the operating system's own handling, which does not wait for a long operation to return.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal_number: int | None = None
-        self._handlers = {}
+        self._handlers: dict[int, Any] = {}
 
     @property
     def made(self) -> bool:
@@ -27,14 +29,15 @@ class StopRequest:
         self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.made:
             return  # within the wait below
         self.signal_number = number
+        # The handler stays in place for a while: a repetition comes in here and is ignored.
         time.sleep(REPEAT_SECONDS)
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)

@@ -40,13 +40,13 @@ def golden():
 def greedy_nms():
     """NMS as the paper's code does it: box by box, with the arguments and the answer of `nms`."""
 
-    def suppress(boxes, scores, labels, iou_threshold, most):
+    def suppress(boxes, scores, labels, iou_threshold, max_boxes):
         kept = []
         for candidate in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
             same = [better for better in kept if labels[better] == labels[candidate]]
             if all(_iou(boxes[better], boxes[candidate]) <= iou_threshold for better in same):
                 kept.append(candidate)
-            if len(kept) == most:
+            if len(kept) == max_boxes:
                 break
         return kept
 

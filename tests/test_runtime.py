@@ -53,10 +53,6 @@ def test_devices_that_do_not_exist(name):
     assert str(caught.value) == f"--device {name}: write cpu, cuda or cuda:N"
 
 
-def test_the_cpu_is_always_there():
-    assert runtime.usable_device("cpu") == "cpu"
-
-
 @needs_no_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
 def test_cuda_without_a_gpu(name):
@@ -65,8 +61,8 @@ def test_cuda_without_a_gpu(name):
 
 
 @needs_no_gpu
-def test_the_default_device_without_a_gpu():
-    assert runtime.usable_device(None) == runtime.default_device() == "cpu"
+def test_the_cpu_is_the_default_without_a_gpu():
+    assert runtime.usable_device(None) == runtime.default_device() == runtime.usable_device("cpu") == "cpu"
 
 
 @pytest.fixture
@@ -191,28 +187,23 @@ def test_which_thread_computes(monkeypatch, processes, has_driver, before, expec
 
 
 @pytest.mark.parametrize(
-    ("flags", "kernels"),
+    ("flags", "before", "kernels"),
     [
-        ({"sse2", "avx", "avx2", *AVX512}, "SkylakeX"),
-        ({"avx2"}, "Haswell"),
-        ({"avx2", *(AVX512 - {"avx512vl"})}, "Haswell"),
-        ({"avx2", "avx512f", "avx512cd"}, "Haswell"),
-        (set(), None),
+        ({"sse2", "avx", "avx2", *AVX512}, None, "SkylakeX"),
+        ({"avx2"}, None, "Haswell"),
+        ({"avx2", *(AVX512 - {"avx512vl"})}, None, "Haswell"),
+        ({"avx2", "avx512f", "avx512cd"}, None, "Haswell"),
+        (set(), None, None),
+        ({"avx2", *AVX512}, "Zen", "Zen"),  # the user's choice
     ],
 )
-def test_blas_kernels_are_the_widest_of_the_processor(monkeypatch, flags, kernels):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "to be restored")
-    monkeypatch.delenv("OPENBLAS_CORETYPE")
+def test_blas_kernels_are_the_widest_of_the_processor(monkeypatch, flags, before, kernels):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", before or "to be restored")
+    if before is None:
+        monkeypatch.delenv("OPENBLAS_CORETYPE")
     monkeypatch.setattr(machine, "processor_flags", lambda: flags)
     machine.use_widest_kernels()
     assert os.environ.get("OPENBLAS_CORETYPE") == kernels
-
-
-def test_the_choice_of_the_user_goes_first(monkeypatch):
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Zen")
-    monkeypatch.setattr(machine, "processor_flags", lambda: {"avx2", *AVX512})
-    machine.use_widest_kernels()
-    assert os.environ["OPENBLAS_CORETYPE"] == "Zen"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +217,7 @@ def test_the_choice_of_the_user_goes_first(monkeypatch):
     ],
     ids=["avx2", "old", "arm", "empty", "no-file"],
 )
-def testprocessor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, flags):
+def test_processor_flags_are_those_of_the_first_processor(monkeypatch, cpuinfo, flags):
     def read_text(path):
         assert str(path) == "/proc/cpuinfo"
         if cpuinfo is None:

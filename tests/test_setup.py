@@ -266,10 +266,11 @@ def test_nor_by_installed_commands(strewn, ready, name):
 def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
     assert clone.run("-k", "a b", script="tests/run.sh", cwd=tmp_path, SSD_VENV="there").returncode == 0
     assert len(clone.calls("-r requirements-dev.txt")) == 1
-    modules = [call.split()[:3] for call in clone.calls()[-4:]]
+    modules = [call.split()[:3] for call in clone.calls()[-5:]]
     assert modules[:2] == [["-m", "ruff", "check"], ["-m", "ruff", "format"]]
-    assert modules[2][0] == "-c" and "lint_imports" in clone.calls()[-2]
-    assert modules[3] == ["-m", "pytest", "-W"]
+    assert modules[2][0] == "-c" and "lint_imports" in clone.calls()[-3]
+    assert modules[3] == ["-m", "mypy", "--cache-dir=/dev/null"]
+    assert modules[4] == ["-m", "pytest", "-W"]
     assert clone.run(script="tests/run.sh", SSD_VENV=tmp_path / "there").returncode == 0
     assert len(clone.calls("-r requirements-dev.txt")) == 1, "once"
     assert clone.run("-k", "a b", script="tests/run.sh", cwd=tmp_path, SSD_VENV="there").returncode == 0
@@ -277,6 +278,17 @@ def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
     assert (directory, path, arguments[-2:]) == (str(clone.root), str(clone.root), ["-k", "a b"])
     assert (tmp_path / "there" / "bin" / "python").exists()
     assert not clone.venv.exists()
+
+
+def test_what_tests_need_is_installed_once_by_two_calls_at_a_time(clone):
+    clone.run()
+    first = clone.start(script="tests/run.sh", PIP_DOES="wait")
+    wait_until(lambda: clone.calls("-r requirements-dev.txt"))
+    second = clone.start(script="tests/run.sh")
+    assert "waiting for another set-up" in second.stderr.readline()
+    (clone.notes / "go").touch()
+    assert [process.communicate("", timeout=20) and process.returncode for process in (first, second)] == [0, 0]
+    assert len(clone.calls("-r requirements-dev.txt")) == 1
 
 
 def test_a_failed_lint_fails_the_tests(clone):

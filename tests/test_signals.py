@@ -29,16 +29,8 @@ def place(tmp_path_factory):
 @pytest.fixture
 def endless(place, tmp_path):
     """A training that has reported its first steps, and its run's folder; it has a process group of its own."""
-    arguments = (
-        "--data-path",
-        place / "shapes",
-        "--epochs",
-        999,
-        "--eval-every",
-        999,
-        "--output-dir",
-        tmp_path / "run",
-    )
+    arguments = ("--data-path", place / "shapes", "--epochs", 999, "--eval-every", 999)
+    arguments += ("--output-dir", tmp_path / "run")
     process = start("train", *arguments, *SETTINGS, folder=tmp_path, start_new_session=True)
     for line in process.stdout:
         if " step " in line:

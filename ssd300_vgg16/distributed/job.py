@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ssd300_vgg16.errors import UserError
 
 DEFAULT_PORT = 29500
-MOST = 100_000  # processes of a host, or hosts
-LAST_PORT = 65534  # the supervisors' links use the one above
+MAX_COUNT = 100_000  # processes of a host, or hosts
+MAX_PORT = 65534  # the supervisors' links use the one above
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     if by_srun:
         given = _srun_settings(given) | given
     problems: list[str] = []
-    processes = _number(given, "NPROC", 1, MOST, problems, default=1)
-    hosts = _number(given, "NNODES", 1, MOST, problems, default=1)
-    port = _number(given, "MASTER_PORT", 1, LAST_PORT, problems, default=DEFAULT_PORT if hosts > 1 else 0)
+    processes = _number(given, "NPROC", 1, MAX_COUNT, problems, default=1)
+    hosts = _number(given, "NNODES", 1, MAX_COUNT, problems, default=1)
+    port = _number(given, "MASTER_PORT", 1, MAX_PORT, problems, default=DEFAULT_PORT if hosts > 1 else 0)
     if hosts == 1:
         _refuse(problems)
         return Job(processes, port=port) if processes > 1 else None
@@ -79,8 +79,8 @@ def _refuse(problems: list[str], about: str = "") -> None:
 def _srun_settings(given: Mapping[str, str]) -> dict[str, str]:
     """NNODES and its companions for a task of srun: each task is a "host" with a supervisor of its own.
 
-    Only srun sets SLURM_STEP_ID: the tasks of a batch script's or an interactive shell's allocation are not started
-    yet.
+    SLURM_STEP_ID tells that srun has started the tasks: those of a batch script's or an interactive shell's allocation
+    are not running yet.
     """
     settings = {"NNODES": given["SLURM_STEP_NUM_TASKS"]}
     if "SLURM_PROCID" in given:
@@ -95,5 +95,5 @@ def _srun_settings(given: Mapping[str, str]) -> dict[str, str]:
 
 def _first_host(hosts: str) -> str:
     """`rack[03-05,9]-x,b` is SLURM's way to write rack03-x, rack04-x, rack05-x, rack9-x and b."""
-    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])*", hosts).group()
+    first = re.split(r",(?![^\[\]]*\])", hosts)[0]  # at commas outside of brackets
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)

@@ -18,15 +18,14 @@ from collections.abc import Callable
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import POLL_SECONDS, End, Links, open_links
+from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
 STOP_GRACE = 120.0  # for all to end after a signal
 END_GRACE = 5.0
-REPEAT_SECONDS = 0.5  # `timeout` and some schedulers send a signal twice at a time: that is one request
 KILL_SECONDS = 10.0
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 _libc = ctypes.CDLL(None)
 
@@ -37,15 +36,14 @@ def supervise(
     restart_command: Callable[[], list[str]],
     restarts: int,
     advice: str,
-    options: list[str] | None = None,
+    options: list[str],
 ) -> int:
     """Run the job's processes of this host to their end; returns the exit status of the whole.
 
     `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with what
     `restart_command` returns then, `restarts` times at most. `advice` is for the user whose run has failed; it may be
-    empty. `options` is what must be the same on all hosts: the command after its first word if not given.
+    empty. `options` is what must be the same on all hosts.
     """
-    options = command[1:] if options is None else options
     fingerprint = hashlib.sha256(shlex.join(options).encode(errors="surrogateescape")).hexdigest()
     with open_links(job, fingerprint) as links, _Signals() as signals:
         port = job.port or _free_port()
@@ -68,11 +66,11 @@ class _Ranks:
     """The rank processes of this host; none is left at the end of the `with` block."""
 
     def __init__(self, job: Job, port: int, command: list[str]):
-        self._job = job
-        self._running: dict[int, subprocess.Popen] = {}
-        cores = len(os.sched_getaffinity(0))
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        # Else each process would start a thread for every core, and they would wait for one another.
+        threads = max(1, len(os.sched_getaffinity(0)) // job.processes)
         shared = {
-            "OMP_NUM_THREADS": str(max(1, cores // job.processes)),
+            "OMP_NUM_THREADS": str(threads),
             **os.environ,
             "WORLD_SIZE": str(job.processes * job.hosts),
             "LOCAL_WORLD_SIZE": str(job.processes),
@@ -93,8 +91,11 @@ class _Ranks:
 
     def ended(self) -> list[tuple[int, int, int]]:
         """Rank, process id and status (negative: of the signal) of those that have ended since the last call."""
-        ended = [(rank, process.pid, process.poll()) for rank, process in self._running.items()]
-        ended = [one for one in ended if one[2] is not None]
+        ended = [
+            (rank, process.pid, status)
+            for rank, process in self._running.items()
+            if (status := process.poll()) is not None
+        ]
         for rank, _, _ in ended:
             del self._running[rank]
         return ended
@@ -115,17 +116,18 @@ class _Ranks:
                 _say(f"rank {rank} (pid {process.pid}) cannot be killed: a device or a network drive does not answer")
         self._running.clear()
 
-    def __enter__(self):
+    def __enter__(self) -> "_Ranks":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.kill()
 
 
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     supervisor = os.getpid()
 
-    def die_with_supervisor():
+    def die_with_supervisor() -> None:
+        # Nobody is left to end the ranks when the supervisor is killed: the kernel does it.
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != supervisor:  # it died before that
             os._exit(1)
@@ -157,6 +159,7 @@ class _Watch:
             self._look(signals)
         if self._end is None:
             self._links.tell(End(0))
+            # Host 0 passes on what the others say: it stays until all of them are at their end.
             while self._links.expected() and not self._over:
                 self._look(signals)
         return self._end.status if self._end else 0
@@ -186,6 +189,7 @@ class _Watch:
             self._end, self._over = End(128 + number), True
 
     def _take_rank(self, rank: int, pid: int, status: int) -> None:
+        # Once the end is decided, the others end because of it: their statuses say nothing new.
         if status == 0 or self._end is not None:
             return
         if status == -self._stop:  # it came before the rank could handle it
@@ -198,6 +202,7 @@ class _Watch:
         elif status in ORDERLY:
             self._conclude(End(status))
         else:
+            # A rank that a signal has killed (out of memory, a crash) may do better next time; an error comes again.
             self.crashed = status < 0 and not self._stop
             how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
             self._conclude(End(1, f"{name} {how}"), f"{name} {how}")
@@ -208,6 +213,7 @@ class _Watch:
             return
         self._end = end
         if end.status in ORDERLY:
+            # All ranks come to the same end by themselves; one that is late may be writing the checkpoint.
             self._allow(END_GRACE, "after the first")
         else:
             self._ranks.send(signal.SIGKILL)
@@ -225,7 +231,8 @@ class _Watch:
 class _Signals:
     """Catches what asks the supervisor to stop, and wakes it when a rank ends."""
 
-    def __enter__(self):
+    def __enter__(self) -> "_Signals":
+        # Python writes a signal's number to one end: a wait on the other cannot miss it, as one between two checks can.
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
@@ -241,7 +248,7 @@ class _Signals:
             return [number for number in self._ours.recv(4096) if number in STOP_SIGNALS]
         return []
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         signal.set_wakeup_fd(self._former_fd)
         for number, handler in self._former.items():
             signal.signal(number, handler or signal.SIG_DFL)

@@ -7,15 +7,20 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import printable
 
 POLL_SECONDS = 0.05
 BEAT_SECONDS = 1
+HELLO_SECONDS = 10  # for a connection to say who it is
+CONNECT_SECONDS = 5
+RETRY_SECONDS = 0.5
 GOODBYE_SECONDS = 2  # for the other side to read our last words
-LONGEST_LINE = 4096
-LONGEST_TEXT = 500
+MAX_LINE = 4096
+MAX_TEXT = 500
 
 
 @dataclass(frozen=True)
@@ -29,23 +34,23 @@ class End:
 class Link:
     """A connection on which neither side ever waits for the other."""
 
-    def __init__(self, connection: socket.socket, host: int | None = None):
+    def __init__(self, connection: socket.socket):
         connection.setblocking(False)
         self._socket = connection
         self._unread = b""
         self._beat_at = self.heard_at = time.monotonic()
-        self.host = host
-        self.address = _plain(connection.getpeername()[0])
-        self.own_address = _plain(connection.getsockname()[0])
+        # A socket for both families shows IPv4 addresses as ::ffff:10.0.0.1.
+        self.address = connection.getpeername()[0].removeprefix("::ffff:")
+        self.own_address = connection.getsockname()[0].removeprefix("::ffff:")
         self.open = True
         self.said_end = False
 
-    def send(self, kind: str, **content) -> None:
+    def send(self, kind: str, **content: object) -> None:
         """Failures are not reported: reading notices them, after what the other side had to say."""
         with contextlib.suppress(OSError):
             self._socket.send(json.dumps({"type": kind, **content}).encode() + b"\n")
 
-    def receive(self) -> list[dict]:
+    def receive(self) -> list[dict[str, Any]]:
         """What has come since. The link closes when the other side does, or sends anything but our messages."""
         if not self.open:
             return []
@@ -56,7 +61,8 @@ class Link:
         except OSError:
             data = b""
         *lines, self._unread = (self._unread + data).split(b"\n")
-        if data and all(len(line) <= LONGEST_LINE for line in (*lines, self._unread)):
+        # Anybody may connect: a line without end must not fill the memory.
+        if data and all(len(line) <= MAX_LINE for line in (*lines, self._unread)):
             with contextlib.suppress(ValueError, RecursionError):
                 messages = [_message(line) for line in lines]
                 self.heard_at = time.monotonic()
@@ -76,7 +82,7 @@ class Link:
         return time.monotonic() - self.heard_at
 
     def finish(self) -> None:
-        """Say no more."""
+        """Say no more, and keep listening: closed at once, the other side could lose what it has not read yet."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -87,90 +93,80 @@ class Link:
 
 
 class Links:
-    """This host's links: to all the others on host 0, elsewhere to host 0 only, and none if there is one host."""
+    """This host's links by host: to all the others on host 0, elsewhere to host 0 only; none if there is one host."""
 
-    def __init__(self, job: Job, links: list[Link], silence_timeout: float = 0):
+    def __init__(self, job: Job, links: dict[int, Link], silence_timeout: float = 0):
         self._job = job
         self._links = links
         self._silence_timeout = silence_timeout
-        own_address = job.address if job.host_rank == 0 or not links else links[0].own_address
+        own_address = links[0].own_address if 0 in links else job.address
         self.here = f"host {job.host_rank} ({own_address})"
 
     def poll(self) -> End | None:
         """Keep the links alive; the first bad news that has come over them, or about them."""
         news = []
-        for link in self._links:
+        for host, link in self._links.items():
             for message in link.receive():
                 if message["type"] == "end":
                     link.said_end = True
                     news.append(_end(message))
             link.beat()
+            # A killed process closes its link; a host without power or network just falls silent.
             silent = link.silent_for() > self._silence_timeout
             if not link.said_end and (silent or not link.open):
                 link.said_end = True
                 link.close()
-                news.append(End(1, self._loss(link, silent)))
+                how = (
+                    f"has not been heard from for {self._silence_timeout:g} s"
+                    if silent
+                    else "is gone: train.sh was killed there, or the host went down"
+                )
+                news.append(End(1, f"host {host} ({link.address}) {how}"))
         return next((end for end in news if end.status != 0), None)
-
-    def _loss(self, link: Link, silent: bool) -> str:
-        name = f"host {link.host} ({link.address})"
-        if silent:
-            return f"{name} has not been heard from for {self._silence_timeout:g} s"
-        return f"{name} is gone: train.sh was killed there, or the host went down"
 
     def tell(self, end: End) -> None:
         """Tell the others how it ended here, or, on host 0, elsewhere."""
-        for link in self._links:
-            link.send("end", status=end.status, text=end.text[:LONGEST_TEXT])
+        for link in self._links.values():
+            link.send("end", status=end.status, text=end.text[:MAX_TEXT])
 
     def expected(self) -> bool:
         """On host 0: whether there are hosts that have not told their end, and need this one's ear."""
-        return self._job.host_rank == 0 and not all(link.said_end for link in self._links)
+        return self._job.host_rank == 0 and not all(link.said_end for link in self._links.values())
 
     def close(self) -> None:
         """Leave, once the others have read what was sent, or have had the time for it."""
-        for link in self._links:
+        links = self._links.values()
+        for link in links:
             link.finish()
         deadline = time.monotonic() + GOODBYE_SECONDS
-        while any(link.open for link in self._links) and time.monotonic() < deadline:
-            for link in self._links:
+        while any(link.open for link in links) and time.monotonic() < deadline:
+            for link in links:
                 link.receive()
             time.sleep(POLL_SECONDS / 5)
-        for link in self._links:
+        for link in links:
             link.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Links":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _message(line: bytes) -> dict:
+def _message(line: bytes) -> dict[str, Any]:
     message = json.loads(line)
     if not isinstance(message, dict) or not isinstance(message.get("type"), str):
         raise ValueError("not a message of ours")
     return message
 
 
-def _end(message: dict) -> End:
+def _end(message: dict[str, Any]) -> End:
     status = message.get("status")
-    return End(status if type(status) is int and 0 <= status < 256 else 1, clean_text(message))
+    return End(status if type(status) is int and 0 <= status < 256 else 1, _text(message))
 
 
-def clean_text(message: dict) -> str:
-    """Fit to be shown on a terminal, whoever sent it."""
-    text = str(message.get("text", ""))[:LONGEST_TEXT]
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _plain(address: str) -> str:
-    return address.removeprefix("::ffff:")
-
-
-HELLO_SECONDS = 10  # for a connection to say who it is
-CONNECT_SECONDS = 5
-RETRY_SECONDS = 0.5
+def _text(message: dict[str, Any]) -> str:
+    return printable(str(message.get("text", "")), MAX_TEXT)
 
 
 def open_links(job: Job, fingerprint: str) -> Links:
@@ -179,15 +175,16 @@ def open_links(job: Job, fingerprint: str) -> Links:
     Raises UserError if they are not within SSD_JOIN_TIMEOUT seconds, or if this one is refused.
     """
     if job.hosts == 1:
-        return Links(job, [])
+        return Links(job, {})
     join_timeout, silence_timeout = _seconds("SSD_JOIN_TIMEOUT", 300), _seconds("SSD_PEER_TIMEOUT", 30)
-    hello = {"host": job.host_rank, "hosts": job.hosts, "processes": job.processes, "fingerprint": fingerprint}
     if job.host_rank == 0:
-        return Links(job, _gather(job, hello, join_timeout, silence_timeout), silence_timeout)
-    return Links(job, [_join(job, hello, join_timeout, silence_timeout)], silence_timeout)
+        links = _gather(job, fingerprint, join_timeout, silence_timeout)
+    else:
+        links = {0: _join(job, fingerprint, join_timeout, silence_timeout)}
+    return Links(job, links, silence_timeout)
 
 
-def _gather(job: Job, hello: dict, join_timeout: float, silence_timeout: float) -> list[Link]:
+def _gather(job: Job, fingerprint: str, join_timeout: float, silence_timeout: float) -> dict[int, Link]:
     """Host 0: wait for the others, then let all begin."""
     deadline = time.monotonic() + join_timeout
     strangers: list[Link] = []
@@ -196,23 +193,31 @@ def _gather(job: Job, hello: dict, join_timeout: float, silence_timeout: float) 
         while len(joined) < job.hosts - 1:
             if time.monotonic() > deadline:
                 _give_up(job, joined, join_timeout)
-            strangers += _accept(listener)
+            with contextlib.suppress(OSError):  # nobody there, or gone again
+                strangers.append(Link(listener.accept()[0]))
             for link in list(strangers):
                 messages = link.receive()
-                if messages and _welcome(messages[0], link, hello, joined):
-                    joined[link.host] = link
-                elif messages or link.silent_for() > HELLO_SECONDS:
+                if not messages and link.silent_for() <= HELLO_SECONDS:
+                    continue
+                strangers.remove(link)
+                host = _host_of(messages[0], link, job, fingerprint, joined) if messages else None
+                if host is None:
                     link.close()
-            strangers = [link for link in strangers if link.open and link.host is None]
+                else:
+                    joined[host] = link
+            strangers = [link for link in strangers if link.open]
+            # They wait for the last host: beats tell both sides that the other is still there.
             for link in joined.values():
                 link.receive()
                 link.beat()
             # One that leaves again may come back.
             joined = {host: link for host, link in joined.items() if link.open and link.silent_for() < silence_timeout}
             time.sleep(POLL_SECONDS)
-    for link in (*strangers, *joined.values()):
-        link.send("start") if link.host is not None else link.close()
-    return [joined[host] for host in sorted(joined)]
+    for link in strangers:
+        link.close()
+    for link in joined.values():
+        link.send("start")
+    return joined
 
 
 def _listen(job: Job) -> socket.socket:
@@ -229,39 +234,30 @@ def _listen(job: Job) -> socket.socket:
     return listener
 
 
-def _accept(listener: socket.socket) -> list[Link]:
-    try:
-        return [Link(listener.accept()[0])]
-    except OSError:  # nobody there, or gone again
-        return []
-
-
-def _welcome(message: dict, link: Link, hello: dict, joined: dict[int, Link]) -> bool:
-    """Whether the message is the hello of a host that belongs to the job; one that does not is told why."""
-    host, hosts = message.get("host"), hello["hosts"]
+def _host_of(message: dict[str, Any], link: Link, job: Job, fingerprint: str, joined: dict[int, Link]) -> int | None:
+    """The host whose hello this message is; None if it does not belong to the job, of which a host is told why."""
+    host = message.get("host")
     if message["type"] != "hello" or type(host) is not int:
-        return False
-    problem = ""
-    if message.get("hosts") != hosts:
-        problem = f"was started with another NNODES than host 0's {hosts}"
-    elif message.get("processes") != hello["processes"]:
-        problem = f"was started with another NPROC than host 0's {hello['processes']}"
-    elif message.get("fingerprint") != hello["fingerprint"]:
+        return None
+    if message.get("hosts") != job.hosts:
+        problem = f"was started with another NNODES than host 0's {job.hosts}"
+    elif message.get("processes") != job.processes:
+        problem = f"was started with another NPROC than host 0's {job.processes}"
+    elif message.get("fingerprint") != fingerprint:
         problem = "was started with other options than host 0: give all hosts the same"
-    elif not 0 < host < hosts:
-        problem = f"does not exist: NODE_RANK goes from 0 to {hosts - 1}"
+    elif not 0 < host < job.hosts:
+        problem = f"does not exist: NODE_RANK goes from 0 to {job.hosts - 1}"
     elif host in joined:
         problem = f"is there already, at {joined[host].address}: each host needs a NODE_RANK of its own"
-    if not problem:
-        link.host = host
-        return True
+    else:
+        return host
     text = f"host {host} ({link.address}) {problem}"
     print(f"train.sh: refused: {text}", file=sys.stderr)
     link.send("refuse", text=text)
-    return False
+    return None
 
 
-def _give_up(job: Job, joined: dict[int, Link], join_timeout: float) -> None:
+def _give_up(job: Job, joined: dict[int, Link], join_timeout: float) -> NoReturn:
     missing = [str(host) for host in range(1, job.hosts) if host not in joined]
     text = (
         f"not all hosts have joined within {join_timeout:g} s. Missing: host {', '.join(missing)} of 0 to "
@@ -271,11 +267,11 @@ def _give_up(job: Job, joined: dict[int, Link], join_timeout: float) -> None:
     )
     for link in joined.values():
         link.send("refuse", text=text)
-    Links(job, list(joined.values())).close()
+    Links(job, joined).close()
     raise UserError(text)
 
 
-def _join(job: Job, hello: dict, join_timeout: float, silence_timeout: float) -> Link:
+def _join(job: Job, fingerprint: str, join_timeout: float, silence_timeout: float) -> Link:
     """Another host: reach host 0, trying again until the timeout, and wait for it to say when to begin.
 
     That has no timeout of its own: host 0 has one, and is seen to be alive.
@@ -288,9 +284,9 @@ def _join(job: Job, hello: dict, join_timeout: float, silence_timeout: float) ->
         except OSError as error:
             problem = _reason(error)
         else:
-            link.send("hello", **hello)
+            about = {"hosts": job.hosts, "processes": job.processes, "fingerprint": fingerprint}
+            link.send("hello", host=job.host_rank, **about)
             if _started(link, silence_timeout):
-                link.host = 0
                 return link
             link.close()
             problem = "the connection was closed again"
@@ -310,7 +306,7 @@ def _started(link: Link, silence_timeout: float) -> bool:
                 return True
             if message["type"] == "refuse":
                 link.close()
-                raise UserError(clean_text(message))
+                raise UserError(_text(message))
         link.beat()
         time.sleep(POLL_SECONDS)
     return False

@@ -65,6 +65,7 @@ class World:
         """The messages of all processes, in order of rank."""
         if self.world_size == 1:
             return [message]
+        # OneFlow gathers tensors of one shape only: all are padded to the longest.
         lengths = np.zeros(self.world_size, dtype=np.int64)
         lengths[self.rank] = len(message)
         lengths = self.all_reduce_array(lengths)

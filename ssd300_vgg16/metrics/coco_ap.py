@@ -22,12 +22,12 @@ from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers
 
 RECALLS = np.linspace(0.0, 1.00, int(np.round((1.00 - 0.0) / 0.01)) + 1, endpoint=True)
 DETECTION_LIMITS = (1, 10, 100)  # per image and class
-UNKNOWN = -1.0  # of classes without objects to find
+UNKNOWN = -1.0  # of classes without objects to find, as in pycocotools
 
 
 @dataclass(frozen=True)
-class Found:
-    """N detections, sorted by class, image and falling score: at most the highest limit's of a class in an image.
+class Detections:
+    """N detections, sorted by class, image and falling score: at most 100 of a class in an image.
 
     cells: int64 [N], class x images + image; boxes_xywh: float64 [N, 4]; scores: float64 [N].
     """
@@ -48,26 +48,28 @@ class Curves:
     recall: np.ndarray
 
 
-def sorted_found(cells: np.ndarray, boxes_xywh: np.ndarray, scores: np.ndarray) -> Found:
+def sorted_detections(cells: np.ndarray, boxes_xywh: np.ndarray, scores: np.ndarray) -> Detections:
     """Detections in the order and number that count."""
+    # A stable sort: pycocotools keeps equal scores in the order of the results, and so must we.
     order = np.lexsort((-scores, cells))
     order = order[rank_in_cell(cells[order]) < DETECTION_LIMITS[-1]]
-    return Found(cells[order], boxes_xywh[order], scores[order])
+    return Detections(cells[order], boxes_xywh[order], scores[order])
 
 
-def curves(found: Found, objects: GroundTruth, images: int, classes: int) -> Curves:
+def curves(detections: Detections, objects: GroundTruth, images: int, classes: int) -> Curves:
     """The curves of detections and objects, whose cells are those of so many images and classes."""
-    rows, what = matches(found.cells, found.boxes_xywh, objects)
-    ranks = rank_in_cell(found.cells)[rows]
-    inside = ~outside_ranges(found.boxes_xywh[:, 2] * found.boxes_xywh[:, 3])
+    rows, what = matches(detections.cells, detections.boxes_xywh, objects)
+    ranks = rank_in_cell(detections.cells)[rows]
+    inside = ~outside_ranges(detections.boxes_xywh[:, 2] * detections.boxes_xywh[:, 3])
     precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), classes, len(AREA_RANGES)), UNKNOWN)
     recall = np.full((len(IOU_THRESHOLDS), classes, len(AREA_RANGES), len(DETECTION_LIMITS)), UNKNOWN)
     edges = np.arange(classes + 1) * images
-    ends, object_ends = np.searchsorted(found.cells, edges), np.searchsorted(objects.cells, edges)
+    ends, object_ends = np.searchsorted(detections.cells, edges), np.searchsorted(objects.cells, edges)
     for number, (start, end) in enumerate(pairwise(ends.tolist())):
         to_find = (~objects.ignored[object_ends[number] : object_ends[number + 1]]).sum(axis=0)
         mine = slice(*np.searchsorted(rows, (start, end)))
-        order = np.argsort(-found.scores[start:end], kind="stable")
+        # Mergesort, as in pycocotools: another order of equal scores would be another curve.
+        order = np.argsort(-detections.scores[start:end], kind="stable")
         places = np.argsort(order)[rows[mine] - start]
         for area in np.flatnonzero(to_find):
             became, counts = what[mine, :, area], inside[start:end, area][order]
@@ -98,6 +100,7 @@ def _precision(what: np.ndarray, places: np.ndarray, inside: np.ndarray, to_find
     best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     at_recalls = np.zeros((what.shape[1], len(RECALLS)))
     for threshold, column in enumerate((hits / to_find).T):
+        # The first place at which the recall is reached; side "left", as in pycocotools.
         reached = np.searchsorted(column, RECALLS)
         reached = reached[reached < len(column)]
         at_recalls[threshold, : len(reached)] = best[reached, threshold]
@@ -135,8 +138,8 @@ class CocoMetrics:
         """COCO's table, and a row per class, with more columns (heading to value of each class) at its end."""
         more = more or {}
         rows = [f"{'':<12} {'IoU':<10} {'area':<7} {'max':>4} {'value':>7}"]
-        for name, iou, area, most in STATISTICS:
-            rows.append(f"{name:<12} {iou:<10} {area:<7} {most:>4} {self.statistics[name]:>7.3f}")
+        for name, iou, area, limit in STATISTICS:
+            rows.append(f"{name:<12} {iou:<10} {area:<7} {limit:>4} {self.statistics[name]:>7.3f}")
         width = max([5, *map(len, self.per_class)])
         headings = "".join(f" {heading:>8}" for heading in more)
         rows += ["", f"{'class':<{width}} {'objects':>8} {'AP':>7} {'AP50':>7}{headings}"]
@@ -162,10 +165,10 @@ def coco_ap(results: CocoResults) -> CocoMetrics:
     place = np.empty_like(by_id)
     place[by_id] = np.arange(len(by_id))
     images = len(by_id)
-    found = sorted_found(results.classes * images + place[results.images], results.boxes_xywh, results.scores)
+    detections = sorted_detections(results.classes * images + place[results.images], results.boxes_xywh, results.scores)
     samples = [results.samples[index] for index in by_id]
     objects = _objects(samples, results.categories)
-    made = curves(found, objects, images, len(results.categories))
+    made = curves(detections, objects, images, len(results.categories))
     counted = np.concatenate([sample.labels[~sample.crowd & ~sample.difficult] for sample in samples])
     counts = np.bincount(class_numbers(results.categories, counted), minlength=len(results.categories))
     return CocoMetrics(_statistics(made), _per_class(made, results.categories, counts.tolist()))
@@ -174,8 +177,8 @@ def coco_ap(results: CocoResults) -> CocoMetrics:
 def _objects(samples: list[Sample], categories: list[Category]) -> GroundTruth:
     """The ground truth of the samples.
 
-    Difficult objects are of no range of areas, which makes them ignored with what is found of them: VOC's rule. As
-    crowds they would be ignored too, but with another IoU.
+    Difficult objects lie outside of all ranges of areas. So they are ignored, with the detections that match them:
+    VOC's rule. Marked as crowds they would be ignored too, but their IoU would be another.
     """
     images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
     labels, boxes, crowd, difficult, areas = (
@@ -191,12 +194,12 @@ def _objects(samples: list[Sample], categories: list[Category]) -> GroundTruth:
 def _statistics(made: Curves) -> dict[str, float]:
     areas, thresholds = list(AREA_RANGES), [f"{threshold:.2f}" for threshold in IOU_THRESHOLDS]
     statistics = {}
-    for name, iou, area, most in STATISTICS:
+    for name, iou, area, limit in STATISTICS:
         at = slice(None) if iou == "0.50:0.95" else slice(thresholds.index(iou), thresholds.index(iou) + 1)
         if name.startswith("AP"):
             values = made.precision[at, :, :, areas.index(area)]
         else:
-            values = made.recall[at, :, areas.index(area), DETECTION_LIMITS.index(most)]
+            values = made.recall[at, :, areas.index(area), DETECTION_LIMITS.index(limit)]
         statistics[name] = _mean(values)
     return statistics
 

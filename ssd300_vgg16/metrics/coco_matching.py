@@ -21,7 +21,7 @@ MISSED, TRUE, IGNORED = 0, 1, 2
 class GroundTruth:
     """The ground truth, sorted by cell: cells int64 [M], boxes_xywh float64 [M, 4], crowd bool [M].
 
-    ignored: bool [M, A], whether an object is left out for a range of areas, with what is found of it.
+    ignored: bool [M, A], whether an object is left out for a range of areas, with the detections that match it.
     """
 
     cells: np.ndarray
@@ -43,15 +43,17 @@ def matches(cells: np.ndarray, boxes_xywh: np.ndarray, objects: GroundTruth) -> 
     by cell, then falling score. A detection takes the object that it overlaps most, of equals the last, which no
     better one has taken; one that is ignored only if there is no other. Crowds can be taken many times.
     """
-    found, object_, iou = _pairs(cells, boxes_xywh, objects)
-    order = np.lexsort((object_, iou, found))
-    found, object_, iou = found[order], object_[order], iou[order]
-    first = np.flatnonzero(np.diff(found, prepend=-1))
-    rows = found[first]
+    detection, object_, iou = _pairs(cells, boxes_xywh, objects)
+    order = np.lexsort((object_, iou, detection))
+    detection, object_, iou = detection[order], object_[order], iou[order]
+    first = np.flatnonzero(np.diff(detection, prepend=-1))
+    rows = detection[first]
     what = np.zeros((len(rows), len(IOU_THRESHOLDS), len(AREA_RANGES)), dtype=np.int8)
     taken = np.zeros((len(objects.cells), *what.shape[1:]), dtype=bool)
+    # pycocotools takes the threshold down a little, so that an IoU of 1 reaches a threshold of 1.
     reaches = iou[:, None] >= np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
-    counts = np.diff(first, append=len(found))
+    counts = np.diff(first, append=len(detection))
+    # Within a cell one after the other, because each takes its object away from the next; all cells at once.
     for step in _steps(cells[rows]):
         pairs, starts = _expanded(first[step], counts[step])
         what[step] = _take(object_[pairs], reaches[pairs], starts, objects, taken)
@@ -70,8 +72,8 @@ def _take(
     # The best pair has the highest number; those that are not ignored come after all that are.
     number = np.arange(len(object_))[:, None] + len(object_) * ~objects.ignored[object_]
     best = np.maximum.reduceat(np.where(free, number[:, None, :], -1), starts, axis=0)
-    found, threshold, area = np.nonzero(best >= 0)
-    pair = best[found, threshold, area] % len(object_)
+    detection, threshold, area = np.nonzero(best >= 0)
+    pair = best[detection, threshold, area] % len(object_)
     taken[object_[pair], threshold, area] = True
     return np.where(best < 0, MISSED, np.where(best >= len(object_), TRUE, IGNORED))
 
@@ -96,12 +98,13 @@ def _pairs(
     first = np.searchsorted(objects.cells, cells, side="left")
     counts = np.searchsorted(objects.cells, cells, side="right") - first
     parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    # In parts, since all pairs of a large data set would take gigabytes.
     share = np.cumsum(counts) // PAIRS_AT_A_TIME
     for rows in np.split(np.arange(len(cells)), np.flatnonzero(np.diff(share)) + 1):
-        found, object_ = np.repeat(rows, counts[rows]), _expanded(first[rows], counts[rows])[0]
-        iou = _iou(boxes_xywh[found], objects.boxes_xywh[object_], objects.crowd[object_])
+        detection, object_ = np.repeat(rows, counts[rows]), _expanded(first[rows], counts[rows])[0]
+        iou = _iou(boxes_xywh[detection], objects.boxes_xywh[object_], objects.crowd[object_])
         near = iou >= IOU_THRESHOLDS[0]
-        parts.append((found[near], object_[near], iou[near]))
+        parts.append((detection[near], object_[near], iou[near]))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
@@ -111,18 +114,18 @@ def _expanded(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.arange(counts.sum()) + np.repeat(first - starts, counts), starts
 
 
-def _iou(found: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+def _iou(detection: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     """IoU [P] of boxes xywh with boxes xywh, float64 [P, 4] each; with a crowd the part of the detection inside of it.
 
     Operation by operation as in pycocotools, so that equal IoUs come out equal there and here.
     """
-    shared = np.ones(len(found))
-    apart = np.zeros(len(found), dtype=bool)
+    shared = np.ones(len(detection))
+    apart = np.zeros(len(detection), dtype=bool)
     for axis in (0, 1):
-        ends = (boxes[:, 2 + axis] + boxes[:, axis] for boxes in (found, objects))
-        side = np.minimum(*ends) - np.maximum(found[:, axis], objects[:, axis])
+        ends = (boxes[:, 2 + axis] + boxes[:, axis] for boxes in (detection, objects))
+        side = np.minimum(*ends) - np.maximum(detection[:, axis], objects[:, axis])
         apart |= side <= 0
         shared = shared * side
-    area, area_of_object = (boxes[:, 2] * boxes[:, 3] for boxes in (found, objects))
+    area, area_of_object = (boxes[:, 2] * boxes[:, 3] for boxes in (detection, objects))
     union = np.where(crowd, area, area + area_of_object - shared)
     return np.divide(shared, union, out=np.zeros_like(shared), where=~apart)

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Sample
+from ssd300_vgg16.files import open_atomically
 
 
 @dataclass(frozen=True)
 class CocoResults:
-    """N detections in the order of a data set's images, and in each image as they were found.
+    """N detections in the order of a data set's images, and in each image in the detector's order.
 
     images: int64 [N], index in samples; classes: int64 [N], index in categories, which are in order of id;
     boxes_xywh: float64 [N, 4] in pixels, of three decimals; scores: float64 [N]. Iteration gives COCO's dicts, with
@@ -49,16 +50,14 @@ class CocoResults:
 
     def write(self, path: Path) -> None:
         """Write a JSON list, an image a line, atomically; on a terminal a bar shows how far it is."""
-        aside = path.with_name(f".{path.name}.tmp")
         bar = tqdm(self._by_image(), f"write {path.name}", len(self.samples), unit="image", disable=None, leave=False)
-        with aside.open("w") as file:
-            file.write("[")
-            between = "\n"
+        with open_atomically(path) as file:
+            file.write(b"[")
+            between = b"\n"
             for rows in filter(None, bar):
-                file.write(between + json.dumps(rows)[1:-1])
-                between = ",\n"
-            file.write("\n]\n")
-        aside.replace(path)
+                file.write(between + json.dumps(rows)[1:-1].encode())
+                between = b",\n"
+            file.write(b"\n]\n")
 
 
 def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[str, np.ndarray]]) -> CocoResults:
@@ -66,9 +65,9 @@ def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[s
 
     Labels the data set does not have are left out: it has no objects of theirs to be right or wrong about.
     """
-    images = np.repeat(np.arange(len(positions)), [len(found["scores"]) for found in detections])
+    images = np.repeat(np.arange(len(positions)), [len(of_image["scores"]) for of_image in detections])
     boxes, scores, labels = (
-        np.concatenate([found[name] for found in detections]) for name in ("boxes", "scores", "labels")
+        np.concatenate([of_image[name] for of_image in detections]) for name in ("boxes", "scores", "labels")
     )
     categories = sorted(dataset.categories, key=lambda category: category.id)
     classes = class_numbers(categories, labels)

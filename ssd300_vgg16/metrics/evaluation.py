@@ -70,9 +70,9 @@ def evaluate(
     have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
     UserError. Interrupted is raised, by all of them, once stopping() is true in one.
     """
-    found, trouble = _Found(), None
+    share, trouble = _Share(), None
     try:
-        _detect_share(found, detect, dataset, image_size, batch_size, pool, strict, world, stopping)
+        _detect_share(share, detect, dataset, image_size, batch_size, pool, strict, world, stopping)
     except UserError as error:
         trouble = error
     stopped, troubled = world.all_reduce(stopping(), trouble is not None)
@@ -82,8 +82,9 @@ def evaluate(
         raise UserError("stopped with the process that had trouble with the data")
     if stopped:
         raise Interrupted
-    positions, detections, unreadable = _gather(world, found.positions, found.detections, found.unreadable)
-    unreadable = [message for _, message in sorted(unreadable, key=lambda pair: pair[0])]
+    positions, detections, messages = _gather(world, share)
+    # A stable sort: of one batch the messages stay in its order.
+    unreadable = [message for _, message in sorted(messages, key=lambda pair: pair[0])]
     if not positions:
         raise UserError(f"{dataset.name}: not one of its {len(dataset.samples)} images could be read: {unreadable[:3]}")
     if not world.is_first:
@@ -96,8 +97,8 @@ def evaluate(
 
 
 @dataclass
-class _Found:
-    """What one process has found so far; of the images that cannot be read, pairs of batch number and message."""
+class _Share:
+    """One process's detections so far; of the images that cannot be read, pairs of batch number and message."""
 
     positions: list[int] = field(default_factory=list)
     detections: list[dict[str, np.ndarray]] = field(default_factory=list)
@@ -105,7 +106,7 @@ class _Found:
 
 
 def _detect_share(
-    found: _Found,
+    share: _Share,
     detect: Detect,
     dataset: Dataset,
     image_size: int,
@@ -116,37 +117,40 @@ def _detect_share(
     stopping: Callable[[], bool],
 ) -> None:
     """Detect on this process's batches, to their end or until stopping() is true."""
-    share = slice(world.rank, None, world.world_size)
+    own_batches = slice(world.rank, None, world.world_size)
     hidden = None if world.is_first else True
     with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
-        batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, share)
+        batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, own_batches)
         for number, batch in enumerate(batches):
-            found.unreadable += [(number * world.world_size + world.rank, message) for message in batch.unreadable]
+            share.unreadable += [(number * world.world_size + world.rank, message) for message in batch.unreadable]
             if len(batch.positions):
-                found.detections += detect(batch.images, batch.sizes_hw)
-                found.positions += batch.positions.tolist()
+                share.detections += detect(batch.images, batch.sizes_hw)
+                share.positions += batch.positions.tolist()
             bar.update((len(batch.positions) + len(batch.unreadable)) * world.world_size)
             if stopping():
                 break
 
 
-def _gather(
-    world: World, positions: list[int], detections: list[dict[str, np.ndarray]], unreadable: list[tuple[int, str]]
-) -> tuple[list[int], list[dict[str, np.ndarray]], list[tuple[int, str]]]:
-    """Everyone's, positions and detections in the order of the data set."""
+def _gather(world: World, share: _Share) -> tuple[list[int], list[dict[str, np.ndarray]], list[tuple[int, str]]]:
+    """The shares of all processes, positions and detections in the order of the data set."""
     if world.world_size == 1:
-        return positions, detections, unreadable
-    columns = {name: np.concatenate([found[name] for found in detections] or [[]]) for name in DETECTION_COLUMNS}
+        return share.positions, share.detections, share.unreadable
+    # Detections as columns, and numpy's own format: a pickle from another host could run code here.
+    columns = {
+        name: np.concatenate([of_image[name] for of_image in share.detections]) if share.detections else np.empty(0)
+        for name in DETECTION_COLUMNS
+    }
     message = io.BytesIO()
-    counts = np.array([len(found["scores"]) for found in detections], dtype=np.int64)
-    told = np.frombuffer(json.dumps(unreadable).encode(), dtype=np.uint8)
-    np.savez(message, positions=np.array(positions, dtype=np.int64), counts=counts, unreadable=told, **columns)
-    by_position, messages = {}, []
+    counts = np.array([len(of_image["scores"]) for of_image in share.detections], dtype=np.int64)
+    told = np.frombuffer(json.dumps(share.unreadable).encode(), dtype=np.uint8)
+    np.savez(message, positions=np.array(share.positions, dtype=np.int64), counts=counts, unreadable=told, **columns)
+    by_position: dict[int, dict[str, np.ndarray]] = {}
+    messages: list[tuple[int, str]] = []
     for content in world.all_gather(message.getvalue()):
         with np.load(io.BytesIO(content)) as part:
             ends = part["counts"].cumsum()[:-1]
             split = {name: np.split(part[name], ends) for name in DETECTION_COLUMNS}
             for number, position in enumerate(part["positions"].tolist()):
                 by_position[position] = {name: split[name][number] for name in DETECTION_COLUMNS}
-            messages += json.loads(part["unreadable"].tobytes())
+            messages += map(tuple, json.loads(part["unreadable"].tobytes()))
     return sorted(by_position), [by_position[position] for position in sorted(by_position)], messages

@@ -66,6 +66,7 @@ def voc_ap(dataset: Dataset, positions: list[int], detections: list[dict[str, np
     per_class = {}
     for category in dataset.categories:
         rows = np.flatnonzero(labels == category.label)
+        # Stable, so that equal scores count in the order of the images on every machine.
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         rows = rows[~difficult[rows]]
         objects = int((counted == category.label).sum())
@@ -77,26 +78,30 @@ def voc_ap(dataset: Dataset, positions: list[int], detections: list[dict[str, np
 def _claims(
     dataset: Dataset, positions: list[int], detections: list[dict[str, np.ndarray]]
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Per image, for each of its D detections: score, label, the object it claims (a number that is the object's own
-    in all the data set, or -1) and whether that is difficult."""
+    """Per image, arrays [D] of its detections: score, label, claimed object, whether that is difficult.
+
+    Objects are numbered through the data set; -1 is a detection that claims none.
+    """
     objects = 0
-    for position, found in zip(positions, detections, strict=True):
+    for position, of_image in zip(positions, detections, strict=True):
         sample = dataset.samples[position]
-        best, overlap = _best_object(found, sample.boxes, sample.labels)
+        best, overlap = _best_object(of_image, sample.boxes, sample.labels)
         claims = overlap >= MIN_IOU
         difficult = np.zeros(len(best), dtype=bool)
         difficult[claims] = sample.difficult[best[claims]]
-        yield found["scores"], found["labels"], np.where(claims, best + objects, -1), difficult
+        yield of_image["scores"], of_image["labels"], np.where(claims, best + objects, -1), difficult
         objects += len(sample.labels)
 
 
-def _best_object(found: dict[str, np.ndarray], boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _best_object(
+    of_image: dict[str, np.ndarray], boxes: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """For each detection the object of its class with the highest IoU, the first of equals, and that IoU."""
-    count = len(found["scores"])
+    count = len(of_image["scores"])
     if not (count and len(labels)):
         return np.zeros(count, dtype=np.int64), np.full(count, -1.0)
-    ious = box_math.iou(found["boxes"].astype(np.float64), boxes)
-    ious[found["labels"][:, None] != labels[None, :]] = -1
+    ious = box_math.iou(of_image["boxes"].astype(np.float64), boxes)
+    ious[of_image["labels"][:, None] != labels[None, :]] = -1
     best = ious.argmax(axis=1)
     return best, ious[np.arange(count), best]
 

@@ -1,43 +1,20 @@
 """COCO's numbers against pycocotools where the rules of matching and of equal scores decide."""
 
-import contextlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 from ssd300_vgg16.metrics import coco_matching
 from ssd300_vgg16.metrics.coco_ap import coco_ap
 from ssd300_vgg16.metrics.coco_results import coco_results
+from ssd300_vgg16.metrics.verification import coco_ground_truth, run_pycocotools
 
 
-def pycocotools_metrics(dataset, positions, rows):
-    """The twelve numbers, and AP and AP50 of each class, by pycocotools; difficult objects are in no range of areas."""
-    annotations = []
-    for sample in (dataset.samples[position] for position in positions):
-        areas = np.where(sample.difficult, np.inf, sample.areas).tolist()
-        columns = (sample.labels.tolist(), xyxy_to_xywh(sample.boxes).tolist(), areas, sample.crowd.tolist())
-        ids = {category.label: category.id for category in dataset.categories}
-        for label, box, area, crowd in zip(*columns, strict=True):
-            entry = {"id": len(annotations) + 1, "image_id": sample.id, "category_id": ids[label]}
-            annotations.append({**entry, "bbox": box, "area": area, "iscrowd": int(crowd)})
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": dataset.samples[position].id} for position in positions],
-        "annotations": annotations,
-        "categories": [{"id": category.id, "name": category.name} for category in dataset.categories],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(rows) if rows else COCO(), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+def pycocotools_metrics(results):
+    """The twelve numbers, and AP and AP50 of each class, by pycocotools."""
+    evaluation = run_pycocotools(coco_ground_truth(results), results)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class = {}
     for column, id_ in enumerate(evaluation.params.catIds):
@@ -100,7 +77,7 @@ def test_hard_cases_are_equal_to_the_last_digit(
     positions = [5, 0, 1, 3, 4, 6]
     results = coco_results(dataset, positions, [found[position] for position in positions])
     metrics = coco_ap(results)
-    expected, expected_of_class = pycocotools_metrics(dataset, positions, list(results))
+    expected, expected_of_class = pycocotools_metrics(results)
     assert (metrics.statistics["AP"] > 0) == bool(objects and detections), "a case that says something"
     assert list(metrics.statistics.values()) == expected
     assert {name: values[:2] for name, values in metrics.per_class.items()} == expected_of_class
@@ -121,4 +98,4 @@ def test_of_objects_overlapped_alike_the_last_is_taken(objects, ap50):
     results = coco_results(dataset, [0], [found])
     metrics = coco_ap(results)
     assert metrics.statistics["AP50"] == pytest.approx(ap50)
-    assert list(metrics.statistics.values()) == pycocotools_metrics(dataset, [0], list(results))[0]
+    assert list(metrics.statistics.values()) == pycocotools_metrics(results)[0]

@@ -1,6 +1,5 @@
 """Evaluation: the numbers are pycocotools' own, on the images that could be read, and they are written down."""
 
-import contextlib
 import io
 import json
 import re
@@ -12,8 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from coco_files import pycocotools_of_files
 from small_data import run, shapes, shapes_folder, untrained_run
 from voc_files import image_set, thing, write_voc, xml
 
@@ -48,15 +46,16 @@ def evaluated(place):
     return process, place / "runs" / "untrained"
 
 
-def pycocotools_numbers(annotations, detections):
-    """The twelve numbers, from the files, by the reference's own functions."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        evaluation = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats.tolist()
+def measure(detect, dataset, batch_size=2, **options):
+    """The evaluation of a detector, without data workers."""
+    with WorkerPool(0) as pool:
+        return evaluate(detect, dataset, 300, batch_size, pool, **options)
+
+
+def call(place, *arguments):
+    """The exit status of the command line with the untrained weights."""
+    fixed = ("--weights", place / "runs" / "untrained", "-j", 0, "--device", "cpu")
+    return command.main([str(argument) for argument in (*fixed, *arguments)])
 
 
 def imperfect(dataset):
@@ -96,11 +95,10 @@ def perfect(dataset):
 
 def test_what_is_found_is_measured_as_pycocotools_does(place, tmp_path):
     dataset = shapes(place / "shapes", "val")
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(imperfect(dataset), dataset, 300, 2, pool)
+    evaluation = measure(imperfect(dataset), dataset)
     evaluation.results.write(tmp_path / "detections.json")
     annotations = place / "shapes" / "annotations" / "instances_val.json"
-    expected = pycocotools_numbers(annotations, tmp_path / "detections.json")
+    expected = pycocotools_of_files(annotations, tmp_path / "detections.json")
     assert 0.1 < expected[0] < 0.9, "a case that says something"
     assert [evaluation.metrics.statistics[name] for name, *_ in STATISTICS] == expected
 
@@ -108,8 +106,7 @@ def test_what_is_found_is_measured_as_pycocotools_does(place, tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, IMAGES, 100])
 def test_a_perfect_detector_scores_one(place, batch_size):
     dataset = shapes(place / "shapes", "val")
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(perfect(dataset), dataset, 300, batch_size, pool)
+    evaluation = measure(perfect(dataset), dataset, batch_size)
     assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
     for name, (ap, _, objects) in evaluation.metrics.per_class.items():
         assert ap == pytest.approx(1 if objects else -1), name
@@ -123,8 +120,7 @@ def test_unreadable_images_are_left_out_of_the_numbers_and_named(data, batch_siz
     broken.write_bytes(b"")
     readable = [sample for sample in dataset.samples if sample.path != broken]
 
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(perfect(replace(dataset, samples=readable)), dataset, 300, batch_size, pool)
+    evaluation = measure(perfect(replace(dataset, samples=readable)), dataset, batch_size)
     assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
     assert {result["image_id"] for result in evaluation.results} == {sample.id for sample in readable}
     assert evaluation.unreadable == [f"{broken}: the file is empty"]
@@ -133,24 +129,23 @@ def test_unreadable_images_are_left_out_of_the_numbers_and_named(data, batch_siz
 def test_strict_evaluation_stops_at_an_unreadable_image(data):
     dataset = shapes(data, "val")
     dataset.samples[1].path.write_bytes(b"")
-    with WorkerPool(0) as pool, pytest.raises(UserError, match="the file is empty"):
-        evaluate(perfect(dataset), dataset, 300, 2, pool, strict=True)
+    with pytest.raises(UserError, match="the file is empty"):
+        measure(perfect(dataset), dataset, 2, strict=True)
 
 
 def test_without_any_readable_image_there_are_no_numbers(data):
     dataset = shapes(data, "val")
     for sample in dataset.samples:
         sample.path.write_bytes(b"")
-    with WorkerPool(0) as pool, pytest.raises(UserError, match="not one of its 5 images could be read") as caught:
-        evaluate(perfect(dataset), dataset, 300, 2, pool)
+    with pytest.raises(UserError, match="not one of its 5 images could be read") as caught:
+        measure(perfect(dataset), dataset, 2)
     assert dataset.name in str(caught.value)
 
 
 def test_a_detector_that_finds_nothing_scores_zero(place):
     dataset = shapes(place / "shapes", "val")
     nothing = {"boxes": np.empty((0, 4), np.float32), "scores": np.empty(0, np.float32), "labels": np.empty(0, int)}
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(lambda _, sizes_hw: [nothing] * len(sizes_hw), dataset, 300, 2, pool)
+    evaluation = measure(lambda _, sizes_hw: [nothing] * len(sizes_hw), dataset)
     assert evaluation.metrics.statistics["AP"] == 0
     assert len(evaluation.results) == 0
 
@@ -179,8 +174,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_is_told_what_is_done(place, tmp_path, monkeypatch):
     dataset, terminal = shapes(place / "shapes", "val"), Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(perfect(dataset), dataset, 300, 2, pool)
+    evaluation = measure(perfect(dataset), dataset)
     evaluation.results.write(tmp_path / "detections.json")
     told = [line.strip() for line in terminal.getvalue().split("\r")]
     assert f"average precision: {IMAGES} images, {len(evaluation.results)} detections" in told
@@ -249,8 +243,7 @@ def test_processes_find_together_what_one_finds(data, size, batch_size):
     for sample in dataset.samples[1:4]:
         sample.path.write_bytes(b"")
     alone, together = [], []
-    with WorkerPool(0) as pool:
-        expected = evaluate(by_content(dataset, alone), dataset, 300, batch_size, pool)
+    expected = measure(by_content(dataset, alone), dataset, batch_size)
     first, *others = evaluate_together(size, by_content(dataset, together), dataset, batch_size)
     assert sorted(together) == sorted(alone) and len(alone) == IMAGES - 3, "each image once"
     assert others == [None] * (size - 1)
@@ -268,8 +261,8 @@ def test_all_processes_stop_if_one_has_to(place, stopped):
 
 def test_an_evaluation_stops_after_the_batch_it_is_at(place):
     dataset, seen = shapes(place / "shapes", "val"), []
-    with WorkerPool(0) as pool, pytest.raises(Interrupted):
-        evaluate(by_content(dataset, seen), dataset, 300, 1, pool, stopping=lambda: len(seen) == 2)
+    with pytest.raises(Interrupted):
+        measure(by_content(dataset, seen), dataset, 1, stopping=lambda: len(seen) == 2)
     assert len(seen) == 2
 
 
@@ -314,8 +307,7 @@ def test_data_of_voc_gets_vocs_numbers_too(voc):
         replace(sample, boxes=sample.boxes[~sample.difficult], labels=sample.labels[~sample.difficult])
         for sample in dataset.samples
     ]
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(perfect(replace(dataset, samples=samples)), dataset, 300, 2, pool)
+    evaluation = measure(perfect(replace(dataset, samples=samples)), dataset)
     assert (evaluation.voc.mean_ap, evaluation.voc.mean_ap_07) == (1, 1)
     assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
     assert sum(values[2] for values in evaluation.voc.per_class.values()) == counted
@@ -329,17 +321,14 @@ def test_data_of_voc_gets_vocs_numbers_too(voc):
 
 def test_other_data_gets_cocos_numbers_only(place):
     dataset = shapes(place / "shapes", "val")
-    with WorkerPool(0) as pool:
-        evaluation = evaluate(perfect(dataset), dataset, 300, 2, pool)
+    evaluation = measure(perfect(dataset), dataset)
     assert evaluation.voc is None
     assert evaluation.table() == evaluation.metrics.table() and "VOC" not in evaluation.table()
     assert evaluation.as_json() == evaluation.metrics.as_json()
 
 
 def test_the_command_evaluates_a_model_with_more_classes_on_voc(place, voc, tmp_path, capsys):
-    arguments = ["--weights", place / "runs" / "untrained", "--dataset", "voc", "--data-path", voc]
-    arguments = [str(argument) for argument in (*arguments, "--output-dir", tmp_path, "-j", 0, "--device", "cpu")]
-    assert command.main(arguments) == 0
+    assert call(place, "--dataset", "voc", "--data-path", voc, "--output-dir", tmp_path) == 0
     output = capsys.readouterr().out
     assert f"on {image_set(voc, 'val')}, {IMAGES} images" in output
     numbers = json.loads((tmp_path / "coco_metrics.json").read_text())
@@ -370,17 +359,25 @@ def test_the_numbers_are_pycocotools_of_what_is_written(evaluated, place):
     folder = evaluated[1]
     numbers = json.loads((folder / "coco_metrics.json").read_text())
     annotations = place / "shapes" / "annotations" / "instances_val.json"
-    expected = pycocotools_numbers(annotations, folder / "detections.json")
+    expected = pycocotools_of_files(annotations, folder / "detections.json")
     assert [numbers[name] for name, *_ in STATISTICS] == expected
     results = json.loads((folder / "detections.json").read_text())
     assert all(result.keys() == {"image_id", "category_id", "bbox", "score"} for result in results)
     assert {result["category_id"] for result in results} <= {3, 7, 11, 18, 24}
 
 
+def test_the_command_verifies_the_numbers(place, voc, tmp_path, capsys, monkeypatch):
+    arguments = ("--dataset", "voc", "--data-path", voc, "--output-dir", tmp_path, "--verify")
+    assert call(place, *arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("largest difference: ")
+    monkeypatch.setattr("ssd300_vgg16.metrics.verification.TOLERANCE", -1)
+    assert call(place, *arguments) == 1
+    assert "pycocotools computes other numbers" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_the_command_leaves_out_what_cannot_be_read(place, data, tmp_path, capsys):
     (data / "val" / "000002.jpg").write_bytes(b"")
-    arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "--output-dir", tmp_path / "a" / "b"]
-    assert command.main([str(argument) for argument in (*arguments, "-j", 0, "--device", "cpu")]) == 1
+    assert call(place, "--data-path", data, "--output-dir", tmp_path / "a" / "b") == 1
     output = capsys.readouterr().out
     assert "4 images" in output and "000002.jpg: the file is empty" in output
     results = json.loads((tmp_path / "a" / "b" / "detections.json").read_text())
@@ -392,20 +389,18 @@ def test_problems_of_the_annotations_are_told(place, data, tmp_path, capsys):
     content = json.loads(path.read_text())
     content["annotations"][0]["bbox"] = [1, 2, "three", 4]
     path.write_text(json.dumps(content))
-    arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "--output-dir", tmp_path / "out"]
-    arguments = [str(argument) for argument in (*arguments, "-j", 0, "--device", "cpu")]
-    assert command.main(arguments) == 0
+    arguments = ("--data-path", data, "--output-dir", tmp_path / "out")
+    assert call(place, *arguments) == 0
     assert "1 x annotation whose bbox is not 4 numbers" in capsys.readouterr().out
     with pytest.raises(UserError, match="bbox is not 4 numbers"):
-        command.main([*arguments, "--strict-data"])
+        call(place, *arguments, "--strict-data")
 
 
 def test_a_data_set_with_other_categories_is_refused(place, data, tmp_path):
     path = data / "annotations" / "instances_val.json"
     path.write_text(path.read_text().replace('"name": "', '"name": "other '))
-    arguments = ["--weights", place / "runs" / "untrained", "--data-path", data, "-j", 0, "--device", "cpu"]
     with pytest.raises(UserError, match=r"none of its categories .* is one of the model's \(circle, square"):
-        command.main([str(argument) for argument in arguments])
+        call(place, "--data-path", data)
 
 
 def test_where_results_cannot_be_written_is_told_before_the_work(place, tmp_path):
