@@ -14,7 +14,6 @@ import argparse
 import datetime
 import importlib
 import importlib.metadata
-import json
 import os
 import signal
 import subprocess

@@ -132,7 +132,7 @@ def in_fresh_process(
     `call` is a function at the top of a file of this folder.
     """
     command = [str(python), "-c", _CALL, call.__module__, call.__name__, json.dumps(arguments, default=str)]
-    done = subprocess.run(command, env=env or environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=env or environment(), capture_output=True, text=True)
     if done.returncode:
         last_words = " ".join(done.stderr.strip().splitlines()[-3:])
         raise ProcessFailed(last_words or f"{call.__name__} ended with status {done.returncode}")

@@ -1,19 +1,14 @@
 """Forward pass and training step of SSD300: the package's engines, flowvision and torchvision, in turn.
 
-    .venv/bin/python benchmarks/network.py                    on the CPU
-    .venv/bin/python benchmarks/network.py --device cuda      on a GPU (never tried)
-
 All have the same shape: 91 classes, width 1, random weights, images of 300x300. Each round runs every engine in a
-process of its own. Times are medians over all rounds, seconds per image; the rate of matrix products is the best of any
-library and round, and says what the machine can do.
+process of its own. The rate of matrix products is the best of any library and round, and says what the machine can do.
 """
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import part
-import peers
-from engines import (
+from benchmarks import plots
+from benchmarks.engines import (
     FLOWVISION,
     FLOWVISION_MKL,
     FORWARD,
@@ -21,17 +16,30 @@ from engines import (
     NUMPY,
     ONEFLOW,
     ONNX_RUNTIME,
+    OURS,
     PREPARE,
     TORCHVISION,
     TRAINING,
     Job,
     run,
 )
+from benchmarks.frame import (
+    Benchmark,
+    Claim,
+    Figures,
+    Options,
+    in_fresh_process,
+    markdown,
+    median,
+    paragraphs,
+    significant,
+)
 
-TITLE = "The network: forward pass, training step, and the share of what the machine can multiply"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BATCH = {FORWARD: 1, TRAINING: 4}
 PRODUCT_SIDES = (512, 1024, 2048)
-OUR_ENGINES = {ONEFLOW: "this package, OneFlow", ONNX_RUNTIME: "this package, ONNX Runtime"}
 # Products of what computes on the CPU only are of no interest on a GPU.
 ENGINES = {
     "cpu": (ONEFLOW, ONNX_RUNTIME, TORCHVISION, FLOWVISION_MKL, FLOWVISION, NUMPY),
@@ -51,8 +59,8 @@ def jobs_of(engine: str, device: str, quick: bool) -> list[Job]:
     return jobs
 
 
-def multiply_adds() -> tuple[float, float]:
-    """Multiplications of a forward pass and of a training step of one image, in units of 1e9.
+def multiply_adds() -> list[float]:
+    """Multiplications of a forward pass and of a training step of one image, in units of 1e9; for a fresh process.
 
     A training step computes each convolution thrice: forward, gradient of the weights, gradient of the input, which the
     first layer does not need.
@@ -70,90 +78,84 @@ def multiply_adds() -> tuple[float, float]:
     with flow.no_grad():
         narrow(flow.zeros(1, 3, 300, 300))
     products = [cells[name] * layer.weight.numel() / 1e9 for name, layer in convolutions(SSD300(91)).items()]
-    return sum(products), 3 * sum(products) - products[0]
+    return [sum(products), 3 * sum(products) - products[0]]
 
 
-def measure(engines: Sequence[str], options: argparse.Namespace) -> tuple[dict[str, dict], dict[str, float]]:
-    """Seconds per image by engine, what it did and round; and the best rate of products of each, in GFLOP/s."""
-    found, rates = {engine: {} for engine in engines}, {}
+def measure(options: Options) -> Figures:
+    """Median seconds per image by engine and what it did, and their shares of the fastest rate of products."""
+    names = OURS | {FLOWVISION: "flowvision 0.2.1 as installed", FLOWVISION_MKL: "flowvision 0.2.1 with MKL"}
+    names |= {NUMPY: NUMPY}
+    if TORCHVISION in options.peers:
+        names[TORCHVISION] = options.peers.name(TORCHVISION)
+    slow = (FLOWVISION, FLOWVISION_MKL) if options.quick else ()
+    engines = [each for each in ENGINES[options.device.partition(":")[0]] if each in names and each not in slow]
+    times: dict[str, dict[str, list]] = {engine: {} for engine in engines}
+    rates: dict[str, float] = {}
     for number in range(options.rounds):
         for engine in engines:
             jobs = jobs_of(engine, options.device, options.quick)
-            for job, timing in zip(jobs, run(engine, jobs, options.peer_python), strict=True):
+            for job, timing in zip(jobs, run(engine, jobs, options.peers), strict=True):
                 if job.what == MATMUL:
                     rate = 2 * job.batch**3 / min(timing.seconds) / 1e9
-                    rates[engine] = max(rates.get(engine, 0), rate)
+                    rates[names[engine]] = max(rates.get(names[engine], 0), rate)
                 else:
-                    found[engine].setdefault(job.what, []).append([seconds / job.batch for seconds in timing.seconds])
+                    times[engine].setdefault(job.what, []).append([seconds / job.batch for seconds in timing.seconds])
                     print(f"round {number + 1}, {engine}, {job.what}: {min(timing.seconds):.3f} s", flush=True)
-    return found, rates
-
-
-def figures_of(found: dict[str, dict], rates: dict[str, float], names: dict[str, str]) -> dict:
-    """Medians by name, and their shares of the fastest rate."""
-    work = dict(zip((FORWARD, TRAINING), multiply_adds(), strict=True))
-    limit = max(rates.values())
-    engines = {}
-    for engine, times in found.items():
-        medians = {what: part.median(rounds) for what, rounds in times.items()}
+    work = dict(zip((FORWARD, TRAINING), in_fresh_process(multiply_adds), strict=True))
+    limit, found = max(rates.values()), {}
+    for engine in filter(times.get, engines):
+        medians = {what: median(rounds) for what, rounds in times[engine].items()}
         shares = {f"{what}, share": 2 * work[what] / seconds / limit for what, seconds in medians.items()}
-        if medians:
-            engines[names[engine]] = medians | shares
-    return {
-        "engines": engines,
-        "products": {names.get(engine, engine): rate for engine, rate in rates.items()},
-        "limit": limit,
-        "work": work,
-    }
+        found[names[engine]] = medians | shares
+    return {"engines": found, "products": rates, "limit": limit, "work": work}
 
 
-def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
-    ours = figures["engines"][OUR_ENGINES[ONEFLOW]]
+def table(figures: Figures) -> str:
+    ours = figures["engines"][OURS[ONEFLOW]]
     rows = []
     for name, found in figures["engines"].items():
         cells = [name]
         for what in (FORWARD, TRAINING):
             seconds, share = found.get(what), found.get(f"{what}, share")
-            cells += [part.significant(seconds), "-" if seconds is None else f"{seconds / ours[what]:.2f}"]
+            cells += [significant(seconds), "-" if seconds is None else f"{seconds / ours[what]:.2f}"]
             cells += ["-" if share is None else f"{share:.0%}"]
         rows.append(cells)
     header = ["", "forward, s per image", "times ours", "share of the limit"]
     header += ["training step, s per image", "times ours", "share of the limit"]
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in figures["products"].items())
-    work = figures["work"]
-    limit = (
-        f"The limit is the fastest product of two square matrices ({', '.join(map(str, PRODUCT_SIDES))} numbers a "
-        f"side, float32) that any library reached here, {figures['limit']:.0f} GFLOP/s ({rates}). A forward pass takes "
-        f"{work[FORWARD]:.2f} GMAC (10^9 multiplications with an addition), a training step {work[TRAINING]:.1f}: an "
-        "engine at 100 % would do nothing but multiply, at that rate. One that gets by with fewer multiplications "
-        "(Winograd's convolution) can be above it."
-    )
-    return part.paragraphs(about, part.markdown(header, rows), limit, *notes)
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    return peers.options_of(part.parser(__doc__), "one call of one image each: a rehearsal", arguments)
-
-
-def main() -> None:
-    options = parse()
-    installed = peers.find_peers(options.peer_python)
-    names = OUR_ENGINES | {FLOWVISION: "flowvision 0.2.1 as installed", NUMPY: NUMPY}
-    names |= {FLOWVISION_MKL: "flowvision 0.2.1 with MKL"}
-    if TORCHVISION in installed:
-        names[TORCHVISION] = installed.name(TORCHVISION)
-    engines = [engine for engine in ENGINES[options.device.partition(":")[0]] if engine in names]
-    if options.quick:
-        engines = [engine for engine in engines if engine not in (FLOWVISION, FLOWVISION_MKL)]
-    figures = figures_of(*measure(engines, options), names)
-    sizes = dict.fromkeys(BATCH, 1) if options.quick else BATCH
     about = (
-        f"SSD300, 91 classes. Forward: batch {sizes[FORWARD]}; training step: batch {sizes[TRAINING]}, "
-        f'with loss, gradients and update. Medians over {part.rounds(options)}. "With MKL": with the matrix products '
-        "that this package puts before OneFlow's own."
+        f"SSD300, 91 classes. Forward: batch 1; training step: batch {BATCH[TRAINING]}, with loss, gradients and update. "
+        '"With MKL": with the matrix products that this package puts before OneFlow\'s own.'
     )
-    part.answer(options, TITLE, table_of(figures, installed.left_out(TORCHVISION), about), figures)
+    limit = (
+        f"The limit is the fastest float32 product of square matrices that any library reached here, "
+        f"{figures['limit']:.0f} GFLOP/s ({rates}). A forward pass takes {figures['work'][FORWARD]:.2f} GMAC (10^9 "
+        f"multiplications with an addition), a training step {figures['work'][TRAINING]:.1f}. Winograd's convolution "
+        "gets by with fewer, so it can be above the limit."
+    )
+    return paragraphs(about, markdown(header, rows), limit)
 
 
-if __name__ == "__main__":
-    main()
+def claims(figures: Figures) -> Iterator[Claim]:
+    """Both engines against the model zoos as they are installed."""
+    engines = figures["engines"]
+    for what in (FORWARD, TRAINING):
+        for engine in (ONNX_RUNTIME, ONEFLOW):
+            ours = engines.get(OURS[engine], {}).get(what)
+            for peer, found in engines.items():
+                if ours and peer not in OURS.values() and what in found and "MKL" not in peer:
+                    yield Claim(f"{what} of an image, {engine}", ours, peer, found[what], "s")
+
+
+def draw(figure: "Figure", figures: Figures) -> None:
+    engines = figures["engines"]
+    figure.set_size_inches(14, 6)
+    for axes, what in zip(figure.subplots(2, 2).T, (FORWARD, TRAINING), strict=True):
+        seconds = {name: found[what] for name, found in engines.items() if what in found}
+        shares = {name: 100 * engines[name][f"{what}, share"] for name in seconds}
+        plots.bars(axes[0], seconds, what, "seconds per image")
+        plots.bars(axes[1], shares, "", f"% of {figures['limit']:.0f} GFLOP/s", "{:.0f} %")
+        axes[1].axvline(100, color="black", linewidth=0.8, linestyle=":")
+
+
+BENCHMARK = Benchmark("The network", measure, table, claims, draw, needs=(TORCHVISION,), on_gpu=True)
