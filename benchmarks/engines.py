@@ -1,4 +1,4 @@
-"""SSD-VGG16 in the package's engines and in its peers: one forward pass, one training step, one matrix product.
+"""SSD-VGG16 in the package's engines and in its peers: one forward pass, one training step.
 
 Each engine runs in a process of its own, as they need different libraries; `run` starts it. The networks have random
 weights. What is timed begins with images in main memory and ends with the answer, or the updated weights, there.
@@ -19,16 +19,15 @@ from benchmarks.made_up import random_objects
 
 ONEFLOW, ONNX_RUNTIME = "OneFlow", "ONNX Runtime"
 FLOWVISION, FLOWVISION_MKL, TORCHVISION = "flowvision", "flowvision with MKL", "torchvision"
-NUMPY = "numpy"
-FORWARD, TRAINING, MATMUL = "forward", "training step", "matrix product"
+FORWARD, TRAINING = "forward", "training step"
 # What the package's own environment runs; TORCHVISION needs that of the peers.
-OWN = (ONEFLOW, ONNX_RUNTIME, FLOWVISION, FLOWVISION_MKL, NUMPY)
+OWN = (ONEFLOW, ONNX_RUNTIME, FLOWVISION, FLOWVISION_MKL)
 OURS = {ONEFLOW: "this package, OneFlow", ONNX_RUNTIME: "this package, ONNX Runtime"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to time: FORWARD or TRAINING of `batch` images, or MATMUL of two square matrices of side `batch`.
+    """What to time: FORWARD or TRAINING of `batch` images.
 
     model: "ssd300_vgg16", "ssd512_vgg16" or "ssd512_vgg16_highres" (torchvision: not the second). width, update:
     OneFlow's alone; update is "sgd" or "adamw". The rest: see `time_calls`.
@@ -251,54 +250,15 @@ def zoo_training(job: Job, engine: str) -> Callable[[], None]:
     return train
 
 
-def numpy_matmul(job: Job) -> Callable[[], None]:
-    """What the package's own convolutions multiply with."""
-    import ssd300_vgg16  # noqa: F401 - chooses the kernels
-
-    # isort: split
-    import numpy as np
-
-    a, b = np.random.default_rng(0).random((2, job.batch, job.batch), dtype=np.float32)
-    out = np.empty_like(a)
-    return lambda: np.matmul(a, b, out=out)
-
-
-def library_matmul(job: Job, engine: str) -> Callable[[], None]:
-    library = library_of(engine)
-    a, b = (library.randn(job.batch, job.batch).to(job.device) for _ in range(2))
-    # One number of the product: all of it is computed, and a GPU is waited for.
-    return lambda: library.matmul(a, b)[0, 0].cpu().numpy()
-
-
-def onnx_runtime_matmul(job: Job) -> Callable[[], None]:
-    import numpy as np
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    # One factor is known beforehand, like a layer's weights, and can be laid out as suits best.
-    a, b = np.random.default_rng(0).random((2, job.batch, job.batch), dtype=np.float32)
-    taken, given = (helper.make_tensor_value_info(name, TensorProto.FLOAT, b.shape) for name in "ac")
-    node = helper.make_node("MatMul", ["a", "b"], ["c"])
-    graph = helper.make_graph([node], "product", [taken], [given], [numpy_helper.from_array(b, "b")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda: session.run(["c"], {"a": a})
-
-
 PREPARE: dict[tuple[str, str], Callable[[Job], Callable[[], None]]] = {
-    (NUMPY, MATMUL): numpy_matmul,
     (ONEFLOW, FORWARD): oneflow_forward,
     (ONEFLOW, TRAINING): oneflow_training,
-    (ONEFLOW, MATMUL): partial(library_matmul, engine=ONEFLOW),
     (ONNX_RUNTIME, FORWARD): onnx_runtime_forward,
-    (ONNX_RUNTIME, MATMUL): onnx_runtime_matmul,
     (FLOWVISION, FORWARD): partial(zoo_forward, engine=FLOWVISION),
     (FLOWVISION, TRAINING): partial(zoo_training, engine=FLOWVISION),
-    (FLOWVISION, MATMUL): partial(library_matmul, engine=FLOWVISION),
     (FLOWVISION_MKL, FORWARD): partial(zoo_forward, engine=FLOWVISION_MKL),
     (TORCHVISION, FORWARD): partial(zoo_forward, engine=TORCHVISION),
     (TORCHVISION, TRAINING): partial(zoo_training, engine=TORCHVISION),
-    (TORCHVISION, MATMUL): partial(library_matmul, engine=TORCHVISION),
 }
 
 
