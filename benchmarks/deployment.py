@@ -141,8 +141,8 @@ def average_precision(name: str, folder: str, weights: str, data: str) -> list[f
     categories = Detector.load(weights, "cpu").description.categories
     with WorkerPool(0) as pool:
         dataset = DataSource("voc", Path(data)).load("val", categories)
-        statistics = evaluate(detect, dataset, side, 1, pool).metrics.statistics
-    return [statistics["AP"], statistics["AP50"]]
+        numbers = evaluate(detect, dataset, side, 1, pool).metrics.statistics
+    return [numbers["AP"], numbers["AP50"]]
 
 
 def measure(options: Options) -> Figures:

@@ -35,8 +35,8 @@ def train(folder: Path, *arguments: str) -> list[dict[str, float]]:
 def measure(options: Options) -> Figures:
     """By run, step, AP and AP50 of each evaluation."""
     train(RUNS / "shapes", "--dataset", "shapes")
-    data = ("--data-path", str(options.data), "--dataset", "voc", "--epochs", EPOCHS)
-    data += ("--eval-every", "2", "--default-boxes", "coco")
+    data = ["--data-path", str(options.data), "--dataset", "voc", "--epochs", EPOCHS]
+    data += ["--eval-every", "2", "--default-boxes", "coco"]
     tuned = train(RUNS / "fine-tuned", *data, "--load", str(RUNS / "shapes"))
     return dict(zip(NAMES, (train(RUNS / "nothing", *data), tuned), strict=True))
 

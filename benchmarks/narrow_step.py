@@ -6,9 +6,10 @@ other programs' load falls on both. PyTorch's loss is written as cheaply as it c
 boxes that count.
 """
 
-import dataclasses
+import os
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 from benchmarks.engines import ONEFLOW, OURS, TRAINING, Job, random_images, random_targets, run, time_calls
 from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs, significant
@@ -92,10 +93,8 @@ def torch_loss(offsets, logits, target_offsets, labels):
     return (entropy + distance) / counts.sum().clamp(min=1)
 
 
-def torch_training(job: Job) -> Callable[[], None]:
-    """A step as `engines.oneflow_training` does it."""
-    import os
-
+def torch_training(job: Job) -> tuple[Callable[[], None], int]:
+    """A step as `engines.oneflow_training` does it, and the number of parameters."""
     import torch
 
     from ssd300_vgg16.network.variants import PIXEL_MEAN
@@ -116,15 +115,14 @@ def torch_training(job: Job) -> Callable[[], None]:
         optimizer.step()
         loss.item()
 
-    train.parameters = sum(parameter.numel() for parameter in model.parameters())
-    return train
+    return train, sum(parameter.numel() for parameter in model.parameters())
 
 
 def time_torch(fields: dict) -> dict:
     """Seconds of each step, and the number of parameters; for a fresh process of the peers' Python."""
     job = Job(**fields)
-    train = torch_training(job)
-    return {"seconds": time_calls(train, job.repeats, job.seconds), "parameters": train.parameters}
+    train, parameters = torch_training(job)
+    return {"seconds": time_calls(train, job.repeats, job.seconds), "parameters": parameters}
 
 
 def count_parameters(width: float) -> int:
@@ -139,15 +137,16 @@ def measure(options: Options) -> Figures:
     figures: Figures = {}
     peer = f"PyTorch {options.peers.versions['torch']}, channels-last" if "torch" in options.peers else None
     for width, batch in SETTINGS[:1] if options.quick else SETTINGS:
-        budget = {"repeats": 2 if options.quick else REPEATS, "seconds": SECONDS}
-        job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", device=options.device, **budget)
+        repeats = 2 if options.quick else REPEATS
+        job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", repeats=repeats, seconds=SECONDS)
+        parameters = in_fresh_process(count_parameters, width)
         times: dict[str, list[float]] = {OURS[ONEFLOW]: []}
         for number in range(options.rounds):
             times[OURS[ONEFLOW]].append(statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds))
             if peer:
-                found = in_fresh_process(time_torch, dataclasses.asdict(job), python=options.peers.python)
-                if found["parameters"] != in_fresh_process(count_parameters, width):
-                    raise RuntimeError("the two networks differ in size")
+                found = in_fresh_process(time_torch, asdict(job), python=options.peers.python)
+                if found["parameters"] != parameters:
+                    raise RuntimeError("the two networks differ in size: these are not the same layers")
                 times.setdefault(peer, []).append(statistics.median(found["seconds"]))
             told = ", ".join(f"{name} {1e3 * of_side[-1]:.0f} ms" for name, of_side in times.items())
             print(f"round {number + 1}, width {width:g}, batch {batch}: {told}", flush=True)

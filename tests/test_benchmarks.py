@@ -12,9 +12,9 @@ from places import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks are run from there, and never installed
 
-from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import coco_ap, engines, made_up, page  # noqa: E402
-from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process  # noqa: E402
+from benchmarks import __main__ as command
+from benchmarks import coco_ap, engines, made_up, page
+from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process
 
 NOWHERE = Path("/nowhere/bin/python")
 BENCHMARKS = command.benchmarks()
