@@ -7,7 +7,7 @@
     .venv/bin/python -m benchmarks all --device cuda        those that say something of a GPU, on one (never tried)
 
 A benchmark's record is written as soon as it has ended, so that `all` may be stopped at any time, and done in parts. A
-benchmark that fails is named in the page and does not stop the others. Peers that are not installed are left out.
+benchmark that fails keeps its former record, and does not stop the others. Peers that are not installed are left out.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import page
@@ -143,18 +143,14 @@ def _checked_device(name: str) -> str:
         raise SystemExit(str(error)) from error
 
 
-def record_of(name: str, run: Run, machine: dict[str, str]) -> dict:
-    """Run a benchmark: its figures, with what is to be known of them; or a "failure"."""
+def measured(name: str, run: Run, machine: dict[str, str]) -> dict:
+    """Run a benchmark; returns its record: the figures, with what is to be known of them."""
     benchmark = benchmarks()[name]
     rounds = run.rounds_given or (1 if run.options.quick else benchmark.rounds)
-    options = Options(**vars(run.options) | {"rounds": rounds})
+    options = replace(run.options, rounds=rounds)
     about = {"date": _today(), "commit": commit(), "machine": machine, "load": os.getloadavg()[0], "rounds": rounds}
     since = time.monotonic()
-    try:
-        figures = benchmark.measure(options)
-    except Exception as error:  # whatever it is: the others go on
-        traceback.print_exc()
-        return {"failure": about | {"error": str(error)}}
+    figures = benchmark.measure(options)
     left_out = [package for package in benchmark.needs if package not in options.peers]
     return about | {"left_out": left_out, "figures": figures, "seconds": time.monotonic() - since}
 
@@ -165,12 +161,13 @@ def run_all(run: Run, results: Path) -> list[str]:
     machine, failed = machine_of(run.options.peers), []
     for number, name in enumerate(run.names, start=1):
         print(f"[{number}/{len(run.names)}] {name}", flush=True)
-        record = record_of(name, run, machine)
-        if "failure" in record:
+        try:
+            record = measured(name, run, machine)
+        except Exception:  # whatever it is: the others go on
+            traceback.print_exc()
             failed.append(name)
-            record = page.read_record(results, name, run.options.device) | record
-        else:
-            print(f"\n{page.section(name, benchmarks()[name], record, run.options.device)}\n", flush=True)
+            continue
+        print(f"\n{page.section(name, benchmarks()[name], record, run.options.device)}\n", flush=True)
         if run.record:
             page.write_record(results, name, run.options.device, record)
     return failed

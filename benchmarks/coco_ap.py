@@ -14,18 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks import plots
 from benchmarks.engines import peak_mib
 from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 IMAGES, QUICK_IMAGES, DETECTIONS = 5000, 100, 100
 OBJECTS_PER_IMAGE, CLASSES, CROWDS = 7.2, 80, 0.012
@@ -208,13 +203,6 @@ def claims(figures: Figures) -> Iterator[Claim]:
             yield Claim("their memory", ours["peak memory, MiB"], peer, found["peak memory, MiB"], "MiB")
 
 
-def draw(figure: "Figure", figures: Figures) -> None:
-    figure.set_size_inches(14, 2.6)
-    texts = {"AP, seconds": "{:.1f}", "peak memory, MiB": "{:,.0f}"}
-    for axes, (name, text) in zip(figure.subplots(1, 2), texts.items(), strict=True):
-        plots.bars(axes, {side: found[name] for side, found in figures.items()}, "", name, text)
-
-
 BENCHMARK = Benchmark(
-    "COCO's AP of made-up detections", measure, table, claims, draw, needs=("pycocotools", "faster-coco-eval")
+    "COCO's AP of made-up detections", measure, table, claims, needs=("pycocotools", "faster-coco-eval")
 )

@@ -10,14 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks import plots
 from benchmarks.frame import TORCHVISION, Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs
 from benchmarks.made_up import write_weights
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ENGINES = {"`--engine oneflow`": "oneflow", "`--engine onnxruntime`": "onnxruntime"}
 EXPORTED = {"exported, float32": "float32.onnx", "exported, int8": "int8.onnx"}
@@ -197,10 +192,4 @@ def claims(figures: Figures) -> Iterator[Claim]:
             yield Claim(f"file to detections, {name}", seconds[name], peer, seconds[peer], "ms")
 
 
-def draw(figure: "Figure", figures: Figures) -> None:
-    figure.set_size_inches(10, 3)
-    milliseconds = {name.replace("`", ""): 1e3 * row["seconds"] for name, row in figures["detectors"].items()}
-    plots.bars(figure.subplots(), milliseconds, "an image, from file to detections", "milliseconds", "{:.0f}")
-
-
-BENCHMARK = Benchmark("Detecting, from file to detections", measure, table, claims, draw, needs=(TORCHVISION,))
+BENCHMARK = Benchmark("Detecting, from file to detections", measure, table, claims, needs=(TORCHVISION,))

@@ -30,7 +30,7 @@ from benchmarks.frame import (
 OURS, PEER = "this package", "torchvision v2"
 STAGES = ("read and decode", "augment, resize, lay out", "match", "all of these")
 WORKERS = (0, 1, 2)
-BATCH, EPOCHS, STEP_SECONDS = 32, 4, 0.05
+BATCH, EPOCHS = 32, 4
 IMAGES, QUICK_IMAGES = 205, 20
 SIZES = ((2592, 1944), (4000, 3000))
 LARGE_IMAGES, NOISE = 8, 8.0  # images of each size; levels
@@ -103,27 +103,17 @@ def read_for_training(path: Path):
 
 
 def loader_rates(samples) -> dict[str, float]:
-    """Images per second of the clock, by the number of workers; and with a step to be waited for."""
+    """Images per second of the clock, by the number of workers."""
     from ssd300_vgg16.data.workers import WorkerPool
 
     rates = {}
     for workers in WORKERS:
         with WorkerPool(workers) as pool:
             rates[f"{workers} workers"] = loader_rate(samples, pool)
-            if workers == 1:
-                rates["1 workers, step"] = loader_rate(samples, pool, step=lambda: time.sleep(STEP_SECONDS))
-                rates["1 workers, busy step"] = loader_rate(samples, pool, step=busy)
     return rates
 
 
-def busy() -> None:
-    """A step that holds Python's lock, as one does that is made op by op."""
-    end = time.perf_counter() + STEP_SECONDS
-    while time.perf_counter() < end:
-        pass
-
-
-def loader_rate(samples, pool, step: Callable = lambda: None) -> float:
+def loader_rate(samples, pool) -> float:
     """Images per second of the clock, after an epoch that starts the processes."""
     from ssd300_vgg16.data.loader import TrainingRecipe, training_batches
     from ssd300_vgg16.network.variants import default_boxes
@@ -137,7 +127,6 @@ def loader_rate(samples, pool, step: Callable = lambda: None) -> float:
     for epoch in range(1, EPOCHS + 1):
         for batch in training_batches(samples, recipe, epoch, pool):
             images += len(batch.images)
-            step()
     return images / (time.perf_counter() - since)
 
 
@@ -302,8 +291,6 @@ def table(figures: Figures) -> str:
         return markdown(["", *names], texts)
 
     loader = {f"{workers} workers": f"{workers} workers" for workers in WORKERS}
-    loader["1 workers, step"] = f"1 workers, and a step of {STEP_SECONDS * 1e3:.0f} ms after each batch (a sleep)"
-    loader["1 workers, busy step"] = "1 workers, and a step as long that holds Python's lock"
     levels = (
         f"{size}: decoded {found['factor']} times smaller; what the network sees differs from that of plain decoding "
         f"by {found['mean']:.2f} levels of 255 in the mean, {found['p99']:.0f} at the 99th percentile."

@@ -5,9 +5,7 @@ process of its own.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from benchmarks import plots
 from benchmarks.engines import (
     FLOWVISION,
     FLOWVISION_MKL,
@@ -22,9 +20,6 @@ from benchmarks.engines import (
     run,
 )
 from benchmarks.frame import Benchmark, Claim, Figures, Options, markdown, median, paragraphs, significant
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BATCH = {FORWARD: 1, TRAINING: 4}
 # ONNX Runtime and MKL compute on the CPU only.
@@ -90,10 +85,4 @@ def claims(figures: Figures) -> Iterator[Claim]:
                     yield Claim(f"{what} of an image, {engine}", ours, peer, found[what], "s")
 
 
-def draw(figure: "Figure", figures: Figures) -> None:
-    figure.set_size_inches(14, 3)
-    for axes, what in zip(figure.subplots(1, 2), BATCH, strict=True):
-        plots.bars(axes, {name: found[what] for name, found in figures.items() if what in found}, what, "s per image")
-
-
-BENCHMARK = Benchmark("The network", measure, table, claims, draw, needs=(TORCHVISION,), on_gpu=True)
+BENCHMARK = Benchmark("The network", measure, table, claims, needs=(TORCHVISION,), on_gpu=True)

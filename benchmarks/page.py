@@ -57,22 +57,16 @@ def link(title: str) -> str:
 
 
 def section(name: str, benchmark: Benchmark, record: dict, device: str, picture: str = "") -> str:
-    """A benchmark with its command, table and picture; one that has only failed, by name."""
+    """A benchmark with its command, table and picture."""
     parts = [f"{'##' if device == 'cpu' else '###'} {benchmark.title}"]
     command = f"{COMMAND} {name}"
     if benchmark.own_data:
         command += " --data DIR"
     parts.append(f"`{command}{'' if device == 'cpu' else ' --device cuda'}`")
-    if "failure" in record:
-        about = record["failure"]
-        kept = "What follows is from before." if "figures" in record else "There are no figures from before."
-        error = about["error"].replace("`", "'")
-        parts.append(f"**Failed** on {about['date']} at commit {about['commit']}: `{error}`. {kept}")
-    if "figures" in record:
-        parts.append(benchmark.table(record["figures"]))
-        if record["left_out"]:
-            made = " and ".join(f"`{command}`" for command in MAKE_PEERS)
-            parts.append(f"Left out, as not installed: {', '.join(record['left_out'])}. {made} installs the peers.")
+    parts.append(benchmark.table(record["figures"]))
+    if record["left_out"]:
+        made = " and ".join(f"`{command}`" for command in MAKE_PEERS)
+        parts.append(f"Left out, as not installed: {', '.join(record['left_out'])}. {made} installs the peers.")
     if picture:
         parts.append(f"![{benchmark.title}]({picture})")
     return paragraphs(*parts)
@@ -83,7 +77,7 @@ def _summary(benchmarks: Mapping[str, Benchmark], found: dict[str, dict]) -> str
     rows = []
     for name, record in found.items():
         title = benchmarks[name].title
-        for claim in benchmarks[name].claims(record["figures"]) if "figures" in record else ():
+        for claim in benchmarks[name].claims(record["figures"]):
             rows.append([*claim.cells(), f"[{name}](#{link(title)})"])
     told = (
         "Less is better. The last figure is the peer's divided by ours: above 1 the package is ahead, below 1 behind."
@@ -94,17 +88,16 @@ def _summary(benchmarks: Mapping[str, Benchmark], found: dict[str, dict]) -> str
 
 def _origins(found: dict[str, dict], heading: str) -> str:
     """When, of what and on which machine each was measured."""
-    measured = {name: record for name, record in found.items() if "figures" in record}
     rows = []
-    for name, record in measured.items():
+    for name, record in found.items():
         minutes = "-" if record["seconds"] is None else f"{record['seconds'] / 60:.1f}"
         load = "not noted" if record["load"] is None else f"{record['load']:.1f}"
         rows.append([name, record["date"], record["commit"], str(record["rounds"]), minutes, load])
     header = ["benchmark", "date", "commit", "rounds", "minutes", "load at the start"]
-    loads = [record["load"] for record in measured.values() if record["load"] is not None]
+    loads = [record["load"] for record in found.values() if record["load"] is not None]
     busy = "Where the load was above 1, other programs were running: times are too long, and unevenly."
     groups: dict[tuple, list[str]] = {}
-    for name, record in measured.items():
+    for name, record in found.items():
         groups.setdefault(tuple(record["machine"].items()), []).append(name)
     machines = []
     for machine, names in groups.items():
@@ -124,7 +117,7 @@ def _text(benchmarks: Mapping[str, Benchmark], results: Path, folder: Path) -> s
     sections = []
     for name, record in found.items():
         draw, picture = benchmarks[name].draw, ""
-        if draw and "figures" in record:
+        if draw:
             picture = f"benchmarks-{name}.png"
             plots.save(draw, record["figures"], folder / picture)
         sections.append(section(name, benchmarks[name], record, "cpu", picture))

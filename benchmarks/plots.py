@@ -14,29 +14,14 @@ if TYPE_CHECKING:
 # By what a name holds: an engine has its colour in every picture. The first that fits.
 COLOURS = {
     "ONNX Runtime": "tab:green",
-    "onnxruntime": "tab:green",
-    "exported": "tab:olive",
     "package": "tab:blue",
-    "oneflow": "tab:blue",
-    "MKL": "tab:pink",
-    "flowvision": "tab:red",
     "torchvision": "tab:orange",
-    "faster": "tab:brown",
     "pycocotools": "tab:purple",
 }
 
 
 def colour(name: str) -> str:
-    return next((colour for part, colour in COLOURS.items() if part in name), "tab:grey")
-
-
-def bars(axes: "Axes", values: dict[str, float], title: str, label: str, text: str = "{:.2f}") -> None:
-    """A horizontal bar for each name, its value beside it."""
-    drawn = axes.barh(list(values), list(values.values()), color=[colour(name) for name in values])
-    axes.bar_label(drawn, [text.format(value) for value in values.values()], padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.18)
-    axes.set(title=title, xlabel=label)
+    return next((value for part, value in COLOURS.items() if part in name), "tab:grey")
 
 
 def lines(
