@@ -80,7 +80,9 @@ def parse(arguments: Sequence[str] | None = None) -> Run:
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(NAMES)}; {ALL}; {PAGE}")
     parser.add_argument("--record", action="store_true", help="keep the figures, and write docs/benchmarks.md")
     parser.add_argument("--quick", action="store_true", help="a dry run: few and small, its figures mean nothing")
-    parser.add_argument("--rounds", type=int, help="how often all sides take their turn (default: 3; memory: 1)")
+    parser.add_argument(
+        "--rounds", type=int, help="how often all sides take their turn (default: 3; memory 1, narrow_step 5)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--data", type=Path, help="images in VOC's layout (default: made-up ones)")
     parser.add_argument("--weights", type=Path, help="a run's folder or file of weights (default: made-up ones)")

@@ -30,11 +30,7 @@ class Sweep:
 
 SWEEPS = (
     Sweep("images in a batch", (1, 2, 4, 8), tuple({"batch": batch} for batch in (1, 2, 4, 8))),
-    Sweep(
-        "input",
-        ("SSD300", "SSD512", "SSD512 highres"),
-        ({}, {"model": UNKNOWN_TO_TORCHVISION}, {"model": HIGHRES}),
-    ),
+    Sweep("input", ("SSD300", "SSD512", "SSD512 highres"), ({}, {"model": UNKNOWN_TO_TORCHVISION}, {"model": HIGHRES})),
     Sweep("classes", (2, 21, 91, 1204), tuple({"classes": classes} for classes in (2, 21, 91, 1204))),
 )
 QUICK = (Sweep("classes", (2, 21), ({"classes": 2}, {"classes": 21})),)

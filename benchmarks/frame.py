@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PEER_PYTHON = ROOT / "benchmarks" / ".peers" / "bin" / "python"
-MAKE_PEERS = (
-    ".venv/bin/python -m venv benchmarks/.peers",
-    "benchmarks/.peers/bin/pip install -r benchmarks/peers.txt",
-)
+MAKE_PEERS = (".venv/bin/python -m venv benchmarks/.peers", "benchmarks/.peers/bin/pip install -r benchmarks/peers.txt")
 PEER_PACKAGES = ("torch", "torchvision", "pycocotools", "faster-coco-eval")
 TORCHVISION = "torchvision"
 

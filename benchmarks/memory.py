@@ -6,17 +6,7 @@ that of the GPU, in use by whomever.
 
 from collections.abc import Iterator
 
-from benchmarks.engines import (
-    FLOWVISION,
-    FORWARD,
-    ONEFLOW,
-    ONNX_RUNTIME,
-    OURS,
-    TORCHVISION,
-    TRAINING,
-    Job,
-    run,
-)
+from benchmarks.engines import FLOWVISION, FORWARD, ONEFLOW, ONNX_RUNTIME, OURS, TORCHVISION, TRAINING, Job, run
 from benchmarks.frame import Benchmark, Claim, Figures, Options, markdown, paragraphs
 
 BATCHES = (1, 2, 4, 8)

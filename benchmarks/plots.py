@@ -12,12 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # By what a name holds: an engine has its colour in every picture. The first that fits.
-COLOURS = {
-    "ONNX Runtime": "tab:green",
-    "package": "tab:blue",
-    "torchvision": "tab:orange",
-    "pycocotools": "tab:purple",
-}
+COLOURS = {"ONNX Runtime": "tab:green", "package": "tab:blue", "torchvision": "tab:orange", "pycocotools": "tab:purple"}
 
 
 def colour(name: str) -> str:
