@@ -1,31 +1,40 @@
-"""The work around the network, on the CPU: time by size of the photograph, number of objects, number of classes.
+"""The work around the network, on the CPU: time by size of the image, number of objects, number of classes.
 
-    .venv/bin/python benchmarks/around_network.py
-
-Reading and resizing a photograph, matching objects to default boxes, the loss with its gradients, post-processing, and
-AP; the package against torchvision's parts of the same name, and for AP against pycocotools. Everything is made up, the
-same for all. Each round runs either side in a process of its own; medians over all rounds.
+Reading and resizing an image, matching objects to default boxes, the loss with its gradients, post-processing, and AP;
+the package against torchvision's parts of the same name, and for AP against pycocotools. Each round runs either side in
+a process of its own.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import part
-import peers
-from coco_ap import SIDES as AP_TOOLS
-from engines import ONEFLOW, environment, measure, random_objects
+from benchmarks import plots
+from benchmarks.engines import time_calls
+from benchmarks.frame import (
+    Benchmark,
+    Claim,
+    Figures,
+    Options,
+    claims_at,
+    in_fresh_process,
+    markdown,
+    median,
+    paragraphs,
+    significant,
+)
+from benchmarks.made_up import random_objects, write_image
 
-TITLE = "Around the network: by size of the photograph, by number of objects, by number of classes"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 PACKAGE, PEERS = "this package", "torchvision"
-PHOTOGRAPHS = ((320, 240), (640, 480), (1280, 960), (2560, 1920), (4000, 3000))
+IMAGES = ((320, 240), (640, 480), (1280, 960), (2560, 1920), (4000, 3000))
 OBJECTS = (1, 10, 100)
 CLASSES = (2, 21, 91, 1204)
 # A trained network's answers: it is sure of a few default boxes on each object, and of background elsewhere.
@@ -37,25 +46,13 @@ POST_OBJECTS, POST_CLASSES = "post-process, 91 classes", "post-process, 10 objec
 AP = f"AP of {AP_IMAGES} images"
 # What varies in each, and the values it takes.
 AXES = {
-    READING: ("photograph", tuple(f"{width}x{height}" for width, height in PHOTOGRAPHS)),
+    READING: ("image", tuple(f"{width}x{height}" for width, height in IMAGES)),
     MATCHING: ("objects in an image", OBJECTS),
     LOSS: ("objects in an image", OBJECTS),
     POST_OBJECTS: ("objects in an image", OBJECTS),
     AP: ("objects in an image", OBJECTS),
     POST_CLASSES: ("classes", CLASSES),
 }
-
-
-def write_photograph(path: Path, width: int, height: int, seed: int = 0) -> None:
-    """A JPEG with as much detail as a photograph has: smooth shapes, some noise; of about 1.5 bits a pixel."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
-    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    pixels = np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
-    cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
 def answers(objects: int, classes: int, boxes: int = 8732) -> tuple:
@@ -146,8 +143,8 @@ def torchvision_model(classes: int):
 def torchvision_targets(images: int, objects: int) -> list[dict]:
     import torch
 
-    found = random_objects(images, 300, 91, objects)
-    return [{"boxes": torch.tensor(boxes), "labels": torch.tensor(labels)} for boxes, labels in found]
+    made = random_objects(images, 300, 91, objects)
+    return [{"boxes": torch.tensor(boxes), "labels": torch.tensor(labels)} for boxes, labels in made]
 
 
 def torchvision_matching(objects: int) -> Callable[[], object]:
@@ -197,22 +194,23 @@ def torchvision_postprocess(objects: int, classes: int) -> Callable[[], object]:
 
 def average_precision(tool: str, objects: int) -> Callable[[], object]:
     """Twice as many detections as objects, 100 at the most; what it prints is held back."""
-    from coco_ap import made_up
+    # Only here: it imports numpy, before which the package has to come.
+    from benchmarks.coco_ap import SIDES, made_up
 
     dataset, found = made_up(AP_IMAGES, min(2 * objects, 100), objects=objects)
 
     def evaluate() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            AP_TOOLS[tool](dataset, found, Path(os.devnull))
+            SIDES[tool](dataset, found, Path(os.devnull))
 
     return evaluate
 
 
-def prepare(side: str, what: str, point, photographs: Path) -> Callable[[], object]:
+def prepare(side: str, what: str, point, images: Path) -> Callable[[], object]:
     """What to time, of one side at one point of the axis."""
     ours = side == PACKAGE
     if what == READING:
-        return (package_reading if ours else torchvision_reading)(photographs / f"{point}.jpg")
+        return (package_reading if ours else torchvision_reading)(images / f"{point}.jpg")
     if what == MATCHING:
         return (package_matching if ours else torchvision_matching)(point)
     if what == LOSS:
@@ -223,92 +221,76 @@ def prepare(side: str, what: str, point, photographs: Path) -> Callable[[], obje
     return (package_postprocess if ours else torchvision_postprocess)(objects, classes)
 
 
-def run_side(side: str, photographs: Path, options: argparse.Namespace) -> list[dict]:
-    """Everything once, in a fresh process: rows of what, point and seconds."""
-    python = sys.executable if side == PACKAGE else options.peer_python
-    command = [python, __file__, "--side", side, "--photographs", photographs, *["--quick"] * options.quick]
-    done = subprocess.run(command, env=environment(ONEFLOW), check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def measure_side(side: str, photographs: Path, quick: bool) -> list[dict]:
-    """The rows of one side; AP is pycocotools' in the peers' process."""
+def measure_side(side: str, images: str, quick: bool) -> list[tuple]:
+    """What, point and seconds of everything; AP is pycocotools' on the peers' side. For a fresh process."""
     if side == PACKAGE:
-        import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
+        import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
     rows = []
     for what, (_, points) in AXES.items():
         for point in points[:1] if quick else points:
-            seconds = measure(prepare(side, what, point, photographs), *((1, 0) if quick else (9, 1.5)))
-            rows.append({"what": what, "point": point, "seconds": seconds})
+            call = prepare(side, what, point, Path(images))
+            rows.append((what, point, time_calls(call, *((1, 0) if quick else (9, 1.5)))))
     return rows
 
 
-def measure_all(sides: Sequence[str], options: argparse.Namespace) -> dict[str, dict[tuple, float]]:
-    """By side, then by what and point, median seconds."""
-    times = {side: {} for side in sides}
-    with tempfile.TemporaryDirectory() as name:
-        for width, height in PHOTOGRAPHS:
-            write_photograph(Path(name) / f"{width}x{height}.jpg", width, height)
-        for number in range(options.rounds):
-            for side in sides:
-                for row in run_side(side, Path(name), options):
-                    times[side].setdefault((row["what"], row["point"]), []).append(row["seconds"])
-                print(f"round {number + 1}, {side}", flush=True)
-    return {side: {at: part.median(rounds) for at, rounds in of_side.items()} for side, of_side in times.items()}
-
-
-def figures_of(medians: dict[str, dict[tuple, float]], names: dict[str, str]) -> dict:
+def measure(options: Options) -> Figures:
     """For each part its axis, points and, for each side, the seconds there (None: not had)."""
-    figures = {}
+    sides = {PACKAGE: (Path(sys.executable), PACKAGE, PACKAGE)}
+    if "torchvision" in options.peers and "pycocotools" in options.peers:
+        names = (options.peers.name("torchvision"), options.peers.name("pycocotools"))
+        sides[PEERS] = (options.peers.python, *names)
+    times: dict[str, dict[tuple, list]] = {side: {} for side in sides}
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height in IMAGES:
+            write_image(Path(folder) / f"{width}x{height}.jpg", width, height)
+        for number in range(options.rounds):
+            for side, (python, _, _) in sides.items():
+                for what, point, seconds in in_fresh_process(measure_side, side, folder, options.quick, python=python):
+                    times[side].setdefault((what, point), []).append(seconds)
+                print(f"round {number + 1}, {side}", flush=True)
+    figures: Figures = {}
     for what, (axis, points) in AXES.items():
-        named = names | ({PEERS: names.get("pycocotools", "")} if what == AP else {})
-        lines = {named[side]: [of_side.get((what, point)) for point in points] for side, of_side in medians.items()}
+        lines = {}
+        for side, (_, name, ap_name) in sides.items():
+            rounds = [times[side].get((what, point)) for point in points]
+            lines[ap_name if what == AP else name] = [each and median(each) for each in rounds]
         figures[what] = {"axis": axis, "points": list(points), "lines": lines}
     return figures
 
 
-def table_of(figures: dict, notes: Sequence[str], about: str) -> str:
+def table(figures: Figures) -> str:
     tables = []
-    for what, part_of in figures.items():
+    for what, found in figures.items():
         rows = []
-        for place, point in enumerate(part_of["points"]):
-            seconds = [values[place] for values in part_of["lines"].values()]
+        for place, point in enumerate(found["points"]):
+            seconds = [values[place] for values in found["lines"].values()]
             ratio = f"{seconds[1] / seconds[0]:.1f}" if len(seconds) == 2 and all(seconds) else "-"
-            rows.append([str(point), *map(part.milliseconds, seconds), ratio])
-        header = [part_of["axis"], *(f"{what}: {name}, ms" for name in part_of["lines"]), "ratio"]
-        tables.append(part.markdown(header, rows))
-    return part.paragraphs(about, *tables, *notes)
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = part.parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="the first point of each, once: a rehearsal")
-    parser.add_argument("--side", choices=(PACKAGE, PEERS), help=argparse.SUPPRESS)
-    parser.add_argument("--photographs", type=Path, help=argparse.SUPPRESS)
-    peers.add_option(parser)
-    return parser.parse_args(arguments)
-
-
-def main() -> None:
-    options = parse()
-    if options.side:
-        print(json.dumps(measure_side(options.side, options.photographs, options.quick)), flush=True)
-        return
-    installed = peers.find_peers(options.peer_python)
-    names, sides = {PACKAGE: PACKAGE}, [PACKAGE]
-    if set(installed.versions) >= TORCHVISION_AND_COCO:
-        names |= {PEERS: installed.name("torchvision"), "pycocotools": installed.name("pycocotools")}
-        sides.append(PEERS)
-    figures = figures_of(measure_all(sides, options), names)
+            rows.append([str(point), *(significant(each, 1e3) for each in seconds), ratio])
+        header = [found["axis"], *(f"{what}: {name}, ms" for name in found["lines"]), "ratio"]
+        tables.append(markdown(header, rows))
     about = (
-        f"Milliseconds; medians over {part.rounds(options)}. The photographs are made up (JPEG, quality 90), and so "
-        "are the network's answers, which are sure of 30 default boxes on each object. "
-        f"AP: {AP_IMAGES} images with twice as many detections as objects, 100 at the most."
+        f"The network's answers are sure of {SURE_BOXES} default boxes on each object. AP: {AP_IMAGES} images with "
+        "twice as many detections as objects, 100 at the most."
     )
-    part.answer(options, TITLE, table_of(figures, installed.left_out(*sorted(TORCHVISION_AND_COCO)), about), figures)
+    return paragraphs(about, *tables)
 
 
-TORCHVISION_AND_COCO = {"torchvision", "pycocotools"}
+def claims(figures: Figures) -> Iterator[Claim]:
+    """One point of each axis; `coco_ap` says more of AP."""
+    points: dict[str, tuple] = {"image": ("4000x3000", "{}"), "objects in an image": (10, "{} objects")}
+    points["classes"] = (1204, "{} classes")
+    for what, found in figures.items():
+        point, text = points[found["axis"]]
+        if what != AP:
+            yield from claims_at(found, point, f"{what}, {text.format(point)}", "ms")
 
-if __name__ == "__main__":
-    main()
+
+def draw(figure: "Figure", figures: Figures) -> None:
+    figure.set_size_inches(15, 8)
+    for axes, (what, found) in zip(figure.subplots(2, 3).ravel(), figures.items(), strict=True):
+        values = {name: [second and 1e3 * second for second in row] for name, row in found["lines"].items()}
+        plots.lines(axes, found["points"], values, what, found["axis"], "milliseconds")
+        axes.legend(fontsize=9)
+
+
+BENCHMARK = Benchmark("Around the network", measure, table, claims, draw, needs=("torchvision", "pycocotools"))

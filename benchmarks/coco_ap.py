@@ -1,33 +1,28 @@
 """COCO's AP of 5,000 images: pycocotools, faster-coco-eval and the package, in turn.
 
-    .venv/bin/python benchmarks/coco_ap.py
-
 Everyone gets the same data set and arrays of detections, made up in the proportions of COCO's val2017, and is measured
 from there to the twelve numbers and AP per class, and to the file of detections; in a process of its own, whose memory
-is measured too. The table gives medians over all rounds.
+is measured too.
 """
 
-import argparse
 import contextlib
 import io
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import part
-import peers
-from engines import ONEFLOW, environment, peak_mib
 
+from benchmarks.engines import peak_mib
+from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 
-TITLE = "COCO's AP of made-up detections"
+IMAGES, QUICK_IMAGES, DETECTIONS = 5000, 100, 100
 OBJECTS_PER_IMAGE, CLASSES, CROWDS = 7.2, 80, 0.012
 FIGURES = ("AP, seconds", "file of detections, seconds", "peak memory, MiB")
 
@@ -150,9 +145,9 @@ PACKAGE, REFERENCE = "the package", "pycocotools"
 SIDES = {REFERENCE: run_pycocotools, "faster-coco-eval": run_faster, PACKAGE: run_ours}
 
 
-def measure(side: str, images: int, detections: int) -> dict:
-    """The figures and the numbers of one side; imports are not timed, as they are not in an evaluation."""
-    dataset, found = made_up(images, detections)
+def measure_side(side: str, images: int) -> dict:
+    """The figures and the numbers of one side; for a fresh process. Imports are not timed."""
+    dataset, found = made_up(images, DETECTIONS)
     small = made_up(2, 2)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder) / "detections.json"
@@ -165,69 +160,49 @@ def measure(side: str, images: int, detections: int) -> dict:
     return {"numbers": numbers, "figures": [done - start, written - done, peak_mib()]}
 
 
-def run_side(side: str, options: argparse.Namespace) -> dict:
-    """Measure one side in a fresh process."""
-    python = sys.executable if side == PACKAGE else options.peer_python
-    command = [python, __file__, "--side", side]
-    command += ["--images", str(options.images), "--detections", str(options.detections)]
-    done = subprocess.run(command, env=environment(ONEFLOW), check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def figures_of(measured: dict[str, list[dict]]) -> dict[str, dict[str, float | None]]:
+def measure(options: Options) -> Figures:
     """By side the medians of FIGURES, and the largest difference to the reference's numbers (None without it)."""
-    found = {}
-    reference = np.array(measured[REFERENCE][0]["numbers"]) if REFERENCE in measured else None
-    for side, runs in measured.items():
-        medians = map(statistics.median, zip(*(run["figures"] for run in runs), strict=True))
-        found[side] = dict(zip(FIGURES, medians, strict=True))
-        found[side]["difference"] = None
-        if reference is not None:
-            found[side]["difference"] = max(float(np.abs(np.array(run["numbers"]) - reference).max()) for run in runs)
-    return found
+    sides = [side for side in SIDES if side == PACKAGE or side in options.peers]
+    runs: dict[str, list[dict]] = {side: [] for side in sides}
+    for number in range(options.rounds):
+        for side in sides:
+            python = sys.executable if side == PACKAGE else options.peers.python
+            images = QUICK_IMAGES if options.quick else IMAGES
+            runs[side].append(in_fresh_process(measure_side, side, images, python=python))
+            print(f"round {number + 1}, {side}: {runs[side][-1]['figures'][0]:.2f} s", flush=True)
+    figures: Figures = {}
+    for side, of_side in runs.items():
+        medians = map(statistics.median, zip(*(run["figures"] for run in of_side), strict=True))
+        figures[side] = dict(zip(FIGURES, medians, strict=True)) | {"difference": None}
+        if REFERENCE in runs:
+            reference = np.array(runs[REFERENCE][0]["numbers"])
+            differences = [float(np.abs(np.array(run["numbers"]) - reference).max()) for run in of_side]
+            figures[side]["difference"] = max(differences)
+    return figures
 
 
-def table_of(figures: dict, names: dict[str, str], notes: Sequence[str], options: argparse.Namespace) -> str:
+def table(figures: Figures) -> str:
     rows = []
     for side, found in figures.items():
         seconds, file, peak = (found[name] for name in FIGURES)
         difference = "-" if found["difference"] is None else f"{found['difference']:.0e}"
         ratio = seconds / figures[PACKAGE][FIGURES[0]]
-        rows.append([names[side], f"{seconds:.2f}", f"{file:.2f}", f"{peak:.0f}", f"{ratio:.1f}", difference])
+        rows.append([side, f"{seconds:.2f}", f"{file:.2f}", f"{peak:.0f}", f"{ratio:.1f}", difference])
     about = (
-        f"{options.images} images, {OBJECTS_PER_IMAGE} objects and {options.detections} detections an image, {CLASSES} "
-        f"classes; medians over {part.rounds(options)}. The data set and the detections are part of the memory. The "
+        f"{IMAGES} images, {OBJECTS_PER_IMAGE} objects and {DETECTIONS} detections an image, {CLASSES} classes. The "
         "difference is the largest of the twelve numbers, and AP and AP50 of each class."
     )
-    return part.paragraphs(about, part.markdown(["", *FIGURES, "AP, ratio", "difference"], rows), *notes)
+    return paragraphs(about, markdown(["", *FIGURES, "AP, ratio", "difference"], rows))
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = part.parser(__doc__)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="per image (default: %(default)s)")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    peers.add_option(parser)
-    return parser.parse_args(arguments)
+def claims(figures: Figures) -> Iterator[Claim]:
+    ours = figures[PACKAGE]
+    for peer, found in figures.items():
+        if peer != PACKAGE:
+            yield Claim("COCO's numbers", ours["AP, seconds"], peer, found["AP, seconds"], "s")
+            yield Claim("their memory", ours["peak memory, MiB"], peer, found["peak memory, MiB"], "MiB")
 
 
-def main() -> None:
-    options = parse()
-    if options.side:
-        print(json.dumps(measure(options.side, options.images, options.detections)))
-        return
-    installed = peers.find_peers(options.peer_python)
-    sides = [side for side in SIDES if side == PACKAGE or side in installed]
-    names = {side: side if side == PACKAGE else installed.name(side) for side in sides}
-    measured = {side: [] for side in sides}
-    for number in range(options.rounds):
-        for side in sides:
-            measured[side].append(run_side(side, options))
-            print(f"round {number + 1}, {side}: {measured[side][-1]['figures'][0]:.2f} s", flush=True)
-    notes = installed.left_out(*(side for side in SIDES if side != PACKAGE))
-    figures = figures_of(measured)
-    part.answer(options, TITLE, table_of(figures, names, notes, options), figures)
-
-
-if __name__ == "__main__":
-    main()
+BENCHMARK = Benchmark(
+    "COCO's AP of made-up detections", measure, table, claims, needs=("pycocotools", "faster-coco-eval")
+)

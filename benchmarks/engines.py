@@ -1,44 +1,44 @@
-"""SSD-VGG16 in the package's engines and in its peers: one forward pass, one training step, one matrix product.
+"""SSD-VGG16 in the package's engines and in its peers: one forward pass, one training step.
 
 Each engine runs in a process of its own, as they need different libraries; `run` starts it. The networks have random
 weights. What is timed begins with images in main memory and ends with the answer, or the updated weights, there.
-
-    python benchmarks/engines.py ENGINE JOBS      what `run` starts: jobs as JSON, times in the last line of stdout
 """
 
-import json
 import os
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.frame import Peers, environment, in_fresh_process
+from benchmarks.made_up import random_objects
+
 ONEFLOW, ONNX_RUNTIME = "OneFlow", "ONNX Runtime"
 FLOWVISION, FLOWVISION_MKL, TORCHVISION = "flowvision", "flowvision with MKL", "torchvision"
-FORWARD, TRAINING, MATMUL = "forward", "training step", "matrix product"
+FORWARD, TRAINING = "forward", "training step"
 # What the package's own environment runs; TORCHVISION needs that of the peers.
 OWN = (ONEFLOW, ONNX_RUNTIME, FLOWVISION, FLOWVISION_MKL)
-OBJECTS_PER_IMAGE = 7  # as in COCO
+OURS = {ONEFLOW: "this package, OneFlow", ONNX_RUNTIME: "this package, ONNX Runtime"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to time: FORWARD or TRAINING of `batch` images, or MATMUL of two square matrices of side `batch`.
+    """What to time: FORWARD or TRAINING of `batch` images.
 
-    model: "ssd300_vgg16", "ssd512_vgg16" or "ssd512_vgg16_highres" (torchvision: not the second). The rest: see
-    `measure`.
+    model: "ssd300_vgg16", "ssd512_vgg16" or "ssd512_vgg16_highres" (torchvision: not the second). width, update:
+    OneFlow's alone; update is "sgd" or "adamw". The rest: see `time_calls`.
     """
 
     what: str
     batch: int = 1
     classes: int = 91
     model: str = "ssd300_vgg16"
+    width: float = 1.0
+    update: str = "sgd"
     device: str = "cpu"
     repeats: int = 3
     seconds: float = 20.0
@@ -54,40 +54,25 @@ class Timing:
     gpu_mib: float | None = None
 
 
-def run(engine: str, jobs: list[Job], peer_python: Path | None = None) -> list[Timing]:
-    """Do jobs one after the other in a fresh process; raises RuntimeError with its last words if it fails."""
-    python = sys.executable if engine in OWN else str(peer_python)
-    command = [python, __file__, engine, json.dumps([asdict(job) for job in jobs])]
-    done = subprocess.run(command, env=environment(engine), capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{engine}: {' '.join(done.stderr.strip().splitlines()[-3:]) or done.returncode}")
-    return [Timing(**timing) for timing in json.loads(done.stdout.splitlines()[-1])]
-
-
-def environment(engine: str) -> dict[str, str]:
-    """flowvision is as installed, but for the libraries without which `import oneflow` fails."""
-    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-    env |= {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"}
-    if engine == FLOWVISION:
+def run(engine: str, jobs: list[Job], peers: Peers) -> list[Timing]:
+    """Do jobs one after the other in a fresh process; raises ProcessFailed with its last words if it fails."""
+    python = sys.executable if engine in OWN else peers.python
+    env = environment()
+    if engine == FLOWVISION:  # as installed, but for the libraries without which `import oneflow` fails
         libraries = Path(sysconfig.get_path("purelib")) / "nvidia"
         env["LD_LIBRARY_PATH"] = f"{libraries / 'cublas' / 'lib'}:{libraries / 'cudnn' / 'lib'}"
-    return env
+    answers = in_fresh_process(do_jobs, engine, [asdict(job) for job in jobs], python=python, env=env)
+    return [Timing(**timing) for timing in answers]
 
 
-def random_objects(
-    images: int, side: int, classes: int, per_image: int = OBJECTS_PER_IMAGE, seed: int = 0
-) -> list[tuple]:
-    """Boxes float32 [N, 4] xyxy in pixels and labels int64 [N] of each image."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(images):
-        sides = np.exp(rng.uniform(np.log(0.05), np.log(0.9), (per_image, 2))) * side
-        corners = rng.uniform(0, 1, (per_image, 2)) * (side - sides)
-        boxes = np.concatenate((corners, corners + sides), axis=1).astype(np.float32)
-        found.append((boxes, rng.integers(1, classes, per_image)))
-    return found
+def do_jobs(engine: str, jobs: list[dict]) -> list[dict]:
+    """The fresh process of `run`."""
+    timings = []
+    for job in (Job(**fields) for fields in jobs):
+        call = PREPARE[engine, job.what](job)
+        seconds = time_calls(call, job.repeats, job.seconds, job.warm_up)
+        timings.append(asdict(Timing(seconds, peak_mib(), gpu_mib(job.device))))
+    return timings
 
 
 def random_images(job: Job) -> tuple:
@@ -98,6 +83,19 @@ def random_images(job: Job) -> tuple:
     return np.random.default_rng(0).integers(0, 256, (job.batch, 3, side, side), dtype=np.uint8), side
 
 
+def random_targets(job: Job, side: int) -> tuple:
+    """Offsets float32 [B, D, 4] and labels int64 [B, D] that training aims at; needs numpy, but not OneFlow."""
+    import numpy as np
+
+    from ssd300_vgg16.data.matching import training_targets
+    from ssd300_vgg16.network.variants import default_boxes, variant_of
+
+    boxes = default_boxes(variant_of(job.model, "coco").layout)
+    targets = [training_targets(*objects, boxes) for objects in random_objects(job.batch, side, job.classes)]
+    offsets, labels = map(np.stack, zip(*targets, strict=True))
+    return offsets, labels
+
+
 def our_model(job: Job):
     """The package's network on the device."""
     import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
@@ -106,7 +104,7 @@ def our_model(job: Job):
     from ssd300_vgg16.network.ssd import SSD
     from ssd300_vgg16.network.variants import variant_of
 
-    return SSD(variant_of(job.model, "coco"), job.classes).to(job.device)
+    return SSD(variant_of(job.model, "coco"), job.classes, job.width).to(job.device)
 
 
 def oneflow_forward(job: Job) -> Callable[[], None]:
@@ -129,18 +127,14 @@ def oneflow_training(job: Job) -> Callable[[], None]:
     import numpy as np
 
     from ssd300_vgg16.data.loader import TrainingBatch
-    from ssd300_vgg16.data.matching import training_targets
     from ssd300_vgg16.distributed.world import ALONE
-    from ssd300_vgg16.network.variants import default_boxes
     from ssd300_vgg16.training.config import Schedule, UpdateRule
     from ssd300_vgg16.training.step import make_step
 
     schedule = Schedule("multistep", 1e-6, 1000, 1)
-    step = make_step(model, UpdateRule("sgd"), schedule, ALONE, 1, amp=False, eager=job.device == "cpu")
+    step = make_step(model, UpdateRule(job.update), schedule, ALONE, 1, amp=False, eager=job.device == "cpu")
     images, side = random_images(job)
-    boxes = default_boxes(model.layout)
-    targets = [training_targets(*objects, boxes) for objects in random_objects(job.batch, side, job.classes)]
-    offsets, labels = map(np.stack, zip(*targets, strict=True))
+    offsets, labels = random_targets(job, side)
     batch = TrainingBatch(images, offsets, labels, [], [])
     positives = int(np.count_nonzero(labels))
 
@@ -152,7 +146,7 @@ def oneflow_training(job: Job) -> Callable[[], None]:
 
 
 def write_random_weights(path: str, model: str, classes: int) -> None:
-    """A file of weights, with what ONNX Runtime makes of it beside it."""
+    """A file of weights, with what ONNX Runtime makes of it beside it; for a fresh process."""
     made = our_model(Job(FORWARD, classes=classes, model=model))
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.detector import Detector
@@ -174,8 +168,7 @@ def onnx_runtime_network(model: str, classes: int) -> Callable:
 
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/random.safetensors"
-        command = [sys.executable, __file__, "--write-random-weights", weights, model, str(classes)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        in_fresh_process(write_random_weights, weights, model, classes)
         return Detector.load(weights, "cpu", engine="onnxruntime")._network
 
 
@@ -185,21 +178,32 @@ def onnx_runtime_forward(job: Job) -> Callable[[], None]:
     return lambda: network(images)
 
 
-def flowvision_model(job: Job):
-    if job.model != "ssd300_vgg16":
-        raise ValueError(f"flowvision has no {job.model}")
-    from flowvision.models.detection import ssd300_vgg16
+def library_of(engine: str):
+    """OneFlow or PyTorch; for this package, and for flowvision with MKL, with what the package puts before it."""
+    if engine == TORCHVISION:
+        import torch
 
-    return ssd300_vgg16(pretrained=False, pretrained_backbone=False, num_classes=job.classes).to(job.device)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        return torch
+    if engine != FLOWVISION:
+        import ssd300_vgg16.runtime  # noqa: F401
+    import oneflow
+
+    return oneflow
 
 
-def torchvision_model(job: Job):
-    import torch
+def zoo_model(job: Job, engine: str):
+    """The model zoo's network on the device."""
+    if engine != TORCHVISION:
+        if job.model != "ssd300_vgg16":
+            raise ValueError(f"flowvision has no {job.model}")
+        from flowvision.models.detection import ssd300_vgg16
+
+        return ssd300_vgg16(pretrained=False, pretrained_backbone=False, num_classes=job.classes).to(job.device)
     from torchvision.models import vgg16
     from torchvision.models.detection import ssd, ssd300_vgg16
     from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     if job.model == "ssd300_vgg16":
         return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=job.classes).to(job.device)
     if job.model != "ssd512_vgg16_highres":
@@ -209,9 +213,9 @@ def torchvision_model(job: Job):
     return ssd.SSD(backbone, boxes, (512, 512), job.classes).to(job.device)
 
 
-def zoo_forward(job: Job, model, library) -> Callable[[], None]:
+def zoo_forward(job: Job, engine: str) -> Callable[[], None]:
     """The network alone, of flowvision and torchvision alike: what follows it needs an NMS that OneFlow's CPU lacks."""
-    model.eval()
+    library, model = library_of(engine), zoo_model(job, engine).eval()
     images, _ = random_images(job)
     images = library.from_numpy(images)
 
@@ -224,9 +228,9 @@ def zoo_forward(job: Job, model, library) -> Callable[[], None]:
     return forward
 
 
-def zoo_training(job: Job, model, library) -> Callable[[], None]:
+def zoo_training(job: Job, engine: str) -> Callable[[], None]:
     """The step of the model zoos' own train.py; it matches objects to default boxes, which takes milliseconds."""
-    model.train()
+    library, model = library_of(engine), zoo_model(job, engine).train()
     optimizer = library.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
     images, side = random_images(job)
     images = library.from_numpy(images)
@@ -246,97 +250,15 @@ def zoo_training(job: Job, model, library) -> Callable[[], None]:
     return train
 
 
-def flowvision_forward(job: Job) -> Callable[[], None]:
-    import oneflow
-
-    return zoo_forward(job, flowvision_model(job), oneflow)
-
-
-def flowvision_training(job: Job) -> Callable[[], None]:
-    import oneflow
-
-    return zoo_training(job, flowvision_model(job), oneflow)
-
-
-def torchvision_forward(job: Job) -> Callable[[], None]:
-    import torch
-
-    return zoo_forward(job, torchvision_model(job), torch)
-
-
-def torchvision_training(job: Job) -> Callable[[], None]:
-    import torch
-
-    return zoo_training(job, torchvision_model(job), torch)
-
-
-def numpy_matmul(job: Job) -> Callable[[], None]:
-    """What the package's own convolutions multiply with."""
-    import ssd300_vgg16  # noqa: F401 - chooses the kernels
-
-    # isort: split
-    import numpy as np
-
-    a, b = np.random.default_rng(0).random((2, job.batch, job.batch), dtype=np.float32)
-    out = np.empty_like(a)
-    return lambda: np.matmul(a, b, out=out)
-
-
-def library_matmul(job: Job, library) -> Callable[[], None]:
-    a, b = (library.randn(job.batch, job.batch).to(job.device) for _ in range(2))
-    # One number of the product: all of it is computed, and a GPU is waited for.
-    return lambda: library.matmul(a, b)[0, 0].cpu().numpy()
-
-
-def oneflow_matmul(job: Job) -> Callable[[], None]:
-    from ssd300_vgg16.runtime import flow
-
-    return library_matmul(job, flow)
-
-
-def flowvision_matmul(job: Job) -> Callable[[], None]:
-    import oneflow
-
-    return library_matmul(job, oneflow)
-
-
-def torchvision_matmul(job: Job) -> Callable[[], None]:
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return library_matmul(job, torch)
-
-
-def onnx_runtime_matmul(job: Job) -> Callable[[], None]:
-    import numpy as np
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    # One factor is known beforehand, like a layer's weights, and can be laid out as suits best.
-    a, b = np.random.default_rng(0).random((2, job.batch, job.batch), dtype=np.float32)
-    taken, given = (helper.make_tensor_value_info(name, TensorProto.FLOAT, b.shape) for name in "ac")
-    node = helper.make_node("MatMul", ["a", "b"], ["c"])
-    graph = helper.make_graph([node], "product", [taken], [given], [numpy_helper.from_array(b, "b")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda: session.run(["c"], {"a": a})
-
-
-NUMPY = "numpy"
-PREPARE = {
-    (NUMPY, MATMUL): numpy_matmul,
+PREPARE: dict[tuple[str, str], Callable[[Job], Callable[[], None]]] = {
     (ONEFLOW, FORWARD): oneflow_forward,
     (ONEFLOW, TRAINING): oneflow_training,
-    (ONEFLOW, MATMUL): oneflow_matmul,
     (ONNX_RUNTIME, FORWARD): onnx_runtime_forward,
-    (ONNX_RUNTIME, MATMUL): onnx_runtime_matmul,
-    (FLOWVISION, FORWARD): flowvision_forward,
-    (FLOWVISION, TRAINING): flowvision_training,
-    (FLOWVISION, MATMUL): flowvision_matmul,
-    (FLOWVISION_MKL, FORWARD): flowvision_forward,
-    (TORCHVISION, FORWARD): torchvision_forward,
-    (TORCHVISION, TRAINING): torchvision_training,
-    (TORCHVISION, MATMUL): torchvision_matmul,
+    (FLOWVISION, FORWARD): partial(zoo_forward, engine=FLOWVISION),
+    (FLOWVISION, TRAINING): partial(zoo_training, engine=FLOWVISION),
+    (FLOWVISION_MKL, FORWARD): partial(zoo_forward, engine=FLOWVISION_MKL),
+    (TORCHVISION, FORWARD): partial(zoo_forward, engine=TORCHVISION),
+    (TORCHVISION, TRAINING): partial(zoo_training, engine=TORCHVISION),
 }
 
 
@@ -360,7 +282,7 @@ def gpu_mib(device: str) -> float | None:
     return oneflow._oneflow_internal.GetCUDAMemoryUsed()
 
 
-def measure(call: Callable[[], None], repeats: int, seconds: float, warm_up: bool = True) -> list[float]:
+def time_calls(call: Callable[[], None], repeats: int, seconds: float, warm_up: bool = True) -> list[float]:
     """Seconds of each of some calls, one at least, after one that is not counted; fewer if `seconds` are over."""
     if warm_up:
         call()
@@ -370,23 +292,3 @@ def measure(call: Callable[[], None], repeats: int, seconds: float, warm_up: boo
         call()
         times.append(time.perf_counter() - start)
     return times
-
-
-def main(engine: str, jobs: str) -> None:
-    if engine == FLOWVISION_MKL:
-        import ssd300_vgg16.runtime  # noqa: F401 - what it puts before OneFlow's own libraries
-
-    timings = []
-    for job in (Job(**fields) for fields in json.loads(jobs)):
-        call = PREPARE[engine, job.what](job)
-        timings.append(
-            asdict(Timing(measure(call, job.repeats, job.seconds, job.warm_up), peak_mib(), gpu_mib(job.device)))
-        )
-    print(json.dumps(timings), flush=True)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "--write-random-weights":
-        write_random_weights(sys.argv[2], sys.argv[3], int(sys.argv[4]))
-    else:
-        main(*sys.argv[1:])

@@ -1,22 +1,11 @@
-"""From files to training batches: stages on one core, the loader with its workers, large photographs.
+"""From files to training batches: stages on one core, the loader with its workers, large images.
 
-    .venv/bin/python benchmarks/input_pipeline.py --data VOC_FOLDER                      a table on the terminal
-    .venv/bin/python benchmarks/input_pipeline.py --data VOC_FOLDER --before COMMIT \\
-        --peer-python VENV/bin/python --write                           and in benchmarks/input_pipeline.md
-
-The folder is in VOC's layout. The former commit (8e8fe1b or later) is checked out in a git worktree of its own.
-torchvision 0.26 is run by a Python of its own, that has it, with its transforms of the same names and its own JPEG
-decoder; without one it is left out. Each side runs in a process of its own, in turn. Stages are timed in seconds of the
-CPU, as other programs may be running; whole batches of the loader in seconds of the clock. Large photographs are some
-of the folder's, enlarged, with noise as cameras have it. --json prints the result as JSON too, in the last line.
+torchvision's side has its transforms of the same names and its own JPEG decoder. Each side runs in a process of its
+own, in turn. Stages are timed in seconds of the CPU, as other programs may be running; whole batches of the loader in
+seconds of the clock. Large images are some of the folder's, enlarged, with noise as cameras have it.
 """
 
-import argparse
-import contextlib
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,14 +15,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from large_photographs import FILES, NOISE, SIZES, boxes_of, differences, make_large, name_of, seconds_by_size
+from benchmarks.frame import (
+    TORCHVISION,
+    Benchmark,
+    Claim,
+    Figures,
+    Options,
+    environment,
+    in_fresh_process,
+    markdown,
+    paragraphs,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-TITLE = "The input pipeline: from files to training batches"
-OURS, PEER = "this commit", "torchvision v2"
+OURS, PEER = "this package", "torchvision v2"
 STAGES = ("read and decode", "augment, resize, lay out", "match", "all of these")
 WORKERS = (0, 1, 2)
-BATCH, EPOCHS, STEP_SECONDS = 32, 4, 0.05
+BATCH, EPOCHS = 32, 4
+IMAGES, QUICK_IMAGES = 205, 20
+SIZES = ((2592, 1944), (4000, 3000))
+LARGE_IMAGES, NOISE = 8, 8.0  # images of each size; levels
 
 
 class Stages:
@@ -54,8 +54,11 @@ class Stages:
         return {stage: images / seconds for stage, seconds in {**self.seconds, **whole}.items()}
 
 
-def run_package(data: Path, large: Path, images: int) -> dict[str, float]:
-    """This package, of whichever commit PYTHONPATH holds."""
+def run_package(folder: str, large: str, images: int) -> dict[str, float]:
+    """This package; for a fresh process."""
+    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
+
+    # isort: split
     import cv2
 
     cv2.setNumThreads(1)
@@ -64,75 +67,58 @@ def run_package(data: Path, large: Path, images: int) -> dict[str, float]:
     from ssd300_vgg16.data.workers import WorkerPool
 
     WorkerPool(0)  # it says what this process does with freed memory
-    samples = samples_with_objects(load_voc([data / "ImageSets/Main/train.txt"]).samples)
+    samples = samples_with_objects(load_voc([Path(folder) / "ImageSets/Main/train.txt"]).samples)
     samples = (samples * (images // len(samples) + 1))[:images]
     for sample in samples:
         sample.path.read_bytes()  # so that no side reads the disk
-    return {**stage_rates(samples), **loader_rates(samples), **large_seconds(large)}
+    return {**stage_rates(samples), **loader_rates(samples), **large_seconds(Path(large))}
 
 
 def stage_rates(samples) -> dict[str, float]:
     import numpy as np
 
+    from ssd300_vgg16.data.augment import augment
     from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
     from ssd300_vgg16.network.variants import default_boxes
 
-    read, augment = steps_of_the_package()
     index = DefaultBoxIndex(default_boxes())  # made once for a batch
     for count in (10, len(samples)):  # the first few warm up
         stages = Stages()
         for number, sample in enumerate(samples[:count]):
-            photograph = stages.time(STAGES[0], read, sample.path)
+            image = stages.time(STAGES[0], read_for_training, sample.path)
             objects = sample.objects(sample.height, sample.width)
             rng, out = np.random.default_rng([0, 0, number]), np.empty((3, 300, 300), dtype=np.uint8)
-            boxes, labels = stages.time(STAGES[1], augment, photograph, *objects, rng, "ssd", out)
+            boxes, labels = stages.time(STAGES[1], augment, image, *objects, rng, "ssd", out)
             targets = np.zeros((8732, 4), dtype=np.float32), np.zeros(8732, dtype=np.int64)
             stages.time(STAGES[2], write_targets, boxes, labels, index, *targets)
     return stages.rates(len(samples))
 
 
-def steps_of_the_package() -> tuple[Callable, Callable]:
-    """What reads a file for training, and augments it."""
-    from ssd300_vgg16.data import images
-    from ssd300_vgg16.data.augment import POLICIES, augment
+def read_for_training(path: Path):
+    """What a data worker reads of a file: large JPEGs at a part of their size."""
+    from ssd300_vgg16.data.augment import POLICIES
+    from ssd300_vgg16.data.images import decode_image
 
-    decode = getattr(images, "decode_image", None) or getattr(images, "read_photograph", None)
-    if decode is None:  # a former commit, as one with the other name
-        return images.read_image, augment
-    policy = POLICIES["ssd"]
-    min_side = getattr(policy, "min_side", None) or policy.least_side  # a former commit's name
-    return lambda path: decode(path, False, min_side(300)), augment
+    return decode_image(path, False, POLICIES["ssd"].min_side(300))
 
 
 def loader_rates(samples) -> dict[str, float]:
-    """Images per second of the clock, by the number of workers; and with a step to be waited for."""
+    """Images per second of the clock, by the number of workers."""
     from ssd300_vgg16.data.workers import WorkerPool
 
     rates = {}
     for workers in WORKERS:
         with WorkerPool(workers) as pool:
             rates[f"{workers} workers"] = loader_rate(samples, pool)
-            if workers == 1:
-                rates["1 workers, step"] = loader_rate(samples, pool, step=lambda: time.sleep(STEP_SECONDS))
-                rates["1 workers, busy step"] = loader_rate(samples, pool, step=busy)
     return rates
 
 
-def busy() -> None:
-    """A step that holds Python's lock, as one does that is made op by op."""
-    end = time.perf_counter() + STEP_SECONDS
-    while time.perf_counter() < end:
-        pass
-
-
-def loader_rate(samples, pool, step: Callable = lambda: None) -> float:
+def loader_rate(samples, pool) -> float:
     """Images per second of the clock, after an epoch that starts the processes."""
-    from ssd300_vgg16.data import loader
-    from ssd300_vgg16.data.loader import training_batches
+    from ssd300_vgg16.data.loader import BatchConfig, training_batches
     from ssd300_vgg16.network.variants import default_boxes
 
-    config_class = getattr(loader, "BatchConfig", None) or loader.TrainingRecipe  # a former commit's name
-    config = config_class(BATCH, "ssd", 0, default_boxes(), 300)
+    config = BatchConfig(BATCH, "ssd", 0, default_boxes(), 300)
     for _ in training_batches(samples, replace(config, batch_size=len(samples)), 0, pool):
         pass
     for _ in training_batches(samples, config, 0, pool):
@@ -141,25 +127,25 @@ def loader_rate(samples, pool, step: Callable = lambda: None) -> float:
     for epoch in range(1, EPOCHS + 1):
         for batch in training_batches(samples, config, epoch, pool):
             images += len(batch.images)
-            step()
     return images / (time.perf_counter() - since)
 
 
 def large_seconds(folder: Path) -> dict[str, float]:
-    """Seconds of CPU for a large photograph: read, augmented and resized."""
+    """Seconds of CPU for a large image: read, augmented and resized."""
     import numpy as np
 
-    read, augment = steps_of_the_package()
+    from ssd300_vgg16.data.augment import augment
 
     def prepared(path: Path, number: int) -> None:
         rng, out = np.random.default_rng([0, number]), np.empty((3, 300, 300), dtype=np.uint8)
-        augment(read(path), np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
+        augment(read_for_training(path), np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
 
     return seconds_by_size(folder, prepared)
 
 
-def run_torchvision(data: Path, large: Path, images: int) -> dict[str, float]:
+def run_torchvision(folder: str, large: str, images: int) -> dict[str, float]:
     """torchvision's decoder and transforms; its matching belongs to its detector, and is not timed."""
+    data = Path(folder)
     import torch
     from torchvision.io import decode_jpeg, read_file
 
@@ -180,7 +166,7 @@ def run_torchvision(data: Path, large: Path, images: int) -> dict[str, float]:
     def prepared(path: Path, _) -> None:
         transformed(decode_jpeg(read_file(str(path))), torch.tensor(boxes_of(path)))
 
-    return {**stages.rates(images), **seconds_by_size(large, prepared)}
+    return {**stages.rates(images), **seconds_by_size(Path(large), prepared)}
 
 
 def torchvision_transforms() -> Callable:
@@ -212,141 +198,122 @@ def voc_boxes(data: Path, name: str) -> list[list[float]]:
     return [[float(one.findtext(f"bndbox/{side}")) for side in sides] for one in root.findall("object")]
 
 
-def run_side(side: str, python: str, tree: Path, large: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Run one side in a fresh process."""
-    command = [python, __file__, "--side", side, "--data", options.data, "--large", large, "--images", options.images]
-    env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=env, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def seconds_by_size(folder: Path, prepared: Callable[[Path, int], object]) -> dict[str, float]:
+    seconds = {}
+    for size in map(name_of, SIZES):
+        paths = sorted((folder / size).iterdir())
+        prepared(paths[0], 0)
+        since = time.process_time()
+        for number, path in enumerate(2 * paths):
+            prepared(path, number)
+        seconds[size] = (time.process_time() - since) / (2 * len(paths))
+    return seconds
 
 
-def table(medians: dict[str, dict[str, float]], levels: dict[str, dict], options: argparse.Namespace) -> str:
-    """The results as Markdown."""
-    from ssd300_vgg16.runtime import cpu_name
-
-    before = f"--before {options.before} " if options.before else ""
-    repeat = f"--data VOC_FOLDER {before}--peer-python VENV/bin/python --rounds {options.rounds}"
-    lines = [
-        f"CPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores; load {os.getloadavg()[1]:.1f} at the end, in which "
-        f"this script has a part. {options.about}. `ssd` augmentation, 300x300. Medians of {options.rounds} rounds "
-        f"over {options.images} images, the sides in turn. Repeat with `.venv/bin/python benchmarks/input_pipeline.py "
-        f"{repeat} --images {options.images} --write`.",
-        "",
-        "## One core: images per second of CPU time",
-        "",
-        *grid(medians, {stage: stage for stage in STAGES}, list(medians)),
-        "",
-        *(f"All of these: {ratio(medians, STAGES[-1], side):.1f} times {side}." for side in medians if side != OURS),
-        "Of torchvision, matching is not timed.",
-        "",
-        f"## The loader: images per second of the clock, in batches of {BATCH}",
-        "",
-        *grid(medians, loader_rows(medians), [side for side in medians if side != PEER]),
-        "",
-        *ratios_of_workers(medians[OURS]),
-        "",
-        f"## Large photographs: {FILES} of each size, enlarged, with noise of {NOISE:g} levels",
-        "",
-        *grid(medians, {size: f"{size}: seconds of CPU an image" for size in map(name_of, SIZES)}, list(medians), 4),
-        "",
-        *(
-            f"{size}: decoded {found['factor']} times smaller; what the network sees differs from that of plain "
-            f"decoding by {found['mean']:.2f} levels in the mean, {found['p99']:.0f} at the 99th percentile, "
-            f"{found['max']:.0f} at the most."
-            for size, found in levels.items()
-        ),
-    ]
-    return "\n".join(lines)
+def name_of(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
-def loader_rows(medians: dict[str, dict[str, float]]) -> dict[str, str]:
-    about = {f"{workers} workers": f"{workers} workers" for workers in WORKERS}
-    about["1 workers, step"] = f"1 workers, and a step of {STEP_SECONDS * 1e3:.0f} ms after each batch (a sleep)"
-    about["1 workers, busy step"] = "1 workers, and a step as long that holds Python's lock"
-    return about
+def boxes_of(path: Path) -> list[list[float]]:
+    """Some boxes in an image from `make_large`, by its folder's name."""
+    width, height = map(int, path.parent.name.split("x"))
+    parts = ((0.1, 0.1, 0.4, 0.5), (0.3, 0.2, 0.9, 0.9), (0.6, 0.5, 0.7, 0.7))
+    return [[width * x1, height * y1, width * x2, height * y2] for x1, y1, x2, y2 in parts]
 
 
-def ratios_of_workers(rates: dict[str, float]) -> list[str]:
-    one, two, none = (rates[f"{workers} workers"] for workers in (1, 2, 0))
-    return [f"One worker is {one / none:.2f} times as fast as none, two are {two / one:.2f} times as fast as one."]
+def make_large(data: str, folder: str) -> None:
+    """Enlarged images of the data, in a folder for each size; for a fresh process."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for width, height in SIZES:
+        target = Path(folder) / name_of((width, height))
+        target.mkdir()
+        for path in sorted((Path(data) / "JPEGImages").glob("*.jpg"))[:LARGE_IMAGES]:
+            image = cv2.resize(cv2.imread(str(path)), (width, height), interpolation=cv2.INTER_CUBIC)
+            noise = rng.normal(0, NOISE, (height, width, 1))
+            cv2.imwrite(str(target / path.name), np.clip(image + noise, 0, 255).astype(np.uint8))
 
 
-def grid(medians: dict, rows: dict[str, str], sides: list[str], digits: int = 0) -> list[str]:
-    """A table with a row for each key of `rows`, by its text."""
-    lines = [f"| | {' | '.join(sides)} |", f"|---|{'---|' * len(sides)}"]
-    for key, text in rows.items():
-        cells = (f"{medians[side][key]:.{digits}f}" if key in medians[side] else "-" for side in sides)
-        lines.append(f"| {text} | {' | '.join(cells)} |")
-    return lines
+def differences(folder: str) -> dict[str, dict[str, float]]:
+    """By size, how what the network sees of reduced images differs from that of plain ones; for a fresh process."""
+    import numpy as np
+
+    from ssd300_vgg16.data.augment import augment
+    from ssd300_vgg16.data.images import decode_image
+
+    levels = {}
+    for size in map(name_of, SIZES):
+        changes = []
+        for number, path in enumerate(sorted((Path(folder) / size).iterdir())):
+            pair = np.empty((2, 3, 300, 300), dtype=np.uint8)
+            reduced = read_for_training(path)
+            for out, decoded in zip(pair, (decode_image(path), reduced), strict=True):
+                rng = np.random.default_rng([0, number])
+                augment(decoded, np.float32(boxes_of(path)), np.ones(3, dtype=np.int64), rng, "ssd", out)
+            changes.append(np.abs(pair[0].astype(int) - pair[1]))
+        about = {"mean": np.mean(changes), "p99": np.percentile(changes, 99), "max": np.max(changes)}
+        levels[size] = {"factor": reduced.factor, **{name: float(value) for name, value in about.items()}}
+    return levels
 
 
-def ratio(medians: dict[str, dict[str, float]], part: str, side: str) -> float:
-    return medians[OURS][part] / medians[side][part]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder in VOC's layout, with an image set `train`")
-    parser.add_argument("--about", default="Images of a folder in VOC's layout", help="what is in it, for the table")
-    parser.add_argument("--before", help="a former commit to compare with")
-    parser.add_argument("--peer-python", help="a Python that has torchvision")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=205)
-    parser.add_argument("--write", action="store_true", help="write benchmarks/input_pipeline.md")
-    parser.add_argument("--json", action="store_true", help="print title, table and figures as JSON in the last line")
-    parser.add_argument("--side", choices=("package", "torchvision"), help=argparse.SUPPRESS)
-    parser.add_argument("--large", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.side:
-        run = run_package if options.side == "package" else run_torchvision
-        print(json.dumps(run(options.data, options.large, options.images)), flush=True)
-        return
-    with tempfile.TemporaryDirectory() as folder, former_tree(options.before, Path(folder)) as tree:
-        sides = {OURS: ("package", sys.executable, ROOT)}
-        if options.before:
-            sides[f"commit {options.before}"] = ("package", sys.executable, tree)
-        if options.peer_python:
-            sides[PEER] = ("torchvision", options.peer_python, ROOT)
-        large = Path(folder) / "large"
-        large.mkdir()
-        make_large(options.data, large)
-        compare(sides, large, options)
-
-
-@contextlib.contextmanager
-def former_tree(commit: str | None, folder: Path) -> Iterator[Path]:
-    """The package as it was, in a worktree that goes in the end."""
-    tree = folder / "before"
-    git = ["git", "-C", str(ROOT), "worktree"]
-    if commit:
-        subprocess.run([*git, "add", "--detach", str(tree), commit], check=True, capture_output=True)
-    try:
-        yield tree
-    finally:
-        if commit:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
-
-
-def compare(sides: dict[str, tuple[str, str, Path]], large: Path, options: argparse.Namespace) -> None:
-    rates = {name: [] for name in sides}
-    for number in range(options.rounds):
-        for name, side in sides.items():
-            rates[name].append(run_side(*side, large, options))
-            found = ", ".join(f"{part} {rate:.3g}" for part, rate in rates[name][-1].items())
-            print(f"round {number + 1}, {name}: {found}", flush=True)
-    sys.path.insert(0, str(ROOT))
+def measure(options: Options) -> Figures:
+    """Medians by side and what was timed, and the levels by which reduced images differ."""
+    sides: dict[str, tuple[Callable, Path]] = {OURS: (run_package, Path(sys.executable))}
+    if TORCHVISION in options.peers:
+        sides[PEER] = (run_torchvision, options.peers.python)
+    images = QUICK_IMAGES if options.quick else IMAGES
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    with tempfile.TemporaryDirectory() as large:
+        in_fresh_process(make_large, options.data, large)
+        for number in range(options.rounds):
+            for name, (side, python) in sides.items():
+                env = environment(OMP_NUM_THREADS="1")
+                rounds[name].append(in_fresh_process(side, options.data, large, images, python=python, env=env))
+                print(f"round {number + 1}, {name}: {rounds[name][-1][STAGES[-1]]:.0f} images/s", flush=True)
+        levels = in_fresh_process(differences, large)
     medians = {
-        side: {part: statistics.median(found[part] for found in rounds) for part in rounds[0]}
-        for side, rounds in rates.items()
+        side: {what: statistics.median(each[what] for each in of_side) for what in of_side[0]}
+        for side, of_side in rounds.items()
     }
-    levels = differences(large)
-    text = table(medians, levels, options)
-    print(text)
-    if options.write:
-        (ROOT / "benchmarks" / "input_pipeline.md").write_text(f"# {TITLE}\n\n{text}\n")
-    if options.json:
-        print(json.dumps({"title": TITLE, "table": text, "figures": {"sides": medians, "levels": levels}}))
+    return {"sides": medians, "levels": levels}
 
 
-if __name__ == "__main__":
-    main()
+def table(figures: Figures) -> str:
+    sides = figures["sides"]
+
+    def grid(rows: dict[str, str], names: list[str], digits: int = 0) -> str:
+        texts = []
+        for key, text in rows.items():
+            cells = (f"{sides[name][key]:.{digits}f}" if key in sides[name] else "-" for name in names)
+            texts.append([text, *cells])
+        return markdown(["", *names], texts)
+
+    loader = {f"{workers} workers": f"{workers} workers" for workers in WORKERS}
+    levels = (
+        f"{size}: decoded {found['factor']} times smaller; what the network sees differs from that of plain decoding "
+        f"by {found['mean']:.2f} levels of 255 in the mean, {found['p99']:.0f} at the 99th percentile."
+        for size, found in figures["levels"].items()
+        if found["factor"] > 1
+    )
+    return paragraphs(
+        "`ssd` augmentation, 300x300. On one core, images per second of CPU time (torchvision's matching is left out):",
+        grid({stage: stage for stage in STAGES}, list(sides)),
+        f"The loader, images per second of the clock, in batches of {BATCH}:",
+        grid(loader, [OURS]),
+        f"Large images, {LARGE_IMAGES} of each size, with noise of {NOISE:g} levels, seconds of CPU an image:",
+        grid({size: size for size in map(name_of, SIZES)}, list(sides), 4),
+        *levels,
+    )
+
+
+def claims(figures: Figures) -> Iterator[Claim]:
+    whole = {side: 1 / rates[STAGES[-1]] for side, rates in figures["sides"].items()}
+    if PEER in whole:
+        yield Claim("decode, augment, match, of one core", whole[OURS], PEER, whole[PEER], "ms")
+
+
+BENCHMARK = Benchmark(
+    "The input pipeline: from files to training batches", measure, table, claims, needs=(TORCHVISION,)
+)

@@ -62,7 +62,7 @@ def test_without_colours_and_within_the_image_it_is_the_plain_order(window, mirr
 def test_colours_after_the_resize_differ_by_little(colours, scale, window):
     """1 level in the mean, and 8 but for a hundredth of the values: where clipped values are blended with others.
 
-    (On the images of benchmarks/input_pipeline.md it is 0.13 in the mean.)
+    (On the images of `python -m benchmarks input_pipeline` it is 0.13 in the mean.)
     """
     image = sharp_image(HEIGHT * scale, WIDTH * scale)
     view = View(tuple(side * scale for side in window))

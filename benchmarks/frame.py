@@ -1,0 +1,185 @@
+"""What the benchmarks share: what one is, its options, processes of their own, the peers' environment, and tables.
+
+Nothing here or at the top of a benchmark's file imports the package, OneFlow or PyTorch: each side of a benchmark runs
+in a fresh process (`in_fresh_process`), so that neither its libraries nor its memory are in the other's way.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_PEER_PYTHON = ROOT / "benchmarks" / ".peers" / "bin" / "python"
+MAKE_PEERS = (".venv/bin/python -m venv benchmarks/.peers", "benchmarks/.peers/bin/pip install -r benchmarks/peers.txt")
+PEER_PACKAGES = ("torch", "torchvision", "pycocotools", "faster-coco-eval")
+TORCHVISION = "torchvision"
+
+Figures = dict[str, Any]  # what a benchmark found, as JSON can hold it
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The Python of the peers' environment, and the versions of those of PEER_PACKAGES that it has."""
+
+    python: Path
+    versions: dict[str, str]
+
+    def __contains__(self, package: str) -> bool:
+        return package in self.versions
+
+    def name(self, package: str) -> str:
+        """With its version: "torchvision 0.26.0"."""
+        return f"{package} {self.versions[package]}"
+
+
+def find_peers(python: Path) -> Peers:
+    """What is installed there; nothing if there is no such Python, or it does not start."""
+    ask = (
+        "import importlib.metadata as m, json\n"
+        "print(json.dumps({d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}))"
+    )
+    try:
+        done = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, timeout=120)
+        installed = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        installed = {}
+    return Peers(python, {package: installed[package] for package in PEER_PACKAGES if package in installed})
+
+
+@dataclass(frozen=True)
+class Options:
+    """rounds: how often all sides take their turn. data: images in VOC's layout. weights: None means made-up ones."""
+
+    rounds: int
+    quick: bool
+    device: str
+    data: Path
+    weights: Path | None
+    peers: Peers
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A line of the summary: a figure of the package and of a peer, of which less is better; unit: "s", "ms", "MiB"."""
+
+    what: str
+    ours: float
+    peer: str
+    theirs: float
+    unit: str
+
+    def cells(self) -> list[str]:
+        """What, ours, the peer with its figure, and how many times ours that is."""
+        scale = 1e3 if self.unit == "ms" else 1.0
+        ours, theirs = (f"{significant(value * scale)} {self.unit}" for value in (self.ours, self.theirs))
+        return [self.what, ours, f"{theirs}, {self.peer}", significant(self.theirs / self.ours)]
+
+
+def _no_claims(_: Figures) -> Iterator[Claim]:
+    return iter(())
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One of the benchmarks: the object BENCHMARK of a file in this folder, whose name is in `__main__.NAMES`.
+
+    measure: returns the figures, which are all that is recorded. table, claims, draw: Markdown, lines of the summary
+    and a picture from recorded figures. needs: packages of the peers' environment. quick, on_gpu: whether there is a
+    dry run of seconds, and whether it says something of a GPU. own_data: it is no part of `all`, as it needs --data.
+    """
+
+    title: str
+    measure: Callable[[Options], Figures]
+    table: Callable[[Figures], str]
+    claims: Callable[[Figures], Iterator[Claim]] = _no_claims
+    draw: "Callable[[Figure, Figures], None] | None" = None
+    needs: tuple[str, ...] = ()
+    rounds: int = 3
+    quick: bool = True
+    on_gpu: bool = False
+    own_data: bool = False
+
+
+class ProcessFailed(Exception):
+    """A fresh process that did not answer; the message is its last words."""
+
+
+_CALL = (
+    "import importlib, json, sys\n"
+    "call = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])\n"
+    "answer = call(*json.loads(sys.argv[3]))\n"
+    "print('\\n' + json.dumps(answer), flush=True)"
+)
+
+
+def in_fresh_process(
+    call: Callable, *arguments: object, python: Path | str = sys.executable, env: dict[str, str] | None = None
+) -> Any:
+    """call(*arguments) by this or another Python; arguments and answer go as JSON, paths as texts.
+
+    `call` is a function at the top of a file of this folder.
+    """
+    command = [str(python), "-c", _CALL, call.__module__, call.__name__, json.dumps(arguments, default=str)]
+    done = subprocess.run(command, env=env or environment(), capture_output=True, text=True)
+    if done.returncode:
+        last_words = " ".join(done.stderr.strip().splitlines()[-3:])
+        raise ProcessFailed(last_words or f"{call.__name__} ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """That of a fresh process: this tree's package, and BLAS kernels that it chooses itself."""
+    kept = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    return kept | {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"} | more
+
+
+def package_environment() -> dict[str, str]:
+    """What the package says of this machine; for a fresh process."""
+    from ssd300_vgg16.runtime import environment
+
+    return environment()
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def paragraphs(*texts: str) -> str:
+    """Tables and sentences, apart from one another; empty ones are left out."""
+    return "\n\n".join(filter(None, texts))
+
+
+def median(rounds: Iterable[Iterable[float]]) -> float:
+    """The median of all calls of all rounds."""
+    return statistics.median(value for values in rounds for value in values)
+
+
+def significant(value: float | None, scale: float = 1.0) -> str:
+    """Three figures at the least, without an exponent; a dash for None."""
+    if value is None:
+        return "-"
+    value *= scale
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def claims_at(figures: Figures, point: object, what: str, unit: str, prefix: str = "") -> Iterator[Claim]:
+    """The package against the one peer at a point of {"points": [...], "lines": {PREFIX and side: [...]}}."""
+    if point not in figures["points"]:
+        return
+    place, lines = figures["points"].index(point), figures["lines"]
+    peer = next((name for name in lines if name.startswith(prefix) and "this package" not in name), None)
+    for name, values in lines.items():
+        if peer and name.startswith(f"{prefix}this package") and values[place] and lines[peer][place]:
+            engine = name.removeprefix(f"{prefix}this package")
+            yield Claim(what + engine, values[place], peer.removeprefix(prefix), lines[peer][place], unit)

@@ -1,0 +1,177 @@
+"""Training step of narrow networks: the package's own against the same layers in PyTorch, in channels-last.
+
+Both sides begin with uint8 images and targets in main memory: normalise, network, loss, gradients, AdamW, and the loss
+read. Each setting runs in a fresh process of either side, in turn; the ratio is the median of the rounds' own, so that
+other programs' load falls on both. PyTorch's loss is written as cheaply as it can be: gradients only for the default
+boxes that count.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+
+from benchmarks.engines import ONEFLOW, OURS, TRAINING, Job, random_images, random_targets, run, time_calls
+from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs, significant
+
+SETTINGS = ((0.125, 4), (0.125, 8), (0.25, 4), (0.25, 8))
+CLASSES = 21
+REPEATS, SECONDS = 15, 4.0
+
+
+def torch_network(width: float, classes: int):
+    """SSD300-VGG16 of ssd300_vgg16.network, layer by layer; images [B, 3, 300, 300] to offsets and logits."""
+    import torch
+    from torch import nn
+
+    from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR, variant_of
+
+    variant = variant_of("ssd300_vgg16", "coco")
+
+    def scaled(channels: int) -> int:
+        return max(1, round(channels * width))
+
+    def conv(before: int, after: int, kernel: int, **options) -> list[nn.Module]:
+        return [nn.Conv2d(scaled(before) if before > 3 else 3, scaled(after), kernel, **options), nn.ReLU(inplace=True)]
+
+    trunk, channels = [], 3
+    for block, pool in (((64, 64), 0), ((128, 128), 0), ((256,) * 3, 1), ((512,) * 3, None)):
+        for after in block:
+            trunk += conv(channels, after, 3, padding=1)
+            channels = after
+        trunk += [] if pool is None else [nn.MaxPool2d(2, 2, ceil_mode=bool(pool))]
+    conv5 = [nn.MaxPool2d(2, 2), *(layer for _ in range(3) for layer in conv(512, 512, 3, padding=1))]
+    fc = [*conv(512, 1024, 3, padding=6, dilation=6), *conv(1024, 1024, 1)]
+    blocks, channels = [nn.Sequential(*conv5, nn.MaxPool2d(3, 1, 1), *fc)], 1024
+    for layer in variant.extra_layers:
+        last = conv(layer.between, layer.channels, layer.kernel, stride=layer.stride, padding=layer.padding)
+        blocks.append(nn.Sequential(*conv(channels, layer.between, 1), *last))
+        channels = layer.channels
+    sizes = (512, 1024, *(layer.channels for layer in variant.extra_layers))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.blocks = nn.Sequential(*trunk), nn.ModuleList(blocks)
+            self.scale = nn.Parameter(torch.full((1, scaled(512), 1, 1), 20.0))
+            pairs = list(zip(sizes, variant.layout.boxes_per_cell, strict=True))
+            self.offsets = nn.ModuleList([nn.Conv2d(scaled(c), n * 4, 3, padding=1) for c, n in pairs])
+            self.logits = nn.ModuleList([nn.Conv2d(scaled(c), n * classes, 3, padding=1) for c, n in pairs])
+
+        def forward(self, x):
+            x = self.trunk(x)
+            norm = torch.rsqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
+            maps = [x * norm * self.scale]
+            for block in self.blocks:
+                x = block(x)
+                maps.append(x)
+            # In channels-last the permutation moves nothing.
+            rows = []
+            for heads, values in ((self.offsets, 4), (self.logits, classes)):
+                found = [head(each).permute(0, 2, 3, 1) for head, each in zip(heads, maps, strict=True)]
+                rows.append(torch.cat([each.reshape(len(each), -1, values) for each in found], dim=1))
+            return rows[0], rows[1]
+
+    return Network().to(memory_format=torch.channels_last)
+
+
+def torch_loss(offsets, logits, target_offsets, labels):
+    """The multibox loss; negatives are chosen by topk, without gradients."""
+    import torch
+    from torch.nn import functional
+
+    positive = labels > 0
+    counts = positive.sum(dim=1, keepdim=True)
+    with torch.no_grad():
+        # The loss of a background box, whose label is 0; positives come last, as a loss is never below zero.
+        ranked = (logits.logsumexp(dim=2) - logits[..., 0]).masked_fill_(positive, -1.0)
+        values, places = ranked.topk(min(ranked.shape[1], 3 * int(counts.max())), dim=1)
+        hard = (torch.arange(values.shape[1]) < 3 * counts) & (values >= 0)
+        counted = positive.scatter(1, places, hard | positive.gather(1, places))
+    entropy = functional.cross_entropy(logits[counted], labels[counted], reduction="sum")
+    distance = functional.smooth_l1_loss(offsets[positive], target_offsets[positive], reduction="sum")
+    return (entropy + distance) / counts.sum().clamp(min=1)
+
+
+def torch_training(job: Job) -> tuple[Callable[[], None], int]:
+    """A step as `engines.oneflow_training` does it, and the number of parameters."""
+    import torch
+
+    from ssd300_vgg16.network.variants import PIXEL_MEAN
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = torch_network(job.width, job.classes).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=5e-4, fused=True)
+    images, side = random_images(job)
+    arrays = [torch.from_numpy(array) for array in (images, *random_targets(job, side))]
+    mean = torch.tensor(PIXEL_MEAN).reshape(1, 3, 1, 1)
+
+    def train() -> None:
+        pixels, offsets, labels = arrays
+        x = pixels.to(torch.float32, memory_format=torch.channels_last).sub_(mean)
+        loss = torch_loss(*model(x), offsets, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return train, sum(parameter.numel() for parameter in model.parameters())
+
+
+def time_torch(fields: dict) -> dict:
+    """Seconds of each step, and the number of parameters; for a fresh process of the peers' Python."""
+    job = Job(**fields)
+    train, parameters = torch_training(job)
+    return {"seconds": time_calls(train, job.repeats, job.seconds), "parameters": parameters}
+
+
+def count_parameters(width: float) -> int:
+    """Of the package's network; for a fresh process."""
+    from ssd300_vgg16.network.ssd import SSD300
+
+    return sum(parameter.numel() for parameter in SSD300(CLASSES, width).parameters())
+
+
+def measure(options: Options) -> Figures:
+    """By setting, median seconds of a step of either side, and the median of the rounds' ratios."""
+    figures: Figures = {}
+    peer = f"PyTorch {options.peers.versions['torch']}, channels-last" if "torch" in options.peers else None
+    for width, batch in SETTINGS[:1] if options.quick else SETTINGS:
+        repeats = 2 if options.quick else REPEATS
+        job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", repeats=repeats, seconds=SECONDS)
+        parameters = in_fresh_process(count_parameters, width)
+        times: dict[str, list[float]] = {OURS[ONEFLOW]: []}
+        for number in range(options.rounds):
+            times[OURS[ONEFLOW]].append(statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds))
+            if peer:
+                found = in_fresh_process(time_torch, asdict(job), python=options.peers.python)
+                if found["parameters"] != parameters:
+                    raise RuntimeError("the two networks differ in size: these are not the same layers")
+                times.setdefault(peer, []).append(statistics.median(found["seconds"]))
+            told = ", ".join(f"{name} {1e3 * of_side[-1]:.0f} ms" for name, of_side in times.items())
+            print(f"round {number + 1}, width {width:g}, batch {batch}: {told}", flush=True)
+        setting = {name: statistics.median(of_side) for name, of_side in times.items()}
+        if peer:
+            pairs = zip(times[peer], times[OURS[ONEFLOW]], strict=True)
+            setting["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
+        figures[f"width {width:g}, batch {batch}"] = setting
+    return figures
+
+
+def table(figures: Figures) -> str:
+    names = [name for name in next(iter(figures.values())) if name != "ratio"]
+    rows = [
+        [setting, *(significant(found[name], 1e3) for name in names), significant(found.get("ratio"))]
+        for setting, found in figures.items()
+    ]
+    about = f"SSD300, {CLASSES} outputs, AdamW; milliseconds a step. Above 1, the ratio says that the package is ahead."
+    return paragraphs(about, markdown(["", *names, "ratio"], rows))
+
+
+def claims(figures: Figures) -> Iterator[Claim]:
+    for setting, found in figures.items():
+        for peer in (name for name in found if name.startswith("PyTorch")):
+            yield Claim(f"{TRAINING}, {setting}", found[OURS[ONEFLOW]], peer, found[peer], "ms")
+
+
+BENCHMARK = Benchmark("Training step of narrow networks", measure, table, claims, needs=("torch",), rounds=5)
