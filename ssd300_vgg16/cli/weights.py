@@ -17,17 +17,18 @@ from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
+from ssd300_vgg16.text import listed, printable
 from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, CONV1_1, LUFFICC, PUBLISHED, Project
 from ssd300_vgg16.weights.published import PUBLISHED as PUBLISHED_WEIGHTS
 from ssd300_vgg16.weights.published import published
 from ssd300_vgg16.weights.recognise import Weights, read_as_ssd, with_rgb
-from ssd300_vgg16.weights.safetensors_file import printable, save_weights
+from ssd300_vgg16.weights.safetensors_file import save_weights
 
 PROGRAM = "python -m ssd300_vgg16.weights"
 WRITABLE = {project.name: project for project in (PUBLISHED, AMDEGROOT, LUFFICC)}
-UNUSED_SHOWN = 20
+MAX_UNUSED = 20
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,8 +91,7 @@ def _inspection(weights: Weights) -> list[str]:
         f"  tensors  {len(weights.tensors)} of an SSD-VGG16, {parameters:,} parameters; {_fit(weights)}",
     ]
     if weights.unused:
-        more = f", and {len(weights.unused) - UNUSED_SHOWN} more" if len(weights.unused) > UNUSED_SHOWN else ""
-        rows.append(f"  not used {', '.join(map(printable, weights.unused[:UNUSED_SHOWN]))}{more}")
+        rows.append(f"  not used {listed(weights.unused, MAX_UNUSED)}")
     longest = max(map(len, weights.tensors))
     for name, array in weights.tensors.items():
         shape = " x ".join(map(str, array.shape)) or "single"
@@ -147,12 +147,11 @@ def _own_name(project: Project, name: str) -> str:
 
 def _as_said(weights: Weights, options: argparse.Namespace) -> Weights:
     """The weights with what the user says of them."""
-    said = options.model or options.default_boxes or options.classes
-    description = weights.description
-    if said and description is None:
-        raise UserError(f"{weights.path} has no heads: --model, --default-boxes and --classes say nothing of it")
-    if not said:
+    if not (options.model or options.default_boxes or options.classes):
         return weights
+    description = weights.description
+    if description is None:
+        raise UserError(f"{weights.path} has no heads: --model, --default-boxes and --classes say nothing of it")
     if options.classes:
         if len(options.classes) != description.num_classes - 1:
             raise UserError(

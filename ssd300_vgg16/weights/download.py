@@ -23,8 +23,8 @@ from ssd300_vgg16.weights.published import Published, Source
 
 TRIES = 5
 TIMEOUT = (10, 30)  # seconds to connect, and of silence: a server that is slow, but sends, is waited for
-LARGEST = 2 << 30  # bytes; four times the largest file of published weights
-MOST_REDIRECTS = 5
+MAX_BYTES = 2 << 30  # bytes; four times the largest file of published weights
+MAX_REDIRECTS = 5
 _BLOCK = 1 << 16
 
 
@@ -194,7 +194,7 @@ class _Download:
         note = _read_json(_record(self.part))
         validator, total = note.get("validator"), note.get("total")
         known = note.get("url") == self.source.url and (validator or self.source.sha256)
-        if not known or self._size() > (total or LARGEST):
+        if not known or self._size() > (total or MAX_BYTES):
             self.discard()
         offset = self._size()
         if offset and offset == total:  # killed between the last byte and its check
@@ -231,7 +231,7 @@ class _Download:
             raise Refused("sends a web page in place of the file (does this network ask for a login first?)")
         if whole and self.source.size and whole != self.source.size:
             raise Refused(f"offers a file of {whole:,} bytes; the published one has {self.source.size:,}")
-        if whole and whole > LARGEST:
+        if whole and whole > MAX_BYTES:
             raise Refused(f"offers a file of {whole:,} bytes, more than weights of this network can have")
 
     def _check_room(self, needed: int) -> None:
@@ -244,16 +244,20 @@ class _Download:
 
     def _receive(self, response: requests.Response, whole: int | None) -> None:
         """Append the body to the part, unbuffered: whatever ends this, the bytes that have come are in the file."""
-        options = {"desc": self.path.name, "unit": "B", "unit_scale": True, "leave": False}
-        hidden = None if self.progress else True  # None: where standard error is no terminal
-        with (
-            tqdm(total=whole, initial=self._size(), disable=hidden, **options) as bar,
-            self.part.open("ab", buffering=0) as file,
-        ):
+        bar = tqdm(
+            desc=self.path.name,
+            total=whole,
+            initial=self._size(),
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=None if self.progress else True,  # None: no bar where standard error is no terminal
+        )
+        with bar, self.part.open("ab", buffering=0) as file:
             while block := response.raw.read1(_BLOCK, decode_content=False):  # as it is sent, and not held back
-                if file.tell() + len(block) > LARGEST:
+                if file.tell() + len(block) > MAX_BYTES:
                     self.discard()
-                    raise Refused(f"sends more than {LARGEST:,} bytes, more than weights of this network can have")
+                    raise Refused(f"sends more than {MAX_BYTES:,} bytes, more than weights of this network can have")
                 bar.update(len(block))
                 while block:  # a disk that fills up takes some of the bytes before it says so
                     block = block[file.write(block) :]
@@ -269,7 +273,7 @@ class _Download:
 
 def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
     """The response to GET, its body unread, after redirects: to http or https only, and never from https to http."""
-    for _ in range(MOST_REDIRECTS + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         if urlsplit(url).scheme not in ("http", "https"):
             raise Refused(f"cannot be asked: {url} is no http or https address")
         response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
@@ -280,7 +284,7 @@ def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> reques
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
             raise Refused(f"redirects from https to {target}, which is not protected")
         url = target
-    raise Refused(f"redirects more than {MOST_REDIRECTS} times")
+    raise Refused(f"redirects more than {MAX_REDIRECTS} times")
 
 
 def _explain(error: Exception) -> Broken | Refused:

@@ -16,6 +16,7 @@ from zipfile import ZipFile
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.weights.archive import open_zip, read_tar, read_zip
 from ssd300_vgg16.weights.oneflow_reader import DONE, PICKLE, Files, files_on_disk, read_flow_folder, roots
 from ssd300_vgg16.weights.safetensors_file import read_weights
@@ -209,13 +210,15 @@ def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
         )
     files = Files({name: len(content) for name, content in contents.items()}, contents.__getitem__)
     folders = roots(files)
-    found = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
-    if not found:
-        raise UserError(f"it is an archive without weights; it holds {sorted(contents)[:5]!r:.200}. {READ_HERE}")
-    if len(found) > 1:
-        listed = ", ".join(f"{(name or '.')!r:.80}" for name in found[:5])
-        raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({listed})")
-    inner = _of_flow(files, found[0]) if folders else _of_member(contents[found[0]])
+    candidates = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
+    if not candidates:
+        raise UserError(
+            f"it is an archive without weights; it holds {listed(sorted(contents), max_names=5)}. {READ_HERE}"
+        )
+    if len(candidates) > 1:
+        names = listed([name or "." for name in candidates], max_names=5)
+        raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({names})")
+    inner = _of_flow(files, candidates[0]) if folders else _of_member(contents[candidates[0]])
     return replace(inner, format=f"{inner.format} in a {suffix}")
 
 

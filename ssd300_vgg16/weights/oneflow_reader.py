@@ -81,8 +81,7 @@ def files_on_disk(folder: Path) -> Files:
 
 def roots(files: Files) -> list[str]:
     """The folders that hold weights as OneFlow writes them, as prefixes of names ("" or "some/folder/")."""
-    found = {name.removesuffix(mark) for name in files.sizes for mark in (PICKLE, DONE) if _last(name) == mark}
-    return sorted(found)
+    return sorted({name.removesuffix(mark) for name in files.sizes for mark in (PICKLE, DONE) if _last(name) == mark})
 
 
 def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -149,11 +148,11 @@ def _meta(text: bytes) -> tuple[tuple[int, ...], str]:
     return check_shape(tuple(int(count) for count in re.findall(r"\d+", match[1]))), TYPES[match[2]]
 
 
-def _read(files: Files, name: str, most: int) -> bytes:
+def _read(files: Files, name: str, max_bytes: int) -> bytes:
     if name not in files.sizes:
         raise UserError(f"{_last(name)} is missing; copy or download the whole folder again")
-    if files.sizes[name] > most:
-        raise UserError(f"{_last(name)} has {files.sizes[name]} bytes, where {most} are expected; not loaded")
+    if files.sizes[name] > max_bytes:
+        raise UserError(f"{_last(name)} has {files.sizes[name]} bytes, where {max_bytes} are expected; not loaded")
     return files.read(name)
 
 

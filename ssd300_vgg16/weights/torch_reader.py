@@ -13,7 +13,7 @@ import numpy as np
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.archive import checked_zip, read_entry
 from ssd300_vgg16.weights.restricted_pickle import StandIn, read_pickle
-from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, MOST_NUMBERS, find_state_dict, numbers, strided
+from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, MAX_NUMBERS, find_state_dict, numbers, strided
 
 PICKLE_IN_ZIP = re.compile(r"([^/]+/)?data\.pkl")
 # The number that begins a stream, as the instruction LONG1 of its first pickle.
@@ -181,7 +181,7 @@ def _places(file: BinaryIO, keys: object, storages: Mapping[str, _Storage]) -> d
 class _Storages:
     """The storages that a pickle asks for."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.by_key: dict[str, _Storage] = {}
 
     def add(self, saved: object) -> _Storage:
@@ -190,7 +190,7 @@ class _Storages:
             raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
         _, kind, key, _, stored, *view = saved
         _, start, size = (view[0] if view else None) or (key, 0, stored)
-        counts = all(type(count) is int and 0 <= count <= MOST_NUMBERS for count in (stored, start, size))
+        counts = all(type(count) is int and 0 <= count <= MAX_NUMBERS for count in (stored, start, size))
         if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
             raise UserError("its pickle describes a storage that cannot be; the file is damaged or made up")
         storage = _Storage(key, kind.dtype, stored, start, size)

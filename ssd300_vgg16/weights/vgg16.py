@@ -75,7 +75,7 @@ def _has_vgg16s_fully_connected(trunk: Mapping[str, np.ndarray], tensors: Mappin
     channels = len(trunk.get(CONV5_3, ()))
     wide = DECIMATED_TO * EVERY_CHANNEL * channels
     shapes = {"classifier.0": (wide, channels * FC6_SIDE**2), "classifier.3": (wide, wide)}
-    wanted = {f"{layer}.weight": shape for layer, shape in shapes.items()}
+    wanted: dict[str, tuple[int, ...]] = {f"{layer}.weight": shape for layer, shape in shapes.items()}
     wanted |= {f"{layer}.bias": shape[:1] for layer, shape in shapes.items()}
     return all(name in tensors and tensors[name].shape == shape for name, shape in wanted.items())
 

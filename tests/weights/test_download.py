@@ -211,7 +211,7 @@ def test_a_length_that_is_never_sent_ends(server, tmp_path):
 
 
 def test_a_file_without_end_does_not_fill_the_disk(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "LARGEST", HALF)
+    monkeypatch.setattr(download, "MAX_BYTES", HALF)
     for answer in (Answer(length=None), Answer()):
         server.answers = [answer]
         with pytest.raises(UserError, match="more than weights of this network can have"):
