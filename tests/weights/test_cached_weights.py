@@ -90,10 +90,10 @@ def test_a_file_in_a_cache_that_cannot_be_written_is_used(server, tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(server, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SSD_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match=r"file/cache could not be written \(Not a directory\).* set SSD_CACHE"):
+    with pytest.raises(UserError, match=r"file/cache could not be read or written \(Not a directory\).* set SSD_CACHE"):
         fetch(weights_at(server.url()))
     (tmp_path / ".some_weights.lock").mkdir()
-    with pytest.raises(UserError, match=r"\.some_weights\.lock could not be written .* set SSD_CACHE"):
+    with pytest.raises(UserError, match=r"\.some_weights\.lock could not be read or written .* set SSD_CACHE"):
         fetch(weights_at(server.url()), tmp_path)
     assert server.requests == []
 

@@ -341,7 +341,7 @@ def test_ctrl_c_leaves_what_has_come(server, tmp_path):
 
 
 def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror, tmp_path):
-    refusal = r"weights\.pth\.part could not be written \(File too large\).* SSD_CACHE"
+    refusal = r"weights\.pth\.part could not be read or written \(File too large\).* SSD_CACHE"
     with full_disk(at=HALF), pytest.raises(UserError, match=refusal):
         fetch(weights_at(server.url(), mirror.url("mirror.pth")), tmp_path)
     assert mirror.requests == [], "it is no better with another source"
