@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle
+from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle, same
 from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, check_shape, find_state_dict, numbers
 
 PICKLE, DONE, META, NUMBERS = "pickled_data", "snapshot_done", "meta", "out"
@@ -48,10 +48,6 @@ class _Tensor(StandIn):
     """A tensor or parameter, whose state says in which folder its numbers are."""
 
 
-def _size(counts: tuple = ()) -> tuple:
-    return counts
-
-
 # OneFlow's releases named the module of its classes differently.
 NAMES: Mapping[str, object] = {
     "oneflow.Tensor": _Tensor,
@@ -60,8 +56,8 @@ NAMES: Mapping[str, object] = {
     "oneflow.nn.Parameter": _Tensor,
     "oneflow.nn.parameter.Parameter": _Tensor,
     "oneflow._oneflow_internal.nn.Parameter": _Tensor,
-    "oneflow.Size": _size,
-    "oneflow._oneflow_internal.Size": _size,
+    "oneflow.Size": same,
+    "oneflow._oneflow_internal.Size": same,
     "oneflow._oneflow_internal.dtype": StandIn,
 }
 

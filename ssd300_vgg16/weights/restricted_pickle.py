@@ -45,6 +45,11 @@ def mapping(pairs: object = ()) -> dict:
     return made
 
 
+def same(value: tuple = ()) -> tuple:
+    """What a framework's Size becomes: the tuple of counts that it is made from, not copied."""
+    return value
+
+
 # What checkpoints of any framework hold beside tensors: options, best figures so far, milestones.
 COMMON_NAMES: Mapping[str, object] = {
     "collections.OrderedDict": mapping,

@@ -111,7 +111,7 @@ def numbers(raw: bytes, dtype: str, big_endian: bool = False) -> np.ndarray:
 
 def check_shape(shape: object) -> tuple[int, ...]:
     """The shape itself; raises UserError if it is no tuple of a few counts."""
-    if not (_is_counts(shape) and len(shape) <= MAX_DIMENSIONS and prod(size or 1 for size in shape) <= MAX_NUMBERS):
+    if not (is_counts(shape) and len(shape) <= MAX_DIMENSIONS and prod(size or 1 for size in shape) <= MAX_NUMBERS):
         raise UserError(f"its shape is no tuple of up to {MAX_DIMENSIONS} counts; the file is damaged or made up")
     return shape
 
@@ -122,7 +122,7 @@ def strided(values: np.ndarray, offset: object, shape: object, strides: object) 
     Raises UserError for a view that leaves the values, or repeats them to seem more than they are.
     """
     shape = check_shape(shape)
-    if not (_is_counts(strides) and len(strides) == len(shape) and type(offset) is int and _is_counts((offset,))):
+    if not (is_counts(strides) and len(strides) == len(shape) and type(offset) is int and is_counts((offset,))):
         raise UserError("its strides or offset are no counts; the file is damaged or made up")
     count = prod(shape)
     if not count:
@@ -136,5 +136,6 @@ def strided(values: np.ndarray, offset: object, shape: object, strides: object) 
     return np.ndarray(shape, values.dtype, values, offset * item, tuple(stride * item for stride in strides))
 
 
-def _is_counts(values: object) -> TypeGuard[tuple[int, ...]]:
+def is_counts(values: object) -> TypeGuard[tuple[int, ...]]:
+    """Whether it is a tuple of whole numbers that can count something; a bool is none."""
     return isinstance(values, tuple) and all(type(value) is int and 0 <= value <= MAX_NUMBERS for value in values)
