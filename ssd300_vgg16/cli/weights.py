@@ -1,9 +1,9 @@
 """Files of weights: what is published, what a file holds, and its conversion.
 
-    python -m ssd300_vgg16.weights list                  published weights, by the names that --load and --weights take
-    python -m ssd300_vgg16.weights download NAME         into the cache (SSD_CACHE, else ~/.cache/ssd300_vgg16)
-    python -m ssd300_vgg16.weights inspect FILE          what it is: format, network, classes, tensors
-    python -m ssd300_vgg16.weights convert IN OUT        to a safetensors file
+    .venv/bin/python -I -m ssd300_vgg16.weights list             names that --load and --weights take
+    .venv/bin/python -I -m ssd300_vgg16.weights download NAME    to SSD_CACHE, else ~/.cache/ssd300_vgg16
+    .venv/bin/python -I -m ssd300_vgg16.weights inspect FILE     what it is: format, network, classes, tensors
+    .venv/bin/python -I -m ssd300_vgg16.weights convert IN OUT   to a safetensors file
 
 FILE and IN: a file of any format that can be read, a folder of OneFlow's, a run's folder, or a published name.
 """
@@ -112,9 +112,10 @@ def _about_network(weights: Weights) -> list[str]:
 
 
 def _fit(weights: Weights) -> str:
-    """Whether they are a whole network's; of a trunk alone, there is nothing to compare with."""
+    """Whether the tensors are a whole network's. A trunk alone has no network to be compared with."""
     if weights.description is None:
         return f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
+    # Only here: OneFlow is not loaded to list or download.
     from ssd300_vgg16.weights.model import empty_model, misfits
 
     problems = misfits(empty_model(weights.description), weights.tensors)
@@ -128,12 +129,14 @@ def _convert(options: argparse.Namespace) -> None:
     if options.bgr:
         weights = replace(weights, tensors=with_rgb(weights.tensors))
     if weights.description:
+        # Only here, as in `_fit`.
         from ssd300_vgg16.weights.model import empty_model, refuse_misfits
 
         refuse_misfits(empty_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
     tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)
+    # Without the rows of single tensors, which would push the rest off the screen.
     print("\n".join(_inspection(weights)[: -len(weights.tensors)]))
     print(f"written: {target}, {len(tensors)} tensors by {project.name}'s names")
 

@@ -137,6 +137,7 @@ def _read(path: Path) -> Contents:
         raise UserError(f"{path} could not be read ({error.strerror or error})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    # The reader of safetensors opens the path itself, and its messages name the path already.
     return _of_safetensors(path)
 
 

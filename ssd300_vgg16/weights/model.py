@@ -55,6 +55,7 @@ def load_model(path: Path) -> tuple[SSD, ModelDescription]:
 
 def load_tensors(model: SSD, tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Copy tensors into a network; raises UserError that lists what is missing, of another shape, or too much."""
+    # Before anything is copied: a network that the tensors do not fit stays as it was.
     refuse_misfits(model, tensors, path)
     arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
     model.load_state_dict({name: flow.tensor(array) for name, array in arrays.items()})

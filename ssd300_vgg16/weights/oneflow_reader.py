@@ -93,6 +93,7 @@ def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], li
     if not isinstance(saved, dict) or saved.get("protocol_version") != PROTOCOL:
         raise UserError(f"its {PICKLE} is not one that flow.save wrote (protocol_version {PROTOCOL})")
     described, ignored = find_state_dict(saved.get("data"), _Tensor)
+    # Tensors that share a folder (tied weights, or a file made to seem large) share one array.
     arrays: dict[str, np.ndarray] = {}
     tensors = {}
     for name, tensor in described.items():

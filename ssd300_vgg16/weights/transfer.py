@@ -89,6 +89,7 @@ def _shared_labels(theirs: ModelDescription | None, ours: ModelDescription) -> d
         # Without names there is only the order, which says something if there are as many.
         same = theirs.num_classes == ours.num_classes
         return {label: label for label in range(theirs.num_classes if same else 1)}
+    # Reversed, so that of two categories of one name the first counts.
     known = {same_name(category.name): category.label for category in reversed(theirs.categories)}
     named = {
         category.label: known[same_name(category.name)]

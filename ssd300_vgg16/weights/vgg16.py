@@ -40,6 +40,7 @@ def for_unscaled_pixels(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarra
     """
     kernels = weight.astype(np.float64) / (255 * CLASSIFIER_DEVIATION).reshape(1, 3, 1, 1)
     # The classifier sees (p - its mean); here p - SSD's mean goes in.
+    # The difference of the two means, seen through the kernels, goes into the bias.
     shift = np.asarray(PIXEL_MEAN) - 255 * CLASSIFIER_MEAN
     shifted = bias + (kernels.sum(axis=(2, 3)) * shift).sum(axis=1)
     return kernels.astype(np.float32), shifted.astype(np.float32)

@@ -282,12 +282,12 @@ def test_the_names_written_are_those_of_the_projects(tmp_path, call, project, si
     assert_same(load_file(tmp_path / "theirs.safetensors"), theirs)
 
 
-def photograph():
+def image():
     return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
 
 def detections(path):
-    found = Detector.load(path, "cpu")(photograph())
+    found = Detector.load(path, "cpu")(image())
     assert len(found["boxes"]) > 0
     return found
 
