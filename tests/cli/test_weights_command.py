@@ -79,7 +79,7 @@ def server(tmp_path, monkeypatch):
     body = write_pth(tmp_path / "served.pth", random_detector("amdegroot")).read_bytes()
     with serving() as server:
         source = Source(server.url(), len(body), hashlib.sha256(body).hexdigest())
-        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", 300, 21, "for tests", (source,)))
+        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", "for tests", (source,)))
         monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
         server.answers = [Answer(body)]
         yield server
@@ -90,7 +90,7 @@ import sys
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.weights import PUBLISHED_WEIGHTS, main
 from ssd300_vgg16.weights.published import Published, Source
-PUBLISHED_WEIGHTS["here"] = Published("here", "backbone", None, None, "for tests", (Source(sys.argv.pop(1)),))
+PUBLISHED_WEIGHTS["here"] = Published("here", "backbone", "for tests", (Source(sys.argv.pop(1)),))
 try:
     command_line.run(main, "weights")
 finally:

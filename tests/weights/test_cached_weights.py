@@ -126,6 +126,6 @@ def test_published_files_are_told_apart_by_their_names_and_come_by_https():
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():
-    assert published("ssd300_vgg16_coco").num_classes == 91
+    assert published("ssd300_vgg16_coco") is PUBLISHED["ssd300_vgg16_coco"]
     with pytest.raises(UserError, match=r"Did you mean ssd300_vgg16_coco\? There are ssd300_vgg16_coco, ssd300_voc"):
         published("ssd300_vgg16_coc")

@@ -289,7 +289,7 @@ import sys
 from pathlib import Path
 from ssd300_vgg16.weights import download, published
 source = published.Source(sys.argv[1])
-print(download.fetch(published.Published("w", "detector", 300, 91, "", (source,)), Path(sys.argv[2])))
+print(download.fetch(published.Published("w", "detector", "", (source,)), Path(sys.argv[2])))
 """
 
 
