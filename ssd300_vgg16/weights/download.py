@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
 
 import pooch
 import requests
@@ -19,20 +18,11 @@ from tqdm import tqdm
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import sha256_of, write_json
 from ssd300_vgg16.weights.published import Published, Source
+from ssd300_vgg16.weights.request import Broken, Refused, ask, explain, strong_validator, whole_size
 
 TRIES = 5
-TIMEOUT = (10, 30)  # seconds to connect, and of silence: a server that is slow, but sends, is waited for
 MAX_BYTES = 2 << 30  # bytes; four times the largest file of published weights
-MAX_REDIRECTS = 5
 _BLOCK = 1 << 16
-
-
-class Broken(ValueError):
-    """This try failed, and another may not: pooch tries again after a ValueError."""
-
-
-class Refused(Exception):
-    """This source does not give the file, however often it is asked."""
 
 
 def cache_folder() -> Path:
@@ -167,7 +157,7 @@ class _Download:
             try:
                 self._check(self._transfer())
             except (Broken, Refused, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                reason = error if isinstance(error, Broken | Refused) else _explain(error)
+                reason = error if isinstance(error, Broken | Refused) else explain(error)
                 _say(f"{url}: {reason}", self.progress)
                 raise reason from None
             _record(self.path).unlink(missing_ok=True)  # it is of a file that is not there any more
@@ -197,8 +187,8 @@ class _Download:
         headers = {"Accept-Encoding": "identity"}
         if offset:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
-        with requests.Session() as session, closing(_ask(session, self.source.url, headers)) as response:
-            whole, now = _whole_size(response), _validator(response)
+        with requests.Session() as session, closing(ask(session, self.source.url, headers)) as response:
+            whole, now = whole_size(response), strong_validator(response)
             if response.status_code in (206, 416):  # not every server minds If-Range
                 said = ((now, validator), (whole, total))
                 changed = any(None not in pair and pair[0] != pair[1] for pair in said)
@@ -263,51 +253,6 @@ class _Download:
         if mismatch := self.source.mismatch(self._size(), self.sha256):
             self.discard()
             raise Broken(mismatch) if resumed else Refused(f"sends another file: {mismatch}")
-
-
-def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-    """The response to GET, its body unread, after redirects: to http or https only, and never from https to http."""
-    for _ in range(MAX_REDIRECTS + 1):
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise Refused(f"cannot be asked: {url} is no http or https address")
-        response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
-        if not response.is_redirect:
-            return response
-        response.close()
-        target = urljoin(url, response.headers["Location"])
-        if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-            raise Refused(f"redirects from https to {target}, which is not protected")
-        url = target
-    raise Refused(f"redirects more than {MAX_REDIRECTS} times")
-
-
-def _explain(error: Exception) -> Broken | Refused:
-    """What an error of requests or urllib3 means: a Broken or a Refused, to be raised."""
-    if isinstance(error, requests.exceptions.ProxyError):  # whose text may hold the proxy's password
-        return Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through")
-    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return Refused("has a certificate that is not trusted; if a proxy here opens https, set REQUESTS_CA_BUNDLE")
-    if isinstance(error, ValueError):
-        return Refused(f"cannot be asked: {error}")
-    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-        return Broken("fell silent")
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return Broken("broke off the connection")
-    wrapped = getattr(error.args[0] if error.args else None, "reason", None)
-    return Broken(f"could not be reached, is there a network? ({wrapped or error})")
-
-
-def _whole_size(response: requests.Response) -> int | None:
-    """Bytes of the whole file, if the response says it: behind the slash of a Content-Range, or the Content-Length."""
-    name = "Content-Range" if response.status_code == 206 else "Content-Length"
-    size = response.headers.get(name, "").rpartition("/")[2]
-    return int(size) if size.isascii() and size.isdigit() else None
-
-
-def _validator(response: requests.Response) -> str | None:
-    """What If-Range may hold, to go on with this very file: a strong ETag, or else the time of change."""
-    etag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
 
 
 @contextmanager
