@@ -1,9 +1,9 @@
 """Files of weights: what is published, what a file holds, and its conversion.
 
-    python -m ssd300_vgg16.weights list                  published weights, by the names that --load and --weights take
-    python -m ssd300_vgg16.weights download NAME         into the cache (SSD_CACHE, else ~/.cache/ssd300_vgg16)
-    python -m ssd300_vgg16.weights inspect FILE          what it is: format, network, classes, tensors
-    python -m ssd300_vgg16.weights convert IN OUT        to a safetensors file
+    .venv/bin/python -I -m ssd300_vgg16.weights list             names that --load and --weights take
+    .venv/bin/python -I -m ssd300_vgg16.weights download NAME    to SSD_CACHE, else ~/.cache/ssd300_vgg16
+    .venv/bin/python -I -m ssd300_vgg16.weights inspect FILE     what it is: format, network, classes, tensors
+    .venv/bin/python -I -m ssd300_vgg16.weights convert IN OUT   to a safetensors file
 
 FILE and IN: a file of any format that can be read, a folder of OneFlow's, a run's folder, or a published name.
 """
@@ -17,17 +17,18 @@ from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
+from ssd300_vgg16.text import listed, printable
 from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, CONV1_1, LUFFICC, PUBLISHED, Project
 from ssd300_vgg16.weights.published import PUBLISHED as PUBLISHED_WEIGHTS
 from ssd300_vgg16.weights.published import published
 from ssd300_vgg16.weights.recognise import Weights, read_as_ssd, with_rgb
-from ssd300_vgg16.weights.safetensors_file import printable, save_weights
+from ssd300_vgg16.weights.safetensors_file import save_weights
 
 PROGRAM = "python -m ssd300_vgg16.weights"
 WRITABLE = {project.name: project for project in (PUBLISHED, AMDEGROOT, LUFFICC)}
-UNUSED_SHOWN = 20
+MAX_UNUSED = 20
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,8 +91,7 @@ def _inspection(weights: Weights) -> list[str]:
         f"  tensors  {len(weights.tensors)} of an SSD-VGG16, {parameters:,} parameters; {_fit(weights)}",
     ]
     if weights.unused:
-        more = f", and {len(weights.unused) - UNUSED_SHOWN} more" if len(weights.unused) > UNUSED_SHOWN else ""
-        rows.append(f"  not used {', '.join(map(printable, weights.unused[:UNUSED_SHOWN]))}{more}")
+        rows.append(f"  not used {listed(weights.unused, MAX_UNUSED)}")
     longest = max(map(len, weights.tensors))
     for name, array in weights.tensors.items():
         shape = " x ".join(map(str, array.shape)) or "single"
@@ -112,9 +112,10 @@ def _about_network(weights: Weights) -> list[str]:
 
 
 def _fit(weights: Weights) -> str:
-    """Whether they are a whole network's; of a trunk alone, there is nothing to compare with."""
+    """Whether the tensors are a whole network's. A trunk alone has no network to be compared with."""
     if weights.description is None:
         return f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
+    # Only here: OneFlow is not loaded to list or download.
     from ssd300_vgg16.weights.model import empty_model, misfits
 
     problems = misfits(empty_model(weights.description), weights.tensors)
@@ -128,12 +129,14 @@ def _convert(options: argparse.Namespace) -> None:
     if options.bgr:
         weights = replace(weights, tensors=with_rgb(weights.tensors))
     if weights.description:
+        # Only here, as in `_fit`.
         from ssd300_vgg16.weights.model import empty_model, refuse_misfits
 
         refuse_misfits(empty_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
     tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)
+    # Without the rows of single tensors, which would push the rest off the screen.
     print("\n".join(_inspection(weights)[: -len(weights.tensors)]))
     print(f"written: {target}, {len(tensors)} tensors by {project.name}'s names")
 
@@ -147,12 +150,11 @@ def _own_name(project: Project, name: str) -> str:
 
 def _as_said(weights: Weights, options: argparse.Namespace) -> Weights:
     """The weights with what the user says of them."""
-    said = options.model or options.default_boxes or options.classes
-    description = weights.description
-    if said and description is None:
-        raise UserError(f"{weights.path} has no heads: --model, --default-boxes and --classes say nothing of it")
-    if not said:
+    if not (options.model or options.default_boxes or options.classes):
         return weights
+    description = weights.description
+    if description is None:
+        raise UserError(f"{weights.path} has no heads: --model, --default-boxes and --classes say nothing of it")
     if options.classes:
         if len(options.classes) != description.num_classes - 1:
             raise UserError(

@@ -1,24 +1,42 @@
 """Archives of weights, unpacked into memory: nothing is written, so nothing in them can be written anywhere."""
 
 import gzip
+import io
 import re
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ssd300_vgg16.errors import UserError
 
-MOST_MEMBERS = 10_000
-UNPACKED_BYTES = 2 << 30
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MAX_MEMBERS = 10_000
+MAX_UNPACKED_BYTES = 2 << 30
 # A tar may give a member a long name in a header of its own, which is read whole and searched.
-LONG_NAME_BYTES = 64 << 10
-LONG_NAME_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-LONG_NAME_TYPES += (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-DAMAGED = (EOFError, OSError, RecursionError, ValueError)
-DAMAGED += (struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+MAX_LONG_NAME_BYTES = 64 << 10
+LONG_NAME_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+# What the readers of the standard library raise for damaged archives. RecursionError: headers upon headers in a tar.
+DAMAGED = (
+    EOFError,
+    OSError,
+    RecursionError,
+    ValueError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 CHUNK = 1 << 20
 
 
@@ -27,6 +45,7 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
 
     Raises UserError for a name that leads outside, a link, a device, too many members, too many bytes, and damage.
     """
+    # The bytes are counted behind gzip: what a small file unpacks to is what fills the memory.
     unpacked = _Counted(gzip.GzipFile(fileobj=file) if gzipped else file)
     files = {}
     try:
@@ -34,8 +53,8 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
             for count, member in enumerate(archive):
                 _check_count(count + 1)
                 name = _checked_name(member.name)
-                if member.isreg() and not member.issparse():
-                    files[name] = archive.extractfile(member).read()
+                if member.isreg() and not member.issparse() and (content := archive.extractfile(member)):
+                    files[name] = content.read()
                 elif not member.isdir():
                     raise UserError(f"its member {name!r:.120} is {_kind(member)}; only files and folders are read")
         while unpacked.read(CHUNK):  # to gzip's own checksum, which follows the tar's end
@@ -91,35 +110,35 @@ class _Header(tarfile.TarInfo):
     """A member's header, refused before tarfile reads on if it asks for what no honest name needs."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Self":
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in LONG_NAME_TYPES and header.size > LONG_NAME_BYTES):
+        if header.size < 0 or (header.type in LONG_NAME_TYPES and header.size > MAX_LONG_NAME_BYTES):
             raise UserError(f"it is an archive with a name of {header.size} bytes; it is damaged or made up")
         return header
 
 
-class _Counted:
-    """A stream that gives no more than UNPACKED_BYTES."""
+class _Counted(io.BufferedIOBase):
+    """A stream that gives no more than MAX_UNPACKED_BYTES."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: BinaryIO | gzip.GzipFile):
         self.stream = stream
         self.count = 0
 
-    def read(self, size: int) -> bytes:
-        content = self.stream.read(size)
+    def read(self, size: int | None = -1, /) -> bytes:
+        content = self.stream.read(-1 if size is None else size)
         self.count += len(content)
         _check_bytes(self.count)
         return content
 
 
 def _check_count(count: int) -> None:
-    if count > MOST_MEMBERS:
-        raise UserError(f"it is an archive of more than {MOST_MEMBERS:,} members; unpack it yourself if you trust it")
+    if count > MAX_MEMBERS:
+        raise UserError(f"it is an archive of more than {MAX_MEMBERS:,} members; unpack it yourself if you trust it")
 
 
 def _check_bytes(count: int) -> None:
-    if count > UNPACKED_BYTES:
-        raise UserError(f"it unpacks to more than {UNPACKED_BYTES:,} bytes; unpack it yourself if you trust it")
+    if count > MAX_UNPACKED_BYTES:
+        raise UserError(f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; unpack it yourself if you trust it")
 
 
 def _checked_name(name: str) -> str:

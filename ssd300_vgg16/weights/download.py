@@ -3,14 +3,12 @@
 import fcntl
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
 
 import pooch
 import requests
@@ -20,20 +18,11 @@ from tqdm import tqdm
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import sha256_of, write_json
 from ssd300_vgg16.weights.published import Published, Source
+from ssd300_vgg16.weights.request import Broken, Refused, ask, explain, strong_validator, whole_size
 
 TRIES = 5
-TIMEOUT = (10, 30)  # seconds to connect, and of silence: a server that is slow, but sends, is waited for
-LARGEST = 2 << 30  # bytes; four times the largest file of published weights
-MOST_REDIRECTS = 5
+MAX_BYTES = 2 << 30  # bytes; four times the largest file of published weights
 _BLOCK = 1 << 16
-
-
-class Broken(ValueError):
-    """This try failed, and another may not: pooch tries again after a ValueError."""
-
-
-class Refused(Exception):
-    """This source does not give the file, however often it is asked."""
 
 
 def cache_folder() -> Path:
@@ -56,23 +45,19 @@ def fetch(weights: Published, folder: Path | None = None, progress: bool = True)
     if it was changed since.
     """
     folder = folder or cache_folder()
-    if found := _cached(weights, folder):
-        return found
     with _disk_errors(folder):
+        if cached := _cached(weights, folder):
+            return cached
         folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / f".{weights.name}.lock"
-    with _disk_errors(lock):
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:  # an flock, because the kernel releases it when its holder dies, however it dies
-        with _disk_errors(lock):
+        # An flock, because the kernel releases it when its holder dies, however it dies.
+        with (folder / f".{weights.name}.lock").open("a") as lock:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 _say(f"another process is downloading {weights.name}: waiting for it", progress)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        return _cached(weights, folder) or _from_any(weights, folder, progress)
-    finally:
-        os.close(handle)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # The process that held the lock may have put the file there meanwhile.
+            return _cached(weights, folder) or _from_any(weights, folder, progress)
 
 
 def _cached(weights: Published, folder: Path) -> Path | None:
@@ -87,12 +72,11 @@ def _is_good(path: Path, source: Source) -> bool:
     """
     if not path.is_file():
         return False
-    with _disk_errors(path, "read"):
-        status = path.stat()
-        known = _read_json(_record(path))
-        known = known if isinstance(known.get("sha256"), str) else {}
-        untouched = (known.get("size"), known.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-        sha256 = known["sha256"] if untouched else sha256_of(path)
+    status = path.stat()
+    known = _read_json(_record(path))
+    known = known if isinstance(known.get("sha256"), str) else {}
+    untouched = (known.get("size"), known.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
+    sha256 = known["sha256"] if untouched else sha256_of(path)
     if mismatch := source.mismatch(status.st_size, sha256):
         raise UserError(f"{path} is not the published file: {mismatch}. Delete it, to have it downloaded again")
     if sha256 != known.get("sha256", sha256):
@@ -109,10 +93,11 @@ def _is_good(path: Path, source: Source) -> bool:
 def _remember(path: Path, source: Source, sha256: str) -> None:
     status = path.stat()
     about = {"url": source.url, "size": status.st_size, "sha256": sha256, "mtime_ns": status.st_mtime_ns}
-    _write_down(path, {**about, "date": date.today().isoformat()})
+    _write_note(path, {**about, "date": date.today().isoformat()})
 
 
-def _write_down(path: Path, about: dict) -> None:
+def _write_note(path: Path, about: dict) -> None:
+    """Write what is known of a file beside it."""
     try:
         write_json(_record(path), about)
     except UserError as error:
@@ -140,13 +125,12 @@ def _from_any(weights: Published, folder: Path, progress: bool) -> Path:
         name = source.file_name
         cache = pooch.create(folder, "", registry={name: None}, urls={name: source.url}, retry_if_failed=TRIES - 1)
         try:
-            with _disk_errors(folder):
-                path = Path(cache.fetch(name, downloader=download))
+            path = Path(cache.fetch(name, downloader=download))
         except (Broken, Refused) as reason:
             reasons.append(f"  {source.url}: {reason}" + (f" ({TRIES} tries)" if isinstance(reason, Broken) else ""))
             continue
         _remember(path, source, download.sha256)
-        for other in weights.sources:
+        for other in weights.sources:  # a source that failed before may have left a part
             _Download(other, folder, progress).discard()
         return path
     by_hand = next((source for source in weights.sources if source.sha256), weights.sources[0])
@@ -173,7 +157,7 @@ class _Download:
             try:
                 self._check(self._transfer())
             except (Broken, Refused, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                reason = error if isinstance(error, Broken | Refused) else _explain(error)
+                reason = error if isinstance(error, Broken | Refused) else explain(error)
                 _say(f"{url}: {reason}", self.progress)
                 raise reason from None
             _record(self.path).unlink(missing_ok=True)  # it is of a file that is not there any more
@@ -182,9 +166,8 @@ class _Download:
 
     def discard(self) -> None:
         """Remove what has come, and the note."""
-        with _disk_errors(self.part):
-            self.part.unlink(missing_ok=True)
-            _record(self.part).unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
+        _record(self.part).unlink(missing_ok=True)
 
     def _size(self) -> int:
         return self.part.stat().st_size if self.part.is_file() else 0
@@ -194,16 +177,18 @@ class _Download:
         note = _read_json(_record(self.part))
         validator, total = note.get("validator"), note.get("total")
         known = note.get("url") == self.source.url and (validator or self.source.sha256)
-        if not known or self._size() > (total or LARGEST):
+        # Without a validator or a hash nobody could tell that two halves are of different files.
+        if not known or self._size() > (total or MAX_BYTES):
             self.discard()
         offset = self._size()
         if offset and offset == total:  # killed between the last byte and its check
             return True
-        headers = {"Accept-Encoding": "identity"}  # the bytes of the file: a .tar.gz is not to be unpacked on the way
+        # "identity" asks for the bytes of the file: a .tar.gz is not to be unpacked on the way.
+        headers = {"Accept-Encoding": "identity"}
         if offset:
             headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
-        with requests.Session() as session, closing(_ask(session, self.source.url, headers)) as response:
-            whole, now = _whole_size(response), _validator(response)
+        with requests.Session() as session, closing(ask(session, self.source.url, headers)) as response:
+            whole, now = whole_size(response), strong_validator(response)
             if response.status_code in (206, 416):  # not every server minds If-Range
                 said = ((now, validator), (whole, total))
                 changed = any(None not in pair and pair[0] != pair[1] for pair in said)
@@ -214,27 +199,26 @@ class _Download:
             elif response.status_code != 200:
                 passing = response.status_code >= 500 or response.status_code in (408, 429)
                 raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
-            self._check_offer(response, whole)
-            self._check_room((whole or self.source.size or 0) - (offset if response.status_code == 206 else 0))
+            self._check_offer(response, whole, offset if response.status_code == 206 else 0)
             if response.status_code == 200:
                 offset = 0
                 self.discard()
-                _write_down(self.part, {"url": self.source.url, "validator": now, "total": whole})
+                _write_note(self.part, {"url": self.source.url, "validator": now, "total": whole})
             self._receive(response, whole)
         expected = whole or self.source.size
         if expected and self._size() < expected:
             raise Broken(f"broke off after {self._size():,} of {expected:,} bytes")
         return offset > 0
 
-    def _check_offer(self, response: requests.Response, whole: int | None) -> None:
+    def _check_offer(self, response: requests.Response, whole: int | None, offset: int) -> None:
+        """Refuse, before its body is read, what cannot be the file or has no room; `offset` bytes are here already."""
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise Refused("sends a web page in place of the file (does this network ask for a login first?)")
         if whole and self.source.size and whole != self.source.size:
             raise Refused(f"offers a file of {whole:,} bytes; the published one has {self.source.size:,}")
-        if whole and whole > LARGEST:
+        if whole and whole > MAX_BYTES:
             raise Refused(f"offers a file of {whole:,} bytes, more than weights of this network can have")
-
-    def _check_room(self, needed: int) -> None:
+        needed = (whole or self.source.size or 0) - offset
         free = shutil.disk_usage(self.part.parent).free
         if needed > free:
             raise UserError(
@@ -244,16 +228,20 @@ class _Download:
 
     def _receive(self, response: requests.Response, whole: int | None) -> None:
         """Append the body to the part, unbuffered: whatever ends this, the bytes that have come are in the file."""
-        options = {"desc": self.path.name, "unit": "B", "unit_scale": True, "leave": False}
-        hidden = None if self.progress else True  # None: where standard error is no terminal
-        with (
-            tqdm(total=whole, initial=self._size(), disable=hidden, **options) as bar,
-            self.part.open("ab", buffering=0) as file,
-        ):
+        bar = tqdm(
+            desc=self.path.name,
+            total=whole,
+            initial=self._size(),
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=None if self.progress else True,  # None: no bar where standard error is no terminal
+        )
+        with bar, self.part.open("ab", buffering=0) as file:
             while block := response.raw.read1(_BLOCK, decode_content=False):  # as it is sent, and not held back
-                if file.tell() + len(block) > LARGEST:
+                if file.tell() + len(block) > MAX_BYTES:
                     self.discard()
-                    raise Refused(f"sends more than {LARGEST:,} bytes, more than weights of this network can have")
+                    raise Refused(f"sends more than {MAX_BYTES:,} bytes, more than weights of this network can have")
                 bar.update(len(block))
                 while block:  # a disk that fills up takes some of the bytes before it says so
                     block = block[file.write(block) :]
@@ -267,62 +255,15 @@ class _Download:
             raise Broken(mismatch) if resumed else Refused(f"sends another file: {mismatch}")
 
 
-def _ask(session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-    """The response to GET, its body unread, after redirects: to http or https only, and never from https to http."""
-    for _ in range(MOST_REDIRECTS + 1):
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise Refused(f"cannot be asked: {url} is no http or https address")
-        response = session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
-        if not response.is_redirect:
-            return response
-        response.close()
-        target = urljoin(url, response.headers["Location"])
-        if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-            raise Refused(f"redirects from https to {target}, which is not protected")
-        url = target
-    raise Refused(f"redirects more than {MOST_REDIRECTS} times")
-
-
-def _explain(error: Exception) -> Broken | Refused:
-    """What an error of requests or urllib3 means: a Broken or a Refused, to be raised."""
-    if isinstance(error, requests.exceptions.ProxyError):  # whose text may hold the proxy's password
-        return Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through")
-    if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return Refused("has a certificate that is not trusted; if a proxy here opens https, set REQUESTS_CA_BUNDLE")
-    if isinstance(error, ValueError):
-        return Refused(f"cannot be asked: {error}")
-    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-        return Broken("fell silent")
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return Broken("broke off the connection")
-    wrapped = getattr(error.args[0] if error.args else None, "reason", None)
-    return Broken(f"could not be reached, is there a network? ({wrapped or error})")
-
-
-def _whole_size(response: requests.Response) -> int | None:
-    """Bytes of the whole file, if the response says it."""
-    if response.status_code == 206:
-        found = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""), re.ASCII)
-    else:
-        found = re.fullmatch(r"(\d+)", response.headers.get("Content-Length", ""), re.ASCII)
-    return int(found[1]) if found else None
-
-
-def _validator(response: requests.Response) -> str | None:
-    """What If-Range may hold, to go on with this very file: a strong ETag, or else the time of change."""
-    etag = response.headers.get("ETag", "W/")
-    return response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-
-
 @contextmanager
-def _disk_errors(path: Path, verb: str = "written") -> Iterator[None]:
-    """Errors of the disk become UserErrors that name the file and SSD_CACHE."""
+def _disk_errors(path: Path) -> Iterator[None]:
+    """An error of the disk becomes a UserError that names SSD_CACHE, and the error's own file or else this one."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} could not be {verb} ({error.strerror or error}): make room or give access, or set SSD_CACHE to "
-            "another folder for downloaded weights"
+            f"{error.filename or path} could not be read or written ({error.strerror or error}): make room or give "
+            "access, or set SSD_CACHE to another folder for downloaded weights"
         ) from error
 
 

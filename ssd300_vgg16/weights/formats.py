@@ -11,11 +11,11 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
-from zipfile import ZipFile
 
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.weights.archive import open_zip, read_tar, read_zip
 from ssd300_vgg16.weights.oneflow_reader import DONE, PICKLE, Files, files_on_disk, read_flow_folder, roots
 from ssd300_vgg16.weights.safetensors_file import read_weights
@@ -137,6 +137,7 @@ def _read(path: Path) -> Contents:
         raise UserError(f"{path} could not be read ({error.strerror or error})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    # The reader of safetensors opens the path itself, and its messages name the path already.
     return _of_safetensors(path)
 
 
@@ -160,31 +161,28 @@ def _of_safetensors(path: Path) -> Contents:
 def _of_folder(path: Path) -> Contents:
     if not any((path / mark).is_file() for mark in (PICKLE, DONE)):
         raise UserError(f"it is a folder without OneFlow's weights (it has neither {PICKLE} nor {DONE}). {READ_HERE}")
-    return _of_flow(files_on_disk(path), "")
+    return _foreign("OneFlow folder", read_flow_folder(files_on_disk(path), ""))
 
 
-def _of_flow(files: Files, root: str) -> Contents:
-    tensors, ignored = read_flow_folder(files, root)
-    return Contents("OneFlow folder", tensors, {}, ignored)
+def _foreign(form: str, read: tuple[dict[str, np.ndarray], list[str]]) -> Contents:
+    """What a reader gave, of a format that has no header of this package's."""
+    tensors, ignored = read
+    return Contents(form, tensors, {}, ignored)
 
 
-def _of_torch_stream(file: BinaryIO) -> Contents:
-    tensors, ignored = read_torch_stream(file)
-    return Contents("PyTorch stream (before 1.6)", tensors, {}, ignored)
-
-
-def _of_torch_zip(archive: ZipFile) -> Contents:
-    tensors, ignored = read_torch_zip(archive)
-    return Contents("PyTorch zip", tensors, {}, ignored)
-
-
-def _of_file(file: BinaryIO, kind: Kind) -> Contents:
-    """The contents of a file that is no safetensors file."""
+def _of_file(file: BinaryIO, kind: Kind, in_archive: bool = False) -> Contents:
+    """The contents of a file that is no safetensors file; in an archive, of one that is no archive itself."""
     if kind is Kind.TORCH_STREAM:
-        return _of_torch_stream(file)
+        return _foreign("PyTorch stream (before 1.6)", read_torch_stream(file))
     if kind is Kind.ZIP:
         with open_zip(file) as archive:
-            return _of_torch_zip(archive) if is_torch_zip(archive) else _of_archive(read_zip(archive), ".zip")
+            if is_torch_zip(archive):
+                return _foreign("PyTorch zip", read_torch_zip(archive))
+            if not in_archive:
+                return _of_archive(read_zip(archive), ".zip")
+    # One archive only is unpacked: archives in archives could multiply what is counted for each.
+    if in_archive:
+        raise UserError("it is an archive in an archive: unpack the outer one first")
     if kind is Kind.TAR:
         return _of_archive(read_tar(file, gzipped=False), ".tar")
     if _kind_in_gzip(file) is not Kind.TAR:
@@ -209,27 +207,26 @@ def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
         )
     files = Files({name: len(content) for name, content in contents.items()}, contents.__getitem__)
     folders = roots(files)
-    found = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
-    if not found:
-        raise UserError(f"it is an archive without weights; it holds {sorted(contents)[:5]!r:.200}. {READ_HERE}")
-    if len(found) > 1:
-        listed = ", ".join(f"{(name or '.')!r:.80}" for name in found[:5])
-        raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({listed})")
-    inner = _of_flow(files, found[0]) if folders else _of_member(contents[found[0]])
+    candidates = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
+    if not candidates:
+        raise UserError(
+            f"it is an archive without weights; it holds {listed(sorted(contents), max_names=5)}. {READ_HERE}"
+        )
+    if len(candidates) > 1:
+        names = listed([name or "." for name in candidates], max_names=5)
+        raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({names})")
+    if folders:
+        inner = _foreign("OneFlow folder", read_flow_folder(files, candidates[0]))
+    else:
+        inner = _of_member(contents[candidates[0]])
     return replace(inner, format=f"{inner.format} in a {suffix}")
 
 
 def _of_member(content: bytes) -> Contents:
-    """The weights in an archive's one file of weights, which may be no archive itself."""
-    kind = kind_of(content[:HEAD_BYTES])
-    if kind is Kind.TORCH_STREAM:
-        return _of_torch_stream(BytesIO(content))
-    if kind is Kind.ZIP:
-        with open_zip(BytesIO(content)) as archive:
-            if is_torch_zip(archive):
-                return _of_torch_zip(archive)
+    """The weights in an archive's one file of weights."""
+    kind = _kind_in(BytesIO(content))
     if kind is not Kind.SAFETENSORS:
-        raise UserError("it is an archive in an archive: unpack the outer one first")
+        return _of_file(BytesIO(content), kind, in_archive=True)
     with TemporaryDirectory() as folder:  # the reader of safetensors wants a path
         path = Path(folder) / "weights"
         path.write_bytes(content)

@@ -13,7 +13,7 @@ from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.recognise import read_as_ssd
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
-MISFITS_SHOWN = 12
+MAX_MISFITS = 12
 
 
 def build_model(description: ModelDescription) -> SSD:
@@ -32,7 +32,7 @@ def model_tensors(model: SSD) -> dict[str, np.ndarray]:
     return {name: local(tensor).numpy() for name, tensor in model.state_dict().items()}
 
 
-def local(tensor):
+def local(tensor: "flow.Tensor") -> "flow.Tensor":
     """This process's copy of a tensor that all processes share; the tensor itself where there is one process."""
     return tensor.to_local() if tensor.is_global else tensor
 
@@ -55,6 +55,7 @@ def load_model(path: Path) -> tuple[SSD, ModelDescription]:
 
 def load_tensors(model: SSD, tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Copy tensors into a network; raises UserError that lists what is missing, of another shape, or too much."""
+    # Before anything is copied: a network that the tensors do not fit stays as it was.
     refuse_misfits(model, tensors, path)
     arrays = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
     model.load_state_dict({name: flow.tensor(array) for name, array in arrays.items()})
@@ -63,12 +64,12 @@ def load_tensors(model: SSD, tensors: Mapping[str, np.ndarray], path: Path) -> N
 def refuse_misfits(model: SSD, tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Raises UserError with all misfits, if there are any."""
     if problems := misfits(model, tensors):
-        listed = "\n  ".join(problems)
-        raise UserError(f"{path} does not fit this network ({model.variant.name}, width {model.width:g}):\n  {listed}")
+        lines = "\n  ".join(problems)
+        raise UserError(f"{path} does not fit this network ({model.variant.name}, width {model.width:g}):\n  {lines}")
 
 
 def misfits(model: SSD, tensors: Mapping[str, np.ndarray]) -> list[str]:
-    """What keeps tensors from being this network's parameters, an entry each; those beyond the first few counted."""
+    """What keeps tensors from being this network's parameters, one entry each; a last one counts the rest."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"missing: {name}" for name in expected if name not in tensors]
     problems += [
@@ -77,6 +78,6 @@ def misfits(model: SSD, tensors: Mapping[str, np.ndarray]) -> list[str]:
         if name in tensors and tensors[name].shape != shape
     ]
     problems += [f"too much: {name}" for name in tensors if name not in expected]
-    if len(problems) > MISFITS_SHOWN:
-        problems[MISFITS_SHOWN:] = [f"and {len(problems) - MISFITS_SHOWN} more"]
+    if len(problems) > MAX_MISFITS:
+        problems[MAX_MISFITS:] = [f"and {len(problems) - MAX_MISFITS} more"]
     return problems

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle
+from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle, same
 from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, check_shape, find_state_dict, numbers
 
 PICKLE, DONE, META, NUMBERS = "pickled_data", "snapshot_done", "meta", "out"
@@ -48,10 +48,6 @@ class _Tensor(StandIn):
     """A tensor or parameter, whose state says in which folder its numbers are."""
 
 
-def _size(counts: tuple = ()) -> tuple:
-    return counts
-
-
 # OneFlow's releases named the module of its classes differently.
 NAMES: Mapping[str, object] = {
     "oneflow.Tensor": _Tensor,
@@ -60,8 +56,8 @@ NAMES: Mapping[str, object] = {
     "oneflow.nn.Parameter": _Tensor,
     "oneflow.nn.parameter.Parameter": _Tensor,
     "oneflow._oneflow_internal.nn.Parameter": _Tensor,
-    "oneflow.Size": _size,
-    "oneflow._oneflow_internal.Size": _size,
+    "oneflow.Size": same,
+    "oneflow._oneflow_internal.Size": same,
     "oneflow._oneflow_internal.dtype": StandIn,
 }
 
@@ -81,8 +77,7 @@ def files_on_disk(folder: Path) -> Files:
 
 def roots(files: Files) -> list[str]:
     """The folders that hold weights as OneFlow writes them, as prefixes of names ("" or "some/folder/")."""
-    found = {name.removesuffix(mark) for name in files.sizes for mark in (PICKLE, DONE) if _last(name) == mark}
-    return sorted(found)
+    return sorted({name.removesuffix(mark) for name in files.sizes for mark in (PICKLE, DONE) if _last(name) == mark})
 
 
 def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -98,6 +93,7 @@ def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], li
     if not isinstance(saved, dict) or saved.get("protocol_version") != PROTOCOL:
         raise UserError(f"its {PICKLE} is not one that flow.save wrote (protocol_version {PROTOCOL})")
     described, ignored = find_state_dict(saved.get("data"), _Tensor)
+    # Tensors that share a folder (tied weights, or a file made to seem large) share one array.
     arrays: dict[str, np.ndarray] = {}
     tensors = {}
     for name, tensor in described.items():
@@ -149,11 +145,11 @@ def _meta(text: bytes) -> tuple[tuple[int, ...], str]:
     return check_shape(tuple(int(count) for count in re.findall(r"\d+", match[1]))), TYPES[match[2]]
 
 
-def _read(files: Files, name: str, most: int) -> bytes:
+def _read(files: Files, name: str, max_bytes: int) -> bytes:
     if name not in files.sizes:
         raise UserError(f"{_last(name)} is missing; copy or download the whole folder again")
-    if files.sizes[name] > most:
-        raise UserError(f"{_last(name)} has {files.sizes[name]} bytes, where {most} are expected; not loaded")
+    if files.sizes[name] > max_bytes:
+        raise UserError(f"{_last(name)} has {files.sizes[name]} bytes, where {max_bytes} are expected; not loaded")
     return files.read(name)
 
 

@@ -17,7 +17,7 @@ _VGG16_REDUCED = {**_VGG16, "31": FC6, "33": FC7}
 SCALE = "backbone.scale_weight"
 CLASSIFICATION = "head.classification_head.module_list"
 REGRESSION = "head.regression_head.module_list"
-MOST_MAPS = 7  # of SSD512; SSD300 has 6
+MAX_MAPS = 7  # of SSD512; SSD300 has 6
 
 # From conv8_1 on, two convolutions for each extra layer; published ones are numbered with the ReLUs between.
 _EXTRA = {str(2 * layer + half): f"backbone.extra.{layer + 1}.{2 * half}" for layer in range(5) for half in range(2)}
@@ -28,7 +28,7 @@ def _below(prefix: str, table: dict[str, str]) -> dict[str, str]:
 
 
 def _heads(theirs: str, ours: str) -> dict[str, str]:
-    return {f"{theirs}.{level}": f"{ours}.{level}" for level in range(MOST_MAPS)}
+    return {f"{theirs}.{level}": f"{ours}.{level}" for level in range(MAX_MAPS)}
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,6 @@ class Published:
 
     name: str
     kind: Literal["detector", "backbone"]
-    image_size: int | None  # pixels; None for a backbone
-    num_classes: int | None  # outputs, with the background; None for a backbone
     about: str
     sources: tuple[Source, ...]
 
@@ -67,8 +65,6 @@ _DETECTORS = (
     Published(
         "ssd300_vgg16_coco",
         "detector",
-        300,
-        91,
         "SSD300, COCO: 25.1 box AP on val2017; what torchvision and flowvision publish",
         (
             Source(f"{_ONEFLOW}/ssd300_vgg16.tar.gz"),
@@ -78,48 +74,36 @@ _DETECTORS = (
     Published(
         "ssd300_voc_amdegroot",
         "detector",
-        300,
-        21,
         "SSD300, VOC 07+12: 77.43 mAP on VOC2007 test; amdegroot/ssd.pytorch",
         (Source(f"{_AMDEGROOT}/ssd300_mAP_77.43_v2.pth"),),
     ),
     Published(
         "ssd300_voc_caffe",
         "detector",
-        300,
-        21,
         "SSD300, VOC 07+12: 77.26 mAP on VOC2007 test; the paper's own Caffe weights, from amdegroot/ssd.pytorch",
         (Source(f"{_AMDEGROOT}/ssd_300_VOC0712.pth"),),
     ),
     Published(
         "ssd300_voc_lufficc",
         "detector",
-        300,
-        21,
         "SSD300, VOC 07+12: 77.7 mAP on VOC2007 test; lufficc/SSD",
         (Source(f"{_LUFFICC}/vgg_ssd300_voc0712.pth"),),
     ),
     Published(
         "ssd300_coco_lufficc",
         "detector",
-        300,
-        81,
         "SSD300, COCO trainval35k: 25.2 box AP; lufficc/SSD",
         (Source(f"{_LUFFICC}/vgg_ssd300_coco_trainval35k.pth"),),
     ),
     Published(
         "ssd512_voc_lufficc",
         "detector",
-        512,
-        21,
         "SSD512, VOC 07+12: 80.7 mAP on VOC2007 test; lufficc/SSD",
         (Source(f"{_LUFFICC}/vgg_ssd512_voc0712.pth"),),
     ),
     Published(
         "ssd512_coco_lufficc",
         "detector",
-        512,
-        81,
         "SSD512, COCO trainval35k: 29.0 box AP; lufficc/SSD",
         (Source(f"{_LUFFICC}/vgg_ssd512_coco_trainval35k.pth"),),
     ),
@@ -129,8 +113,6 @@ _BACKBONES = (
     Published(
         "vgg16_amdegroot",
         "backbone",
-        None,
-        None,
         "VGG16 to conv5_3, ImageNet, the Caffe weights behind the 25.1; its classifier is NaN",
         (
             Source(f"{_ONEFLOW}/vgg16_amdegroot.tar.gz"),
@@ -140,16 +122,12 @@ _BACKBONES = (
     Published(
         "vgg16_reducedfc",
         "backbone",
-        None,
-        None,
         "VGG16 to conv5_3 and fc6 and fc7 as convolutions, ImageNet, Caffe's; amdegroot/ssd.pytorch",
         (Source(f"{_AMDEGROOT}/vgg16_reducedfc.pth"),),
     ),
     Published(
         "vgg16_imagenet",
         "backbone",
-        None,
-        None,
         "plain VGG16, ImageNet: 71.6 top-1; torchvision's own training, with its own normalisation of images",
         (Source(f"{_PYTORCH}/vgg16-397923af.pth", 553_433_881, "397923af8e79cdbb"),),
     ),

@@ -10,23 +10,23 @@ from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.dataset import BACKGROUND, Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import variant_of
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.weights import parameter_names, vgg16
 from ssd300_vgg16.weights.formats import Contents, read_contents
-from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, MOST_MAPS, PROJECTS, Project
+from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, MAX_MAPS, PROJECTS, Project
 from ssd300_vgg16.weights.published import TAKE_BGR
-from ssd300_vgg16.weights.safetensors_file import ModelDescription, printable
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 FC6_WEIGHT = f"{FC6}.weight"
 TRUNK_CHANNELS = 64  # of conv1_1 at width 1
 BOXES_OF_LAST_MAP = 4
-NAMES_SHOWN = 8
 # The state of a training in this package's own checkpoints, beside the network.
 STATE_OF_TRAINING = ("optimizer/", "average/")
 # COCO's 80 classes without gaps, as most projects other than torchvision number them.
 COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in enumerate(COCO_CATEGORIES, start=1))
 # About those of SSD300 at width 1, without class scores; and those that score a class.
 PARAMETERS, PARAMETERS_PER_CLASS = 23_000_000, 130_000
-WIDEST = 100
+MAX_WIDTH = 100
 FEW_PARAMETERS = 100_000_000  # a network of no more is built for comparison even if most of it is missing
 # Outputs, background included, to whose classes these are.
 KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
@@ -62,11 +62,12 @@ def recognise(contents: Contents, path: Path) -> Weights:
     given = {name: array for name, array in contents.tensors.items() if not name.startswith(STATE_OF_TRAINING)}
     project = _project_of(given)
     if project is None:
-        listed = ", ".join(map(printable, list(given)[:NAMES_SHOWN])) or "none"
-        raise UserError(f"{path}: neither an SSD-VGG16 nor a VGG16. It is a {contents.format}; its tensors: {listed}")
+        names = listed(list(given), max_names=8) or "none"
+        raise UserError(f"{path}: neither an SSD-VGG16 nor a VGG16. It is a {contents.format}; its tensors: {names}")
     tensors = {ours: array for name, array in given.items() if (ours := project.published(name))}
     unused = [name for name in given if not project.published(name)]
-    notes, description = [], None
+    notes: list[str] = []
+    description: ModelDescription | None = None
     try:
         if project is parameter_names.VGG16 and vgg16.is_classifier(given):
             tensors, notes = vgg16.classifier_as_trunk(tensors, given)
@@ -93,7 +94,7 @@ def _refuse_impossible(description: ModelDescription, tensors: Mapping[str, np.n
     classes, width = description.num_classes, description.width
     if not (type(classes) is int and classes >= 2):
         raise ValueError(f"{classes!r} outputs")
-    if not (type(width) in (int, float) and 0 < width < WIDEST):
+    if not (type(width) in (int, float) and 0 < width < MAX_WIDTH):
         raise ValueError(f"width {width!r:.40}")
     for category in description.categories:
         whole = type(category.label) is type(category.id) is int and type(category.name) is str
@@ -121,17 +122,17 @@ def with_rgb(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
     for project in PROJECTS:
-        first = tensors.get(project.own(f"{CONV1_1}.weight"))
-        if first is not None and first.ndim == 4 and first.shape[1] == 3:
+        name = project.own(f"{CONV1_1}.weight")
+        if name and name in tensors and tensors[name].ndim == 4 and tensors[name].shape[1] == 3:
             return project
     return None
 
 
 def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project) -> tuple[ModelDescription, list[str]]:
     """What the heads of a detector say of it, and what had to be assumed beyond that."""
-    maps = 1 + max(level for level in range(MOST_MAPS) if f"{CLASSIFICATION}.{level}.bias" in tensors)
+    maps = 1 + max(level for level in range(MAX_MAPS) if f"{CLASSIFICATION}.{level}.bias" in tensors)
     num_classes = len(tensors[f"{CLASSIFICATION}.{maps - 1}.bias"]) // BOXES_OF_LAST_MAP
-    model = "ssd300_vgg16" if maps < MOST_MAPS else project.ssd512
+    model = "ssd300_vgg16" if maps < MAX_MAPS else project.ssd512
     boxes = _box_sizes(project, num_classes)
     width = len(tensors[f"{CONV1_1}.weight"]) / TRUNK_CHANNELS
     categories = KNOWN_CLASSES.get(num_classes)

@@ -8,14 +8,14 @@ says and for nothing else, and what is "called" are functions of that table, whi
 import io
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ssd300_vgg16.errors import UserError
 
 PICKLE_BYTES = 16 << 20
 OPCODES = 1_000_000
-MOST_KEY_BITS = 60
-MOST_ARGUMENTS = 16
+MAX_KEY_BITS = 60
+MAX_ARGUMENTS = 16
 # What a damaged pickle can end in; pickletools warns of some bytes, which may be an error.
 DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, Warning)
 
@@ -34,12 +34,20 @@ def mapping(pairs: object = ()) -> dict:
     """
     if isinstance(pairs, dict):
         return pairs
+    if pairs == ():
+        return {}
+    if not isinstance(pairs, list):
+        raise ValueError("a mapping is made from what is no list of pairs")
     made: dict = {}
     for key, value in pairs:
         _set(made, key, value)
-    if made:
-        pairs.clear()
+    pairs.clear()
     return made
+
+
+def same(value: tuple = ()) -> tuple:
+    """What a framework's Size becomes: the tuple of counts that it is made from, not copied."""
+    return value
 
 
 # What checkpoints of any framework hold beside tensors: options, best figures so far, milestones.
@@ -110,7 +118,7 @@ class _Machine:
         del self.stack[-count:]
         return values
 
-    def mark(self, _) -> None:
+    def mark(self, _: object) -> None:
         self.below.append(self.stack)
         self.stack = []
 
@@ -137,7 +145,7 @@ class _Machine:
         self.set_items(values)
 
     def look_up(self, module: object, name: object) -> None:
-        full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else None
+        full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if full not in self.names:
             raise UserError(
                 f"its pickle asks for {full!r:.120}, which could run code; it was not loaded. "
@@ -145,20 +153,20 @@ class _Machine:
             )
         self.push(self.names[full])
 
-    def call(self, _) -> None:
+    def call(self, _: object) -> None:
         function, arguments = self.take(2)
-        if not (callable(function) and isinstance(arguments, tuple) and len(arguments) <= MOST_ARGUMENTS):
+        if not (callable(function) and isinstance(arguments, tuple) and len(arguments) <= MAX_ARGUMENTS):
             raise ValueError("it calls what is no function, or with too many arguments")
         self.push(function(*arguments))
 
-    def build(self, _) -> None:
+    def build(self, _: object) -> None:
         (state,) = self.take(1)
         if isinstance(self.stack[-1], StandIn):
             self.stack[-1].state = state
         elif not isinstance(self.stack[-1], dict):  # the attributes of a mapping (a state dict's versions) are dropped
             raise ValueError("it gives a state to what has none")
 
-    def load_persistent(self, _) -> None:
+    def load_persistent(self, _: object) -> None:
         if self.persistent is None:
             raise UserError("its pickle asks for a thing stored outside it, which these files do not have; not loaded")
         self.push(self.persistent(*self.take(1)))
@@ -166,14 +174,14 @@ class _Machine:
 
 def _set(target: dict, key: object, value: object) -> None:
     # Keys are hashed: tuples within tuples, or numbers chosen to collide, can make that endless.
-    if not (isinstance(key, str | bytes) or (isinstance(key, int) and key.bit_length() <= MOST_KEY_BITS)):
+    if not (isinstance(key, str | bytes) or (isinstance(key, int) and key.bit_length() <= MAX_KEY_BITS)):
         raise UserError(f"its pickle has a key of the type {type(key).__name__}, where weights have names; not loaded")
     target[key] = value
 
 
-def _instructions() -> dict[str, Callable[[_Machine, object], None]]:
+def _instructions() -> dict[str, Callable[[_Machine, Any], None]]:  # pickletools gives each its type of argument
     """What to do with the argument of each instruction; those that weights do not need are left out."""
-    table = {
+    table: dict[str, Callable[[_Machine, Any], None]] = {
         "NONE": lambda m, _: m.push(None),
         "NEWTRUE": lambda m, _: m.push(True),
         "NEWFALSE": lambda m, _: m.push(False),

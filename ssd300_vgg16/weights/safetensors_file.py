@@ -15,12 +15,8 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, Variant
 
-MOST_LETTERS = 120
-
-
-def printable(name: str) -> str:
-    """A name from a file as a terminal may be given it: no control characters, and not endless."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name[:MOST_LETTERS])
+HEADER = "ssd300_vgg16"
+CHECKSUM = "crc32"
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,6 @@ class ModelDescription:
         return cls(value["num_classes"], value["width"], categories, variant)
 
 
-HEADER = "ssd300_vgg16"
-CHECKSUM = "crc32"
-
-
 def save_weights(
     path: Path,
     tensors: Mapping[str, np.ndarray],
@@ -74,9 +66,9 @@ def save_weights(
     """
     # safetensors writes arrays as they lie in memory: those of other orders would come back scrambled.
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    header = {**({"model": description.as_json()} if description else {}), **(extra or {})}
-    header = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
-    write_atomically(path, save(dict(tensors), metadata={HEADER: header}))
+    header: dict[str, object] = {**({"model": description.as_json()} if description else {}), **(extra or {})}
+    text = json.dumps({**header, CHECKSUM: checksum(tensors, header)})
+    write_atomically(path, save(tensors, metadata={HEADER: text}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -101,7 +93,7 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 def checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object] | None = None) -> int:
     """A CRC-32 of names, numbers and a JSON-able header, whatever their order."""
-    found = zlib.crc32(json.dumps(header or {}).encode())
+    crc = zlib.crc32(json.dumps(header or {}).encode())
     for name in sorted(tensors):
-        found = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), found))
-    return found
+        crc = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), crc))
+    return crc

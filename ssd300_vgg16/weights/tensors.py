@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -11,9 +12,11 @@ from ssd300_vgg16.errors import UserError
 
 # Names under which training scripts save the network, the best first.
 NAMES_OF_NETWORKS = ("model", "state_dict", "model_state_dict", "net", "network", "module")
-DEEPEST = 4
-LONGEST_NAME = 200
+MAX_DEPTH = 4
+MAX_NAME_LENGTH = 200
 DATA_PARALLEL = "module."
+
+Tensor = TypeVar("Tensor")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class _Candidate:
     count: int
 
 
-def find_state_dict(data: object, tensor_type: type) -> tuple[dict[str, object], list[str]]:
+def find_state_dict(data: object, tensor_type: type[Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of the network by name, and the names of all else in the data, as "epoch" or "model.version".
 
     The mapping with most tensors is the network; of several about as large, the one saved under a network's name. The
@@ -36,34 +39,32 @@ def find_state_dict(data: object, tensor_type: type) -> tuple[dict[str, object],
     most = max(candidate.count for candidate in candidates)
     path = max(candidates, key=lambda candidate: (2 * candidate.count >= most, _rank(candidate), candidate.count)).path
     ignored = []
+    level: Any = data  # a mapping at every step of the path, since `_candidates` has walked it
     for depth, step in enumerate(path):
-        ignored += [".".join((*path[:depth], str(name))) for name in data if name != step]
-        data = data[step]
-    tensors = {name: value for name, value in data.items() if _is_entry(name, value, tensor_type)}
-    ignored += [".".join((*path, str(name))) for name in data if name not in tensors]
+        ignored += [".".join((*path[:depth], str(name))) for name in level if name != step]
+        level = level[step]
+    tensors = {name: value for name, value in level.items() if _is_name(name) and isinstance(value, tensor_type)}
+    ignored += [".".join((*path, str(name))) for name in level if name not in tensors]
     return _without_prefix(tensors), ignored
 
 
 def _candidates(data: object, tensor_type: type) -> Iterator[_Candidate]:
     """The mappings with tensors, the outermost first; each once, since a mapping may hold itself."""
-    waiting, seen = deque([((), data)]), set()
+    waiting: deque[tuple[tuple[str, ...], object]] = deque([((), data)])
+    seen: set[int] = set()
     while waiting:
         path, mapping = waiting.popleft()
         if not isinstance(mapping, dict) or id(mapping) in seen:
             continue
         seen.add(id(mapping))
-        if count := sum(_is_entry(name, value, tensor_type) for name, value in mapping.items()):
+        if count := sum(_is_name(name) and isinstance(value, tensor_type) for name, value in mapping.items()):
             yield _Candidate(path, count)
-        if len(path) < DEEPEST:
+        if len(path) < MAX_DEPTH:
             waiting.extend(((*path, name), value) for name, value in mapping.items() if _is_name(name))
 
 
-def _is_entry(name: object, value: object, tensor_type: type) -> bool:
-    return _is_name(name) and isinstance(value, tensor_type)
-
-
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and len(name) <= LONGEST_NAME
+def _is_name(name: object) -> TypeGuard[str]:
+    return isinstance(name, str) and len(name) <= MAX_NAME_LENGTH
 
 
 def _rank(candidate: _Candidate) -> int:
@@ -71,14 +72,14 @@ def _rank(candidate: _Candidate) -> int:
     return -NAMES_OF_NETWORKS.index(name) if name in NAMES_OF_NETWORKS else -len(NAMES_OF_NETWORKS)
 
 
-def _without_prefix(tensors: dict[str, object]) -> dict[str, object]:
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if all(name.startswith(DATA_PARALLEL) for name in tensors):
         return {name.removeprefix(DATA_PARALLEL): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-MOST_DIMENSIONS = 8
-MOST_NUMBERS = 2**40
+MAX_DIMENSIONS = 8
+MAX_NUMBERS = 2**40
 BFLOAT16 = "bfloat16"
 # Bytes of one number, by the name that numpy and PyTorch share.
 ITEM_SIZES = {
@@ -110,8 +111,8 @@ def numbers(raw: bytes, dtype: str, big_endian: bool = False) -> np.ndarray:
 
 def check_shape(shape: object) -> tuple[int, ...]:
     """The shape itself; raises UserError if it is no tuple of a few counts."""
-    if not (_is_counts(shape) and len(shape) <= MOST_DIMENSIONS and prod(size or 1 for size in shape) <= MOST_NUMBERS):
-        raise UserError(f"its shape is no tuple of up to {MOST_DIMENSIONS} counts; the file is damaged or made up")
+    if not (is_counts(shape) and len(shape) <= MAX_DIMENSIONS and prod(size or 1 for size in shape) <= MAX_NUMBERS):
+        raise UserError(f"its shape is no tuple of up to {MAX_DIMENSIONS} counts; the file is damaged or made up")
     return shape
 
 
@@ -121,7 +122,7 @@ def strided(values: np.ndarray, offset: object, shape: object, strides: object) 
     Raises UserError for a view that leaves the values, or repeats them to seem more than they are.
     """
     shape = check_shape(shape)
-    if not (_is_counts(strides) and len(strides) == len(shape) and _is_counts((offset,))):
+    if not (is_counts(strides) and len(strides) == len(shape) and type(offset) is int and is_counts((offset,))):
         raise UserError("its strides or offset are no counts; the file is damaged or made up")
     count = prod(shape)
     if not count:
@@ -135,5 +136,6 @@ def strided(values: np.ndarray, offset: object, shape: object, strides: object) 
     return np.ndarray(shape, values.dtype, values, offset * item, tuple(stride * item for stride in strides))
 
 
-def _is_counts(values: object) -> bool:
-    return isinstance(values, tuple) and all(type(value) is int and 0 <= value <= MOST_NUMBERS for value in values)
+def is_counts(values: object) -> TypeGuard[tuple[int, ...]]:
+    """Whether it is a tuple of whole numbers that can count something; a bool is none."""
+    return isinstance(values, tuple) and all(type(value) is int and 0 <= value <= MAX_NUMBERS for value in values)

@@ -12,8 +12,8 @@ import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.archive import checked_zip, read_entry
-from ssd300_vgg16.weights.restricted_pickle import StandIn, read_pickle
-from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, MOST_NUMBERS, find_state_dict, numbers, strided
+from ssd300_vgg16.weights.restricted_pickle import StandIn, read_pickle, same
+from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, find_state_dict, is_counts, numbers, strided
 
 PICKLE_IN_ZIP = re.compile(r"([^/]+/)?data\.pkl")
 # The number that begins a stream, as the instruction LONG1 of its first pickle.
@@ -64,10 +64,6 @@ def _parameter(tensor: object, *_grad_and_hooks: object) -> object:
     return tensor
 
 
-def _size(counts: tuple = ()) -> tuple:
-    return counts
-
-
 STORAGE_TYPES = {
     "Double": "float64",
     "Float": "float32",
@@ -85,7 +81,7 @@ NAMES: Mapping[str, object] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.Size": _size,
+    "torch.Size": same,
     "torch.device": StandIn,
     "torch.storage.UntypedStorage": _StorageType("uint8"),
     **{f"torch.{dtype}": dtype for dtype in ITEM_SIZES},
@@ -109,32 +105,24 @@ def read_torch_zip(archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], lis
         raise UserError("it holds several pickles named data.pkl, where torch.save writes one")
     if f"{folders[0]}constants.pkl" in entries:
         raise UserError("it is a TorchScript program: load it with torch.jit.load, and torch.save its state_dict()")
-    return _ZipParts(archive, entries, folders[0]).network()
 
+    def part(name: str) -> bytes:
+        if folders[0] + name not in entries:
+            raise UserError(f"the part {name!r:.80} of its file is missing; copy or download it again")
+        return read_entry(archive, entries[folders[0] + name])
 
-@dataclass(frozen=True)
-class _ZipParts:
-    archive: zipfile.ZipFile
-    entries: Mapping[str, zipfile.ZipInfo]
-    folder: str
+    # Older releases do not write the part byteorder: their numbers are taken to be little-endian.
+    big_endian = f"{folders[0]}byteorder" in entries and part("byteorder") == b"big"
 
-    def network(self) -> tuple[dict[str, np.ndarray], list[str]]:
-        big_endian = f"{self.folder}byteorder" in self.entries and self.read("byteorder") == b"big"
-        data = read_pickle(io.BytesIO(self.read("data.pkl")), NAMES, _Storages().add)
-        return _network(data, lambda storage: numbers(self.run(storage), storage.dtype, big_endian))
-
-    def run(self, storage: _Storage) -> bytes:
-        raw = self.read(f"data/{storage.key}")
+    def run(storage: _Storage) -> np.ndarray:
+        raw = part(f"data/{storage.key}")
         if len(raw) != storage.stored_bytes:
             raise UserError(
                 f"it has {len(raw)} bytes of numbers stored, instead of {storage.stored_bytes}; copy it again"
             )
-        return raw
+        return numbers(raw, storage.dtype, big_endian)
 
-    def read(self, name: str) -> bytes:
-        if self.folder + name not in self.entries:
-            raise UserError(f"the part {name!r:.80} of its file is missing; copy or download it again")
-        return read_entry(self.archive, self.entries[self.folder + name])
+    return _network(read_pickle(io.BytesIO(part("data.pkl")), NAMES, _Storages().add), run)
 
 
 def read_torch_stream(file: BinaryIO) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -181,7 +169,7 @@ def _places(file: BinaryIO, keys: object, storages: Mapping[str, _Storage]) -> d
 class _Storages:
     """The storages that a pickle asks for."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.by_key: dict[str, _Storage] = {}
 
     def add(self, saved: object) -> _Storage:
@@ -190,7 +178,7 @@ class _Storages:
             raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
         _, kind, key, _, stored, *view = saved
         _, start, size = (view[0] if view else None) or (key, 0, stored)
-        counts = all(type(count) is int and 0 <= count <= MOST_NUMBERS for count in (stored, start, size))
+        counts = is_counts((stored, start, size))
         if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
             raise UserError("its pickle describes a storage that cannot be; the file is damaged or made up")
         storage = _Storage(key, kind.dtype, stored, start, size)

@@ -3,7 +3,7 @@
 Of a detector for other classes, the rows of the classification heads are taken for the classes that both have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy as np
 from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import BACKGROUND
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, FC6, FC7, REGRESSION, SCALE, VGG16_LAYERS
 from ssd300_vgg16.weights.recognise import Weights, is_unnamed
-from ssd300_vgg16.weights.safetensors_file import ModelDescription, printable
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
-NAMES_SHOWN = 12
+MAX_NAMES = 12
 # Parts of the network for the table, and the beginnings of their parameters' names; the first that fits counts.
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("VGG16, conv1_1 to conv5_3", tuple(f"{layer}." for layer in VGG16_LAYERS)),
@@ -42,14 +43,15 @@ def start_from(weights: Weights, description: ModelDescription, fresh: Mapping[s
     of a network of another width.
     """
     _refuse_another_trunk(weights, fresh)
-    labels = _shared_labels(weights.description, description)
+    theirs = weights.description
+    labels = _shared_labels(theirs, description)
     taken = {}
     for name, initial in fresh.items():
-        found = weights.tensors.get(name)
-        if found is not None and name.startswith(CLASSIFICATION):
-            found = _rows_by_class(found, weights.description.num_classes, initial, description.num_classes, labels)
-        if found is not None and found.shape == initial.shape:
-            taken[name] = found
+        array = weights.tensors.get(name)
+        if array is not None and theirs and name.startswith(CLASSIFICATION):
+            array = _rows_by_class(array, theirs.num_classes, initial, description.num_classes, labels)
+        if array is not None and array.shape == initial.shape:
+            taken[name] = array
     tensors = {name: np.asarray(taken.get(name, initial), dtype=np.float32) for name, initial in fresh.items()}
     return Start(tensors, "\n".join(_table(weights, description, fresh, taken, labels)))
 
@@ -69,12 +71,12 @@ def _refuse_another_trunk(weights: Weights, fresh: Mapping[str, np.ndarray]) -> 
     for name, initial in fresh.items():
         if not name.startswith(PARTS[0][1]):
             continue
-        found = weights.tensors.get(name)
-        if found is None:
+        array = weights.tensors.get(name)
+        if array is None:
             raise UserError(f"{weights.path}: {name} is missing; the file is not whole")
-        if found.shape != initial.shape:
+        if array.shape != initial.shape:
             raise UserError(
-                f"{weights.path}: {name} is {found.shape}, in this network {initial.shape}. "
+                f"{weights.path}: {name} is {array.shape}, in this network {initial.shape}. "
                 "Give the --width that the weights have"
             )
 
@@ -87,6 +89,7 @@ def _shared_labels(theirs: ModelDescription | None, ours: ModelDescription) -> d
         # Without names there is only the order, which says something if there are as many.
         same = theirs.num_classes == ours.num_classes
         return {label: label for label in range(theirs.num_classes if same else 1)}
+    # Reversed, so that of two categories of one name the first counts.
     known = {same_name(category.name): category.label for category in reversed(theirs.categories)}
     named = {
         category.label: known[same_name(category.name)]
@@ -97,12 +100,12 @@ def _shared_labels(theirs: ModelDescription | None, ours: ModelDescription) -> d
 
 
 def _rows_by_class(
-    found: np.ndarray, their_classes: int, initial: np.ndarray, our_classes: int, labels: Mapping[int, int]
+    head: np.ndarray, their_classes: int, initial: np.ndarray, our_classes: int, labels: Mapping[int, int]
 ) -> np.ndarray | None:
     """A classification head [boxes * our_classes, ...] with their rows for the shared labels; None if it is unlike."""
-    if found.ndim != initial.ndim or len(found) % their_classes:
+    if head.ndim != initial.ndim or len(head) % their_classes:
         return None
-    theirs = found.reshape(-1, their_classes, *found.shape[1:])
+    theirs = head.reshape(-1, their_classes, *head.shape[1:])
     ours = initial.reshape(-1, our_classes, *initial.shape[1:]).copy()
     if theirs.shape[0] != ours.shape[0] or theirs.shape[2:] != ours.shape[2:]:
         return None
@@ -117,7 +120,7 @@ def _table(
     taken: Mapping[str, np.ndarray],
     labels: Mapping[int, int],
 ) -> list[str]:
-    kind = f"{weights.description.variant.name}" if weights.description else "a VGG16"
+    kind = weights.description.variant.name if weights.description else "a VGG16"
     rows = [f"starting from {weights.path}: {weights.format}, {weights.names}'s names, {kind}"]
     rows += [f"  ({note})" for note in weights.notes]
     for part, names in _by_part(fresh).items():
@@ -126,15 +129,15 @@ def _table(
         if names[0].startswith(CLASSIFICATION) and have == len(names) and len(labels) < description.num_classes:
             source = f"from the file in {len(labels)} of {description.num_classes} outputs"
         rows.append(f"  {part:<26} {len(names):>3} tensors  {source}")
-    if labels:
+    if weights.description:
         rows += _class_rows(weights.description, description, labels)
     if weights.unused:
-        rows.append(f"  not used: {_listed(weights.unused)}")
+        rows.append(f"  not used: {listed(weights.unused, MAX_NAMES)}")
     return rows
 
 
 def _by_part(names: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    parts = {part: [] for part, _ in PARTS}
+    parts: dict[str, list[str]] = {part: [] for part, _ in PARTS}
     for name in names:
         parts[next(part for part, beginnings in PARTS if name.startswith(beginnings))].append(name)
     return parts
@@ -145,12 +148,5 @@ def _class_rows(theirs: ModelDescription, description: ModelDescription, labels:
         return ["  class scores are taken by position: the file does not name its classes"]
     same = [category.name for category in description.categories if category.label in labels]
     other = [category.name for category in description.categories if category.label not in labels]
-    rows = [f"  classes from the file: background{''.join(f', {printable(name)}' for name in same[:NAMES_SHOWN])}"]
-    if len(same) > NAMES_SHOWN:
-        rows[0] += f", and {len(same) - NAMES_SHOWN} more"
-    return rows + ([f"  classes initialised: {_listed(other)}"] if other else [])
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f", and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(map(printable, names[:NAMES_SHOWN])) + more
+    rows = [f"  classes from the file: {listed(['background', *same], MAX_NAMES + 1)}"]
+    return rows + ([f"  classes initialised: {listed(other, MAX_NAMES)}"] if other else [])

@@ -40,6 +40,7 @@ def for_unscaled_pixels(weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarra
     """
     kernels = weight.astype(np.float64) / (255 * CLASSIFIER_DEVIATION).reshape(1, 3, 1, 1)
     # The classifier sees (p - its mean); here p - SSD's mean goes in.
+    # The difference of the two means, seen through the kernels, goes into the bias.
     shift = np.asarray(PIXEL_MEAN) - 255 * CLASSIFIER_MEAN
     shifted = bias + (kernels.sum(axis=(2, 3)) * shift).sum(axis=1)
     return kernels.astype(np.float32), shifted.astype(np.float32)
@@ -75,7 +76,7 @@ def _has_vgg16s_fully_connected(trunk: Mapping[str, np.ndarray], tensors: Mappin
     channels = len(trunk.get(CONV5_3, ()))
     wide = DECIMATED_TO * EVERY_CHANNEL * channels
     shapes = {"classifier.0": (wide, channels * FC6_SIDE**2), "classifier.3": (wide, wide)}
-    wanted = {f"{layer}.weight": shape for layer, shape in shapes.items()}
+    wanted: dict[str, tuple[int, ...]] = {f"{layer}.weight": shape for layer, shape in shapes.items()}
     wanted |= {f"{layer}.bias": shape[:1] for layer, shape in shapes.items()}
     return all(name in tensors and tensors[name].shape == shape for name, shape in wanted.items())
 

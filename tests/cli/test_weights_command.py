@@ -79,7 +79,7 @@ def server(tmp_path, monkeypatch):
     body = write_pth(tmp_path / "served.pth", random_detector("amdegroot")).read_bytes()
     with serving() as server:
         source = Source(server.url(), len(body), hashlib.sha256(body).hexdigest())
-        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", 300, 21, "for tests", (source,)))
+        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", "for tests", (source,)))
         monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
         server.answers = [Answer(body)]
         yield server
@@ -90,7 +90,7 @@ import sys
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.weights import PUBLISHED_WEIGHTS, main
 from ssd300_vgg16.weights.published import Published, Source
-PUBLISHED_WEIGHTS["here"] = Published("here", "backbone", None, None, "for tests", (Source(sys.argv.pop(1)),))
+PUBLISHED_WEIGHTS["here"] = Published("here", "backbone", "for tests", (Source(sys.argv.pop(1)),))
 try:
     command_line.run(main, "weights")
 finally:
@@ -282,12 +282,12 @@ def test_the_names_written_are_those_of_the_projects(tmp_path, call, project, si
     assert_same(load_file(tmp_path / "theirs.safetensors"), theirs)
 
 
-def photograph():
+def image():
     return np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
 
 def detections(path):
-    found = Detector.load(path, "cpu")(photograph())
+    found = Detector.load(path, "cpu")(image())
     assert len(found["boxes"]) > 0
     return found
 

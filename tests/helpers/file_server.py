@@ -142,7 +142,7 @@ def weights_at(*urls: str, size: int | None = None, sha256: str | None = None) -
     """Published weights at those addresses; size and hash are known of the first one."""
     first, *others = urls
     sources = (Source(first, size, sha256), *map(Source, others))
-    return Published("some_weights", "detector", 300, 91, "for tests", sources)
+    return Published("some_weights", "detector", "for tests", sources)
 
 
 def names(folder: Path) -> list[str]:

@@ -56,7 +56,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
     for name, entry in PUBLISHED.items():
         nowhere = Source(f"http://127.0.0.1:9/{name}.pth")
-        monkeypatch.setitem(PUBLISHED, name, Published(name, entry.kind, 300, entry.num_classes, "gone", (nowhere,)))
+        monkeypatch.setitem(PUBLISHED, name, Published(name, entry.kind, "gone", (nowhere,)))
     monkeypatch.setattr(trainer, "draw_curves", lambda folder: None)
 
 
@@ -293,7 +293,7 @@ def server(tmp_path, monkeypatch):
     body = write_pth(tmp_path / "served.pth", theirs).read_bytes()
     with serving() as server:
         source = Source(server.url(), len(body), hashlib.sha256(body).hexdigest())
-        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", 300, COCO_CLASSES, "for tests", (source,)))
+        monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, "detector", "for tests", (source,)))
         server.answers = [Answer(body)]
         yield server
 

@@ -31,8 +31,9 @@ from file_server import (
 from full_disk import full_disk
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights import download
-from ssd300_vgg16.weights.download import Refused, fetch
+from ssd300_vgg16.weights import download, request
+from ssd300_vgg16.weights.download import fetch
+from ssd300_vgg16.weights.request import Refused
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +212,7 @@ def test_a_length_that_is_never_sent_ends(server, tmp_path):
 
 
 def test_a_file_without_end_does_not_fill_the_disk(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "LARGEST", HALF)
+    monkeypatch.setattr(download, "MAX_BYTES", HALF)
     for answer in (Answer(length=None), Answer()):
         server.answers = [answer]
         with pytest.raises(UserError, match="more than weights of this network can have"):
@@ -220,7 +221,7 @@ def test_a_file_without_end_does_not_fill_the_disk(server, tmp_path, monkeypatch
 
 
 def test_a_slow_server_is_waited_for(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT", (10, 0.3))
+    monkeypatch.setattr(request, "TIMEOUT", (10, 0.3))
     server.answers = [Answer(piece=40_000, pause=0.12)]
     begin = time.monotonic()
     assert fetch(weights_at(server.url()), tmp_path).read_bytes() == BODY
@@ -228,7 +229,7 @@ def test_a_slow_server_is_waited_for(server, tmp_path, monkeypatch):
 
 
 def test_a_silent_server_is_not_waited_for(server, mirror, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(download, "TIMEOUT", (10, 0.5))
+    monkeypatch.setattr(request, "TIMEOUT", (10, 0.5))
     server.answers = [Answer(piece=1000, pause=60)]
     assert fetch(weights_at(server.url(), mirror.url("mirror.pth")), tmp_path).read_bytes() == BODY
     assert ranges(server) == [None, "bytes=1000-", "bytes=2000-"]
@@ -257,7 +258,7 @@ def test_a_redirect_from_https_to_http_is_refused():
     with requests.Session() as session:
         session.mount("https://", Downgrading())
         with pytest.raises(Refused, match=r"redirects from https to http://example\.org"):
-            download._ask(session, "https://example.org/weights.pth", {})
+            request.ask(session, "https://example.org/weights.pth", {})
 
 
 def test_a_proxy_is_used(server, tmp_path, monkeypatch):
@@ -289,7 +290,7 @@ import sys
 from pathlib import Path
 from ssd300_vgg16.weights import download, published
 source = published.Source(sys.argv[1])
-print(download.fetch(published.Published("w", "detector", 300, 91, "", (source,)), Path(sys.argv[2])))
+print(download.fetch(published.Published("w", "detector", "", (source,)), Path(sys.argv[2])))
 """
 
 
@@ -341,7 +342,7 @@ def test_ctrl_c_leaves_what_has_come(server, tmp_path):
 
 
 def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror, tmp_path):
-    refusal = r"weights\.pth\.part could not be written \(File too large\).* SSD_CACHE"
+    refusal = r"weights\.pth\.part could not be read or written \(File too large\).* SSD_CACHE"
     with full_disk(at=HALF), pytest.raises(UserError, match=refusal):
         fetch(weights_at(server.url(), mirror.url("mirror.pth")), tmp_path)
     assert mirror.requests == [], "it is no better with another source"

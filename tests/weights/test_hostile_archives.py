@@ -90,7 +90,7 @@ def members(path, count):
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
 def test_an_archive_of_too_many_members_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(archives, "MOST_MEMBERS", 20)
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 20)
     assert "without weights" in refusal(members(tmp_path / f"few{suffix}", 20))
     assert "20 members" in refusal(members(tmp_path / f"many{suffix}", 21))
 
@@ -107,7 +107,7 @@ def zeros(path, count):
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1 << 20)
     assert "without weights" in refusal(zeros(tmp_path / f"small{suffix}", 1 << 19))
     path = zeros(tmp_path / f"bomb{suffix}", 50 << 20)
     assert path.stat().st_size < 100_000
@@ -119,7 +119,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, s
 
 
 def test_zeros_after_the_end_of_a_tar_count_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1 << 20)
     path = tmp_path / "a.tar.gz"
     path.write_bytes(zeros(path, 10).read_bytes() + gzip.compress(bytes(50 << 20)))
     assert "unpacks to more" in refusal(path)
@@ -167,7 +167,7 @@ def test_a_part_of_pytorchs_zip_that_unpacks_to_too_much_is_refused(tmp_path, mo
         archive.writestr("archive/data.pkl", b"}.")
         archive.writestr("archive/data/0", bytes(4 << 20))
     assert "no mapping" in refusal(path)
-    monkeypatch.setattr(archives, "UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1 << 20)
     assert "unpacks to more" in refusal(path)
 
 

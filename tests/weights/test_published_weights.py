@@ -1,11 +1,8 @@
 """The published detector, in a file of its own format and size, from the file to the published network's answers."""
 
-import pickle
-import struct
-import zipfile
-
 import numpy as np
 import pytest
+from foreign_weights import write_pth
 from formula_weights import CLOSE, formula_weights, weights_left_unset
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
@@ -13,31 +10,6 @@ from ssd300_vgg16.network.variants import SSD300_VGG16
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.model import load_model
 from ssd300_vgg16.weights.recognise import read_as_ssd
-
-ORDERED = b"ccollections\nOrderedDict\n)R"
-
-
-def text(value):
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
-def number(value):
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def write_pth(path, arrays):
-    """A state dict as torch.save writes it (since PyTorch 1.6), put together by hand."""
-    pickled = b"\x80\x02" + ORDERED + b"("
-    with zipfile.ZipFile(path, "w") as archive:
-        for key, (name, array) in enumerate(arrays.items()):
-            archive.writestr(f"archive/data/{key}", array.tobytes())
-            strides = tuple(step // array.itemsize for step in array.strides)
-            pickled += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n("
-            pickled += b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu")
-            pickled += number(array.size) + b"tQ" + number(0) + number(array.shape) + number(strides)
-            pickled += b"\x89" + ORDERED + b"tR"
-        archive.writestr("archive/data.pkl", pickled + b"u.")
-        archive.writestr("archive/version", "3\n")
 
 
 @pytest.fixture(scope="module")

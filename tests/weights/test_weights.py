@@ -1,7 +1,6 @@
 """Files of weights: whole or not at all, and a clear word about every kind of file that does not fit."""
 
 import json
-import pickle
 import stat
 
 import numpy as np
@@ -131,20 +130,13 @@ def test_a_folder_that_is_none_is_named(tmp_path, tensors, kind, reason):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda data: data[: len(data) // 2], "not a whole safetensors file"),
-        (lambda data: data[:-1], "not a whole safetensors file"),
-        (lambda data: data[:100], "not a whole safetensors file"),
-        (lambda data: b"", "is empty"),
-        (lambda data: b"<html>404 Not Found</html>" * 100, "is a web page, not weights"),
-        (lambda data: pickle.dumps({"a": 1}), "is a pickle, but not one that torch.save writes"),
-    ],
-    ids=["half", "last-byte", "header", "empty", "html", "pickle"],
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: data[:-1], lambda data: data[:100]],
+    ids=["half", "last-byte", "header"],
 )
-def test_damaged_files_are_named(path, damage, reason):
+def test_a_file_cut_short_is_named(path, damage):
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=reason) as caught:
+    with pytest.raises(UserError, match="not a whole safetensors file") as caught:
         load_model(path)
     assert str(path) in str(caught.value)
 
@@ -179,16 +171,6 @@ def test_a_file_of_before_checksums_loads(path, tensors):
     assert load_model(path)[1] == DESCRIPTION
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("missing", "no such file of weights"), ("folder", "a folder without")])
-def test_what_is_no_file_is_named(tmp_path, kind, reason):
-    path = tmp_path / "ssd.safetensors"
-    if kind == "folder":
-        path.mkdir()
-    with pytest.raises(UserError, match=reason) as caught:
-        load_model(path)
-    assert str(path) in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -201,7 +183,7 @@ def test_what_is_no_file_is_named(tmp_path, kind, reason):
             {"head.regression_head.module_list.2.weight": None, "backbone.features.2.weight": None},
             r"missing: backbone\.features\.2\.weight\n  missing: head\.regression_head\.module_list\.2\.weight",
         ),
-        ({"backbone.features.0.weight": None}, "neither an SSD-VGG16 nor a VGG16"),
+        ({"backbone.features.0.weight": None}, r"neither an SSD-VGG16 nor a VGG16\..* its tensors: backbone\.\w+"),
     ],
     ids=["shape", "missing", "two", "first"],
 )
@@ -221,14 +203,6 @@ def test_a_network_that_weights_do_not_fit_stays_as_it_was(model, tensors, path)
         load_tensors(model, wrong, path)
     for name, array in model_tensors(model).items():
         np.testing.assert_array_equal(array, tensors[name])
-
-
-def test_a_file_of_something_else_is_no_ssd(tmp_path):
-    path = tmp_path / "other.safetensors"
-    save_file({"conv.weight": np.zeros((2, 2), dtype=np.float32)}, path)
-    with pytest.raises(UserError, match=r"neither an SSD-VGG16 nor a VGG16.* conv\.weight") as caught:
-        load_model(path)
-    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("num_classes", [91, 2, 22])
