@@ -7,6 +7,8 @@ once and data workers stay free of OneFlow.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ssd300_vgg16.machine import use_widest_kernels
+
 if TYPE_CHECKING:  # what type checkers see of the names that __getattr__ loads
     from ssd300_vgg16.data.matching import match as match
     from ssd300_vgg16.data.matching import training_targets as training_targets
@@ -33,12 +35,11 @@ _HOME_OF = {
 __all__ = sorted(_HOME_OF)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ssd300_vgg16.machine import use_widest_kernels
-
-    # Before numpy, which most of these import: its BLAS chooses its kernels when it is loaded.
+    # Before numpy, which most of these import: its BLAS chooses its kernels when it is loaded. Not when the package is
+    # imported, which is to leave the environment alone.
     use_widest_kernels()
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
 

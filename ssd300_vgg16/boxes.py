@@ -1,12 +1,14 @@
 """Box arithmetic in numpy: formats, intersection over union, and SSD's offsets.
 
-Boxes are float32 arrays [N, 4], xyxy (x1, y1, x2, y2) in pixels, unless a name says otherwise
-(``_cxcywh``: centre, width, height; ``_xywh``: top-left corner, width, height, as in COCO's files).
+Boxes are float32 arrays [N, 4], xyxy (x1, y1, x2, y2) in pixels, unless a name says otherwise (`_cxcywh`: centre,
+width, height; `_xywh`: top-left corner, width, height, as in COCO's files).
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+
+Columns = np.ndarray | Sequence[np.ndarray]  # x1, y1, x2, y2, one after another
 
 # Variances of the offsets: Liu et al. 2016, released Caffe model ("prior_variance"); section 2.2 gives the encoding.
 CENTRE_VARIANCE = 0.1
@@ -58,22 +60,23 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return pair_iou(a.T[..., None], b.T, area(a)[:, None], area(b))
 
 
-def pair_iou(a: Sequence[np.ndarray], b: Sequence[np.ndarray], area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes given as columns x1, y1, x2, y2 with their areas, of shapes that broadcast."""
+def pair_iou(a: Columns, b: Columns, area_a: np.ndarray, area_b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes given as columns with their areas, of shapes that broadcast."""
     shared = _shared(a, b)
     union = area_a + area_b
     union = np.subtract(union, shared, out=union)
-    # Without area nothing is shared either, and 0 over the least positive number is 0.
+    # Boxes without area share nothing, and 0 over the smallest positive number is 0, where 0 over 0 would warn.
     np.maximum(union, np.finfo(union.dtype).tiny, out=union)
     return np.divide(shared, union, out=shared)
 
 
-def _shared(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+def _shared(a: Columns, b: Columns) -> np.ndarray:
     width, height = (_shared_length(a, b, axis) for axis in (0, 1))
     return np.multiply(width, height, out=width)
 
 
-def _shared_length(a: Sequence[np.ndarray], b: Sequence[np.ndarray], axis: int) -> np.ndarray:
+def _shared_length(a: Columns, b: Columns, axis: int) -> np.ndarray:
+    # In place, which spares matching a large array at each step.
     length = np.minimum(a[axis + 2], b[axis + 2])
     length -= np.maximum(a[axis], b[axis])
     return np.maximum(length, 0, out=length)

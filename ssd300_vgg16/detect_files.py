@@ -1,26 +1,29 @@
 """Many images through a detector: read ahead of it by threads, drawn and written behind it by others.
 
-Decoding, encoding and the network all run without Python's lock, so that the network hardly ever waits. How many
-images are in memory at a time depends on the threads and the batch, not on how many there are.
+`read_ahead` and `Behind` know nothing of one another. To be rid of the first, write `map(work, items)` in its place; of
+the second, draw where `do` is called.
 """
 
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from ssd300_vgg16.data.images import ImageError, network_input, read_image
-from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.detector import Detections, Detector
 
-MOST_THREADS = 8
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+MAX_THREADS = 8  # more would read no faster than the network computes
 
 
 @dataclass(frozen=True)
@@ -32,95 +35,97 @@ class ImageFile:
     picture: Path
 
 
+@dataclass(frozen=True)
+class _Image:
+    """Pixels of a file, and these as the network takes them."""
+
+    pixels: np.ndarray
+    prepared: np.ndarray
+
+
 def detect_each(
-    detector: Detector, files: Iterable[ImageFile], most: int, batch_size: int = 1
-) -> Iterator[tuple[ImageFile, dict | ImageError]]:
-    """Each file, in order, with its detections, the `most` best, or why it could not be read.
+    detector: Detector, files: Iterable[ImageFile], max_detections: int, batch_size: int = 1
+) -> Generator[tuple[ImageFile, Detections | ImageError], None, None]:
+    """Each file, in order, with its best detections, or why it could not be read.
 
-    Its picture is being made then, and is there at the end, or when the iterator is closed. Raises OSError if one
-    could not be written.
+    Pictures are drawn meanwhile: all are there at the end, or when the generator is closed. Raises OSError if one
+    could not be written. How many images are in memory depends on the threads and the batch, not on how many there are.
     """
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
-    read = ahead(lambda file: _read(file, detector.image_size), files, threads, batch_size)
-    with closing(read) as reading, Behind(threads) as drawing:
-        while batch := list(islice(reading, batch_size)):
-            for file, image, found in _detected(detector, batch, most):
-                if image is not None:
-                    drawing.do(_draw, image, found, file.picture)
-                yield file, found
+    # Decoding, the network, and encoding all run without Python's lock: threads are enough to do them side by side.
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, batch_size)
+    with closing(images), Behind(threads) as drawing:
+        while batch := list(islice(images, batch_size)):
+            results = iter(_detected(detector, [image for _, image in batch if isinstance(image, _Image)]))
+            for file, image in batch:
+                if isinstance(image, ImageError):
+                    yield file, image
+                    continue
+                detections = detector.named(next(results), max_detections)
+                drawing.do(_draw, image.pixels, detections, file.picture)
+                yield file, detections
 
 
-def ahead(work: Callable, items: Iterable, threads: int, asked_for: int) -> Iterator:
-    """What work returns for each item, in order; done by threads, which begin a few more than the caller asks for."""
-    waiting: deque[Future] = deque()
+def read_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int, batch_size: int
+) -> Generator[Result, None, None]:
+    """What work returns for each item, in order; threads work on a batch and a few more than the caller has taken."""
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) >= asked_for + threads:
+                if len(waiting) >= batch_size + threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:
+        finally:  # if the caller stops early, what was not begun is not done
             pool.shutdown(cancel_futures=True)
 
 
 class Behind:
-    """Work done by threads behind the caller, who waits if he gets too far ahead, and is told of what went wrong.
+    """Work done by threads while the caller goes on; at the end of the block all of it is done."""
 
-    At the end of the block all of it is done.
-    """
-
-    def __init__(self, threads: int):
-        self._most = threads
+    def __init__(self, threads: int) -> None:
+        self._max_waiting = threads
         self._pool = ThreadPoolExecutor(threads)
         self._waiting: deque[Future] = deque()
 
     def __enter__(self) -> "Behind":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._pool.shutdown()
         for future in self._waiting:
             future.result()
 
-    def do(self, work: Callable, *arguments) -> None:
-        """Have work(*arguments) done; raises what earlier work raised."""
+    def do(self, work: Callable, *arguments: object) -> None:
+        """Have work(*arguments) done; waits if much is left to do, and raises what earlier work raised."""
         self._waiting.append(self._pool.submit(work, *arguments))
-        while len(self._waiting) > self._most or (self._waiting and self._waiting[0].done()):
+        # A slow disk holds the caller up: else images would pile up in memory.
+        while len(self._waiting) > self._max_waiting or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
 
 
-def _read(file: ImageFile, image_size: int) -> tuple[ImageFile, np.ndarray | ImageError, np.ndarray | None]:
-    """With its pixels, and these as the network takes them; or with why they cannot be read."""
+def _read(path: Path, image_size: int) -> _Image | ImageError:
     try:
-        image = read_image(file.path, upright=True)
+        pixels = read_image(path, upright=True)
     except ImageError as error:
-        return file, error, None
-    return file, image, network_input(image, image_size)
+        return error
+    return _Image(pixels, network_input(pixels, image_size))
 
 
-def _detected(detector: Detector, batch: list[tuple], most: int) -> list[tuple[ImageFile, np.ndarray | None, dict]]:
-    """Files, pixels and detections of a batch from `_read`; of what could not be read, None and the error."""
-    readable = [(image, prepared) for _, image, prepared in batch if prepared is not None]
-    results = iter(())
-    if readable:
-        images = np.stack([prepared for _, prepared in readable])
-        results = iter(detector.detect(images, np.array([image.shape[:2] for image, _ in readable])))
-    rows = []
-    for file, image, prepared in batch:
-        if prepared is None:
-            rows.append((file, None, image))
-            continue
-        found = {name: values[:most] for name, values in next(results).items()}
-        rows.append((file, image, {**found, "names": detector.names(found["labels"])}))
-    return rows
+def _detected(detector: Detector, images: list[_Image]) -> list[dict[str, np.ndarray]]:
+    if not images:
+        return []
+    sizes_hw = np.array([image.pixels.shape[:2] for image in images])
+    return detector.detect(np.stack([image.prepared for image in images]), sizes_hw)
 
 
-def _draw(image: np.ndarray, found: dict, picture: Path) -> None:
+def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
     from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while the network is computed
 
-    drawn = draw_detections(image, found["boxes"], found["scores"], found["names"], found["labels"])
+    drawn = draw_detections(image, detections["boxes"], detections["scores"], detections["names"], detections["labels"])
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
 
@@ -128,7 +133,7 @@ def _draw(image: np.ndarray, found: dict, picture: Path) -> None:
 class JsonList:
     """A JSON file of a list that is written as it grows; it is `PATH.part` until the block ends, however it ends."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.count = 0
         self._path = path
         self._part = path.with_name(f"{path.name}.part")
@@ -138,7 +143,7 @@ class JsonList:
         self._file.write("[")
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         with self._file:
             self._file.write("\n]\n")
         self._part.replace(self._path)

@@ -1,16 +1,20 @@
-"""Detection on photographs from Python: load once, call on images."""
+"""Detection on images from Python: load once, call on images."""
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
+# First: its package chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
+
+# isort: split
 import numpy as np
 
 from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
 from ssd300_vgg16.devices import resolve_device
-from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -18,30 +22,34 @@ if TYPE_CHECKING:  # OneFlow is imported only where it computes: detecting with 
     from ssd300_vgg16.network.ssd import SSD
 
 
+class Detections(TypedDict):
+    """What is seen on one image: the best first, at most 200, each scored above the detector's threshold."""
+
+    boxes: np.ndarray  # float32 [N, 4] xyxy in pixels of the image
+    scores: np.ndarray  # float32 [N], falling
+    labels: np.ndarray  # int64 [N], from 1 up
+    names: list[str]  # of the N labels
+
+
 class Detector:
-    """A network with its categories, ready to be called on images.
-
-    A call returns, for one image: "boxes" float32 [N, 4] xyxy in its pixels, "scores" float32 [N] falling, "labels"
-    int64 [N] and "names", a list of N category names; at most 200, each scored above the threshold.
-
-    network: what computes offsets and logits of images uint8 [B, 3, S, S] in place of the model, which is None then
-    and read from the file of weights should anyone ask for it.
-    """
+    """A network with its categories, ready to be called on images."""
 
     def __init__(
         self,
-        model: "SSD | None",
+        model: "SSD | Path",
         description: ModelDescription,
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,
         network: Callable[[np.ndarray], Sequence] | None = None,
-        weights: Path | None = None,
     ):
+        """model: the network in OneFlow, or the file to read it from if it is asked for, where `network` computes.
+
+        network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's).
+        """
         self.description = description
         self.device = device
         self.score_threshold = score_threshold
-        self._model = model and model.to(device).eval()
-        self._weights = weights
+        self._model = model if isinstance(model, Path) else model.to(device).eval()
         self._network = network or self._by_oneflow
         self._names = description.names()
 
@@ -62,17 +70,15 @@ class Detector:
         engine = resolve_engine(engine, device)
         weights = find_weights(Path(path))
         if engine == ONNX_RUNTIME:
-            from ssd300_vgg16.deploy.cache import onnx_runtime_network
-
             network, description = onnx_runtime_network(weights)
-            return cls(None, description, device, score_threshold, network, weights)
+            return cls(weights, description, device, score_threshold, network)
         return cls(*_load_model(weights), device, score_threshold)
 
     @property
     def model(self) -> "SSD":
         """The network in OneFlow."""
-        if self._model is None:
-            self._model = _load_model(self._weights)[0].to(self.device).eval()
+        if isinstance(self._model, Path):
+            self._model = _load_model(self._model)[0].to(self.device).eval()
         return self._model
 
     @property
@@ -80,31 +86,35 @@ class Detector:
         """Side in pixels of the images that the network takes."""
         return self.description.variant.layout.image_size
 
-    def __call__(self, image: np.ndarray | str | os.PathLike) -> dict:
+    def __call__(self, image: np.ndarray | str | os.PathLike) -> Detections:
         """Detections of one image: uint8 [H, W, 3] RGB, or a file, which is taken upright as a viewer shows it."""
         if not isinstance(image, np.ndarray):
             image = read_image(image, upright=True)
         prepared = network_input(image, self.image_size)
-        found = self.detect(prepared[None], np.array([image.shape[:2]]))[0]
-        return {**found, "names": self.names(found["labels"])}
+        return self.named(self.detect(prepared[None], np.array([image.shape[:2]]))[0])
 
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Detections of prepared images uint8 [B, 3, 300, 300], in pixels of images of sizes_hw [B, 2]."""
+        """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
         offsets, logits = self._network(images)
         return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 
-    def _by_oneflow(self, images: np.ndarray) -> Sequence:
-        from ssd300_vgg16.runtime import flow
-
-        with flow.no_grad():
-            return self.model(flow.from_numpy(images).to(self.device))
+    def named(self, detections: dict[str, np.ndarray], max_detections: int | None = None) -> Detections:
+        """The best detections of one image of `detect`, with category names."""
+        boxes, scores, labels = (detections[part][:max_detections] for part in ("boxes", "scores", "labels"))
+        return Detections(boxes=boxes, scores=scores, labels=labels, names=self.names(labels))
 
     def names(self, labels: np.ndarray) -> list[str]:
         """Category names of labels; a label without a category is named by its number."""
         return [self._names.get(label, f"class {label}") for label in labels.tolist()]
 
+    def _by_oneflow(self, images: np.ndarray) -> Sequence:
+        from ssd300_vgg16.runtime import flow  # only where it computes
+
+        with flow.no_grad():
+            return self.model(flow.from_numpy(images).to(self.device))
+
 
 def _load_model(weights: Path) -> "tuple[SSD, ModelDescription]":
-    from ssd300_vgg16.weights.model import load_model
+    from ssd300_vgg16.weights.model import load_model  # which brings OneFlow
 
     return load_model(weights)

@@ -1,4 +1,4 @@
-"""Detections and ground truth drawn into a picture."""
+"""Detections and ground truth drawn into an image."""
 
 import colorsys
 from collections.abc import Sequence
@@ -15,10 +15,12 @@ Colour = tuple[int, int, int]
 
 # Comes with matplotlib. Latin, Greek and Cyrillic among others, where OpenCV's own font has ASCII only.
 FONT_FILE = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-LINE_WIDTH = 1 / 220  # of the picture's size, the square root of its area
+LINE_WIDTH = 1 / 220  # of the image's size, the square root of its area
 FONT_SIZE = 1 / 40
-SMALLEST_FONT = 11  # in pixels
-SMALLEST_LEGIBLE = 7  # only for a tag that would not fit into the picture otherwise
+MIN_FONT = 11  # in pixels
+MIN_LEGIBLE_FONT = 7  # only for a tag that would not fit into the image otherwise
+# Hues that are steps of the golden ratio apart never come round to one another; with three lightnesses in turn,
+# neighbours differ in brightness too.
 GOLDEN_RATIO = 0.6180339887
 LIGHTNESS = (0.36, 0.5, 0.68)
 
@@ -30,7 +32,7 @@ def draw_detections(
 
     scores: [N] in 0..1, or None for ground truth, whose tags are the names alone; names: N strings; labels: int [N],
     which give the colours. The best scores lie on top; without scores, the smallest boxes. Boxes are cut at the border
-    and left out where nothing remains; tags are always inside, and left out only where the picture is too small.
+    and left out where nothing remains; tags are always inside, and left out only where the image is too small.
     """
     height, width = image.shape[:2]
     clipped = box_math.clip(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), height, width)
@@ -44,15 +46,16 @@ def draw_detections(
     canvas = ImageDraw.Draw(picture)
     for index in shown:
         _draw_box(canvas, clipped[index], colours[index], picture.size)
-    for index, (place, font) in _arrange_tags(clipped, texts, picture.size).items():
+    # After all boxes, which would be drawn across them.
+    for index, place, font in _arrange_tags(clipped, texts, picture.size):
         _draw_tag(canvas, place, texts[index], font, colours[index])
     return np.array(picture)
 
 
 def label_colour(label: int) -> Colour:
     """RGB 0..255 of a class: always the same, and unlike that of its neighbours."""
-    rgb = colorsys.hls_to_rgb(label * GOLDEN_RATIO % 1, LIGHTNESS[label % len(LIGHTNESS)], 0.9)
-    return tuple(round(255 * value) for value in rgb)
+    red, green, blue = colorsys.hls_to_rgb(label * GOLDEN_RATIO % 1, LIGHTNESS[label % len(LIGHTNESS)], 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, size: tuple[int, int]) -> None:
@@ -61,29 +64,28 @@ def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, size
     x1, y1, x2, y2 = np.rint(box).astype(int).tolist()
     x1, y1 = min(x1, width - 1), min(y1, height - 1)
     x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)
-    rim = max(1, line // 4)  # of black or white outside the line, for where the picture has its colour
+    rim = max(1, line // 4)  # of black or white outside the line, for where the image has its colour
     canvas.rectangle((x1 - rim, y1 - rim, x2 + rim, y2 + rim), outline=_text_colour(colour), width=rim)
     canvas.rectangle((x1, y1, x2, y2), outline=colour, width=line)
 
 
 def _arrange_tags(
     boxes: np.ndarray, texts: dict[int, str], size: tuple[int, int]
-) -> dict[int, tuple[np.ndarray, ImageFont.FreeTypeFont]]:
-    """Place and font of the tags, in the order of texts; the last has the first choice of its place."""
-    tags = {}
+) -> list[tuple[int, np.ndarray, ImageFont.FreeTypeFont]]:
+    """Index, place and font of the tags, in the order of texts."""
+    tags = []
     taken = np.zeros((0, 4), dtype=np.int64)
-    for index in reversed(texts):
+    for index in reversed(texts):  # the last, which lies on top, has the first choice of its place
         font = _fitting_font(texts[index], size)
-        if font is None:
-            continue
-        place = _free_place(boxes[index], _tag_size(texts[index], font), taken, size)
-        taken = np.concatenate((taken, place[None]))
-        tags[index] = (place, font)
-    return dict(reversed(tags.items()))
+        if font is not None:
+            place = _free_place(boxes[index], _tag_size(texts[index], font), taken, size)
+            taken = np.concatenate((taken, place[None]))
+            tags.append((index, place, font))
+    return tags[::-1]
 
 
 def _free_place(box: np.ndarray, tag_size: tuple[int, int], taken: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Where the tag goes, xyxy int64 [4], inside the picture: at the box's top, if possible clear of those taken."""
+    """Where the tag goes, xyxy int64 [4], inside the image: at the box's top, if possible clear of those taken."""
     x1, y1, x2, y2 = np.rint(box).astype(np.int64)
     width, height = tag_size
     above, inside = (x1, y1 - height), (x1, y1)
@@ -96,9 +98,9 @@ def _free_place(box: np.ndarray, tag_size: tuple[int, int], taken: np.ndarray, s
 
 
 def _fitting_font(text: str, size: tuple[int, int]) -> ImageFont.FreeTypeFont | None:
-    """The font for a picture of this width and height, smaller if the tag asks for it; None if illegibly small."""
-    font_size = max(SMALLEST_FONT, round(FONT_SIZE * np.sqrt(size[0] * size[1])))
-    for candidate in range(font_size, SMALLEST_LEGIBLE - 1, -1):
+    """The font for an image of this width and height, smaller if the tag asks for it; None if illegibly small."""
+    font_size = max(MIN_FONT, round(FONT_SIZE * np.sqrt(size[0] * size[1])))
+    for candidate in range(font_size, MIN_LEGIBLE_FONT - 1, -1):
         font = _font(candidate)
         if all(tag <= side for tag, side in zip(_tag_size(text, font), size, strict=True)):
             return font

@@ -1,20 +1,24 @@
 """Write a detector as an ONNX model, which runs without this package: see docs/onnx.md.
 
-python -m ssd300_vgg16.export runs/RUN --to model.onnx                               photographs to detections
+python -m ssd300_vgg16.export runs/RUN --to model.onnx                               images to detections
 python -m ssd300_vgg16.export ssd300_vgg16_coco --to model.onnx --outputs raw        to offsets and logits
 python -m ssd300_vgg16.export runs/RUN --to small.onnx --int8 --calibrate photos/    in 8 bits: smaller, faster
 
 The input is uint8 [batch, 3, S, S], RGB, S 300 or 512, a batch of any size.
 """
 
-# As in train.py, imports that bring OneFlow are made inside functions.
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.images import find_images
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.weights.locate import find_weights
+
+if TYPE_CHECKING:
+    import onnx
 
 CALIBRATION_IMAGES = 200
 
@@ -37,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--score-threshold",
         type=command_line.fraction,
         metavar="S",
-        help="detections scored above (default: 0.01, as in evaluation)",
+        help=f"detections scored above (default: {SCORE_THRESHOLD}, as in evaluation)",
     )
     parser.add_argument("--int8", action="store_true", help="convolutions in 8 bits; needs --calibrate")
     parser.add_argument(
@@ -55,25 +59,26 @@ def main(arguments: list[str]) -> int:
     command_line.refuse_as_target(options.to, ".onnx", "an ONNX file")
     images = _spread(find_images([options.calibrate])) if options.int8 else []
     weights = find_weights(Path(options.weights))
-    from ssd300_vgg16.deploy.model import onnx_model, save
-    from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
+    # Here, as they bring OneFlow and onnx, which would hold up --help and refusals by seconds.
+    from ssd300_vgg16.deploy.model import onnx_model, quantised, save
     from ssd300_vgg16.weights.model import load_model
 
     model, description = load_model(weights)
-    print(*description.notes, sep="\n", end="\n" if description.notes else "")
+    for note in description.notes:
+        print(note)
     threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
     made = onnx_model(model, description, options.outputs, threshold)
     if images:
-        from ssd300_vgg16.deploy.model import quantised
-
         made = quantised(made, images, model.layout.image_size)
     save(options.to, made)
-    print("\n".join(_account(options.to, made, weights)))
+    print(f"written: {options.to}, {options.to.stat().st_size / 1e6:.1f} MB, checked, from {weights}")
+    print(f"  takes {', '.join(map(_shaped, made.graph.input))}, uint8 RGB")
+    print(f"  gives {', '.join(map(_shaped, made.graph.output))}")
     return 0
 
 
 def _refuse_contradictions(options: argparse.Namespace) -> None:
-    problems = []
+    problems = []  # all of them are told at once
     if options.int8 and options.calibrate is None:
         problems.append("--int8 needs --calibrate FOLDER, images like those to come")
     if options.calibrate is not None and not options.int8:
@@ -85,21 +90,12 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
 
 
 def _spread(images: list[Path]) -> list[Path]:
-    """All images, or so many of them that calibrating ends soon, evenly from the whole list."""
+    """All images, or CALIBRATION_IMAGES of them, evenly from the whole list."""
     step = max(1, len(images) / CALIBRATION_IMAGES)
     return [images[int(number * step)] for number in range(min(len(images), CALIBRATION_IMAGES))]
 
 
-def _account(path: Path, made, weights: Path) -> list[str]:
-    """What was written, as lines."""
-    return [
-        f"written: {path}, {path.stat().st_size / 1e6:.1f} MB, checked, from {weights}",
-        f"  takes {', '.join(map(_shaped, made.graph.input))}, uint8 RGB",
-        f"  gives {', '.join(map(_shaped, made.graph.output))}",
-    ]
-
-
-def _shaped(value) -> str:
+def _shaped(value: "onnx.ValueInfoProto") -> str:
     sizes = [size.dim_param or str(size.dim_value) for size in value.type.tensor_type.shape.dim]
     return f"{value.name} [{', '.join(sizes)}]"
 

@@ -1,4 +1,4 @@
-"""Detect objects on photographs: pictures with boxes, and detections.json.
+"""Detect objects on images: writes them with boxes drawn in, and detections.json.
 
 bash infer.sh                                  the newest run, on images of its validation set
 bash infer.sh PATH...                          images, folders (searched through) or globs
@@ -6,7 +6,6 @@ bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
 bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
 """
 
-# As in train.py, imports that bring OneFlow are made inside functions.
 import argparse
 import os
 import sys
@@ -14,12 +13,16 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-# First: before numpy is imported, it chooses its BLAS kernels.
+# First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
 from ssd300_vgg16.cli import command_line
 
 # isort: split
+from tqdm import tqdm
+
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.images import ImageError, find_images
+from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
+from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
@@ -76,24 +79,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
-    images = find_images(options.paths) if options.paths else None
+    images = find_images(options.paths) if options.paths else None  # before weights: a wrong path is told at once
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
-    from ssd300_vgg16.detector import Detector
-
-    output = Path(options.output_dir)
-    _refuse_bad_skip(options.skip, len(images), output)
-    detector = Detector.load(weights, options.device, options.score_threshold, options.engine)
-    print("\n".join(detector.description.notes), end="\n" if detector.description.notes else "")
-    batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
-    return _detect_all(detector, images, output, options.max_detections, batch_size, options.skip)
-
-
-def _refuse_bad_skip(skip: int, images: int, output: Path) -> None:
-    if skip >= images:
-        raise UserError(f"--skip {skip}: there are {images} images, of which none would be left")
+    output, skip = Path(options.output_dir), options.skip
+    # Before the detector, whose loading takes seconds.
+    if skip >= len(images):
+        raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
     if skip and (output / DETECTIONS).exists():
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
+    detector = Detector.load(weights, options.device, options.score_threshold, options.engine)
+    for note in detector.description.notes:
+        print(note)
+    batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
+    return _detect_all(detector, images, output, options.max_detections, batch_size, skip)
 
 
 def _samples_of(weights: Path) -> list[Path]:
@@ -111,28 +110,29 @@ def _samples_of(weights: Path) -> list[Path]:
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
-def _detect_all(detector, images: list[Path], output: Path, most: int, batch_size: int, skip: int) -> int:
-    from tqdm import tqdm
-
-    from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
-
+def _detect_all(
+    detector: Detector, images: list[Path], output: Path, max_detections: int, batch_size: int, skip: int
+) -> int:
     output.mkdir(parents=True, exist_ok=True)
     numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
     broken, done = [], skip
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
-        found_each = detect_each(detector, islice(numbered, skip, None), most, batch_size)
-        with closing(found_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
-            for file, found in found_each:
-                if isinstance(found, ImageError):
-                    broken.append(str(found))
+        detections_of_each = detect_each(detector, islice(numbered, skip, None), max_detections, batch_size)
+        with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
+            for file, detections in detections_of_each:
+                if isinstance(detections, ImageError):
+                    broken.append(str(detections))
                 else:
-                    results.add(_as_json(found, file.number, str(file.path), detector))
+                    results.add(_as_json(detections, file.number, str(file.path), detector))
                 done = file.number
                 bar.update()
                 if stop.made:
                     break
-    _report(done - skip, results.count, broken, output)
-    if stop.made and done < len(images):
+    detected = done - skip - len(broken)
+    print(f"{detected} images, {results.count} detections: pictures and {DETECTIONS} are in {output}")
+    for message in broken:
+        print(f"not read: {message}", file=sys.stderr)
+    if stop.signal_number is not None and done < len(images):
         print(
             f"Stopped after {done} of {len(images)} images. Go on with: the same, --skip {done}, another --output-dir"
         )
@@ -140,41 +140,29 @@ def _detect_all(detector, images: list[Path], output: Path, most: int, batch_siz
     return 1 if broken else 0
 
 
-def _report(done: int, detections: int, broken: list[str], output: Path) -> None:
-    print(f"{done - len(broken)} images, {detections} detections: pictures and {DETECTIONS} are in {output}")
-    for message in broken:
-        print(f"not read: {message}", file=sys.stderr)
-
-
 def _picture_places(images: list[Path], output: Path) -> list[Path]:
-    """Where each image's picture goes: below output as the images lie below the folder that they share.
+    """Where each image's picture goes: below output, as the images lie below the folder that they share.
 
-    Raises UserError where a picture would take the place of an image.
+    Raises UserError if a picture would overwrite an image.
     """
     places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
     base = os.path.commonpath([place.parent for place in places])
-    pictures = [output / _as_jpeg(place.relative_to(base)) for place in places]
+    # Other formats keep their suffix, as a.jpg and a.png may lie side by side.
+    pictures = [
+        output / (place if place.suffix == ".jpg" else place.with_name(f"{place.name}.jpg")).relative_to(base)
+        for place in places
+    ]
     lost = {picture.resolve() for picture in pictures} & {place.resolve() for place in places}
     if lost:
         raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
     return pictures
 
 
-def _as_jpeg(path: Path) -> Path:
-    """The path of the JPEG for a file; other formats keep their suffix, as a.jpg and a.png may lie side by side."""
-    return path if path.suffix == ".jpg" else path.with_name(f"{path.name}.jpg")
-
-
-def _as_json(found: dict, number: int, file_name: str, detector) -> list[dict]:
+def _as_json(detections: Detections, number: int, file_name: str, detector: Detector) -> list[dict]:
     """Detections of one image in COCO's results format, with file and category names added."""
     ids = {category.label: category.id for category in detector.description.categories}
-    rows = zip(
-        xyxy_to_xywh(found["boxes"]).tolist(),
-        found["scores"].tolist(),
-        found["labels"].tolist(),
-        found["names"],
-        strict=True,
-    )
+    boxes = xyxy_to_xywh(detections["boxes"]).tolist()
+    scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
     return [
         {
             "image_id": number,
@@ -184,7 +172,7 @@ def _as_json(found: dict, number: int, file_name: str, detector) -> list[dict]:
             "bbox": [round(value, 2) for value in box],
             "score": round(score, 5),
         }
-        for box, score, label, name in rows
+        for box, score, label, name in zip(boxes, scores, labels, detections["names"], strict=True)
     ]
 
 

@@ -6,10 +6,9 @@ import pytest
 from PIL import Image
 from small_data import WIDTH, untrained_run
 
-import ssd300_vgg16
 from ssd300_vgg16 import Detector
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.images import ImageError, network_input, read_image
+from ssd300_vgg16.data.images import ImageError, read_image
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.locate import BEST, LAST
@@ -100,16 +99,6 @@ def test_scores_are_above_the_threshold(run, detector, image):
     assert nothing["boxes"].shape == (0, 4) and nothing["names"] == []
 
 
-def test_a_batch_gets_the_answers_of_its_images(detector, image):
-    others = [image, image[:, ::-1], np.ascontiguousarray(image[:100])]
-    prepared = np.stack([network_input(other, 300) for other in others])
-    sizes = np.array([other.shape[:2] for other in others])
-    for found, other in zip(detector.detect(prepared, sizes), others, strict=True):
-        expected = detector(other)
-        for name in ("boxes", "scores"):
-            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-3)
-
-
 def test_labels_without_a_category_are_named_by_their_number():
     """As in COCO, where not every output has a meaning."""
     flow.manual_seed(0)
@@ -128,10 +117,3 @@ def test_what_cannot_be_read_is_named(detector, run, tmp_path):
         Detector.load(tmp_path)
     with pytest.raises(UserError, match="--device tpu"):
         Detector.load(run, device="tpu")
-
-
-def test_the_package_offers_it():
-    assert ssd300_vgg16.Detector is Detector
-    assert {"SSD300", "Detector", "UserError"} <= set(dir(ssd300_vgg16))
-    with pytest.raises(AttributeError, match="Detektor"):
-        _ = ssd300_vgg16.Detektor

@@ -26,11 +26,16 @@ NAMES = (
 )
 
 
+def printed(program):
+    """The words that a program prints in a fresh interpreter, for which no user has chosen BLAS kernels."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
 def modules_after(statement):
-    """The modules that a fresh interpreter has loaded after the statement."""
-    program = f"{statement}; import sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(printed(f"{statement}; import sys; print(*sys.modules)"))
 
 
 def test_all():
@@ -60,17 +65,15 @@ def test_importing_the_package_loads_next_to_nothing():
 
 
 def test_importing_the_package_leaves_the_environment_alone():
-    program = "import os; before = dict(os.environ); import ssd300_vgg16; assert dict(os.environ) == before"
-    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)
+    printed("import os; before = dict(os.environ); import ssd300_vgg16; assert dict(os.environ) == before")
 
 
-COMMANDS = ("train", "infer", "evaluate", "export", "weights.__main__", "data.__main__")
+STARTS = ("train", "infer", "evaluate", "export", "weights.__main__", "data.__main__", "detector")
 
 
-@pytest.mark.parametrize("start", [f"import ssd300_vgg16.{name}" for name in COMMANDS] + ["ssd300_vgg16.Detector"])
+@pytest.mark.parametrize("start", [f"import ssd300_vgg16.{name}" for name in STARTS] + ["ssd300_vgg16.Detector"])
 def test_numpy_is_loaded_with_its_kernels_chosen(start):
-    """By the command lines, and by who takes the names from the package."""
+    """By the command lines, and for those who take the names from the package, or the detector from its module."""
     program = (
         "import sys, os, ssd300_vgg16, ssd300_vgg16.machine as machine\n"
         "machine.processor_flags = lambda: {'avx2'}\n"
@@ -80,10 +83,7 @@ def test_numpy_is_loaded_with_its_kernels_chosen(start):
         "sys.addaudithook(look)\n"
         f"{start}"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == "Haswell"
+    assert printed(program)[0] == "Haswell"
 
 
 def test_type_checkers_see_the_names_where_they_are():
@@ -94,16 +94,25 @@ def test_type_checkers_see_the_names_where_they_are():
     }
 
 
-@pytest.mark.parametrize("name", ["default_boxes", "match", "training_targets", "UserError"])
-def test_what_is_numpy_only_does_not_load_oneflow(name):
-    assert "oneflow" not in modules_after(f"import ssd300_vgg16; ssd300_vgg16.{name}")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"import ssd300_vgg16; ssd300_vgg16.{name}"
+        for name in ("default_boxes", "match", "training_targets", "UserError")
+    ]
+    # What data workers load: their processes stay small.
+    + ["import ssd300_vgg16.data.loader, ssd300_vgg16.data.coco, ssd300_vgg16.boxes"],
+)
+def test_what_is_numpy_only_does_not_load_oneflow(statement):
+    assert "oneflow" not in modules_after(statement)
 
 
-def test_data_and_boxes_do_not_load_oneflow():
-    """The data workers' processes stay small."""
-    loaded = modules_after("import ssd300_vgg16.data.loader, ssd300_vgg16.data.coco, ssd300_vgg16.boxes")
-    assert "numpy" in loaded
-    assert "oneflow" not in loaded
+def test_the_detector_loads_what_it_detects_with_alone():
+    """Starting must not cost what is not used."""
+    loaded = modules_after("import ssd300_vgg16.detector")
+    assert "onnxruntime" in loaded
+    assert not loaded & {f"ssd300_vgg16.data.{name}" for name in ("augment", "workers", "loader")}
+    assert not loaded & {"ssd300_vgg16.weights.download", "requests", "pooch", "oneflow", "numba", "onnx", "matplotlib"}
 
 
 def test_from_images_to_losses_and_detections():

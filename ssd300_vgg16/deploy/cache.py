@@ -1,32 +1,36 @@
-"""The model that ONNX Runtime computes, made once and kept beside the weights it was made from.
+"""The ONNX cache: the model that ONNX Runtime computes, made once and kept beside the weights it was made from.
 
-A file `.NAME.KEY-CRC.onnx`, hidden. KEY is a digest of all that it depends on: the weights, the code of this package,
-ONNX Runtime and the processor's instructions, for which it is optimised. CRC is a checksum of the file itself, so that
-a damaged one is not used. Who can put another in its place can change the weights too.
+A file `.NAME.KEY-CRC.onnx`, hidden. KEY is a digest of all that the model depends on. CRC is a checksum of the file
+itself, so that a damaged one is not used. Who can put another in its place can change the weights too.
 """
 
-import glob
 import hashlib
 import json
 import os
 import stat
+import tempfile
 import time
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 
 import onnxruntime
 
+from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
+from ssd300_vgg16.files import sha256_of
 from ssd300_vgg16.machine import processor_flags
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
+# Raise it when the same weights get another graph, categories or notes than before: after a change in this folder, in
+# the network, or in how a format of weights is read. Else models that were kept before the change are used after it.
+# tests/deploy/test_cache.py fails when the graph has changed and this has not.
+MODEL_VERSION = 1
 DESCRIPTION, NOTES = "description", "notes"
 KEY_LETTERS = 16
-BLOCK = 1 << 20
-LEFT_OVER = 3600.0  # seconds after which an unfinished file is that of a process that was killed
+ABANDONED_SECONDS = 3600.0  # a file that has been unfinished for so long is that of a killed process
 
 
 def onnx_runtime_network(weights: Path) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
@@ -35,53 +39,37 @@ def onnx_runtime_network(weights: Path) -> tuple[OnnxRuntimeNetwork, ModelDescri
     The model is kept for the next time, where that can be: a folder that is read-only or full is no error. Raises
     UserError for a file that does not hold a whole detector.
     """
-    key = _key(weights) if weights.name else None  # a folder that is called "." has nothing beside it
+    key = _key(weights)
     return _kept(weights, key) or _made(weights, key)
 
 
 def _key(weights: Path) -> str | None:
-    """A digest of all that the model depends on; None if the weights cannot be read, which the loader will report."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    sources = [path for path in sorted(package.rglob("*.py")) if path.is_file()]
-    settings = [weights.name, onnxruntime.__version__, *sorted(processor_flags())]
-    try:
-        for path in (*sources, *_files_of(weights)):
-            digest.update(f"{path.name} {path.stat().st_size} ".encode(errors="surrogateescape"))
-            for block in _blocks(path):
-                digest.update(block)
-    except OSError:
+    """A digest of all that the model depends on; None if nothing can be kept of these weights."""
+    if not weights.name:  # ".", beside which there is no place
         return None
-    digest.update(" ".join(settings).encode(errors="surrogateescape"))
-    return digest.hexdigest()[:KEY_LETTERS]
-
-
-def _files_of(weights: Path) -> list[Path]:
-    if not weights.is_dir():
-        return [weights]
-    return [path for path in sorted(weights.rglob("*")) if path.is_file()]
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            yield block
+    # The name, as some weights are recognised by it. The processor, as ONNX Runtime optimises for its instructions.
+    parts = [str(MODEL_VERSION), __version__, onnxruntime.__version__, *sorted(processor_flags()), weights.name]
+    files = [path for path in sorted(weights.rglob("*")) if path.is_file()] if weights.is_dir() else [weights]
+    try:
+        for path in files:
+            parts += [path.name, sha256_of(path)]
+    except OSError:  # the loader will report it
+        return None
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:KEY_LETTERS]
 
 
 def _kept(weights: Path, key: str | None) -> tuple[OnnxRuntimeNetwork, ModelDescription] | None:
     """The model that was kept under this key, if there is one and it is whole."""
-    for path in _kept_files(weights, f"{key}-*") if key else ():
+    if key is None:
+        return None
+    for path in _beside(weights, f"{key}-*.onnx"):
         with suppress(Exception):  # whatever is wrong with it, it is made anew
             content = path.read_bytes()
             if path == _place(weights, key, content):
                 network = OnnxRuntimeNetwork(content, optimised=True)
-                return network, _description_in(network.metadata)
+                description = ModelDescription.from_json(json.loads(network.metadata[DESCRIPTION]))
+                return network, replace(description, notes=tuple(json.loads(network.metadata[NOTES])))
     return None
-
-
-def _description_in(metadata: dict[str, str]) -> ModelDescription:
-    description = ModelDescription.from_json(json.loads(metadata[DESCRIPTION]))
-    return replace(description, notes=tuple(json.loads(metadata[NOTES])))
 
 
 def _made(weights: Path, key: str | None) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
@@ -94,7 +82,7 @@ def _made(weights: Path, key: str | None) -> tuple[OnnxRuntimeNetwork, ModelDesc
     for name, value in ((DESCRIPTION, description.as_json()), (NOTES, description.notes)):
         made.metadata_props.add(key=name, value=json.dumps(value))
     content = as_bytes(made)
-    if key and _key(weights) == key:  # and not other weights since
+    if key and _key(weights) == key:  # or the weights were replaced while they were read
         with suppress(Exception):
             return _made_and_kept(content, weights, key), description
     return OnnxRuntimeNetwork(content), description
@@ -102,8 +90,9 @@ def _made(weights: Path, key: str | None) -> tuple[OnnxRuntimeNetwork, ModelDesc
 
 def _made_and_kept(content: bytes, weights: Path, key: str) -> OnnxRuntimeNetwork:
     """The network, and its optimised model in its place; raises an exception of any kind if it cannot be written."""
-    aside = weights.with_name(f".{weights.name}.{os.getpid()}.tmp")
-    os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, stat.S_IRUSR | stat.S_IWUSR))
+    handle, name = tempfile.mkstemp(".tmp", f".{weights.name}.", weights.parent)  # readable to its owner alone
+    os.close(handle)
+    aside = Path(name)
     try:
         network = OnnxRuntimeNetwork(content, write_to=aside)
         aside.chmod(stat.S_IMODE(weights.stat().st_mode) & 0o666)  # who may not read the weights may not read it
@@ -111,22 +100,16 @@ def _made_and_kept(content: bytes, weights: Path, key: str) -> OnnxRuntimeNetwor
         aside.replace(place)
     finally:
         aside.unlink(missing_ok=True)
-    _clear(weights, place)
+    abandoned = [path for path in _beside(weights, "*.tmp") if path.stat().st_mtime < time.time() - ABANDONED_SECONDS]
+    for path in (*_beside(weights, "*-*.onnx"), *abandoned):  # those of former weights, and of killed processes
+        if path != place:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
     return network
 
 
-def _clear(weights: Path, current: Path) -> None:
-    """Remove what was kept of former weights, and what killed processes left behind."""
-    unfinished = weights.parent.glob(f".{glob.escape(weights.name)}.*.tmp")
-    old = [path for path in unfinished if path.stat().st_mtime < time.time() - LEFT_OVER]
-    for path in (*_kept_files(weights, "*-*"), *old):
-        if path != current:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-
-
-def _kept_files(weights: Path, name: str) -> list[Path]:
-    return [path for path in weights.parent.glob(f".{glob.escape(weights.name)}.{name}.onnx") if path.is_file()]
+def _beside(weights: Path, pattern: str) -> list[Path]:
+    return [path for path in weights.parent.glob(f".{escape(weights.name)}.{pattern}") if path.is_file()]
 
 
 def _place(weights: Path, key: str, content: bytes) -> Path:

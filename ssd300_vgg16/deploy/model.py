@@ -1,8 +1,7 @@
-"""A network's convolutions in 8 bits: ranges measured on images, weights with a scale for each channel."""
+"""A detector as an ONNX model, in float32 or with its convolutions in 8 bits, and the file that holds it."""
 
 import json
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 RAW, DETECTIONS = "raw", "detections"
-LARGEST = 2**31 - 1  # bytes: a limit of protobuf, in which ONNX files are written
+MAX_BYTES = 2**31 - 1  # a limit of protobuf, in which ONNX files are written
 _PIXEL_FORMAT = "RGB, uint8 0..255, [batch, 3, height, width]; the whole image resized bilinearly, aspect not kept"
 
 
@@ -37,18 +36,19 @@ def onnx_model(
 
     outputs: RAW for OFFSETS [B, D, 4] and LOGITS [B, D, C], or DETECTIONS for what `add_postprocess` gives.
     """
-    side, classes = model.layout.image_size, model.num_classes
+    layout, classes = model.layout, model.num_classes
     graph = Graph()
     add_network(graph, model, IMAGES)
     if outputs == DETECTIONS:
-        add_postprocess(graph, OFFSETS, LOGITS, classes, model.layout, score_threshold)
-        given = detection_outputs()
+        add_postprocess(graph, OFFSETS, LOGITS, classes, layout, score_threshold)
+        results = detection_outputs()
     else:
-        boxes = len(default_boxes(model.layout))
-        given = [_float(OFFSETS, ["batch", boxes, 4]), _float(LOGITS, ["batch", boxes, classes])]
-    taken = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, ["batch", 3, side, side])
-    made = graph.model(model.variant.name, [taken], given)
-    helper.set_model_props(made, _metadata(description, model.layout.image_size, score_threshold))
+        boxes = len(default_boxes(layout))
+        results = [_float(OFFSETS, ["batch", boxes, 4]), _float(LOGITS, ["batch", boxes, classes])]
+    shape = ["batch", 3, layout.image_size, layout.image_size]
+    images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape)
+    made = graph.model(model.variant.name, [images], results)
+    helper.set_model_props(made, _metadata(description, score_threshold))
     made.producer_name, made.producer_version = "ssd300_vgg16", __version__
     return made
 
@@ -61,14 +61,14 @@ def save(path: Path, model: onnx.ModelProto) -> None:
 
 
 def as_bytes(model: onnx.ModelProto) -> bytes:
-    """What a file of the model holds; raises UserError if it is too large for one."""
-    if model.ByteSize() > LARGEST:
+    """The content of the model's file; raises UserError if it is too large for one."""
+    if model.ByteSize() > MAX_BYTES:
         raise UserError(f"the network has {model.ByteSize():,} bytes, and 2 GiB are the most that an ONNX model holds")
     return model.SerializeToString()
 
 
 def detection_outputs() -> list[onnx.ValueInfoProto]:
-    """Names, types and shapes of what `add_postprocess` gives."""
+    """Names, types and shapes of what `add_postprocess` gives, for all images of a batch together."""
     integers = [helper.make_tensor_value_info(name, TensorProto.INT64, ["found"]) for name in (LABELS, BATCH_INDEX)]
     return [_float(BOXES, ["found", 4]), _float(SCORES, ["found"]), *integers]
 
@@ -77,14 +77,14 @@ def _float(name: str, shape: list) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def _metadata(description: ModelDescription, image_size: int, score_threshold: float) -> dict[str, str]:
-    """What a program needs to know of the model, as texts; categories as JSON."""
+def _metadata(description: ModelDescription, score_threshold: float) -> dict[str, str]:
+    # Texts alone, as ONNX has nothing else for metadata. docs/onnx.md names them: programs of others read them.
     return {
         "package": "ssd300_vgg16",
         "version": __version__,
         "variant": description.variant.name,
         "width": f"{description.width:g}",
-        "image_size": str(image_size),
+        "image_size": str(description.variant.layout.image_size),
         "pixel_format": _PIXEL_FORMAT,
         "num_classes": str(description.num_classes),
         "categories": json.dumps([asdict(category) for category in description.categories]),
@@ -95,17 +95,17 @@ def _metadata(description: ModelDescription, image_size: int, score_threshold: f
     }
 
 
-# What lies between convolutions too, so that an image stays in 8 bits from conv1_1 to the heads. A ReLU is gone then:
-# the range of what is behind it, which is measured, begins at zero.
+# Not convolutions alone, so that an image stays in 8 bits from conv1_1 to the heads. The quantiser takes ReLUs out: the
+# range of what comes behind one begins at zero, which cuts off the same values.
 OPERATORS = ["Conv", "Relu", "MaxPool"]
 
 
 def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> onnx.ModelProto:
-    """The model with its convolutions in 8 bits, by ranges measured on images.
+    """The model with its convolutions in 8 bits, by ranges measured on images, which are prepared as the detector does.
 
-    Activations are uint8, weights int8 with a scale for each channel; conv4_3's norm and all behind the heads, from
-    their offsets and logits on, stay float32: side by side in 8 bits, heads would have to share one range.
-    Images are prepared as the detector does. Raises ImageError for one that cannot be read.
+    Activations are uint8, weights int8 with a scale for each channel. conv4_3's norm, the heads' outputs and all that
+    follows stay float32: side by side in 8 bits, the heads would have to share one range. Raises ImageError for an
+    image that cannot be read.
     """
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
@@ -123,6 +123,7 @@ def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> on
             weight_type=QuantType.QInt8,
         )
         made = onnx.load(path)
+    # Else it would carry the quantiser's name, and the mark that was made above.
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
     onnx.helper.set_model_props(made, {entry.key: entry.value for entry in model.metadata_props})
     return made
@@ -132,12 +133,8 @@ class _Images(CalibrationDataReader):
     """Prepared images, one at a time, as ONNX Runtime asks for them."""
 
     def __init__(self, paths: list[Path], image_size: int):
-        self._images = _inputs(paths, image_size)
+        self._images = (network_input(read_image(path, upright=True), image_size) for path in paths)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._images, None)
-
-
-def _inputs(paths: list[Path], image_size: int) -> Iterator[dict[str, np.ndarray]]:
-    for path in paths:
-        yield {IMAGES: network_input(read_image(path, upright=True), image_size)[None]}
+        image = next(self._images, None)
+        return None if image is None else {IMAGES: image[None]}

@@ -1,4 +1,6 @@
-"""The network as ONNX operators, layer by layer from the modules it is made of: nothing is run or traced."""
+"""The network as ONNX operators, one module after another: nothing is run or traced."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto
@@ -10,7 +12,10 @@ from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 
-nn = flow.nn
+if TYPE_CHECKING:
+    from oneflow import nn
+else:
+    nn = flow.nn
 
 
 def add_network(graph: Graph, model: SSD, images: str) -> None:
@@ -31,7 +36,7 @@ def add_network(graph: Graph, model: SSD, images: str) -> None:
 
 
 def _added(graph: Graph, x: str, layer: nn.Module, name: str) -> str:
-    """What a layer, or a sequence of them, makes of the value x."""
+    """The output of a layer, or of a sequence of them."""
     if isinstance(layer, nn.Sequential):
         for place, part in layer.named_children():
             x = _added(graph, x, part, f"{name}.{place}")
@@ -42,6 +47,7 @@ def _added(graph: Graph, x: str, layer: nn.Module, name: str) -> str:
         return _pooling(graph, x, layer, name)
     if isinstance(layer, nn.Identity):
         return x
+    # Left out in silence, a layer that somebody adds to the network would make a model with other answers.
     raise TypeError(f"{name}: there is no way here to write a {type(layer).__name__} as ONNX")
 
 
@@ -61,6 +67,7 @@ def _convolution(graph: Graph, x: str, layer: Conv2d, name: str) -> str:
 
 
 def _pooling(graph: Graph, x: str, layer: nn.MaxPool2d, name: str) -> str:
+    # The module keeps what it was made with: one number, or one for each axis.
     kernel, stride, padding = (
         size if isinstance(size, tuple) else (size, size) for size in (layer.kernel_size, layer.stride, layer.padding)
     )
@@ -71,12 +78,12 @@ def _pooling(graph: Graph, x: str, layer: nn.MaxPool2d, name: str) -> str:
         kernel_shape=kernel,
         strides=stride,
         pads=(*padding, *padding),
-        ceil_mode=int(layer.ceil_mode),
+        ceil_mode=int(layer.ceil_mode),  # pool3 rounds up: 38 cells from 75
     )
 
 
 def _rescaled(graph: Graph, x: str, scale: str) -> str:
-    """As `Backbone._rescaled`: each position's channels at norm 1, then scaled by channel."""
+    """As the backbone does: each position's channels at norm 1, then scaled by channel."""
     squares = graph.add("ReduceSum", graph.add("Mul", x, x), np.array([1]), keepdims=1)
     norm = graph.add("Sqrt", graph.add("Add", squares, np.float32(SQUARED_NORM_FLOOR)))
     return graph.add("Mul", graph.add("Div", x, norm), scale)
@@ -87,5 +94,6 @@ def _add_head(graph: Graph, maps: list[str], head: ScoringHead, name: str, outpu
     for number, (layer, feature_map) in enumerate(zip(head.module_list, maps, strict=True)):
         values = _convolution(graph, feature_map, layer, f"{name}.module_list.{number}")
         by_cell = graph.add("Transpose", values, perm=(0, 2, 3, 1))
+        # 0 keeps the size of the batch, which is any.
         rows.append(graph.add("Reshape", by_cell, np.array([0, -1, head.values])))
     graph.add("Concat", *rows, axis=1, name=output)

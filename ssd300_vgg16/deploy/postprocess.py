@@ -1,4 +1,4 @@
-"""Post-processing as ONNX operators: the rules, the constants and the order of arithmetic of network.postprocess."""
+"""Post-processing as ONNX operators, with the constants and the order of arithmetic of network.postprocess."""
 
 import numpy as np
 
@@ -20,31 +20,33 @@ def add_postprocess(
     equal scores in several classes the lower label goes first, and of those that tie for a class's last place among
     its candidates the earlier default boxes are taken.
     """
-    most = min(CANDIDATES_PER_CLASS, len(default_boxes(layout)))
-    scores, rows = _candidates(graph, logits, num_classes, most)
-    every = graph.add("GatherND", _decoded(graph, offsets, layout), rows, batch_dims=1)
-    kept = _kept_by_nms(graph, every, scores, most, score_threshold)
-    candidates = (num_classes - 1) * most
-    by_image = graph.add("Reshape", kept, np.array([-1, candidates]))
-    best, places = "best", "best_places"
-    graph.add_several("TopK", (best, places), by_image, np.array([min(DETECTIONS_PER_IMAGE, candidates)]), axis=1)
-    found = graph.add("Transpose", graph.add("NonZero", graph.add("Greater", best, np.float32(0))), perm=(1, 0))
-    graph.add("GatherND", best, found, name=SCORES)
-    place = graph.add("GatherND", places, found)
-    graph.add("Add", graph.add("Div", place, np.int64(most)), np.int64(1), name=LABELS)
-    image = graph.add("Gather", found, np.int64(0), axis=1, name=BATCH_INDEX)
+    per_class = min(CANDIDATES_PER_CLASS, len(default_boxes(layout)))
+    scores, rows = _candidates(graph, logits, num_classes, per_class)
+    boxes = graph.add("GatherND", _decoded(graph, offsets, layout), rows, batch_dims=1)
+    kept = _kept_by_nms(graph, boxes, scores, per_class, score_threshold)
+    per_image = (num_classes - 1) * per_class
+    by_image = graph.add("Reshape", kept, np.array([-1, per_image]))
+    graph.add_several(
+        "TopK", ("best", "best_places"), by_image, np.array([min(DETECTIONS_PER_IMAGE, per_image)]), axis=1
+    )
+    # TopK always gives its number: places without a detection have score 0, and are taken out.
+    detected = graph.add("Transpose", graph.add("NonZero", graph.add("Greater", "best", np.float32(0))), perm=(1, 0))
+    graph.add("GatherND", "best", detected, name=SCORES)
+    place = graph.add("GatherND", "best_places", detected)
+    # Candidates lie class after class, the background left out: the place tells the label.
+    graph.add("Add", graph.add("Div", place, np.int64(per_class)), np.int64(1), name=LABELS)
+    image = graph.add("Gather", detected, np.int64(0), axis=1, name=BATCH_INDEX)
     columns = [graph.add("Unsqueeze", value, np.array([1])) for value in (image, place)]
-    in_pixels = graph.add("GatherND", every, graph.add("Concat", *columns, axis=1))
+    in_pixels = graph.add("GatherND", boxes, graph.add("Concat", *columns, axis=1))
     graph.add("Div", in_pixels, np.float32(layout.image_size), name=BOXES)
 
 
-def _candidates(graph: Graph, logits: str, num_classes: int, most: int) -> tuple[str, str]:
-    """The `most` best scores of each class but the background, [B, C - 1, most]; their default boxes, [B, (C - 1) *
-    most, 1]."""
+def _candidates(graph: Graph, logits: str, num_classes: int, per_class: int) -> tuple[str, str]:
+    """Best scores of each class but the background [B, C - 1, K]; which default boxes have them [B, (C - 1) * K, 1]."""
     scores = graph.add("Softmax", logits, axis=-1)
     scores = graph.add("Slice", scores, np.array([1]), np.array([num_classes]), np.array([2]))
     by_class = graph.add("Transpose", scores, perm=(0, 2, 1))
-    graph.add_several("TopK", ("candidates", "candidate_rows"), by_class, np.array([most]), axis=2)
+    graph.add_several("TopK", ("candidates", "candidate_rows"), by_class, np.array([per_class]), axis=2)
     return "candidates", graph.add("Reshape", "candidate_rows", np.array([0, -1, 1]))
 
 
@@ -62,13 +64,11 @@ def _decoded(graph: Graph, offsets: str, layout: DefaultBoxLayout) -> str:
     return graph.add("Clip", corners, np.float32(0), np.float32(layout.image_size))
 
 
-def _kept_by_nms(graph: Graph, boxes: str, scores: str, most: int, score_threshold: float) -> str:
-    """Scores [B * (C - 1), 1, most] of the candidates that NMS keeps in their class, and 0 for the others.
-
-    ONNX's operator knows one set of boxes for all classes of an image; so each class is an image of its own to it.
-    """
-    boxes = graph.add("Reshape", boxes, np.array([-1, most, 4]))
-    scores = graph.add("Reshape", scores, np.array([-1, 1, most]))
+def _kept_by_nms(graph: Graph, boxes: str, scores: str, per_class: int, score_threshold: float) -> str:
+    """Scores [B * (C - 1), 1, K] of the candidates that NMS keeps in their class, and 0 for the others."""
+    # ONNX's operator has one set of boxes for all classes of an image, so each class is an image of its own to it.
+    boxes = graph.add("Reshape", boxes, np.array([-1, per_class, 4]))
+    scores = graph.add("Reshape", scores, np.array([-1, 1, per_class]))
     limits = np.array([DETECTIONS_PER_IMAGE]), np.array([NMS_IOU], np.float32), np.array([score_threshold], np.float32)
     kept = graph.add("NonMaxSuppression", boxes, scores, *limits)
     nothing = graph.add("ConstantOfShape", graph.add("Shape", scores))

@@ -15,9 +15,9 @@ ENGINES = (AUTO, ONEFLOW, ONNX_RUNTIME)
 
 
 def resolve_engine(name: str, device: str) -> str:
-    """ONEFLOW or ONNX_RUNTIME for one of ENGINES on a device: of itself the latter on the CPU, where it is faster.
+    """ONEFLOW or ONNX_RUNTIME for one of ENGINES on a device: AUTO is the latter on the CPU, where it is faster.
 
-    Raises UserError for another name, and for what cannot be had together.
+    Raises UserError for another name, and for ONNX_RUNTIME on a GPU.
     """
     if name not in ENGINES:
         raise UserError(f"--engine {name}: write one of {', '.join(ENGINES)}")
@@ -28,19 +28,22 @@ def resolve_engine(name: str, device: str) -> str:
     return name
 
 
-ERRORS_ONLY = 3
-
-
 class OnnxRuntimeNetwork:
     """Offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S]."""
 
     def __init__(self, model: bytes, optimised: bool = False, write_to: Path | None = None):
-        """model: an exported network; optimised: it was written by this here, and is taken as it is.
+        """model: an exported network; optimised: a former `write_to` has made it, so it is taken as it is.
 
         write_to: where to write the optimised model, which is for processors and an ONNX Runtime like these. Raises
-        one of ONNX Runtime's exceptions, which share no class of their own, for what is no model or cannot be written.
+        one of ONNX Runtime's exceptions, which share no base class, if it is no model or cannot be written.
         """
-        settings = _settings()
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = thread_count()
+        settings.log_severity_level = (
+            3  # errors alone; else it warns each time that an optimised model is for this machine
+        )
+        # Its threads spin between two operators, but not between two images: those cores have other work then.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         if optimised:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if write_to:
@@ -49,17 +52,8 @@ class OnnxRuntimeNetwork:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the model says of itself."""
+        """Texts that the model holds about itself."""
         return self._session.get_modelmeta().custom_metadata_map
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         return self._session.run([OFFSETS, LOGITS], {IMAGES: images})
-
-
-def _settings() -> onnxruntime.SessionOptions:
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = thread_count()
-    settings.log_severity_level = ERRORS_ONLY  # else it says each time that an optimised model is for this machine
-    # Its threads look for work between two operators, but not between two images: those cores have other work then.
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
-    return settings

@@ -1,19 +1,34 @@
-"""From the network's answers to detections: softmax, thresholds, per-class NMS, pixels of the image (section 2.2)."""
+"""From the network's outputs to detections: softmax, thresholds, per-class NMS, pixels of the image (section 2.2)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.boxes import area
 from ssd300_vgg16.network.variants import SSD300_COCO, DefaultBoxLayout, default_boxes
 
-# Candidates looked at together: large enough to amortise numpy's calls, small enough to stop early.
+if TYPE_CHECKING:  # outputs are tensors of OneFlow, or arrays of ONNX Runtime: then OneFlow is not loaded
+    import oneflow as flow
+
+# Liu et al. 2016, section 2.2 and the end of section 3.1; 400 candidates for each class as in the published COCO model.
+SCORE_THRESHOLD = 0.01
+CANDIDATES_PER_CLASS = 400
+NMS_IOU = 0.45
+DETECTIONS_PER_IMAGE = 200
+# Where there are many candidates, about so many of the best are tried first: NMS mostly leaves 200 of them.
+ENOUGH = 2100
+# What score those have is estimated from each 7th default box. 7 is no multiple of 4 or 6, a cell's default boxes, so
+# that boxes of every shape are in the sample.
+SAMPLED = 7
+# Boxes that NMS looks at together: large enough to amortise numpy's calls, small enough to stop early.
 BLOCK = 1024
 
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N] each: scores, which default boxes, labels
 
-def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float, most: int) -> np.ndarray:
-    """Indices int64 of the boxes that greedy per-class NMS keeps, in order of falling score, `most` at the most.
+
+def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float, max_boxes: int) -> np.ndarray:
+    """Indices int64 of the boxes that greedy per-class NMS keeps, in order of falling score, at most max_boxes.
 
     boxes [N, 4] xyxy, scores [N], labels [N]. A box is dropped if its IoU with a better kept box of the same label is
     above iou_threshold (strictly). Of equal scores the earlier box is the better one.
@@ -24,9 +39,9 @@ def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold
         block = order[start : start + BLOCK]
         block = block[~_suppressed_by(kept, block, boxes, labels, iou_threshold)]
         kept = np.concatenate((kept, block[_keep_within(boxes[block], labels[block], iou_threshold)]))
-        if len(kept) >= most:
+        if len(kept) >= max_boxes:
             break
-    return kept[:most]
+    return kept[:max_boxes]
 
 
 def _suppressed_by(
@@ -43,8 +58,9 @@ def _suppressed_by(
 def _keep_within(boxes: np.ndarray, labels: np.ndarray, iou_threshold: float) -> np.ndarray:
     """What greedy NMS keeps of boxes sorted by falling score: bool [N].
 
-    A box is kept if no kept better box suppresses it. That rule is applied to all boxes at once until nothing changes:
-    after round r the r best boxes of each chain of overlaps are settled, so it ends, and ends with the greedy answer.
+    A box is kept if no better box that is kept suppresses it. Box after box would be slow in numpy: the rule is applied
+    to all at once until nothing changes. After round r, the r best boxes of each chain of overlaps are settled, so it
+    ends, and with the greedy answer.
     """
     better, worse = _pairs_of_same_label(labels)
     overlapping = _overlap(boxes[better], boxes[worse], iou_threshold)
@@ -59,7 +75,9 @@ def _keep_within(boxes: np.ndarray, labels: np.ndarray, iou_threshold: float) ->
 
 
 def _pairs_of_same_label(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs (i, j), i < j, of positions with equal labels, without looking at pairs of different labels."""
+    """All pairs (i, j), i < j, of positions with equal labels."""
+    # In order of label, the partners of a position are those from behind it to the end of its label's run. All pairs of
+    # positions would be 90 times as many on COCO.
     by_label = np.argsort(labels, kind="stable")
     sizes = np.unique(labels, return_counts=True)[1]
     ends = np.repeat(np.cumsum(sizes), sizes)
@@ -76,39 +94,28 @@ def _overlap(a: np.ndarray, b: np.ndarray, iou_threshold: float) -> np.ndarray:
     width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
     height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
     shared = np.maximum(width, 0) * np.maximum(height, 0)
-    return shared > iou_threshold * (area(a) + area(b) - shared)
-
-
-# Liu et al. 2016, section 2.2 and the end of section 3.1; 400 candidates for each class as the published COCO model.
-SCORE_THRESHOLD = 0.01
-CANDIDATES_PER_CLASS = 400
-NMS_IOU = 0.45
-DETECTIONS_PER_IMAGE = 200
-# Candidates tried first where there are many; and of how many default boxes one is asked how high their scores are. Not
-# a multiple of a cell's boxes, so that those of every shape are among them.
-ENOUGH = 2100
-SAMPLED = 7
-
-Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N] each: scores, which default boxes, labels
+    # Without a division, so that boxes without area need no care.
+    return shared > iou_threshold * (box_math.area(a) + box_math.area(b) - shared)
 
 
 def postprocess(
-    offsets,
-    logits,
-    sizes_hw,
+    offsets: "np.ndarray | flow.Tensor",
+    logits: "np.ndarray | flow.Tensor",
+    sizes_hw: Sequence[Sequence[float]] | np.ndarray,
     score_threshold: float = SCORE_THRESHOLD,
     layout: DefaultBoxLayout = SSD300_COCO,
 ) -> list[dict[str, np.ndarray]]:
     """Detections of a batch, in numpy, an entry per image.
 
-    offsets [B, D, 4] and logits [B, D, C] are tensors as the network gives them, or arrays, D the layout's default
-    boxes; sizes_hw is [B, 2], the height and width in pixels that the boxes are to be in. Each entry holds "boxes"
-    float32 [N, 4] xyxy in pixels, inside the image; "scores" float32 [N] in 0..1, falling; "labels" int64 [N] from 1
-    up. N is at most 200. A class keeps its 400 best scores strictly above score_threshold, then NMS at IoU 0.45 thins
-    them out.
+    offsets [B, D, 4] and logits [B, D, C] are tensors as the network gives them, or arrays, for the layout's D default
+    boxes; sizes_hw [B, 2] are heights and widths of the images in pixels. Each entry holds "boxes" float32 [N, 4] xyxy
+    in pixels, inside the image; "scores" float32 [N] in 0..1, falling; "labels" int64 [N] from 1 up. N is at most 200.
+    A class keeps its 400 best scores strictly above score_threshold, of which NMS at IoU 0.45 leaves some.
     """
     if not isinstance(offsets, np.ndarray):
-        offsets, logits = offsets.detach().numpy(), logits.detach()
+        offsets = offsets.detach().numpy()
+    if not isinstance(logits, np.ndarray):
+        logits = logits.detach()
     candidates = _candidates_on_gpu if getattr(logits, "is_cuda", False) else _candidates_on_cpu
     return [
         _detections(offsets[image], candidates(logits[image], score_threshold), sizes_hw[image], layout)
@@ -117,9 +124,9 @@ def postprocess(
 
 
 def _detections(
-    offsets: np.ndarray, tries: Iterable[Candidates], size_hw, layout: DefaultBoxLayout
+    offsets: np.ndarray, tries: Iterable[Candidates], size_hw: Sequence[float], layout: DefaultBoxLayout
 ) -> dict[str, np.ndarray]:
-    """From the first candidates that are enough, or the last."""
+    # What NMS keeps of the highest scores, it keeps whatever comes below them: once it keeps enough, we are done.
     for scores, rows, labels in tries:
         boxes = _decoded(offsets, rows, layout)
         kept = nms(boxes, scores, labels, NMS_IOU, DETECTIONS_PER_IMAGE)
@@ -131,19 +138,16 @@ def _detections(
 
 
 def _decoded(offsets: np.ndarray, rows: np.ndarray, layout: DefaultBoxLayout) -> np.ndarray:
-    """Boxes [N, 4] of these default boxes, in pixels of the network's input, inside it."""
+    """Boxes [N, 4] of these default boxes (a row may come often), in pixels of the network's input, inside it."""
     defaults = default_boxes(layout)
-    if len(rows) < len(defaults):  # else it is less work to decode each once and then choose
-        offsets, defaults, rows = offsets[rows], defaults[rows], slice(None)
-    return box_math.clip(box_math.decode(offsets, defaults), layout.image_size, layout.image_size)[rows]
+    few = len(rows) < len(defaults)  # else it is less work to decode each default box once, and choose then
+    boxes = box_math.decode(offsets[rows], defaults[rows]) if few else box_math.decode(offsets, defaults)
+    boxes = box_math.clip(boxes, layout.image_size, layout.image_size)
+    return boxes if few else boxes[rows]
 
 
-def _candidates_on_cpu(logits, threshold: float) -> Iterator[Candidates]:
-    """Each class's best candidates above the threshold; before them, if they are many, only those of high scores.
-
-    logits is a tensor or array [D, C], the background first. What NMS keeps of high scores, it keeps whatever is below
-    them: if that is enough, the others need not be looked at.
-    """
+def _candidates_on_cpu(logits: "np.ndarray | flow.Tensor", threshold: float) -> Iterator[Candidates]:
+    """Each class's best candidates above the threshold, of logits [D, C]; if they are many, first the highest."""
     scores = _softmax(logits if isinstance(logits, np.ndarray) else logits.numpy())
     scores[:, 0] = 0
     sample = scores[::SAMPLED]
@@ -178,12 +182,10 @@ def _best_of_class(scores: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _candidates_on_gpu(logits, threshold: float) -> Iterator[Candidates]:
-    """As the last of `_candidates_on_cpu`, moving only each class's best candidates to the host."""
-    from ssd300_vgg16.runtime import flow
-
-    by_class = flow.softmax(logits, dim=-1)[:, 1:].transpose(0, 1).contiguous()
-    values, rows = flow.topk(by_class, min(CANDIDATES_PER_CLASS, by_class.shape[1]), dim=1)
+def _candidates_on_gpu(logits: "flow.Tensor", threshold: float) -> Iterator[Candidates]:
+    """As the last of `_candidates_on_cpu`; only each class's best candidates move to the host."""
+    by_class = logits.softmax(dim=-1)[:, 1:].transpose(0, 1).contiguous()
+    values, rows = by_class.topk(min(CANDIDATES_PER_CLASS, by_class.shape[1]), dim=1)
     values, rows = values.numpy(), rows.numpy()
     columns, ranks = np.nonzero(values > threshold)
     yield values[columns, ranks], rows[columns, ranks], columns + 1

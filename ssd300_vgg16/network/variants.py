@@ -69,11 +69,9 @@ def default_boxes(layout: DefaultBoxLayout = SSD300_COCO) -> np.ndarray:
 
 
 def _boxes_of_map(layout: DefaultBoxLayout, index: int) -> np.ndarray:
-    """float32 [cells * K, 4] centre, width and height in units of the image's side.
-
-    Float32 in units of the image, as the published implementations compute: objects that overlap several default boxes
-    equally are matched by the last bits of these numbers.
-    """
+    """float32 [cells * K, 4] centre, width and height in units of the image's side."""
+    # float32 in units of the image, as published implementations compute: which default box an object is matched to can
+    # hang on the last bits of these numbers.
     shapes = np.minimum(_shapes_in_cell(layout, index), 1)
     cells_across_image = np.float32(layout.image_size / layout.steps[index])
     centres = (np.arange(layout.feature_maps[index], dtype=np.float32) + np.float32(0.5)) / cells_across_image
@@ -84,7 +82,7 @@ def _boxes_of_map(layout: DefaultBoxLayout, index: int) -> np.ndarray:
 
 
 def _shapes_in_cell(layout: DefaultBoxLayout, index: int) -> np.ndarray:
-    """Widths and heights, float32 [K, 2] in units of the image's side, of one cell's default boxes."""
+    """Widths and heights of one cell's default boxes, float32 [K, 2] in units of the image's side."""
     scale, next_scale = (size / layout.image_size for size in layout.sizes[index : index + 2])
     between = np.sqrt(scale * next_scale)
     shapes = [(scale, scale), (between, between)]

@@ -1,5 +1,6 @@
 """The model for ONNX Runtime beside the weights: made once, and used only if it is whole and of these weights."""
 
+import hashlib
 import os
 import shutil
 import stat
@@ -10,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign_weights import random_detector, write_pth
 from full_disk import full_disk
-from small_data import environment, run, shapes_folder, start, untrained_run
+from small_data import WIDTH, environment, run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.deploy import cache
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
+from ssd300_vgg16.deploy.model import RAW, onnx_model
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights import model as weights_model
 from ssd300_vgg16.weights.locate import BEST
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), dtype=np.uint8)
 
@@ -65,15 +71,11 @@ def test_it_is_made_once(weights, made):
         np.testing.assert_array_equal(network(IMAGES)[1], networks[0][0](IMAGES)[1])
         assert description == networks[0][1] and description.names()[5] == "ring"
         assert network(IMAGES)[0].shape == (1, 8732, 4)
-    from ssd300_vgg16.runtime import flow
-
     with flow.no_grad():
         np.testing.assert_allclose(networks[2][0](IMAGES)[1], expected(flow.from_numpy(IMAGES))[1].numpy(), atol=1e-4)
 
 
 def test_what_was_assumed_of_the_weights_is_said_again(tmp_path):
-    from foreign_weights import random_detector, write_pth
-
     source = write_pth(tmp_path / "theirs.pth", random_detector("amdegroot"))
     first, second = (Detector.load(source, "cpu").description for _ in range(2))
     assert "class names taken to be VOC's" in first.notes[0] and second.notes == first.notes
@@ -90,8 +92,8 @@ def test_other_weights_of_that_name_get_a_model_of_their_own(weights, originals,
     assert len(made) == 2
 
 
-@pytest.mark.parametrize("settings", ["onnxruntime", "processor", "name", "code"])
-def test_it_is_made_anew_where_anything_is_different(weights, made, monkeypatch, settings, tmp_path):
+@pytest.mark.parametrize("settings", ["onnxruntime", "processor", "name", "version"])
+def test_it_is_made_anew_where_anything_is_different(weights, made, monkeypatch, settings):
     logits(weights)
     if settings == "onnxruntime":
         monkeypatch.setattr(cache.onnxruntime, "__version__", "1.99")
@@ -102,13 +104,28 @@ def test_it_is_made_anew_where_anything_is_different(weights, made, monkeypatch,
         weights = weights.rename(weights.with_name("b.safetensors"))
         kept.rename(kept.with_name(kept.name.replace("a[b] *", "b")))
     else:
-        package = tmp_path / "package"
-        (package / "deploy").mkdir(parents=True)
-        (package / "network.py").write_text("another")
-        monkeypatch.setattr(cache, "__file__", str(package / "deploy" / "cache.py"))
+        monkeypatch.setattr(cache, "MODEL_VERSION", cache.MODEL_VERSION + 1)
     logits(weights)
     assert len(made) == 2
     assert len([path for path in kept_beside(weights) if path.suffix == ".onnx"]) == 1
+
+
+# The exported graph of a small network with weights of a formula, by MODEL_VERSION.
+GRAPHS = {1: "4f26d5130d59e615"}
+
+
+def test_the_version_is_raised_with_the_graph():
+    description = ModelDescription(2, WIDTH, (Category(1, 1, "ring"),))
+    model = weights_model.empty_model(description)
+    # Exact in float32 on any machine, unlike what a random generator gives.
+    tensors = {
+        name: np.arange(tensor.size).reshape(tensor.shape) % 251 / 1024
+        for name, tensor in weights_model.model_tensors(model).items()
+    }
+    weights_model.load_tensors(model, tensors, Path("formula"))
+    graph = onnx_model(model, description, RAW).graph
+    digest = hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest()[:16]
+    assert digest == GRAPHS[cache.MODEL_VERSION], "raise MODEL_VERSION in deploy/cache.py, and note the new digest here"
 
 
 def flipped(content):
@@ -117,26 +134,27 @@ def flipped(content):
     return content[:middle] + bytes([content[middle] ^ 64]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-5], lambda _: b""])
-def test_a_damaged_one_is_replaced(weights, made, damage):
+@pytest.mark.parametrize(
+    ("damage", "checksum_fits"),
+    [
+        (flipped, False),
+        (lambda content: content[:-5], False),
+        (lambda _: b"", False),
+        (lambda _: b"", True),
+        (lambda _: b"no model", True),
+    ],
+)
+def test_one_that_is_damaged_or_no_model_is_replaced(weights, made, damage, checksum_fits):
     expected = logits(weights)
     (kept,) = kept_beside(weights)
-    kept.write_bytes(damage(kept.read_bytes()))
+    content = damage(kept.read_bytes())
+    if checksum_fits:
+        kept = kept.rename(kept.with_name(f"{kept.name.rpartition('-')[0]}-{zlib.crc32(content):08x}.onnx"))
+    kept.write_bytes(content)
     np.testing.assert_array_equal(logits(weights), expected)
     assert len(made) == 2
     logits(weights)
     assert len(made) == 2 and len(kept_beside(weights)) == 1
-
-
-@pytest.mark.parametrize("content", [b"no model", b""])
-def test_one_that_is_whole_but_no_model_of_ours_is_replaced(weights, made, content):
-    expected = logits(weights)
-    (kept,) = kept_beside(weights)
-    foreign = kept.with_name(f"{kept.name.rpartition('-')[0]}-{zlib.crc32(content):08x}.onnx")
-    kept.unlink()
-    foreign.write_bytes(content)
-    np.testing.assert_array_equal(logits(weights), expected)
-    assert len(made) == 2 and not foreign.exists() and len(kept_beside(weights)) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(weights, made, monkeypatch, capfd):

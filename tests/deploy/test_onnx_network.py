@@ -18,6 +18,7 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, DefaultBoxLayout, default_boxes
+from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -53,10 +54,20 @@ def assert_raw_outputs_are_oneflows(model, description, batches):
             assert np.abs(ours - reference).max() <= 1e-4 * np.abs(reference).max()
 
 
-# Those with VOC's boxes have the same layers: see network/test_variants.py.
-@pytest.mark.parametrize("name", ["ssd300_vgg16_coco", "ssd512_vgg16_coco", "ssd512_vgg16_highres_coco"])
-def test_offsets_and_logits_are_oneflows(name):
-    model, description = network(VARIANTS[name], 4, 1 / 32)
+@pytest.mark.parametrize(
+    ("name", "num_classes", "width"),
+    [
+        # Those with VOC's boxes have the same layers: see network/test_variants.py.
+        ("ssd300_vgg16_coco", 4, 1 / 32),
+        ("ssd512_vgg16_coco", 4, 1 / 32),
+        ("ssd512_vgg16_highres_coco", 4, 1 / 32),
+        ("ssd300_vgg16_coco", 2, 0.02),
+        ("ssd300_vgg16_coco", 91, 0.1),
+        pytest.param("ssd300_vgg16_coco", 91, 1.0, marks=pytest.mark.long, id="published"),
+    ],
+)
+def test_offsets_and_logits_are_oneflows(name, num_classes, width):
+    model, description = network(VARIANTS[name], num_classes, width)
     scale = np.random.default_rng(1).uniform(1, 30, model.backbone.scale_weight.shape[0]).astype(np.float32)
     model.backbone.scale_weight.data.copy_(flow.from_numpy(scale))
     for convolution in (model.backbone.features[0], model.head.regression_head.module_list[5]):
@@ -65,25 +76,19 @@ def test_offsets_and_logits_are_oneflows(name):
     assert_raw_outputs_are_oneflows(model, description, [pictures(2, side), pictures(1, side, seed=1)])
 
 
-@pytest.mark.parametrize(("width", "num_classes"), [(0.02, 2), (0.1, 91)])
-def test_any_width_and_number_of_classes(width, num_classes):
-    model, description = network(SSD300_VGG16, num_classes, width)
-    assert_raw_outputs_are_oneflows(model, description, [pictures(1, 300)])
-
-
-@pytest.mark.long
-def test_the_published_size():
-    model, description = network(SSD300_VGG16, 91, 1.0)
-    assert_raw_outputs_are_oneflows(model, description, [pictures(1, 300)])
-
-
 def test_black_and_white_pictures():
     """Where a feature map is zero, its norm is too; and padding is zero after the mean is taken off, not before."""
     model, description = network(SSD300_VGG16, 3, 1 / 32)
     flat = np.stack([np.zeros((3, 300, 300), np.uint8), np.full((3, 300, 300), 255, np.uint8)])
+    # As after a training. Without biases a flat picture gives sums of exactly 0, which Winograd's method rounds in its
+    # own way, and where there is nothing but rounding the normalisation makes it large.
+    for layer in model.backbone.features:
+        if isinstance(layer, Conv2d):
+            flow.nn.init.normal_(layer.bias, std=0.1)
     assert_raw_outputs_are_oneflows(model, description, [flat])
     for layer in (model.backbone.features[21], model.backbone.features[19]):
         flow.nn.init.zeros_(layer.weight)
+        flow.nn.init.zeros_(layer.bias)
     assert_raw_outputs_are_oneflows(model, description, [flat])
 
 
@@ -200,7 +205,7 @@ def test_metadata_says_what_a_program_needs():
 
 def test_what_no_onnx_file_holds_is_refused(tmp_path, monkeypatch):
     made = onnx_model(*network(SSD300_VGG16, 2, 0.02), "raw")
-    monkeypatch.setattr("ssd300_vgg16.deploy.model.LARGEST", 1000)
+    monkeypatch.setattr("ssd300_vgg16.deploy.model.MAX_BYTES", 1000)
     with pytest.raises(UserError, match="2 GiB are the most"):
         save(tmp_path / "large.onnx", made)
     assert not list(tmp_path.iterdir())

