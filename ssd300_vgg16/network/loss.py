@@ -1,5 +1,6 @@
 """The multibox loss: smooth L1 on offsets, cross-entropy with hard negative mining on classes (section 2.2)."""
 
+from ssd300_vgg16.network.cpu import ops
 from ssd300_vgg16.network.vgg import in_float32
 from ssd300_vgg16.runtime import flow
 
@@ -20,6 +21,10 @@ def multibox_loss(offsets, logits, target_offsets, target_labels, normaliser=Non
     positives = positive.sum(dim=1, keepdim=True)
     if normaliser is None:
         normaliser = positives.sum().to(flow.float32).clamp(min=1.0)
+    if not (logits.is_cuda or logits.is_lazy):
+        sums = ops.multibox_losses(offsets, logits, target_offsets, target_labels, NEGATIVES_PER_POSITIVE)
+        localization, classification = sums / normaliser
+        return {"localization": localization, "classification": classification}
     distance = flow._C.smooth_l1_loss(offsets, target_offsets, beta=1.0, reduction="none").sum(dim=2)
     cross_entropy = _cross_entropy(logits, target_labels)
     counted = flow.logical_or(positive, _hard_negatives(cross_entropy, positive, positives))

@@ -1,5 +1,7 @@
 """The SSD network: images in, offsets and class logits of every default box out."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ssd300_vgg16.network.cpu import ops
@@ -7,7 +9,10 @@ from ssd300_vgg16.network.variants import PIXEL_MEAN, SSD300_VGG16, Variant, var
 from ssd300_vgg16.network.vgg import Backbone, Conv2d
 from ssd300_vgg16.runtime import flow
 
-nn = flow.nn
+if TYPE_CHECKING:
+    from oneflow import nn
+else:
+    nn = flow.nn
 
 COCO_CLASSES = 91
 
@@ -78,7 +83,12 @@ class SSD(nn.Module):
         Images are RGB in 0..255, uint8 or float32. S is 300 or 512; D is 8732 or 24564, in the order of
         `default_boxes(model.layout)`.
         """
-        return self.head(self.backbone(images.to(flow.float32) - self.pixel_mean))
+        x = images.to(flow.float32) - self.pixel_mean
+        if not (x.is_cuda or x.is_lazy):
+            answers = ops.narrow_network(self, x)
+            if answers is not None:
+                return answers
+        return self.head(self.backbone(x))
 
 
 def SSD300(num_classes: int = COCO_CLASSES, width: float = 1.0, boxes: str = "coco") -> SSD:  # noqa: N802 (public name)

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from ssd300_vgg16.network.cpu import ops
 from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR, ExtraLayer
 from ssd300_vgg16.runtime import flow
 
-nn = flow.nn
+if TYPE_CHECKING:
+    from oneflow import nn
+else:
+    nn = flow.nn
 
 # conv4_3 is scaled to this norm at first (section 3.1, after Liu, Rabinovich and Berg, "ParseNet").
 INITIAL_SCALE = 20.0
@@ -53,11 +57,18 @@ class Conv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x):
+        return self._convolve(x, self.relu)
+
+    def without_relu(self, x):
+        """What goes into the ReLU."""
+        return self._convolve(x, relu=False)
+
+    def _convolve(self, x, relu: bool):
         sizes = (each[0] for each in (self.kernel_size, self.stride, self.padding, self.dilation))
         if not (x.is_cuda or x.is_lazy) and ops.covers_convolution(*sizes):
-            return ops.convolution(x, self.weight, self.bias, self.dilation[0], self.relu)
+            return ops.convolution(x, self.weight, self.bias, self.dilation[0], relu)
         x = nn.Conv2d.forward(self, x) if x.is_cuda else self._with_broadcast_bias(x)
-        return flow.relu(x, inplace=True) if self.relu else x
+        return flow.relu(x, inplace=True) if relu else x
 
     def _with_broadcast_bias(self, x):
         x = flow._C.conv2d(

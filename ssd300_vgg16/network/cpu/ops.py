@@ -1,8 +1,17 @@
 """The kernels here for OneFlow's autograd, on tensors on the CPU: all that the rest of the package uses of them."""
 
 from functools import cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from ssd300_vgg16.runtime import flow
+
+if TYPE_CHECKING:
+    from oneflow.autograd import Function
+else:
+    Function = flow.autograd.Function
 
 
 def _kernels():
@@ -19,7 +28,35 @@ def covers_convolution(kernel_size: int, stride: int, padding: int, dilation: in
 
 def convolution(x, weight, bias, dilation: int = 1, relu: bool = False):
     """Same-size convolution, and a ReLU if asked for: [B, C, H, W], weight [O, C, K, K], bias [O] -> [B, O, H, W]."""
-    return _convolution_function(dilation, relu).apply(x, weight, bias)
+    keep = flow.is_grad_enabled()
+    kept: list = []
+
+    # A class for each call: `apply` takes nothing but tensors, and what is read of `ctx` may be freed twice.
+    class Convolution(Function):
+        @staticmethod
+        def forward(ctx, images, weight, bias):
+            kernels, _ = _kernels()
+            arrays = images.numpy(), weight.numpy()
+            output = kernels.convolve(*arrays, bias.numpy(), dilation, relu)
+            if keep:
+                kept.append((*arrays, output))
+            output = flow.from_numpy(output)
+            ctx.save_for_backward(images, weight, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, output_gradient):
+            kernels, _ = _kernels()
+            saved = ctx.saved_tensors
+            # The arrays are had without waiting for OneFlow, but only once: they take memory.
+            images, weight, output = kept.pop() if kept else [tensor.numpy() for tensor in saved]
+            # The images themselves need no gradient.
+            for_images = saved[0].requires_grad
+            relu_output = output if relu else None
+            found = kernels.gradients(images, weight, output_gradient.numpy(), relu_output, dilation, for_images)
+            return tuple(None if array is None else flow.from_numpy(array) for array in found)
+
+    return Convolution.apply(x, weight, bias)
 
 
 def max_pool(x):
@@ -37,39 +74,71 @@ def channels_last(x):
     return _Transpose.apply(x.reshape(x.shape[0], x.shape[1], -1))
 
 
+def multibox_losses(offsets, logits, target_offsets, target_labels, negatives: int):
+    """Both parts of the loss, localization and classification, summed over the batch: float32 [2]."""
+    return _loss_function(negatives).apply(offsets, logits, target_offsets, target_labels)
+
+
 @cache
-def _convolution_function(dilation: int, relu: bool) -> type:
-    """A class for each kind, because OneFlow's `apply` takes nothing but tensors."""
-
-    class Convolution(flow.autograd.Function):
+def _loss_function(negatives: int) -> Any:
+    class MultiboxLoss(Function):
         @staticmethod
-        def forward(ctx, images, weight, bias):
-            kernels, _ = _kernels()
-            arrays = images.numpy(), weight.numpy()
-            output = kernels.convolve(*arrays, bias.numpy(), dilation, relu)
-            ctx.arrays = *arrays, output
-            output = flow.from_numpy(output)
-            ctx.save_for_backward(images, weight, output)
-            return output
+        def forward(ctx, *tensors):
+            from ssd300_vgg16.network.cpu import loss
+
+            offsets, logits, target_offsets, target_labels = (tensor.numpy() for tensor in tensors)
+            sums, *gradients = loss.multibox_loss(offsets, logits, target_offsets, target_labels, negatives)
+            ctx.save_for_backward(*map(flow.from_numpy, gradients))
+            return flow.from_numpy(sums.astype(np.float32))
 
         @staticmethod
-        def backward(ctx, output_gradient):
-            kernels, _ = _kernels()
-            saved = ctx.saved_tensors
-            # An array is had without waiting for OneFlow, but is not let go by it: only the first time, and no longer.
-            images, weight, output = ctx.arrays or [tensor.numpy() for tensor in saved]
-            ctx.arrays = None
-            # The photographs themselves need no gradient.
-            for_images = saved[0].requires_grad
-            relu_output = output if relu else None
-            found = kernels.gradients(images, weight, output_gradient.numpy(), relu_output, dilation, for_images)
-            return tuple(None if array is None else flow.from_numpy(array) for array in found)
+        def backward(ctx, sums_gradient):
+            gradients = ctx.saved_tensors
+            return (*(gradient * share for gradient, share in zip(gradients, sums_gradient, strict=True)), None, None)
 
-    Convolution.__name__ = f"ConvolutionDilated{dilation}{'ReLU' if relu else ''}"
-    return Convolution
+    return MultiboxLoss
 
 
-class _MaxPool(flow.autograd.Function):
+def narrow_network(model, images):
+    """Offsets and logits of an SSD, computed image by image (`narrow`); None where that is not how to compute it."""
+    from ssd300_vgg16.network.cpu import narrow
+
+    if model not in _narrow_networks:
+        _narrow_networks[model] = narrow.network_of(model)
+    found = _narrow_networks[model]
+    if found is None:
+        return None
+    network, parameters = found
+    # As one tensor: to wait for OneFlow takes long where others compute too, and each tensor would be waited for.
+    flat = flow.cat([parameter.reshape(-1) for parameter in parameters])
+    keep = flow.is_grad_enabled()
+    kept: list = []
+
+    class NarrowNetwork(Function):
+        @staticmethod
+        def forward(ctx, images, flat):
+            offsets, logits, outputs = network.forward(images.numpy(), network.split(flat.numpy()), keep)
+            if keep:
+                kept.append(outputs)
+            ctx.save_for_backward(images, flat)
+            return flow.from_numpy(offsets), flow.from_numpy(logits)
+
+        @staticmethod
+        def backward(ctx, offsets_gradient, logits_gradient):
+            images, flat = (tensor.numpy() for tensor in ctx.saved_tensors)
+            parameters = network.split(flat)
+            # What was kept goes as it is used; who goes back again pays for it again.
+            outputs = kept.pop() if kept else network.forward(images, parameters, keep=True)[2]
+            gradient = network.backward(parameters, outputs, offsets_gradient.numpy(), logits_gradient.numpy())
+            return None, flow.from_numpy(gradient)
+
+    return NarrowNetwork.apply(images, flat)
+
+
+_narrow_networks: WeakKeyDictionary = WeakKeyDictionary()
+
+
+class _MaxPool(Function):
     @staticmethod
     def forward(ctx, images):
         _, kernels = _kernels()
@@ -84,7 +153,7 @@ class _MaxPool(flow.autograd.Function):
         return flow.from_numpy(kernels.max_pool_gradient(images, pooled, pooled_gradient.numpy()))
 
 
-class _L2Normalise(flow.autograd.Function):
+class _L2Normalise(Function):
     @staticmethod
     def forward(ctx, images, scale):
         _, kernels = _kernels()
@@ -98,7 +167,7 @@ class _L2Normalise(flow.autograd.Function):
         return tuple(map(flow.from_numpy, kernels.l2_normalise_gradients(images, scale, output_gradient.numpy())))
 
 
-class _Transpose(flow.autograd.Function):
+class _Transpose(Function):
     @staticmethod
     def forward(ctx, matrices):
         _, kernels = _kernels()

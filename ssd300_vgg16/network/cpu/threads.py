@@ -3,18 +3,21 @@
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, reduce
 from itertools import count, pairwise
 from math import prod
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from ssd300_vgg16.machine import thread_count
+from ssd300_vgg16 import machine
+
+Result = TypeVar("Result")
 
 
 def compiled(signature, **options) -> Callable:
@@ -34,9 +37,17 @@ def compiled(signature, **options) -> Callable:
     return compile_it
 
 
+_this_thread = threading.local()
+
+
+def thread_count() -> int:
+    """How many threads share out work; 1 in one of those threads, which does its share alone."""
+    return 1 if getattr(_this_thread, "shares", False) else machine.thread_count()
+
+
 @cache
 def _executor() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_count())
+    return ThreadPoolExecutor(machine.thread_count())
 
 
 def share_out(items: Sequence) -> list[Sequence]:
@@ -49,18 +60,27 @@ def ranges_of(count: int) -> list[tuple[int, int]]:
     return list(pairwise(count * number // thread_count() for number in range(thread_count() + 1)))
 
 
-def run_in_threads(work: Callable[[Sequence], object], items: Sequence) -> list:
+def run_in_threads(work: Callable[[Any], Result], items: Sequence) -> list[Result]:
     """What work returns for each thread's share of the items; one call a thread, because each call costs."""
 
-    def quietly(share: Sequence) -> object:
+    def quietly(share: Sequence) -> Result:
         # Numbers that grow without bound are the trainer's to report, once and with the images they came from.
         with np.errstate(over="ignore", invalid="ignore"):
             return work(share)
 
+    def alone(share: Sequence) -> Result:
+        _this_thread.shares = True
+        return quietly(share)
+
     shares = share_out(items)
     if len(shares) == 1:
         return [quietly(shares[0])]
-    return list(_executor().map(quietly, shares))
+    return list(_executor().map(alone, shares))
+
+
+def sum_of(shares: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of the threads' shares, always in the same order."""
+    return reduce(np.add, shares)
 
 
 # Numbers in an array; less is malloc's own business, which keeps it.
@@ -79,12 +99,14 @@ def _numpy_blas() -> ThreadpoolController:
 
 def one_blas_thread() -> AbstractContextManager:
     """The threads here share out the work; the BLAS below them must not do it again."""
+    if getattr(_this_thread, "shares", False):
+        return nullcontext()  # who shared it out has seen to it
     return _numpy_blas().limit(limits=1)
 
 
 def buffer(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """This thread's memory of that name: asking the system for it anew each time costs more than filling it."""
-    size = int(np.prod(shape))
+    size = prod(shape)
     memory = getattr(_buffers, name, None)
     if memory is None or memory.size < size:
         memory = np.empty(size, dtype=np.float32)
@@ -106,7 +128,7 @@ def reused(shape: tuple[int, ...]) -> np.ndarray:
         memory = _free[size].pop()
     except IndexError:
         _give_up_what_others_left()
-        memory = memoryview(np.empty(size, dtype=np.float32))
+        memory = np.empty(size, dtype=np.float32).data
     whole = np.frombuffer(memory, dtype=np.float32)  # every part of it has this one as its base
     number = next(_numbers)
     _used[number] = size

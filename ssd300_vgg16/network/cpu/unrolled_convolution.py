@@ -9,7 +9,6 @@ import numpy as np
 from numba import float32, int64, types
 from numpy.lib.stride_tricks import as_strided
 
-from ssd300_vgg16.machine import thread_count
 from ssd300_vgg16.network.cpu.threads import (
     buffer,
     compiled,
@@ -17,6 +16,7 @@ from ssd300_vgg16.network.cpu.threads import (
     ranges_of,
     reused,
     run_in_threads,
+    thread_count,
 )
 
 _WEIGHT = types.Array(float32, 3, "C", readonly=True)
@@ -125,7 +125,7 @@ def gradients(
         for number, (image, first, last) in enumerate(blocks):
             unrolled = unroll(image, first, last)
             rows = np.s_[image, :, first * width : last * width]
-            if for_images:
+            if rotated is not None and images_gradient is not None:
                 np.matmul(rotated, unrolled, out=images_gradient[rows])
             np.matmul(unrolled, flat_images[rows].T, out=part if number else total)
             if number:
@@ -137,7 +137,9 @@ def gradients(
         shares = run_in_threads(accumulate, unroll.blocks())
     weight_gradient = sum_by_tap([share for share in shares if share is not None]).reshape(weight.shape)
     bias_gradient = output_gradient.sum(axis=(0, 2, 3))
-    return images_gradient.reshape(images.shape) if for_images else None, weight_gradient, bias_gradient
+    if images_gradient is not None:
+        images_gradient = images_gradient.reshape(images.shape)
+    return images_gradient, weight_gradient, bias_gradient
 
 
 class _Unroller:

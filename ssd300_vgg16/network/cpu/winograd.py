@@ -8,8 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ssd300_vgg16.machine import thread_count
-from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads
+from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads, sum_of, thread_count
 from ssd300_vgg16.network.cpu.winograd_transforms import (
     INPUT_TILE,
     TILE,
@@ -84,7 +83,7 @@ def gradients(
             transformed = buffer("transformed", (POINTS, outputs, tiles))
             products = buffer("products", (POINTS, channels, tiles))
             input_transform(output_gradient, relu_output, relu, transformed, bias_gradient, first, last)
-            if for_images:
+            if rotated is not None:
                 np.matmul(rotated, transformed, out=products)
                 output_transform(products, images_gradient, no_bias, False, first, last)
             transposed_output_transform(images, products, first, last)
@@ -99,7 +98,7 @@ def gradients(
     weight_gradient = _sum_rotated([share for share, _ in shares if share is not None], outputs * channels).reshape(
         weight.shape
     )
-    return images_gradient, weight_gradient, sum(share for _, share in shares).astype(np.float32)
+    return images_gradient, weight_gradient, sum_of(share for _, share in shares).astype(np.float32)
 
 
 def _weight_transform(weight: np.ndarray, rotated: bool = False) -> np.ndarray:
@@ -123,7 +122,7 @@ def _sum_rotated(shares: list[np.ndarray], kernels: int) -> np.ndarray:
 
     def add(ranges: list[tuple[int, int]]) -> None:
         for first, last in ranges:
-            total[first:last] = sum(share[::-1, first:last] for share in shares).T
+            total[first:last] = sum_of(share[::-1, first:last] for share in shares).T
 
     run_in_threads(add, _ranges(kernels, KERNELS))
     return total

@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network.cpu import convolution, ops, threads, unrolled_convolution, winograd
+from ssd300_vgg16 import machine
+from ssd300_vgg16.network.cpu import convolution, ops, row_winograd, threads, unrolled_convolution, winograd
 from ssd300_vgg16.network.cpu.convolution import (
     convolve,
     gradients,
@@ -29,7 +30,7 @@ def thread_count(request, monkeypatch):
 def _forget_threads():
     threads._executor().shutdown()
     threads._executor.cache_clear()
-    threads.thread_count.cache_clear()
+    machine.thread_count.cache_clear()
 
 
 @pytest.fixture(params=["blocks as shipped", "a block for each row", "blocks of some rows"])
@@ -39,11 +40,17 @@ def blocks(request, monkeypatch):
         monkeypatch.setattr(unrolled_convolution, "BUFFER_BYTES", 1)
         monkeypatch.setattr(unrolled_convolution, "LEAST_COLUMNS", 1 if "each" in request.param else 50)
         monkeypatch.setattr(winograd, "TILES", 1 if "each" in request.param else 7)
+        monkeypatch.setattr(row_winograd, "LINE", 1 if "each" in request.param else 30)
+        for cached in (row_winograd._blocks, row_winograd._line_length):
+            cached.cache_clear()
+            request.addfinalizer(cached.cache_clear)
 
 
-@pytest.fixture(params=["unrolled", "winograd"])
+@pytest.fixture(params=["unrolled", "winograd", "rows"])
 def method(request, monkeypatch):
-    """Runs the test with either method, whatever the size; sizes that Winograd's does not fit are unrolled."""
+    """Runs the test with each method, whatever the size; sizes that Winograd's do not fit are unrolled."""
+    monkeypatch.setattr(convolution, "ROW_KERNELS", 10**9 if request.param == "rows" else 0)
+    monkeypatch.setattr(row_winograd, "ONE_THREAD", 0)
     least = 0 if request.param == "winograd" else 10**9
     monkeypatch.setattr(convolution, "WINOGRAD_OUTPUTS", least)
     monkeypatch.setattr(convolution, "WINOGRAD_TILES", least)
@@ -177,8 +184,9 @@ def test_the_same_sums_every_time(method, thread_count):
 
 
 def test_one_thread_may_take_the_shares_of_two(method, monkeypatch):
+    monkeypatch.setattr(machine, "thread_count", lambda: 2)
     monkeypatch.setattr(threads, "thread_count", lambda: 2)
-    for module in (unrolled_convolution, winograd):
+    for module in (row_winograd, unrolled_convolution, winograd):
         monkeypatch.setattr(module, "thread_count", lambda: 2)
     arrays = random_arrays((2, 8, 20, 20), (4, 8, 3, 3), (2, 4, 20, 20))
     expected = gradients(*arrays, None, 1, True)
@@ -209,6 +217,16 @@ def test_nothing_is_written_into_arguments(method):
     np.testing.assert_array_equal(gradient, np.where(output > 0, output_gradient, 0))
     found = gradients(images, weight, output_gradient, output, 1, True)
     assert [array.shape for array in found] == [array.shape for array in (images, weight, bias)]
+
+
+def test_few_kernels_are_convolved_along_rows():
+    def pays(outputs, channels, size=3, dilation=1):
+        return convolution.rows_pay(np.empty((outputs, channels, size, size)), dilation)
+
+    assert pays(64, 128)
+    assert not pays(65, 128)
+    assert not pays(8, 8, size=1)
+    assert not pays(8, 8, dilation=6)
 
 
 def test_images_that_need_no_gradient_get_none(method):

@@ -1,0 +1,79 @@
+"""The multibox loss on the CPU, with its gradients in the same pass over the default boxes."""
+
+import numpy as np
+from numba import float32, float64, int64, types
+
+from ssd300_vgg16.network.cpu.threads import compiled, run_in_threads
+
+_ROWS = types.Array(float32, 2, "C", readonly=True)
+_LABELS = types.Array(int64, 1, "C", readonly=True)
+_MADE = types.Array(float32, 2, "C")
+
+
+def multibox_loss(
+    offsets: np.ndarray, logits: np.ndarray, target_offsets: np.ndarray, target_labels: np.ndarray, negatives: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of both losses, float64 [2], and the gradients of each: of offsets [B, D, 4] and logits [B, D, C].
+
+    negatives: how many hard ones are counted for each positive.
+    """
+    arrays = [np.ascontiguousarray(each) for each in (offsets, logits, target_offsets, target_labels)]
+    offsets_gradient, logits_gradient = np.zeros_like(arrays[0]), np.zeros_like(arrays[1])
+    sums = np.zeros((len(offsets), 2))
+
+    def work(images: range) -> None:
+        for image in images:
+            of_image = (each[image] for each in (*arrays, offsets_gradient, logits_gradient))
+            sums[image] = _loss_of_image(*of_image, negatives)
+
+    run_in_threads(work, range(len(offsets)))
+    return sums.sum(axis=0), offsets_gradient, logits_gradient
+
+
+@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _MADE, _MADE, int64))
+def _loss_of_image(offsets, logits, target_offsets, labels, offsets_gradient, logits_gradient, negatives):
+    boxes, classes = logits.shape
+    normalisers = np.empty(boxes, dtype=np.float32)  # logarithms of the sums of exponentials
+    losses = np.empty(boxes, dtype=np.float32)
+    of_background = np.empty(boxes, dtype=np.float32)
+    positives, localization, classification = 0, 0.0, 0.0
+    for box in range(boxes):
+        row = logits[box]
+        largest = row[0]
+        for value in row:
+            largest = max(largest, value)
+        total = float32(0)
+        for value in row:
+            total += np.exp(value - largest)
+        normalisers[box] = np.log(total) + largest
+        losses[box] = normalisers[box] - row[labels[box]]
+        if labels[box] > 0:
+            positives += 1
+            for side in range(4):
+                difference = offsets[box, side] - target_offsets[box, side]
+                size = abs(difference)
+                localization += 0.5 * difference * difference if size < 1 else size - 0.5
+                offsets_gradient[box, side] = difference if size < 1 else np.sign(difference)
+        else:
+            of_background[box - positives] = losses[box]
+        if not np.isfinite(losses[box]):
+            classification += losses[box]  # whether it would be counted or not: the trainer has to see it
+    # The hard negatives are those above the loss of the last one, and of those equal to it the first ones.
+    hard = min(negatives * positives, boxes - positives)
+    last, equal = float32(np.inf), 0
+    if hard > 0:
+        ranked = np.sort(of_background[: boxes - positives])[::-1]
+        last = ranked[hard - 1]
+        equal = hard - np.count_nonzero(ranked > last)
+    for box in range(boxes):
+        if labels[box] == 0:
+            if losses[box] == last and equal > 0:
+                equal -= 1
+            elif not losses[box] > last:
+                continue
+        classification += losses[box]
+        row, gradient = logits[box], logits_gradient[box]
+        for number in range(classes):
+            gradient[number] = np.exp(row[number] - normalisers[box])
+        gradient[labels[box]] -= float32(1)
+    return localization, classification

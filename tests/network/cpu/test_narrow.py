@@ -1,0 +1,129 @@
+"""Narrow networks, computed image by image, against the same network layer after layer."""
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16 import SSD300, SSD512, machine
+from ssd300_vgg16.network.cpu import narrow, ops, threads
+from ssd300_vgg16.runtime import flow
+
+OUTPUTS = 5
+
+
+@pytest.fixture(params=[1, 2, 5])
+def thread_count(request, monkeypatch):
+    """Runs the test with this many threads."""
+    monkeypatch.setattr(machine, "thread_count", lambda: request.param)
+    threads._executor.cache_clear()
+    yield request.param
+    threads._executor().shutdown()
+    threads._executor.cache_clear()
+
+
+@pytest.fixture
+def model():
+    flow.manual_seed(0)
+    return SSD300(num_classes=OUTPUTS, width=0.125)
+
+
+def layer_after_layer(monkeypatch):
+    monkeypatch.setattr(ops, "narrow_network", lambda *_: None)
+
+
+def images(count):
+    return flow.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 300, 300), dtype=np.uint8))
+
+
+def answers_and_gradients(model, count):
+    """Offsets, logits, and the gradient of each parameter for random gradients of both."""
+    model.zero_grad(set_to_none=True)
+    answers = model(images(count))
+    rng = np.random.default_rng(1)
+    shares = [flow.from_numpy(rng.standard_normal(tuple(each.shape), dtype=np.float32)) for each in answers]
+    sum((answer * share).sum() for answer, share in zip(answers, shares, strict=True)).backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return [each.numpy() for each in answers], gradients
+
+
+def assert_close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_equal_to_layer_after_layer(model, monkeypatch, thread_count, count):
+    """With fewer images than threads, and more."""
+    assert ops.narrow_network(model, flow.zeros(1, 3, 300, 300)) is not None
+    answers, gradients = answers_and_gradients(model, count)
+    layer_after_layer(monkeypatch)
+    expected_answers, expected_gradients = answers_and_gradients(model, count)
+    for found, expected in zip(answers, expected_answers, strict=True):
+        assert_close(found, expected)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, expected in expected_gradients.items():
+        assert_close(gradients[name], expected)
+
+
+def test_equal_to_oneflows_own_layers(model, monkeypatch):
+    """As in a graph, where none of the kernels here serve."""
+    answers, gradients = answers_and_gradients(model, 2)
+    layer_after_layer(monkeypatch)
+    monkeypatch.setattr(ops, "covers_convolution", lambda *_: False)
+    expected_answers, expected_gradients = answers_and_gradients(model, 2)
+    for found, expected in zip(answers, expected_answers, strict=True):
+        assert_close(found, expected)
+    for name, expected in expected_gradients.items():
+        # A rounded number may fall on the other side of a ReLU's 0, or make another cell the largest of a pooling.
+        assert np.linalg.norm(gradients[name] - expected) < 5e-3 * np.linalg.norm(expected), name
+
+
+def test_without_gradients_the_same_answers_and_nothing_kept(model):
+    with_gradients, _ = answers_and_gradients(model, 2)
+    with flow.no_grad():
+        answers = model(images(2))
+    for answer, expected in zip(answers, with_gradients, strict=True):
+        np.testing.assert_array_equal(answer.numpy(), expected)
+
+
+def test_the_same_sums_every_time(model):
+    (_, first), (_, again) = (answers_and_gradients(model, 3) for _ in range(2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+
+
+def test_going_back_twice_gives_twice_the_gradients(model):
+    total = sum(each.sum() for each in model(images(1)))
+    total.backward(retain_graph=True)
+    once = [parameter.grad.numpy().copy() for parameter in model.parameters()]
+    total.backward()
+    for parameter, gradient in zip(model.parameters(), once, strict=True):
+        assert_close(parameter.grad.numpy(), 2 * gradient)
+
+
+def test_changed_parameters_are_seen(model):
+    before = model(images(1))[1].numpy()
+    with flow.no_grad():
+        model.head.classification_head.module_list[0].bias.add_(1.0)
+    after = model(images(1))[1].numpy()
+    cells = 38 * 38 * 4
+    np.testing.assert_allclose(after[:, :cells], before[:, :cells] + 1, atol=1e-4)
+    np.testing.assert_array_equal(after[:, cells:], before[:, cells:])
+
+
+def test_frozen_parameters_get_no_gradient(model):
+    for parameter in model.backbone.features.parameters():
+        parameter.requires_grad = False
+    _, gradients = answers_and_gradients(model, 1)
+    assert not any(name.startswith("backbone.features") for name in gradients)
+    assert any(name.startswith("backbone.extra") for name in gradients)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: SSD300(num_classes=3, width=2 * narrow.MAX_WIDTH),
+        lambda: SSD512(num_classes=3, width=0.125),  # conv12_2 has a kernel of 4 x 4
+    ],
+    ids=["wide", "of other layers"],
+)
+def test_what_is_computed_layer_after_layer(other):
+    assert narrow.network_of(other()) is None
