@@ -65,11 +65,11 @@ def steps_of(folder, kind="training"):
     return [row["step"] for row in rows_of(folder, kind)]
 
 
-def assert_same_files(found, expected):
-    found, expected = load_file(found), load_file(expected)
-    assert found.keys() == expected.keys()
+def assert_same_files(path, expected_path):
+    actual, expected = load_file(path), load_file(expected_path)
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
 def test_a_run_of_ssd512_says_what_it_is(ssd512):
@@ -101,17 +101,17 @@ def test_evaluation_inference_and_python_follow_the_file(ssd512, data, tmp_path)
     detector = Detector.load(ssd512 / LAST, "cpu")
     assert detector.model.layout.image_size == 512
     (image,) = (data / "val").iterdir()
-    found = detector(image)
-    assert len(found["boxes"]) == 200
-    most = ("--score-threshold", 0.01, "--max-detections", 200)
-    call(infer, image, "--weights", ssd512 / LAST, *most, "--device", "cpu", "--output-dir", tmp_path / "found")
+    detections = detector(image)
+    assert len(detections["boxes"]) == 200
+    limits = ("--score-threshold", 0.01, "--max-detections", 200)
+    call(infer, image, "--weights", ssd512 / LAST, *limits, "--device", "cpu", "--output-dir", tmp_path / "found")
     rows = json.loads((tmp_path / "found" / "detections.json").read_text())
-    np.testing.assert_allclose([row["score"] for row in rows], found["scores"], atol=1e-5)
+    np.testing.assert_allclose([row["score"] for row in rows], detections["scores"], atol=1e-5)
     call(evaluate, "--weights", ssd512 / LAST, "--data-path", data, *HERE, "--output-dir", tmp_path / "evaluated")
     evaluated = json.loads((tmp_path / "evaluated" / "coco_metrics.json").read_text())
     assert evaluated == json.loads((ssd512 / "coco_metrics.json").read_text())
     rows = json.loads((tmp_path / "evaluated" / "detections.json").read_text())
-    np.testing.assert_allclose([row["score"] for row in rows], found["scores"], atol=1e-4)
+    np.testing.assert_allclose([row["score"] for row in rows], detections["scores"], atol=1e-4)
 
 
 def test_a_batch_of_ssd512_is_looked_into(ssd512, data, tmp_path, capsys):
@@ -132,9 +132,9 @@ def test_a_batch_of_ssd512_is_looked_into(ssd512, data, tmp_path, capsys):
 def test_a_compiled_step_of_ssd512_is_the_eager_one(ssd512, data, tmp_path):
     network = ("--model", "ssd512_vgg16", "--default-boxes", "voc", "-b", 2, "--no-eager")
     call(train, "--data-path", data, *SETTINGS, *network, "--iterations", 1, "--output-dir", tmp_path / "compiled")
-    (found,), expected = rows_of(tmp_path / "compiled"), rows_of(ssd512)[0]
-    for reading in ("localization", "classification", "gradient_norm"):
-        assert found[reading] == pytest.approx(expected[reading], rel=1e-4)
+    (compiled,), expected = rows_of(tmp_path / "compiled"), rows_of(ssd512)[0]
+    for metric in ("localization", "classification", "gradient_norm"):
+        assert compiled[metric] == pytest.approx(expected[metric], rel=1e-4)
 
 
 def counted(data, folder, iterations, *options):

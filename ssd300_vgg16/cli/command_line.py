@@ -1,11 +1,13 @@
 """What the command lines share: how they end, and options that mean the same in each."""
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ssd300_vgg16.data.formats import KINDS
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
@@ -18,7 +20,8 @@ SIGNAL_STATUS = 128  # and the signal's number
 def run(main: Callable[[list[str]], int], name: str) -> None:
     """Call main with the arguments and exit with its status; errors meant for the user come without a traceback."""
     # Lines appear as they are written in a pipe too, and file names that are not text do not end the program.
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         status = main(sys.argv[1:])
     except UserError as error:
@@ -52,11 +55,26 @@ def _say_once(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose help keeps its line breaks and shows defaults where they say something."""
+class _OneSpelling(argparse.RawDescriptionHelpFormatter):
+    """Help that keeps its line breaks, and gives each option once: by its letter and its first long name."""
 
-    def __init__(self, **settings):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spellings = action.option_strings
+        if isinstance(action, argparse.BooleanOptionalAction):  # --this and --no-this
+            return super()._format_action_invocation(action)
+        long = [spelling for spelling in spellings if spelling.startswith("--")][:1]
+        action.option_strings = [spelling for spelling in spellings if not spelling.startswith("--")] + long
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = spellings
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser for options with aliases, no abbreviations, and a help with line breaks."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(formatter_class=_OneSpelling, allow_abbrev=False, **settings)
 
 
 def positive_int(text: str) -> int:

@@ -71,8 +71,8 @@ def _parsed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[dict
     names = {field.name for field in fields(TrainOptions)}
     defaults = {action.dest: action.default for action in parser._actions if action.dest in names}
     # argparse fills in a default only where the name is not there yet.
-    found = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))))
-    return defaults, _with_tuples({name: value for name, value in found.items() if value is not _NOT_GIVEN})
+    values = vars(parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(defaults, _NOT_GIVEN))))
+    return defaults, _with_tuples({name: value for name, value in values.items() if value is not _NOT_GIVEN})
 
 
 def _with_tuples(values: dict) -> dict:
@@ -96,7 +96,8 @@ def _options_of(run: Path) -> dict:
 def _preset_options(defaults: dict, given: dict) -> tuple[dict, list[str]]:
     """The options of the chosen preset, which without any data is "narrow" on generated shapes; and notices."""
     asked = TrainOptions(**{**defaults, **given})
-    chosen, notices = {}, []
+    chosen: dict = {}
+    notices: list[str] = []
     if _is_without_data(asked):
         chosen = {"preset": given.get("preset", "narrow"), "dataset": given.get("dataset", "shapes")}
         notices.append(
@@ -215,11 +216,12 @@ def _problems_of_resuming(options: TrainOptions, resumed: dict, flags: dict[str,
 
 
 def _milestones_beyond_the_end(options: TrainOptions, given: dict) -> list[str]:
-    length = options.iterations or options.epochs
-    beyond = [step for step in options.lr_steps if step >= length]
+    beyond = [step for step in options.lr_steps if step >= options.length]
     if not (beyond and given.get("lr_steps") and options.lr_scheduler == "multistep"):
         return []
-    return [f"--lr-steps {' '.join(map(str, beyond))}: not reached within {length}, the rate is not lowered there."]
+    return [
+        f"--lr-steps {' '.join(map(str, beyond))}: not reached within {options.length}, the rate is not lowered there."
+    ]
 
 
 def _changes(options: TrainOptions, resumed: dict, flags: dict[str, str]) -> list[str]:

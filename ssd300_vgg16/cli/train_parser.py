@@ -1,6 +1,7 @@
 """The parser of train.sh: its options, their types, defaults and help."""
 
 import argparse
+from typing import Any
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.augment import POLICIES
@@ -23,7 +24,7 @@ _PAPER = {
 _PAPER_COCO = {"iterations": 240_000, "lr_steps": [160_000, 200_000], "eval_every": 5}
 _PAPER_VOC = {"dataset": "voc", "iterations": 120_000, "lr_steps": [80_000, 100_000], "eval_every": 10}
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "coco": {
         "help": "the recipe behind 25.1 box AP: 120 epochs, batch 32, SGD, lr 0.002 x batch / 32, steps 80 and 110",
         "options": {},
@@ -51,9 +52,10 @@ PRESETS = {
             "optimizer": "adamw",
             "lr": 1e-3,
             "batch_size": 4,
-            "epochs": 2,
+            "iterations": 1500,
             "lr_scheduler": "cosine",
-            "warmup_steps": 20,
+            "warmup_steps": 100,
+            "clip_norm": 5.0,
             "data_augmentation": "hflip",
             "print_freq": 25,
         },
@@ -61,13 +63,27 @@ PRESETS = {
 }
 
 
-DESCRIPTION = """Train SSD300-VGG16.
+SHORT_HELP = """Train SSD300-VGG16.
 
-    bash train.sh                                  learns generated shapes on any machine, in minutes
-    bash train.sh --data-path /data/coco           the published recipe on COCO
-    bash train.sh --data-path DIR --preset narrow  your own COCO-style data, a small network
-    bash train.sh --data-path VOCdevkit --preset voc300     the paper's run on VOC07+12
-    bash train.sh --pretrained --data-path DIR --epochs 20  your own data, from the published weights
+  bash train.sh                                    to try it: generated shapes, in minutes
+  bash train.sh --data-path DIR --pretrained       your own images, from the published weights
+  bash train.sh --data-path DIR --preset narrow    without a GPU: a small network, from nothing
+  bash train.sh --data-path /data/coco             COCO, the published recipe
+
+The options that matter first:
+  --data-path DIR     the images and their boxes: COCO's JSON, VOC's XML or YOLO's text files
+                          --data-path ~/hardhats
+  --epochs N          how often the network sees each image
+                          --epochs 50
+  -b, --batch-size N  images in a step: fewer if memory runs out, and --lr follows by itself
+                          --batch-size 16
+  --output-dir DIR    where weights, curves and figures go (default: runs/DATE-TIME)
+                          --output-dir runs/hardhats
+  --resume [RUN]      go on with a run that was stopped, by default the newest
+                          --resume runs/hardhats
+
+Is everything in order?  bash train.sh --data-path DIR --check
+All options:             bash train.sh --help-all
 """
 REFERENCE_EPOCHS = 120
 
@@ -77,7 +93,14 @@ NEWEST = ""  # as --resume's RUN
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of train.sh, by the model zoo's names where it has them."""
-    parser = command_line.Parser(prog="train.sh", description=DESCRIPTION, epilog=_preset_help())
+    parser = command_line.Parser(
+        prog="train.sh", usage="bash train.sh [options]", add_help=False, description="Train SSD300-VGG16.",
+        epilog=_preset_help(),
+    )  # fmt: skip
+    parser.add_argument(
+        "-h", "--help", action=_ShortHelp, nargs=0, dest=argparse.SUPPRESS, help="the options that matter first"
+    )
+    parser.add_argument("--help-all", action="help", help="this")
     command_line.add_data_options(parser)
     _add_network_options(parser)
     _add_schedule_options(parser)
@@ -86,6 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     command_line.add_common_options(parser)
     _add_step_options(parser)
     return parser
+
+
+class _ShortHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(SHORT_HELP, end="")
+        parser.exit()
 
 
 def _preset_help() -> str:
@@ -119,7 +148,7 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
         "--load",
         metavar="W",
         help="start from these weights: a file of any format, a run's folder, or a published name "
-        "(python -m ssd300_vgg16.weights list)",
+        "(.venv/bin/python -I -m ssd300_vgg16.weights list)",
     )
     group.add_argument(
         "--pretrained", action="store_true", help="start from the published detector: as --load with its name"
@@ -279,7 +308,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         type=command_line.positive_int,
         default=20,
         metavar="STEPS",
-        help="steps between two readings of the losses (default: %(default)s)",
+        help="steps between two reports of the losses (default: %(default)s)",
     )
     group.add_argument(
         "--eval-every",

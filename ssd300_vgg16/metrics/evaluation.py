@@ -22,6 +22,15 @@ Detect = Callable[[np.ndarray, np.ndarray], list[dict[str, np.ndarray]]]
 DETECTION_COLUMNS = ("boxes", "scores", "labels")
 
 
+# What those who see it for the first time want to know of an evaluation.
+SUMMARY = {
+    "AP50": "how well objects are found where a box that overlaps by half is good enough (1 is perfect)",
+    "AP": "the same for tighter and tighter boxes, 50 % to 95 %: COCO's own figure",
+    "AR_100": "the share of the objects that has a box at all, over the same overlaps",
+    "VOC_mAP": "the VOC challenge's figure",
+}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """metrics of the readable images; results: the detections; unreadable: messages about the others.
@@ -39,6 +48,12 @@ class Evaluation:
         if self.voc is None:
             return self.metrics.table()
         return f"{self.metrics.table(self.voc.columns())}\n\n{self.voc.table()}"
+
+    def summary(self) -> str:
+        """The numbers to look at first, and what they say."""
+        figures = self.figures()
+        rows = [f"  {name:<7} {figures[name]:.3f}  {meaning}" for name, meaning in SUMMARY.items() if name in figures]
+        return "\n".join(rows)
 
     def figures(self) -> dict[str, float]:
         """COCO's twelve numbers by name, and for VOC's data sets its two mAPs."""

@@ -23,13 +23,14 @@ FORMER_PATTERN = "step-*.safetensors"
 class Progress:
     """How far a run has come: steps done, epochs done (evaluation and all), and the best AP so far (-1: none yet).
 
-    readings: those not reported yet, and their names; metrics_length: bytes of metrics.jsonl that go with this
-    checkpoint; data: what `fingerprint` said of the training set.
+    readings: step metrics not reported yet, and their names; metrics_length: bytes of metrics.jsonl that go with
+    this checkpoint; data: what `fingerprint` said of the training set.
     """
 
     step: int = 0
     epoch: int = 0
     best_ap: float = -1.0
+    # The fields' names are keys in checkpoints: another name for this one would make older files unreadable.
     readings: dict[str, list] = field(default_factory=dict)
     metrics_length: int = 0
     data: dict = field(default_factory=dict)
@@ -103,7 +104,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     tensors, header = read_weights(path)
     if "progress" not in header:
         raise UserError(f"{path} holds weights but no state of training: use --load to start from it")
-    parts = {OPTIMIZER_PREFIX: {}, AVERAGE_PREFIX: {}, "": {}}
+    # The empty prefix comes last: every name begins with it.
+    parts: dict[str, dict[str, np.ndarray]] = {OPTIMIZER_PREFIX: {}, AVERAGE_PREFIX: {}, "": {}}
     for name, array in tensors.items():
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = array
@@ -122,7 +124,7 @@ def newest_checkpoint(run: Path) -> tuple[Path, Checkpoint, list[str]] | None:
     Returns its path, its content, and what was wrong with newer ones; None if the run has not written any yet. Raises
     UserError if there are some and none is whole.
     """
-    problems = []
+    problems: list[str] = []
     for path in _candidates(run):
         try:
             return path, load_checkpoint(path), problems

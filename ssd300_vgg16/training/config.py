@@ -1,4 +1,4 @@
-"""What a training is to do, as plain values."""
+"""The configs of a training: plain values, frozen, without OneFlow."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         limit = min((*self.milestones, self.total_steps - 1)) if self.kind == "multistep" else self.total_steps - 1
         object.__setattr__(self, "warmup_steps", max(0, min(self.warmup_steps, limit)))
 
@@ -46,7 +46,7 @@ VGG_STAGES = 5
 
 
 @dataclass(frozen=True)
-class UpdateRule:
+class OptimizerConfig:
     """ "sgd" (momentum, L2 in the gradient) or "adamw" (decoupled weight decay).
 
     Biases learn bias_lr_factor times as fast and decay by bias_weight_decay (None: as everything). The gradient of all
@@ -66,9 +66,9 @@ class UpdateRule:
         return self.bias_lr_factor != 1 or self.bias_weight_decay not in (None, self.weight_decay)
 
 
-def refuse_compiled(rule: UpdateRule, passes: int, batch_size: int, processes: int) -> None:
+def refuse_compiled(config: OptimizerConfig, passes: int, batch_size: int, processes: int) -> None:
     """Raises UserError for what a compiled step cannot do, and single operations can."""
-    if rule.clip_norm is not None and rule.biases_apart:
+    if config.clip_norm is not None and config.biases_apart:
         raise UserError("--clip-norm does not go with --bias-lr-factor or --bias-wd in a compiled step: add --eager")
     if passes > 1 and batch_size % (passes * processes):
         shared = f" over {processes} processes" if processes > 1 else ""
@@ -93,12 +93,12 @@ class SaveEvery:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingConfig:
     """How long to train, and how often to look: print_every counts steps, evaluate_every epochs, keep checkpoints."""
 
     epochs: int
     schedule: Schedule
-    recipe: BatchConfig
+    batch: BatchConfig
     print_every: int
     evaluate_every: int
     save_every: SaveEvery

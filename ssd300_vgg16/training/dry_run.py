@@ -18,29 +18,29 @@ def dry_run(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]
     since = time.perf_counter()
     trainer.evaluate(trainer.weights(), lambda: False, few)
     image_seconds = (time.perf_counter() - since) / len(few.samples)
-    plan = trainer.plan
-    evaluations = -(-plan.epochs // plan.evaluate_every)
-    training, evaluating = step_seconds * plan.schedule.total_steps, image_seconds * validation_images * evaluations
+    config = trainer.config
+    evaluations = -(-config.epochs // config.evaluate_every)
+    training, evaluating = step_seconds * config.schedule.total_steps, image_seconds * validation_images * evaluations
     return [
-        f"step: {step_seconds:.2f} s, {plan.recipe.batch_size / step_seconds:.1f} images/s",
+        f"step: {step_seconds:.2f} s, {config.batch.batch_size / step_seconds:.1f} images/s",
         f"evaluation: {image_seconds:.3f} s an image",
         f"memory: {', '.join(f'{value} MB ({name})' for name, value in memory(trainer.device).items())}",
-        f"checkpoints: {plan.keep} of {_checkpoint_bytes(trainer) / 1e6:.0f} MB",
+        f"checkpoints: {config.keep} of {_checkpoint_bytes(trainer) / 1e6:.0f} MB",
         f"in all, about: {_hours(training)} of training and {_hours(evaluating)} of evaluation",
         "everything works; nothing was written",
     ]
 
 
 def _seconds_per_step(trainer: Trainer) -> float:
-    share = trainer.world.share(trainer.plan.recipe.batch_size)
-    epochs = (training_batches(trainer.samples, trainer.plan.recipe, n, trainer.pool, share=share) for n in count())
+    share = trainer.world.share(trainer.config.batch.batch_size)
+    epochs = (training_batches(trainer.samples, trainer.config.batch, n, trainer.pool, share=share) for n in count())
     batches = chain.from_iterable(epochs)  # an epoch may be a single step
     seconds = 0.0
     for _ in range(2):
         since = time.perf_counter()
         try:
             trainer.train_step(batches)
-            trainer.readings.fetch()
+            trainer.metrics.fetch()
         except NotFinite as error:
             raise UserError(f"{error}. {NOT_FINITE_ADVICE}") from error
         seconds = time.perf_counter() - since

@@ -6,7 +6,7 @@ from pathlib import Path
 from ssd300_vgg16.data.formats import DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
-from ssd300_vgg16.training.config import SaveEvery, UpdateRule
+from ssd300_vgg16.training.config import OptimizerConfig, SaveEvery
 from ssd300_vgg16.weights.locate import LAST, find_weights, is_published_name
 
 NO_WEIGHTS = "none"
@@ -14,7 +14,7 @@ NO_WEIGHTS = "none"
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train.sh` was asked for, presets and resumed runs taken in. Names are those of the options.
+    """The options of `train.sh`, with those of the preset and the resumed run. Names are those of the options.
 
     None stands for what the data, the starting weights or the machine decide. notices: what the user should know.
     """
@@ -37,7 +37,7 @@ class TrainOptions:
     load: str | None
     pretrained: bool
     weights_backbone: str | None
-    trainable_backbone_layers: int | None
+    trainable_backbone_layers: int
     # Schedule
     epochs: int | None
     iterations: int | None
@@ -76,8 +76,15 @@ class TrainOptions:
     notices: tuple[str, ...] = ()
 
     def as_json(self) -> dict:
-        """What options.json keeps, from which `--resume` goes on."""
+        """The content of options.json, which `--resume` reads."""
         return {name: value for name, value in asdict(self).items() if name != "notices"}
+
+    @property
+    def length(self) -> int:
+        """The length of the training: in steps with --iterations, else in epochs."""
+        length = self.iterations or self.epochs
+        assert length is not None  # the command line fills in --epochs where neither is given
+        return length
 
     def source(self) -> DataSource:
         """Where the data is."""
@@ -89,9 +96,9 @@ class TrainOptions:
             strict=self.strict_data,
         )
 
-    def update_rule(self) -> UpdateRule:
+    def optimizer_config(self) -> OptimizerConfig:
         """How a step changes the weights."""
-        return UpdateRule(
+        return OptimizerConfig(
             kind=self.optimizer,
             momentum=self.momentum,
             weight_decay=self.weight_decay,

@@ -8,6 +8,7 @@ import numpy as np
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.loss import multibox_loss
+from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.model import build_model, load_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
@@ -38,7 +39,8 @@ def replay(path: Path, device: str) -> str:
     for number, file in enumerate(header["replay"]["files"]):
         one = slice(number, number + 1)
         targets = flow.from_numpy(offsets[one]).to(device), flow.from_numpy(labels[one]).to(device)
-        losses = multibox_loss(*model(flow.from_numpy(images[one]).to(device)), *targets, normaliser)
+        answers = model(flow.from_numpy(images[one]).to(device))
+        losses = multibox_loss(answers[0], answers[1], *targets, normaliser)
         (losses["localization"] + losses["classification"]).backward()
         values = {part: float(loss.numpy()) for part, loss in losses.items()}
         mark = "" if np.isfinite(list(values.values())).all() else "  <- not finite"
@@ -47,13 +49,13 @@ def replay(path: Path, device: str) -> str:
     return "\n".join([*rows, *_not_finite(model, offsets)])
 
 
-def _not_finite(model, offsets: np.ndarray) -> list[str]:
+def _not_finite(model: SSD, offsets: np.ndarray) -> list[str]:
     """Lines about targets, weights and gradients that are not finite, or one that says all are."""
-    found = []
+    lines = []
     if not np.isfinite(offsets).all():
-        found.append(f"targets: offsets of images {np.flatnonzero(~np.isfinite(offsets).all(axis=(1, 2))).tolist()}")
+        lines.append(f"targets: offsets of images {np.flatnonzero(~np.isfinite(offsets).all(axis=(1, 2))).tolist()}")
     for name, parameter in model.named_parameters():
         for kind, tensor in (("weight", parameter), ("gradient", parameter.grad)):
             if tensor is not None and not np.isfinite(tensor.numpy()).all():
-                found.append(f"{kind}: {name}")
-    return ["not finite:", *(f"  {line}" for line in found)] if found else ["targets, weights and gradients are finite"]
+                lines.append(f"{kind}: {name}")
+    return ["not finite:", *(f"  {line}" for line in lines)] if lines else ["targets, weights and gradients are finite"]

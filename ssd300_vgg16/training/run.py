@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.loader import BatchConfig, samples_with_objects, steps_per_epoch
+from ssd300_vgg16.data.loader import BatchConfig, evaluation_batches, samples_with_objects, steps_per_epoch
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
@@ -28,7 +28,7 @@ from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, defaul
 from ssd300_vgg16.runtime import environment, flow
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
-from ssd300_vgg16.training.config import Plan, Schedule, refuse_compiled
+from ssd300_vgg16.training.config import Schedule, TrainingConfig, refuse_compiled
 from ssd300_vgg16.training.dry_run import dry_run
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.options import TrainOptions
@@ -40,6 +40,9 @@ from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
 from ssd300_vgg16.weights.recognise import Weights, read_as_ssd
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
 from ssd300_vgg16.weights.transfer import start_from, trunk_of
+
+# Images that a network which starts from nothing is centred on, at most.
+INITIALISATION_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def run(options: TrainOptions) -> int:
         print(replay(Path(options.replay), resolve_device(options.device)))
         return 0
     if options.test_only:
-        weights = Path(options.load or options.resume)
+        weights = Path(options.load or options.resume or "")  # the command line refuses --test-only without either
         return evaluate_weights(weights, options.source(), options.device, options.batch_size, options.workers)
     return train(options)
 
@@ -77,9 +80,15 @@ def train(options: TrainOptions) -> int:
     world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
     weights = None if options.resume else _starting_weights(options)
-    options = _settled(options, train_set, weights)
-    variant = variant_of(options.model, options.default_boxes)
-    description = ModelDescription(options.num_classes, options.width, train_set.categories, variant)
+    description = _description(options, train_set, weights)
+    # options.json keeps what was settled: a run that goes on must not ask the data or the weights again.
+    options = replace(
+        options,
+        num_classes=description.num_classes,
+        model=description.variant.model,
+        default_boxes=description.variant.boxes,
+        width=description.width,
+    )
     setup = Setup(options, train_set, val_set, description, world, device, eager)
     with WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
         folder = Path(options.resume or "")
@@ -95,7 +104,7 @@ def train(options: TrainOptions) -> int:
         world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}")
         evaluation = _run(trainer, world)
     if world.is_first:
-        _finish(folder, evaluation)
+        _finish(folder, evaluation, len(val_set.samples))
     world.barrier()
     return 0
 
@@ -107,7 +116,7 @@ def _device_and_step(options: TrainOptions, world: World) -> tuple[str, bool]:
     if options.amp and (eager or device == "cpu"):
         raise UserError("--amp: half precision is for the compiled step on a GPU")
     if not eager:
-        refuse_compiled(options.update_rule(), options.accumulate, options.batch_size, world.world_size)
+        refuse_compiled(options.optimizer_config(), options.accumulate, options.batch_size, world.world_size)
     return device, eager
 
 
@@ -130,31 +139,31 @@ def _starting_weights(options: TrainOptions) -> Weights | None:
     return weights if options.whole_detector() else trunk_of(weights)
 
 
-def _settled(options: TrainOptions, train_set: Dataset, weights: Weights | None) -> TrainOptions:
-    """The options with what was left open of the network: as in the weights that it starts from, or the data."""
+def _description(options: TrainOptions, train_set: Dataset, weights: Weights | None) -> ModelDescription:
+    """The network to train: as the options say, else as in the weights that it starts from, else as the data needs."""
     theirs = weights.description if weights else None
     if theirs:
         model, boxes, width = theirs.variant.model, theirs.variant.boxes, theirs.width
     else:
         model, boxes, width = SSD300_VGG16.model, "voc" if options.dataset == "voc" else "coco", 1.0
-    return replace(
-        options,
-        num_classes=options.num_classes or train_set.num_classes,
-        model=options.model or model,
-        default_boxes=options.default_boxes or boxes,
-        width=width if options.width is None else options.width,
+    return ModelDescription(
+        options.num_classes or train_set.num_classes,
+        width if options.width is None else options.width,
+        train_set.categories,
+        variant_of(options.model or model, options.default_boxes or boxes),
     )
 
 
 def _trainer(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
     options, world = setup.options, setup.world
     samples = samples_with_objects(setup.train_set.samples)
-    plan = _plan(options, samples, setup.description.variant.layout)
+    config = _training_config(options, samples, setup.description.variant.layout)
     checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
-    model = _network(setup, checkpoint, weights).to(setup.device)
+    model = _network(setup, checkpoint, weights, pool).to(setup.device)
     freeze_backbone(model, options.trainable_backbone_layers)
-    rule = options.update_rule()
-    step = make_step(model, rule, plan.schedule, world, options.accumulate, options.amp, setup.eager)
+    step = make_step(
+        model, options.optimizer_config(), config.schedule, world, options.accumulate, options.amp, setup.eager
+    )
     step.restore(checkpoint.optimizer)
     average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
     if average and checkpoint.average:
@@ -165,7 +174,7 @@ def _trainer(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPo
         description=setup.description,
         step=step,
         average=average,
-        plan=plan,
+        config=config,
         samples=samples,
         pool=pool,
         evaluate=_evaluator(setup, pool),
@@ -175,18 +184,18 @@ def _trainer(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPo
     )
 
 
-def _plan(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout) -> Plan:
+def _training_config(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout) -> TrainingConfig:
     steps = steps_per_epoch(len(samples), options.batch_size)
-    in_steps = 1 if options.iterations else steps  # what --lr-steps count
+    in_steps = 1 if options.iterations else steps  # what --lr-steps and the length count
     schedule = Schedule(
         kind=options.lr_scheduler,
         base_lr=options.lr,
-        total_steps=options.iterations or options.epochs * steps,
+        total_steps=options.length * in_steps,
         warmup_steps=options.warmup_steps,
         milestones=tuple(milestone * in_steps for milestone in options.lr_steps),
         gamma=options.lr_gamma,
     )
-    recipe = BatchConfig(
+    batch = BatchConfig(
         batch_size=options.batch_size,
         augmentation=options.data_augmentation,
         seed=options.seed,
@@ -194,10 +203,10 @@ def _plan(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout
         image_size=layout.image_size,
         strict=options.strict_data,
     )
-    return Plan(
+    return TrainingConfig(
         epochs=math.ceil(schedule.total_steps / steps),
         schedule=schedule,
-        recipe=recipe,
+        batch=batch,
         print_every=options.print_freq,
         evaluate_every=options.eval_every,
         save_every=options.save_interval(),
@@ -209,36 +218,47 @@ def _checkpoint_to_go_on_from(options: TrainOptions, train_set: Dataset, world: 
     """The checkpoint that --resume means, if there is one and it is of a training on this data."""
     if not options.resume:
         return None
-    found = newest_checkpoint(Path(options.resume))
-    if found is None:
+    newest = newest_checkpoint(Path(options.resume))
+    if newest is None:
         world.say(f"{options.resume} has no checkpoint yet: starting it from the beginning.")
         return None
-    path, checkpoint, problems = found
+    path, checkpoint, problems = newest
     world.say(*(f"{problem}: going on from {path.name}, the one before." for problem in problems))
     before, now = checkpoint.progress.data, train_set.fingerprint()
     if before and before != now:
         raise UserError(
             f"--resume {options.resume}: the training data differs. The run had {before['images']} images with "
             f"{before['objects']} objects (sha256 {before['sha256'][:8]}), now there are {now['images']} with "
-            f"{now['objects']} ({now['sha256'][:8]}). Bring it back, or begin a new run with --load {path}"
+            f"{now['objects']} ({str(now['sha256'])[:8]}). Bring it back, or begin a new run with --load {path}"
         )
     return checkpoint
 
 
-def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None) -> SSD:
+def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool: WorkerPool) -> SSD:
     """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
     options = setup.options
     flow.manual_seed(options.seed)
     model = build_model(setup.description)
     if checkpoint.model:
-        load_tensors(model, checkpoint.model, Path(options.resume))
+        load_tensors(model, checkpoint.model, Path(options.resume or ""))
     elif weights := weights or _starting_weights(options):
         start = start_from(weights, setup.description, model_tensors(model))
         load_tensors(model, start.tensors, weights.path)
         setup.world.say(start.table)
     else:
-        initialise_from_scratch(model)
+        initialise_from_scratch(model, _some_images(setup, pool))
+        # Another number of threads rounds otherwise, and all processes have to begin with the same weights.
+        tensors = {name: setup.world.broadcast(array) for name, array in sorted(model_tensors(model).items())}
+        load_tensors(model, tensors, Path("the first process's weights"))
     return model
+
+
+def _some_images(setup: Setup, pool: WorkerPool) -> np.ndarray:
+    """Training images from all over the set, as the network takes them: uint8 [B, 3, S, S]."""
+    samples = samples_with_objects(setup.train_set.samples)
+    some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]
+    size = setup.description.variant.layout.image_size
+    return np.concatenate([batch.images for batch in evaluation_batches(some, len(some), size, pool)])
 
 
 def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | None]:
@@ -249,7 +269,7 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
 
     def evaluate_weights(
         weights: dict[str, np.ndarray], stopping: Callable[[], bool], dataset: Dataset = setup.val_set
-    ):
+    ) -> Evaluation | None:
         # The moving average is the first process's alone.
         shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
         load_tensors(detector.model, shared, Path("the weights in training"))
@@ -340,11 +360,12 @@ def _dry_run(trainer: Trainer, setup: Setup) -> int:
     return 0
 
 
-def _finish(folder: Path, evaluation: Evaluation | None) -> None:
-    if evaluation is not None:
-        print(evaluation.table())
-        write_json(folder / "coco_metrics.json", evaluation.as_json())
-    else:
+def _finish(folder: Path, evaluation: Evaluation | None, images: int) -> None:
+    if evaluation is None:
         print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
-    command = f"bash infer.sh --weights {shlex.quote(str(folder))}"
-    print(f"Curves, metrics and weights are in {folder}. See it detect:\n  {command}")
+    else:
+        write_json(folder / "coco_metrics.json", evaluation.as_json())
+        print(f"\nOn {images:,} images that it was not trained on:\n{evaluation.summary()}")
+    weights = shlex.quote(str(folder))
+    print(f"\nCurves and weights are in {folder}. See what it detects, and its figures for each class:")
+    print(f"  bash infer.sh --weights {weights}\n  bash eval.sh --weights {weights}")

@@ -68,7 +68,7 @@ def newest_run() -> Path:
     if not folders:
         raise UserError(
             f"no run with weights in {RUNS.absolute()}: train first (bash train.sh), or give --weights, "
-            "which also takes names of published ones (python -m ssd300_vgg16.weights list)"
+            "which also takes names of published ones (.venv/bin/python -I -m ssd300_vgg16.weights list)"
         )
     return max(folders, key=lambda folder: find_weights(folder).stat().st_mtime)
 

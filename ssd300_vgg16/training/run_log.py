@@ -1,4 +1,4 @@
-"""A run's figures while it goes on: a line of metrics.jsonl and points in TensorBoard for each reading."""
+"""A run's figures while it goes on: a line of metrics.jsonl and points in TensorBoard for each report."""
 
 import contextlib
 import io
@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tensorboardX.event_file_writer import EventsWriter
@@ -39,7 +40,7 @@ def draw_curves(folder: Path) -> None:
     write_atomically(folder / CURVES, content.getvalue())
 
 
-def _plot(axes, rows: list[dict], names: tuple[str, ...], title: str, marker: str | None = None) -> None:
+def _plot(axes: Axes, rows: list[dict], names: tuple[str, ...], title: str, marker: str | None = None) -> None:
     for name in names:
         axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, marker=marker)
     axes.set(title=title, xlabel="step")
@@ -67,7 +68,7 @@ class RunLog:
             )
 
     def add(self, kind: str, step: int, **values: float | str | None) -> None:
-        """Write one reading; numbers go to TensorBoard too. Raises UserError if the disk is full."""
+        """Write one line of figures; numbers go to TensorBoard too. Raises UserError if the disk is full."""
         try:
             self._write((json.dumps({"kind": kind, "step": step, **values}) + "\n").encode())
             for name, value in values.items():

@@ -5,6 +5,7 @@ batch: losses are divided by the positives of the whole batch, and gradients are
 """
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,12 +13,16 @@ from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.config import Schedule, UpdateRule
+from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.optimizer import make_optimizer, oneflow_scheduler
 
-# What a step tells of itself, in this order.
-READINGS = ("localization", "classification", "gradient_norm")
+if TYPE_CHECKING:
+    import oneflow as flow
+else:
+    from ssd300_vgg16.runtime import flow
+
+# What each step measures, in this order.
+STEP_METRICS = ("localization", "classification", "gradient_norm")
 STEP = "step"
 # What a graph calls its own state and an optimizer's tensors, and what we and the optimizer itself call them.
 GRAPH_STATE = {
@@ -36,16 +41,16 @@ HALF_SCALED = {"init_scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.
 
 
 class NotFinite(Exception):
-    """A step whose losses or gradients are not finite; `readings` float32 [R] are in the order of READINGS."""
+    """A step whose losses or gradients are not finite; `metrics` float32 [R] are in the order of STEP_METRICS."""
 
-    def __init__(self, readings: np.ndarray, step: int):
-        super().__init__(readings, step)
-        self.readings = readings
+    def __init__(self, metrics: np.ndarray, step: int):
+        super().__init__(metrics, step)
+        self.metrics = metrics
         self.step = step
 
     def __str__(self) -> str:
         # Without the gradient's norm where that is not read.
-        values = zip(READINGS, self.readings.tolist(), strict=False)
+        values = zip(STEP_METRICS, self.metrics.tolist(), strict=False)
         return f"step {self.step + 1} is not finite: {', '.join(f'{name} is {value}' for name, value in values)}"
 
 
@@ -53,7 +58,7 @@ def _parts(batch: TrainingBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return batch.images, batch.offsets, batch.labels
 
 
-def _norm(tensors: list):
+def _norm(tensors: list[flow.Tensor]) -> flow.Tensor:
     """The Euclidean norm of all numbers in tensors of one device, as a scalar tensor there."""
     if tensors[0].is_cuda:
         return flow.sqrt(flow.stack([flow._C.square(tensor).sum() for tensor in tensors]).sum())
@@ -65,51 +70,54 @@ class EagerStep:
     """The step op by op. On the CPU it is the faster one, because `network.cpu` can serve in it.
 
     Calling it with a part of a batch, and the positives of the whole batch, trains the model one step and returns
-    the READINGS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.
+    the STEP_METRICS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.
     """
 
-    def __init__(self, model: SSD, rule: UpdateRule, schedule: Schedule, world: World, passes: int = 1):
+    def __init__(self, model: SSD, config: OptimizerConfig, schedule: Schedule, world: World, passes: int = 1):
         self.model = model
-        self.optimizer = make_optimizer(rule, model, schedule.base_lr)
-        self.rule = rule
+        self.optimizer = make_optimizer(config, model, schedule.base_lr)
+        self.config = config
         self.schedule = schedule
         self.world = world
         self.passes = passes
-        self.readings = READINGS
+        self.metric_names = STEP_METRICS
         self.steps = 0
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def __call__(self, batch: TrainingBatch, positives: int):
+    def __call__(self, batch: TrainingBatch, positives: int) -> flow.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch, positives)
         gradients = [parameter.grad for parameter in self._trainable]
         losses = self._sum_over_processes(losses, gradients)
         norm = _norm(gradients)
-        readings = flow.cat([losses, norm.reshape(1)])
-        if not np.isfinite(readings.numpy()).all():
-            raise NotFinite(readings.numpy(), self.steps)
-        if self.rule.clip_norm is not None:
-            factor = self.rule.clip_norm / (norm + 1e-6)
+        metrics = flow.cat([losses, norm.reshape(1)])
+        if not np.isfinite(metrics.numpy()).all():
+            raise NotFinite(metrics.numpy(), self.steps)
+        if self.config.clip_norm is not None:
+            # The small term keeps gradients of zero from being divided by zero.
+            factor = self.config.clip_norm / (norm + 1e-6)
             for gradient in gradients:
                 gradient.mul_(factor.clamp(max=1.0))
         self._update()
-        return readings
+        return metrics
 
-    def _backward(self, batch: TrainingBatch, positives: int):
+    def _backward(self, batch: TrainingBatch, positives: int) -> flow.Tensor:
         """Gradients of all parameters, and the losses [2], of this process's images alone."""
         device = self._trainable[0].device
         normaliser = flow.tensor(float(max(1, positives)), dtype=flow.float32, device=device)
         total = flow.zeros(2, device=device)
         for images, target_offsets, target_labels in _passes(batch, self.passes):
             targets = flow.from_numpy(target_offsets).to(device), flow.from_numpy(target_labels).to(device)
-            losses = multibox_loss(*self.model(flow.from_numpy(images).to(device)), *targets, normaliser)
+            offsets, logits = self.model(flow.from_numpy(images).to(device))
+            losses = multibox_loss(offsets, logits, *targets, normaliser)
             (losses["localization"] + losses["classification"]).backward()
             total += flow.stack([losses["localization"], losses["classification"]]).detach()
         return total
 
-    def _sum_over_processes(self, losses, gradients: list):
+    def _sum_over_processes(self, losses: flow.Tensor, gradients: list[flow.Tensor]) -> flow.Tensor:
         if self.world.world_size == 1:
             return losses
+        # One all_reduce of everything: many small ones would cost a round trip each.
         flat = flow.cat([losses, *(gradient.reshape(-1) for gradient in gradients)])
         flow.comm.all_reduce(flat)
         start = len(losses)
@@ -127,12 +135,12 @@ class EagerStep:
 
     def state(self) -> dict[str, np.ndarray]:
         """ "step" and "PARAMETER-SLOT" to arrays."""
-        found = {STEP: np.array(self.steps)}
+        state = {STEP: np.array(self.steps)}
         for name, parameter in self.model.named_parameters():
             for slot, key in SLOTS.items():
                 if key in self.optimizer._state.get(parameter, {}):
-                    found[f"{name}-{slot}"] = self.optimizer._state[parameter][key].numpy()
-        return found
+                    state[f"{name}-{slot}"] = self.optimizer._state[parameter][key].numpy()
+        return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a `state`."""
@@ -154,7 +162,7 @@ def _passes(batch: TrainingBatch, passes: int) -> Iterator[tuple[np.ndarray, ...
 class _Graph(flow.nn.Graph):
     """Network, loss, backward and update, compiled; over several processes on global tensors."""
 
-    def __init__(self, model: SSD, optimizer, schedule: Schedule, passes: int, amp: bool):
+    def __init__(self, model: SSD, optimizer: flow.optim.Optimizer, schedule: Schedule, passes: int, amp: bool) -> None:
         super().__init__()
         self.model = model
         self.passes = passes
@@ -168,7 +176,13 @@ class _Graph(flow.nn.Graph):
         if passes > 1:
             self.config.set_gradient_accumulation_steps(passes)
 
-    def build(self, images, target_offsets, target_labels, normaliser):
+    def build(
+        self,
+        images: flow.Tensor,
+        target_offsets: flow.Tensor,
+        target_labels: flow.Tensor,
+        normaliser: flow.Tensor,
+    ) -> tuple[flow.Tensor, ...]:
         offsets, logits = self.model(images)
         losses = multibox_loss(offsets, logits, target_offsets, target_labels, normaliser.max())
         # OneFlow takes the mean of the passes' gradients; theirs is the sum.
@@ -180,14 +194,14 @@ class _Graph(flow.nn.Graph):
         return self._whole(parts), self._whole(flow.sqrt(flow.stack(squares).sum()))
 
     @staticmethod
-    def _whole(tensor):
+    def _whole(tensor: flow.Tensor) -> flow.Tensor:
         return tensor.to_global(sbp=flow.sbp.broadcast) if tensor.is_global else tensor
 
 
 class GraphStep:
     """As EagerStep, compiled at the first call, with no transfer to the host inside: the one for GPUs.
 
-    An update whose gradients are not finite is left out, and the readings say so; nothing is raised. Every batch has
+    An update whose gradients are not finite is left out, and the metrics say so; nothing is raised. Every batch has
     to have the shapes of the first. With amp, products run in half precision. The gradient norm is not read with amp,
     nor with several passes. What `refuse_compiled` refuses, it cannot do.
     """
@@ -195,7 +209,7 @@ class GraphStep:
     def __init__(
         self,
         model: SSD,
-        rule: UpdateRule,
+        config: OptimizerConfig,
         schedule: Schedule,
         world: World,
         passes: int = 1,
@@ -208,19 +222,19 @@ class GraphStep:
         if world.world_size > 1:
             self.placement = flow.placement(self.device.type, ranks=list(range(world.world_size)))
             model.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
-        self._graph = _Graph(model, make_optimizer(rule, model, schedule.base_lr), schedule, passes, amp)
+        self._graph = _Graph(model, make_optimizer(config, model, schedule.base_lr), schedule, passes, amp)
         if world.world_size > 1:
             _kept.append(self._graph)
-        self.readings = READINGS if self._graph.reads_norm else READINGS[:2]
+        self.metric_names = STEP_METRICS if self._graph.reads_norm else STEP_METRICS[:2]
 
-    def __call__(self, batch: TrainingBatch, positives: int):
+    def __call__(self, batch: TrainingBatch, positives: int) -> flow.Tensor:
         normaliser = np.full(len(batch.images), max(1, positives), dtype=np.float32)
-        found = self._graph(*map(self._placed, (*_parts(batch), normaliser)))
-        losses, *norm = [tensor.to_local() if self.world.world_size > 1 else tensor for tensor in found]
+        outputs = self._graph(*map(self._placed, (*_parts(batch), normaliser)))
+        losses, *norm = [tensor.to_local() if self.world.world_size > 1 else tensor for tensor in outputs]
         # The passes' losses come one after the other.
         return flow.cat([losses.reshape(-1, 2).sum(dim=0), *(tensor.reshape(1) for tensor in norm)])
 
-    def _placed(self, array: np.ndarray):
+    def _placed(self, array: np.ndarray) -> flow.Tensor:
         tensor = flow.from_numpy(array)
         if self.world.world_size > 1:
             return tensor.to(self.device).to_global(placement=self.placement, sbp=flow.sbp.split(0))
@@ -228,12 +242,12 @@ class GraphStep:
 
     def state(self) -> dict[str, np.ndarray]:
         """ "step", "PARAMETER-SLOT", and with amp the loss scale's, to arrays."""
-        found, names = {}, {graph: ours for ours, graph in self._state_names().items()}
+        state, names = {}, {graph: ours for ours, graph in self._state_names().items()}
         for name, tensor in self._graph.state_dict().items():
             if isinstance(tensor, flow.Tensor) and (name in names or not name.startswith(GRAPHS_OWN)):
                 array = (tensor.to_local() if tensor.is_global else tensor).numpy()
-                found[names.get(name, name.removeprefix("model."))] = array.reshape(()) if name in names else array
-        return found
+                state[names.get(name, name.removeprefix("model."))] = array.reshape(()) if name in names else array
+        return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a `state`; only before the first call."""
@@ -258,9 +272,9 @@ class GraphStep:
 
 
 def make_step(
-    model: SSD, rule: UpdateRule, schedule: Schedule, world: World, passes: int, amp: bool, eager: bool
+    model: SSD, config: OptimizerConfig, schedule: Schedule, world: World, passes: int, amp: bool, eager: bool
 ) -> GraphStep | EagerStep:
     """The kind of step asked for."""
     if eager:
-        return EagerStep(model, rule, schedule, world, passes)
-    return GraphStep(model, rule, schedule, world, passes, amp)
+        return EagerStep(model, config, schedule, world, passes)
+    return GraphStep(model, config, schedule, world, passes, amp)

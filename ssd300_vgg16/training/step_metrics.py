@@ -1,16 +1,21 @@
-"""What the steps since the last report have told: their losses, and how fast they were."""
+"""Step metrics since the last report: the losses, and how fast the steps were."""
 
 import resource
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.step import NotFinite
 
+if TYPE_CHECKING:
+    import oneflow as flow
+else:
+    from ssd300_vgg16.runtime import flow
 
-class Readings:
-    """Readings of steps, left on the device until someone asks; `values` [N][R] are those already fetched.
+
+class StepMetrics:
+    """Metrics of steps, left on the device until someone asks; `values` [N][R] are those already fetched.
 
     A checkpoint in the middle of a report keeps `values`, so that a run that goes on from it reports the same.
     """
@@ -18,17 +23,18 @@ class Readings:
     def __init__(self, names: tuple[str, ...], values: list[list[float]]):
         self.names = names
         self.values = list(values)
-        self._on_device = []
+        self._on_device: list[tuple[int, flow.Tensor]] = []
 
-    def add(self, step: int, readings) -> None:
-        """Take the readings [R] of a step, a tensor."""
-        self._on_device.append((step, readings))
+    def add(self, step: int, metrics: flow.Tensor) -> None:
+        """Take the metrics [R] of a step."""
+        self._on_device.append((step, metrics))
 
     def fetch(self) -> None:
-        """Get all values from the device; raises NotFinite with the first step whose readings are not finite."""
+        """Get all values from the device; raises NotFinite with the first step whose metrics are not finite."""
         if not self._on_device:
             return
-        fetched = flow.stack([readings for _, readings in self._on_device]).numpy()
+        # One transfer for all steps since the last report: each one makes the host wait for the device.
+        fetched = flow.stack([metrics for _, metrics in self._on_device]).numpy()
         for (step, _), row in zip(self._on_device, fetched, strict=True):
             if not np.isfinite(row).all():
                 raise NotFinite(row, step)
@@ -70,7 +76,7 @@ class Pace:
 
 
 def memory(device: str) -> dict[str, int]:
-    """Memory in MB: the most that this process has had in main memory, and what all of the GPU's users have there."""
+    """Memory in MB: this process's maximum so far in main memory, and what all users of the GPU have there now."""
     used = {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
     if device != "cpu":
         used["gpu_memory_mb"] = round(flow._oneflow_internal.GetCUDAMemoryUsed())

@@ -1,5 +1,6 @@
 """The training loop: steps, reports, evaluations, checkpoints, and an end in good order whatever happens."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,12 +18,12 @@ from ssd300_vgg16.metrics.evaluation import Evaluation, Interrupted
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.signals import STOP_SIGNALS, StopRequest
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
-from ssd300_vgg16.training.config import Plan
+from ssd300_vgg16.training.config import TrainingConfig
 from ssd300_vgg16.training.optimizer import MovingAverage
 from ssd300_vgg16.training.replay import save_replay
 from ssd300_vgg16.training.run_log import RunLog, draw_curves
 from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
-from ssd300_vgg16.training.step_metrics import Pace, Readings, memory
+from ssd300_vgg16.training.step_metrics import Pace, StepMetrics, memory
 from ssd300_vgg16.weights.locate import BEST
 from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
@@ -31,6 +32,7 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 # It takes another data set than that as a third argument.
 Evaluate = Callable[..., Evaluation | None]
 
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
 NOT_FINITE_ADVICE = (
     "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
@@ -49,7 +51,7 @@ class Trainer:
     description: ModelDescription
     step: GraphStep | EagerStep
     average: MovingAverage | None
-    plan: Plan
+    config: TrainingConfig
     samples: Sequence[Sample]
     pool: WorkerPool
     evaluate: Evaluate
@@ -59,16 +61,16 @@ class Trainer:
     log: RunLog | None = None
     stop: StopRequest = field(default_factory=StopRequest)
 
-    def __post_init__(self):
-        self.steps_per_epoch = steps_per_epoch(len(self.samples), self.plan.recipe.batch_size)
-        # A run that goes on with another kind of step may read other things of it.
-        kept = self.progress.readings if self.progress.readings.get("names") == list(self.step.readings) else {}
-        self.readings = Readings(self.step.readings, kept.get("values", []))
-        self.pace = Pace(self.plan.recipe.batch_size)
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = steps_per_epoch(len(self.samples), self.config.batch.batch_size)
+        # Metrics kept by another kind of step do not fit: a compiled one may have no gradient norm.
+        kept = self.progress.readings if self.progress.readings.get("names") == list(self.step.metric_names) else {}
+        self.metrics = StepMetrics(self.step.metric_names, kept.get("values", []))
+        self.pace = Pace(self.config.batch.batch_size)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def train(self) -> Evaluation | None:
-        """Train to the end of the plan, from `progress` on; returns the last evaluation, if there was one.
+        """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
 
         A signal ends with a checkpoint of the last whole step and Stopped; so does, as UserError, trouble with the
         data. A loss that is not finite raises UserError too and leaves the former checkpoint as it is.
@@ -77,7 +79,7 @@ class Trainer:
         with self.stop:
             if self.progress.step == 0:
                 self._save()  # a run that goes on is not given --load again; and a disk that is full is told at once
-            for epoch in range(self._first_epoch(), self.plan.epochs):
+            for epoch in range(self._first_epoch(), self.config.epochs):
                 try:
                     self._train_epoch(epoch)
                     evaluation = self._end_epoch(epoch) or evaluation
@@ -87,7 +89,7 @@ class Trainer:
 
     def _first_epoch(self) -> int:
         """The epoch to go on in: one that was the last of a shorter run, and so done in part, is not over yet."""
-        if self.progress.step >= self.plan.schedule.total_steps:
+        if self.progress.step >= self.config.schedule.total_steps:
             return self.progress.epoch
         return min(self.progress.epoch, self.progress.step // self.steps_per_epoch)
 
@@ -95,18 +97,19 @@ class Trainer:
         self.model.train()
         begun = epoch * self.steps_per_epoch
         start = self.progress.step - begun
-        steps = min(self.steps_per_epoch, self.plan.schedule.total_steps - begun)  # the last epoch may be a part of one
-        share = self.world.share(self.plan.recipe.batch_size)
-        batches = training_batches(self.samples, self.plan.recipe, epoch, self.pool, start, share)
-        name = f"epoch {epoch + 1}/{self.plan.epochs}"
+        # The last epoch may be a part of one.
+        steps = min(self.steps_per_epoch, self.config.schedule.total_steps - begun)
+        share = self.world.share(self.config.batch.batch_size)
+        batches = training_batches(self.samples, self.config.batch, epoch, self.pool, start, share)
+        name = f"epoch {epoch + 1}/{self.config.epochs}"
         hidden = None if self.world.is_first else True
         self.pace.take()
-        with tqdm(total=steps, initial=start, desc=name, unit="step", disable=hidden, leave=False) as bar:
+        with tqdm(total=steps, initial=start, desc=name, bar_format=BAR, disable=hidden, leave=False) as bar:
             for number in range(start + 1, steps + 1):
                 self.train_step(batches)
                 bar.update()
-                if number % self.plan.print_every == 0 or number == steps:
-                    self._report(f"{name} step {number}/{steps}")
+                if number % self.config.print_every == 0 or number == steps:
+                    self._report(f"{name} step {number}/{steps}", bar)
 
     def train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One step on the next batch; all processes end here together if one of them has to."""
@@ -116,7 +119,8 @@ class Trainer:
         for message in batch.unreadable if batch else ():
             tqdm.write(f"skipped: {message}")
         positives = self._agree(batch, trouble)
-        self.readings.add(self.progress.step, self.step(batch, positives))
+        assert batch is not None  # without one, _agree has raised what kept it from being made
+        self.metrics.add(self.progress.step, self.step(batch, positives))
         self.pace.add(waited)
         self.progress = replace(self.progress, step=self.progress.step + 1)
         if self.average:
@@ -127,42 +131,43 @@ class Trainer:
         asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
         due = self.log is not None and self._save_is_due()  # the first process's clock counts
-        *asked, troubled, due, positives = self.world.all_reduce(*asked, trouble is not None, due, positives)
-        if any(asked) or troubled or due:
+        *stops, troubled, someone_due, total = self.world.all_reduce(*asked, trouble is not None, due, positives)
+        if any(stops) or troubled or someone_due:
             self._save()
-        if any(asked) or troubled:
+        if any(stops) or troubled:
             self.world.barrier()  # whoever leaves while another saves would have that one killed
         if trouble is not None:
             raise trouble
         if troubled:
             raise UserError("stopped with the process that had trouble with the data")
-        for number, processes in zip(STOP_SIGNALS, asked, strict=True):
+        for number, processes in zip(STOP_SIGNALS, stops, strict=True):
             if processes:
                 raise Stopped(number)
-        return int(positives)
+        return int(total)
 
-    def _report(self, where: str) -> None:
-        """Fetch the readings from the device, check, print and keep them."""
-        means = self.readings.take_means()
-        if not self.world.is_first:
+    def _report(self, where: str, bar: tqdm) -> None:
+        """Fetch the step metrics from the device, check, show and keep them."""
+        means = self.metrics.take_means()  # in all processes, so that all see a loss that is not finite
+        if self.log is None:
             return
-        rate = self.plan.schedule.learning_rate(self.progress.step - 1)
+        rate = self.config.schedule.learning_rate(self.progress.step - 1)
         pace = self.pace.take()
-        steps_left = self.plan.schedule.total_steps - self.progress.step
-        left = steps_left * self.plan.recipe.batch_size / pace["images_per_second"]
+        steps_left = self.config.schedule.total_steps - self.progress.step
+        left = steps_left * self.config.batch.batch_size / pace["images_per_second"]
         pace = {name: float(f"{value:.4g}") for name, value in pace.items()}
         figures = {**means, "lr": rate, **pace, "seconds_left": round(left), **memory(self.device)}
         self.log.add("training", self.progress.step, **figures)
         parts = {part: means[part] for part in ("localization", "classification")}
+        loss, speed = f"loss {sum(parts.values()):.3f}", f"{pace['images_per_second']:.1f} images/s"
+        bar.set_postfix_str(f"{loss}, {speed}, {_duration(left)} left in all")
+        if sys.stdout.isatty() and not bar.disable:
+            return  # the bar says it; whoever keeps the output in a file gets lines
         listed = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
-        tqdm.write(
-            f"{where}: loss {sum(parts.values()):.3f} ({listed}), lr {rate:.2e}, "
-            f"{pace['images_per_second']:.1f} images/s, {_duration(left)} left"
-        )
+        tqdm.write(f"{where}: {loss} ({listed}), lr {rate:.2e}, {speed}, {_duration(left)} left")
 
     def _end_epoch(self, epoch: int) -> Evaluation | None:
         evaluation = None
-        if epoch + 1 == self.plan.epochs or (epoch + 1) % self.plan.evaluate_every == 0:
+        if epoch + 1 == self.config.epochs or (epoch + 1) % self.config.evaluate_every == 0:
             self._save()  # an evaluation that is interrupted is made up for by the run that goes on
             evaluation = self._evaluate(epoch)
         self.progress = replace(self.progress, epoch=epoch + 1)
@@ -178,14 +183,14 @@ class Trainer:
         except Interrupted:
             self._agree(None, None)
             raise
-        if evaluation is None:
+        if evaluation is None or self.log is None:
             return None
         for message in evaluation.unreadable:
             tqdm.write(f"left out: {message}")
         figures = evaluation.figures()
         self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **figures)
         named = ", ".join(f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if name in figures)
-        tqdm.write(f"epoch {epoch + 1}/{self.plan.epochs}: {named}")
+        tqdm.write(f"epoch {epoch + 1}/{self.config.epochs}: {named}")
         if figures["AP"] >= self.progress.best_ap:
             self.progress = replace(self.progress, best_ap=figures["AP"])
             extra = {"step": self.progress.step, "metrics": figures}
@@ -198,18 +203,18 @@ class Trainer:
 
     def _save_is_due(self) -> bool:
         since = self.progress.step - self._saved_step, time.monotonic() - self._saved_at
-        return self.plan.save_every.is_due(*since)
+        return self.config.save_every.is_due(*since)
 
     def _save(self) -> None:
         """Write the last checkpoint; not before it is known that all losses up to it were finite."""
-        self.readings.fetch()  # in all processes, which end together if it raises NotFinite
-        if self.log is None:  # not the first process, or a rehearsal
+        self.metrics.fetch()  # in all processes, which end together if it raises NotFinite
+        if self.log is None:  # not the first process, or a dry run
             return
-        readings = {"names": list(self.readings.names), "values": self.readings.values}
-        self.progress = replace(self.progress, readings=readings, metrics_length=self.log.sync())
+        unreported: dict[str, list] = {"names": list(self.metrics.names), "values": self.metrics.values}
+        self.progress = replace(self.progress, readings=unreported, metrics_length=self.log.sync())
         average = self.average.tensors() if self.average else {}
         content = Checkpoint(model_tensors(self.model), self.step.state(), average, self.progress)
-        save_checkpoint(self.folder, content, self.description, self.plan.keep)
+        save_checkpoint(self.folder, content, self.description, self.config.keep)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
 
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
@@ -220,7 +225,7 @@ class Trainer:
         number = error.step - epoch * self.steps_per_epoch
         path = self.folder / f"replay-step-{error.step + 1}.safetensors"
         try:
-            batch = next(training_batches(self.samples, self.plan.recipe, epoch, WorkerPool(0), number))
+            batch = next(training_batches(self.samples, self.config.batch, epoch, WorkerPool(0), number))
             save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
         finally:
             self.world.barrier()

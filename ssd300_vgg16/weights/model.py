@@ -32,7 +32,7 @@ def model_tensors(model: SSD) -> dict[str, np.ndarray]:
     return {name: local(tensor).numpy() for name, tensor in model.state_dict().items()}
 
 
-def local(tensor: "flow.Tensor") -> "flow.Tensor":
+def local(tensor):
     """This process's copy of a tensor that all processes share; the tensor itself where there is one process."""
     return tensor.to_local() if tensor.is_global else tensor
 

@@ -1,5 +1,6 @@
 """Options of the command lines: defaults, presets, and one clear answer to all that is wrong, before data is read."""
 
+import argparse
 import json
 import os
 import re
@@ -13,11 +14,12 @@ from small_data import environment
 
 from ssd300_vgg16 import evaluate, infer, train
 from ssd300_vgg16.cli import command_line, train_options
+from ssd300_vgg16.cli.train_parser import build_parser
 from ssd300_vgg16.data import formats as data_source
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.workers import workers_for
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.training.config import UpdateRule, refuse_compiled
+from ssd300_vgg16.training.config import OptimizerConfig, refuse_compiled
 from ssd300_vgg16.weights.published import PUBLISHED
 
 RECIPE = {
@@ -69,12 +71,14 @@ NARROW = {
     "optimizer": "adamw",
     "lr": 1e-3,
     "batch_size": 4,
-    "epochs": 2,
+    "epochs": None,
+    "iterations": 1500,
     "lr_scheduler": "cosine",
-    "warmup_steps": 20,
+    "warmup_steps": 100,
+    "clip_norm": 5.0,
     "data_augmentation": "hflip",
     "print_freq": 25,
-    "lr_steps": (1, 2),
+    "lr_steps": (1000, 1375),
     "weights_backbone": "none",
     "trainable_backbone_layers": 5,
 }
@@ -134,7 +138,7 @@ def test_options_go_before_the_preset():
     for arguments in ((*given, "--preset", "narrow"), ("--preset", "narrow", *given)):
         options = with_data(*arguments)
         assert chosen(options, expected) == expected
-        assert (options.epochs, options.warmup_steps) == (120, 20)
+        assert (options.epochs, options.warmup_steps) == (120, 100)
 
 
 def test_the_model_zoos_command_goes_on_working(tmp_path):
@@ -408,7 +412,7 @@ def test_the_cache_that_was_is_accepted_and_told_to_be_gone(tmp_path, capsys, ki
     resumed = parse("--resume", "run")
     assert not hasattr(resumed, "cache") and resumed.notices == ()
     with pytest.raises(SystemExit):
-        parse("--help")
+        parse("--help-all")
     assert "--cache" not in capsys.readouterr().out
 
 
@@ -445,16 +449,16 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
 
 def test_options_go_before_those_of_the_resumed_run(tmp_path):
     saved_run(tmp_path / "run")
-    given = ("--epochs", 9, "--data-path", "elsewhere", "--save-every", 7, "--ema", "--lr", 1e-3, "--seed", 7)
+    given = ("--iterations", 9000, "--data-path", "elsewhere", "--save-every", 7, "--ema", "--lr", 1e-3, "--seed", 7)
     options = parse("--resume", "run", *given, "--device", "cpu", "-j", 3, "--eager")
-    expected = {"epochs": 9, "data_path": "elsewhere", "device": "cpu", "workers": 3, "seed": 7, "batch_size": 4}
+    expected = {"iterations": 9000, "data_path": "elsewhere", "device": "cpu", "workers": 3, "seed": 7, "batch_size": 4}
     assert chosen(options, expected) == expected
     assert sorted(options.notices) == [
         "Going on with --data-path elsewhere instead of somewhere.",
         "Going on with --device cpu instead of unset.",
         "Going on with --eager True instead of unset.",
         "Going on with --ema 0.9998 instead of unset.",
-        "Going on with --epochs 9 instead of 2.",
+        "Going on with --iterations 9000 instead of 1500.",
         "Going on with --save-every 7 instead of 10m.",
     ]
 
@@ -562,21 +566,42 @@ def test_shapes_are_generated_where_they_are_asked_for(tmp_path, monkeypatch):
         assert val_set.samples[0].path == Path(folder, "val", "000001.jpg")
 
 
-@pytest.mark.parametrize("module", [train, infer, evaluate])
-def test_help_is_whole(module, capsys):
+def help_of(module, option, capsys):
     with pytest.raises(SystemExit) as caught:
-        module.main(["--help"])
+        module.main([option])
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    script = {train: "train.sh", infer: "infer.sh", evaluate: "eval.sh"}[module]
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [infer, evaluate])
+def test_help_is_whole(module, capsys):
+    text = help_of(module, "--help", capsys)
+    script = {infer: "infer.sh", evaluate: "eval.sh"}[module]
     assert text.startswith(f"usage: {script} ") and f"bash {script}" in text
     assert "%(" not in text and "None" not in text
-    for option in (
-        "--device",
-        "--output-dir",
-        *{train: ["--resume"], infer: ["PATH"], evaluate: ["--weights"]}[module],
-    ):
+    for option in ("--device", "--output-dir", *{infer: ["PATH"], evaluate: ["--weights"]}[module]):
         assert option in text
+
+
+def test_the_help_of_a_training_fits_a_screen_and_says_where_the_rest_is(capsys):
+    text = help_of(train, "--help", capsys)
+    assert help_of(train, "-h", capsys) == text
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 100
+    assert "bash train.sh --help-all" in text
+    parser = build_parser()
+    named = set(re.findall(r"--[a-z-]+", text)) - {"--help-all"}
+    assert named <= set(parser._option_string_actions), "an example names an option that does not exist"
+
+
+def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys):
+    text = help_of(train, "--help-all", capsys)
+    assert "%(" not in text and "None" not in text
+    for action in build_parser()._actions:
+        long = [spelling for spelling in action.option_strings if spelling.startswith("--")]
+        shown = action.help is not argparse.SUPPRESS
+        others = [] if isinstance(action, argparse.BooleanOptionalAction) else long[1:]
+        assert bool(re.search(rf"^ .*{long[0]}\b", text, re.MULTILINE)) is shown
+        assert not any(re.search(rf"{other}(?![\w-])", text) for other in others)
 
 
 @pytest.mark.parametrize(
@@ -742,8 +767,8 @@ def test_what_a_compiled_step_cannot_do_is_refused_before_data_is_read(tmp_path,
 
 
 def test_passes_are_shared_by_processes():
-    rule = UpdateRule("sgd")
-    refuse_compiled(rule, passes=2, batch_size=8, processes=2)
-    refuse_compiled(rule, passes=1, batch_size=5, processes=2)
+    config = OptimizerConfig("sgd")
+    refuse_compiled(config, passes=2, batch_size=8, processes=2)
+    refuse_compiled(config, passes=1, batch_size=5, processes=2)
     with pytest.raises(UserError, match="6 images over 2 processes do not divide so"):
-        refuse_compiled(rule, passes=2, batch_size=6, processes=2)
+        refuse_compiled(config, passes=2, batch_size=6, processes=2)

@@ -241,9 +241,9 @@ def test_such_a_run_still_has_the_weights_it_was_given(finished, data, tmp_path,
         with pytest.raises(ZeroDivisionError):
             train_run(folder, data, *settings)
     assert call("--resume", folder, "-j", 0) == 0
-    given, found = load_file(finished / BEST), load_file(folder / LAST)
+    given, trained = load_file(finished / BEST), load_file(folder / LAST)
     for name, array in given.items():
-        np.testing.assert_allclose(found[name], array, atol=1e-25, err_msg=name)
+        np.testing.assert_allclose(trained[name], array, atol=1e-25, err_msg=name)
 
 
 def test_how_a_step_is_computed_may_change_within_a_report(data, tmp_path, monkeypatch):
@@ -365,13 +365,13 @@ def test_a_checkpoint_brings_back_all_of_it(tmp_path):
     save_checkpoint(
         tmp_path, Checkpoint(weights, momentum, {"average": weights["backbone.scale_weight"]}, progress), DESCRIPTION, 2
     )
-    found = load_checkpoint(tmp_path / LAST)
-    assert found.progress == progress
-    for part, expected in ((found.model, weights), (found.optimizer, momentum), (found.average, ["average"])):
+    loaded = load_checkpoint(tmp_path / LAST)
+    assert loaded.progress == progress
+    for part, expected in ((loaded.model, weights), (loaded.optimizer, momentum), (loaded.average, ["average"])):
         assert part.keys() == set(expected)
     for name, array in (weights | momentum).items():
-        np.testing.assert_array_equal({**found.model, **found.optimizer}[name], array)
-    np.testing.assert_array_equal(found.average["average"], weights["backbone.scale_weight"])
+        np.testing.assert_array_equal({**loaded.model, **loaded.optimizer}[name], array)
+    np.testing.assert_array_equal(loaded.average["average"], weights["backbone.scale_weight"])
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -394,8 +394,8 @@ def test_a_disk_without_hard_links_will_do(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", fails_with(errno.EPERM))
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, small(step), DESCRIPTION, 2)
-        path, found, problems = newest_checkpoint(tmp_path)
-        assert (path, found.progress.step, problems) == (tmp_path / LAST, step, [])
+        path, loaded, problems = newest_checkpoint(tmp_path)
+        assert (path, loaded.progress.step, problems) == (tmp_path / LAST, step, [])
     assert names(tmp_path) == [LAST, step_file(tmp_path, 2).name, step_file(tmp_path, 3).name]
 
 
@@ -406,8 +406,8 @@ def test_the_newest_whole_one_is_found(tmp_path, kind):
     assert newest_checkpoint(tmp_path)[1:] == (PartlyEqual(3), [])
     for step, left in ((3, 2), (2, 1)):
         damage(step_file(tmp_path, step), kind)
-        path, found, problems = newest_checkpoint(tmp_path)
-        assert (path, found.progress.step, len(problems)) == (step_file(tmp_path, left), left, 4 - step)
+        path, loaded, problems = newest_checkpoint(tmp_path)
+        assert (path, loaded.progress.step, len(problems)) == (step_file(tmp_path, left), left, 4 - step)
     damage(step_file(tmp_path, 1), kind)
     with pytest.raises(UserError, match="no checkpoint to go on from: ") as caught:
         newest_checkpoint(tmp_path)
@@ -439,10 +439,10 @@ def test_no_damaged_byte_changes_anything_unnoticed(tmp_path):
         damaged[position] ^= 1
         path.write_bytes(damaged)
         try:
-            found = load_checkpoint(path)
+            loaded = load_checkpoint(path)
         except UserError:
             continue
-        if found.progress != tiny.progress or found.model["weights"].any():
+        if loaded.progress != tiny.progress or loaded.model["weights"].any():
             unnoticed.append((position, content[position - 10 : position + 10]))
     assert unnoticed == []
 

@@ -56,9 +56,9 @@ def test_a_training_killed_again_and_again_ends_as_one_left_alone(left_alone, ki
     assert process.returncode == 0, process.stderr
     assert metrics_without_times(left_alone / name) == metrics_without_times(left_alone / "whole")
     for file in (LAST, BEST):
-        found, expected = (load_file(left_alone / run_name / file) for run_name in (name, "whole"))
-        assert found.keys() == expected.keys()
+        resumed, expected = (load_file(left_alone / run_name / file) for run_name in (name, "whole"))
+        assert resumed.keys() == expected.keys()
         for tensor, array in expected.items():
-            np.testing.assert_array_equal(found[tensor], array, err_msg=f"{file} {tensor}")
+            np.testing.assert_array_equal(resumed[tensor], array, err_msg=f"{file} {tensor}")
     left = [path.name for path in (left_alone / name).iterdir() if path.name.startswith(".")]
     assert left == [], "what a save was killed at is not left behind"

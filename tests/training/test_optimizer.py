@@ -6,10 +6,12 @@ import pytest
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.config import VGG_STAGES, Schedule, UpdateRule
-from ssd300_vgg16.training.optimizer import freeze_backbone
+from ssd300_vgg16.training.config import VGG_STAGES, OptimizerConfig, Schedule
+from ssd300_vgg16.training.optimizer import freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.step import EagerStep, GraphStep
+from ssd300_vgg16.weights.model import model_tensors
 
 # torchvision's rule: VGG's layers before this one of vgg16().features are frozen. A stage begins with its pooling.
 FROZEN_BEFORE = {5: 0, 4: 4, 3: 9, 2: 16, 1: 23, 0: 31}
@@ -52,7 +54,7 @@ def test_frozen_layers_stay_as_they_are(kind):
     labels = rng.integers(0, 3, (1, 8732)) * (rng.random((1, 8732)) < 0.01)
     offsets = rng.standard_normal((1, 8732, 4), dtype=np.float32)
     batch = TrainingBatch(rng.integers(0, 256, (1, 3, 300, 300), dtype=np.uint8), offsets, labels, [], [])
-    step = EagerStep(model, UpdateRule(kind, weight_decay=0.1), constant(1e-3), ALONE)
+    step = EagerStep(model, OptimizerConfig(kind, weight_decay=0.1), constant(1e-3), ALONE)
     step(batch, np.count_nonzero(labels))
     for name, parameter in model.named_parameters():
         changed = (parameter.numpy() != before[name]).any()
@@ -87,8 +89,8 @@ def test_biases_have_a_rate_and_a_decay_of_their_own(step_class, factor, bias_de
     flow.manual_seed(1)
     model = Layer()
     weight, bias = (parameter.numpy().copy() for parameter in (model.linear.weight, model.linear.bias))
-    rule = UpdateRule("sgd", momentum=0.0, weight_decay=0.5, bias_lr_factor=factor, bias_weight_decay=bias_decay)
-    step_class(model, rule, constant(RATE), ALONE)(batch, 1)
+    config = OptimizerConfig("sgd", momentum=0.0, weight_decay=0.5, bias_lr_factor=factor, bias_weight_decay=bias_decay)
+    step_class(model, config, constant(RATE), ALONE)(batch, 1)
     # By hand: smooth L1 on the offsets, cross-entropy with label 1 on the logits.
     answers = weight @ numbers[0] + bias
     powers = np.exp(answers[4:])
@@ -97,3 +99,67 @@ def test_biases_have_a_rate_and_a_decay_of_their_own(step_class, factor, bias_de
     np.testing.assert_allclose(model.linear.weight.numpy(), expected, rtol=1e-5, atol=1e-7)
     expected = bias - RATE * factor * (gradient + expected_decay * bias)
     np.testing.assert_allclose(model.linear.bias.numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def pictures(count):
+    """Coarse noise, as the network takes it."""
+    coarse = np.random.default_rng(0).integers(0, 256, (count, 3, 12, 12), dtype=np.uint8)
+    return coarse.repeat(25, axis=2).repeat(25, axis=3)
+
+
+def before_relus(model, images):
+    """What goes into each ReLU of the backbone, by layer."""
+    outputs, x = [], flow.from_numpy(images).to(flow.float32) - model.pixel_mean
+    with flow.no_grad():
+        for block in (model.backbone.features, *model.backbone.extra):
+            for layer in block.modules():
+                if isinstance(layer, Conv2d):
+                    outputs.append(layer.without_relu(x).numpy())
+                    x = flow.from_numpy(np.maximum(outputs[-1], 0))
+                elif isinstance(layer, flow.nn.MaxPool2d):
+                    x = layer(x)
+    return outputs
+
+
+def test_from_scratch_every_channel_is_centred_and_of_one_scale():
+    flow.manual_seed(0)
+    model, images = SSD300(num_classes=3, width=0.125), pictures(8)
+    initialise_from_scratch(model, images)
+    outputs = before_relus(model, images)
+    trunk = 10
+    for number, output in enumerate(outputs, start=1):
+        expected = 58.0 ** max(0, 1 - number / trunk)
+        np.testing.assert_allclose(output.mean(axis=(0, 2, 3)), 0, atol=1e-3 * expected)
+        assert np.median(output.std(axis=(0, 2, 3))) == pytest.approx(expected, rel=1e-2)
+        assert output.std(axis=(0, 2, 3)).max() < 1.01 * expected
+    # Unlike He's alone: what the channels have in common everywhere is no more than a part of conv4_3.
+    conv4_3 = np.maximum(outputs[trunk - 1], 0)
+    common = (conv4_3.mean(axis=(0, 2, 3)) ** 2).sum() / (conv4_3**2).mean(axis=(0, 2, 3)).sum()
+    assert common < 0.5
+
+
+def test_from_scratch_the_heads_are_close_to_zero_and_the_same_seed_gives_the_same():
+    weights = []
+    for _ in range(2):
+        flow.manual_seed(7)
+        model = SSD300(num_classes=3, width=0.05)
+        initialise_from_scratch(model, pictures(3))
+        weights.append(model_tensors(model))
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name])
+        if name.startswith("head.") and name.endswith("weight"):
+            assert array.std() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize("images", [np.zeros((0, 3, 300, 300), np.uint8), np.full((2, 3, 300, 300), 90, np.uint8)])
+def test_from_scratch_blank_images_say_nothing(images):
+    """Where nothing varies but the edge of the zeros around, to scale by it would make the first step explode."""
+    flow.manual_seed(0)
+    model = SSD300(num_classes=3, width=0.05)
+    initialise_from_scratch(model, images)
+    for name, array in model_tensors(model).items():
+        if name.startswith("backbone.") and name.endswith("weight") and "scale" not in name:
+            he = np.sqrt(2 / np.prod(array.shape[1:]))
+            assert 0.3 * he < array.std() < 1.5 * he
+        elif name.endswith("bias"):
+            assert not array.any()

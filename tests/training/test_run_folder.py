@@ -10,7 +10,6 @@ import pytest
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_json
-from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.run_folder import (
     ENVIRONMENT,
     METRICS,
@@ -89,11 +88,11 @@ def test_half_written_files_are_cleared(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == kept
 
 
-@pytest.mark.parametrize(("files", "found"), [([LAST], LAST), ([BEST], BEST), ([LAST, BEST], BEST)])
-def test_the_best_weights_of_a_run_are_taken(tmp_path, files, found):
+@pytest.mark.parametrize(("files", "chosen"), [([LAST], LAST), ([BEST], BEST), ([LAST, BEST], BEST)])
+def test_the_best_weights_of_a_run_are_taken(tmp_path, files, chosen):
     for name in files:
         (tmp_path / name).touch()
-    assert find_weights(tmp_path) == tmp_path / found
+    assert find_weights(tmp_path) == tmp_path / chosen
     assert find_weights(tmp_path / LAST) == tmp_path / LAST
 
 
@@ -193,12 +192,12 @@ def test_curves_show_what_was_measured(tmp_path):
         append_metrics(tmp_path, step=2, **TRAINING | {"classification": loss})
         draw_curves(tmp_path)
         pictures.append(cv2.imread(str(tmp_path / "curves.png")))
-        (tmp_path / run_folder.METRICS).unlink()
+        (tmp_path / METRICS).unlink()
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_a_published_name_that_is_nearly_right_is_guessed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("here")
+def test_a_published_name_that_is_nearly_right_is_guessed():
     with pytest.raises(UserError, match=r"^ssd300_vgg16-coco: .* did you mean the published ssd300_vgg16_coco\?$"):
         find_weights(Path("ssd300_vgg16-coco"))
     assert find_weights(Path("weights.pth")) == Path("weights.pth")

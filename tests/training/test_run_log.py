@@ -14,15 +14,15 @@ from ssd300_vgg16.training.run_log import RunLog
 
 def events(folder):
     """All of TensorBoard's events in a folder, read by the format's definition: length, its CRC, data, its CRC."""
-    found = []
+    read = []
     for path in sorted(folder.glob("*tfevents*")):
         content = path.read_bytes()
         while content:
             (length,) = struct.unpack_from("<Q", content)
-            found.append(Event.FromString(content[12 : 12 + length]))
+            read.append(Event.FromString(content[12 : 12 + length]))
             assert len(content) >= 16 + length
             content = content[16 + length :]
-    return found
+    return read
 
 
 def scalars(folder):
@@ -33,7 +33,7 @@ def scalars(folder):
     ]
 
 
-def test_a_line_and_points_for_each_reading(tmp_path):
+def test_a_line_and_points_for_each_row(tmp_path):
     log = RunLog(tmp_path)
     log.add("training", 3, lr=0.5, note="text", nothing=None, count=7)
     assert json.loads((tmp_path / METRICS).read_text()) == {

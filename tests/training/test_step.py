@@ -10,9 +10,9 @@ from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training.config import Schedule, UpdateRule
+from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.optimizer import freeze_backbone
-from ssd300_vgg16.training.step import READINGS, EagerStep, GraphStep, NotFinite, make_step
+from ssd300_vgg16.training.step import STEP_METRICS, EagerStep, GraphStep, NotFinite, make_step
 
 STEPS = 6
 # Warm-up in steps 0 and 1, a tenth from step 4 on.
@@ -29,8 +29,9 @@ def constant(rate):
     return Schedule("multistep", rate, total_steps=100, warmup_steps=0)
 
 
-def new_step(step_class, kind, model, schedule=None, rule=None, **options):
-    return step_class(model, UpdateRule(kind, **(rule or {})), schedule or short_schedule(kind), ALONE, **options)
+def new_step(step_class, kind, model, schedule=None, config=None, **options):
+    config = OptimizerConfig(kind, **(config or {}))
+    return step_class(model, config, schedule or short_schedule(kind), ALONE, **options)
 
 
 def take(step, batch):
@@ -123,12 +124,12 @@ def ssd_weights():
 
 @pytest.fixture(scope="module")
 def train_ssd(ssd_batch, ssd_weights):
-    """Train SSD300 on the same batch again and again: readings of each step, and the weights after them."""
+    """Train SSD300 on the same batch again and again: metrics of each step, and the weights after them."""
 
-    def train(step_class, kind, trainable_stages=5, rule=None, **options):
+    def train(step_class, kind, trainable_stages=5, config=None, **options):
         model = copy_weights(ssd_weights, SSD300(CLASSES, width=0.03))
         freeze_backbone(model, trainable_stages)
-        step = new_step(step_class, kind, model, rule=rule, **options)
+        step = new_step(step_class, kind, model, config=config, **options)
         return np.array([take(step, ssd_batch) for _ in range(STEPS)]), weights_of(model)
 
     return train
@@ -148,7 +149,7 @@ def eager_sgd(train_ssd):
         ("adamw", {}, 2e-1),
         (
             "sgd",
-            {"trainable_stages": 3, "rule": {"bias_lr_factor": 2.0, "bias_weight_decay": 0.0}},
+            {"trainable_stages": 3, "config": {"bias_lr_factor": 2.0, "bias_weight_decay": 0.0}},
             5e-2,
         ),
     ],
@@ -156,8 +157,8 @@ def eager_sgd(train_ssd):
 )
 def test_a_graph_and_single_operations_train_alike(train_ssd, ssd_weights, kind, settings, tolerance):
     trained = (train_ssd(step_class, kind, **settings) for step_class in (EagerStep, GraphStep))
-    readings, after = zip(*trained, strict=True)
-    assert_read_alike(readings[1], readings[0])
+    metrics, after = zip(*trained, strict=True)
+    assert_read_alike(metrics[1], metrics[0])
     assert_trained_alike(after[1], after[0], ssd_weights, tolerance)
 
 
@@ -167,21 +168,21 @@ def test_a_graph_and_single_operations_train_alike(train_ssd, ssd_weights, kind,
 )
 def test_several_passes_train_as_one(train_ssd, eager_sgd, ssd_weights, step_class, options):
     expected, expected_after = eager_sgd
-    readings, after = train_ssd(step_class, "sgd", **options)
-    assert_read_alike(readings, expected)
+    metrics, after = train_ssd(step_class, "sgd", **options)
+    assert_read_alike(metrics, expected)
     assert_trained_alike(after, expected_after, ssd_weights, tolerance=5e-2)
 
 
 @pytest.mark.parametrize(
     ("step_class", "passes"), [(EagerStep, 2), (EagerStep, 3), (EagerStep, 9), (GraphStep, 2), (GraphStep, 4)]
 )
-@pytest.mark.parametrize("rule", [{}, {"clip_norm": 0.3}], ids=["plain", "clipped"])
-def test_several_passes_are_one_to_rounding(tiny_batches, tiny_weights, step_class, passes, rule):
+@pytest.mark.parametrize("config", [{}, {"clip_norm": 0.3}], ids=["plain", "clipped"])
+def test_several_passes_are_one_to_rounding(tiny_batches, tiny_weights, step_class, passes, config):
     """Without pooling, that is, and with positives that are not spread evenly over the passes."""
     after = []
     for kind, options in ((EagerStep, {}), (step_class, {"passes": passes})):
         model = copy_weights(tiny_weights, TinyModel())
-        step = new_step(kind, "sgd", model, constant(0.1), rule, **options)
+        step = new_step(kind, "sgd", model, constant(0.1), config, **options)
         after.append(([take(step, batch)[:2] for batch in tiny_batches], weights_of(model)))
     np.testing.assert_allclose(after[1][0], after[0][0], rtol=1e-5)
     assert_trained_alike(after[1][1], after[0][1], tiny_weights, tolerance=1e-5)
@@ -196,11 +197,11 @@ def test_the_gradient_is_measured_and_clipped(tiny_batches, tiny_weights, step_c
     take(new_step(EagerStep, "sgd", model, constant(rate)), batch)
     gradient = norm_of(parameter.grad.numpy() for parameter in model.parameters())
     model = copy_weights(tiny_weights, TinyModel())
-    rule = {"momentum": 0.0, "weight_decay": 0.0, "clip_norm": clip_norm}
-    readings = take(new_step(step_class, "sgd", model, constant(rate), rule), batch)
+    config = {"momentum": 0.0, "weight_decay": 0.0, "clip_norm": clip_norm}
+    metrics = take(new_step(step_class, "sgd", model, constant(rate), config), batch)
     change = norm_of(after - tiny_weights[name] for name, after in weights_of(model).items())
     assert gradient > 1, "a case in which 0.5 is short"
-    assert readings[READINGS.index("gradient_norm")] == pytest.approx(gradient, rel=1e-5)
+    assert metrics[STEP_METRICS.index("gradient_norm")] == pytest.approx(gradient, rel=1e-5)
     assert change == pytest.approx(rate * min(gradient, clip_norm or np.inf), rel=1e-4)
 
 
@@ -219,7 +220,7 @@ def test_an_eager_step_that_is_not_finite_never_was(tiny_batches, tiny_weights, 
         take(one, tiny_batches[0])
     with pytest.raises(NotFinite) as caught:
         take(step, bad_batch)
-    assert caught.value.step == 1 and not np.isfinite(caught.value.readings).all()
+    assert caught.value.step == 1 and not np.isfinite(caught.value.metrics).all()
     assert_same(step.state(), other.state())
     assert_same(weights_of(models[0]), weights_of(models[1]))
     np.testing.assert_array_equal(take(step, tiny_batches[2]), take(other, tiny_batches[2]))
@@ -236,42 +237,42 @@ def test_a_compiled_step_leaves_out_what_is_not_finite(tiny_batches, tiny_weight
     assert_same(weights_of(model), weights)
     slots = {f"{name}-{slot}" for name in weights for slot in SLOTS[kind]}
     assert_same(*({name: found[name] for name in slots} for found in (step.state(), state)))
-    readings = take(step, tiny_batches[2])
-    assert np.isfinite(readings).all()
+    metrics = take(step, tiny_batches[2])
+    assert np.isfinite(metrics).all()
     assert all(np.isfinite(array).all() for array in weights_of(model).values())
     assert all((array != weights[name]).any() for name, array in weights_of(model).items())
 
 
 @pytest.fixture(scope="module", params=["sgd", "adamw"])
 def uninterrupted(request, tiny_batches):
-    """Optimizer, first weights, and the readings and weights of a run without a break."""
+    """Optimizer, first weights, and the metrics and weights of a run without a break."""
     before = weights_of(TinyModel())
     model = copy_weights(before, TinyModel())
     step = new_step(EagerStep, request.param, model)
-    readings = np.array([take(step, batch) for batch in tiny_batches])
-    return request.param, before, readings, weights_of(model)
+    metrics = np.array([take(step, batch) for batch in tiny_batches])
+    return request.param, before, metrics, weights_of(model)
 
 
 def interrupted(first_class, second_class, kind, before, batches, at, first=None, second=None):
-    """The readings and weights of a run that is broken off and taken up again by another model and optimizer."""
+    """The metrics and weights of a run that is broken off and taken up again by another model and optimizer."""
     model = copy_weights(before, TinyModel())
     step = new_step(first_class, kind, model, **(first or {}))
-    readings = [take(step, batch) for batch in batches[:at]]
+    metrics = [take(step, batch) for batch in batches[:at]]
     weights, state = weights_of(model), state_of(step)
     assert state.get("step", 0) == at
     model = copy_weights(weights, TinyModel())
     step = new_step(second_class, kind, model, **(second or {}))
     step.restore(state)
-    readings += [take(step, batch) for batch in batches[at:]]
+    metrics += [take(step, batch) for batch in batches[at:]]
     assert step.state()["step"] == len(batches)
-    return readings, weights_of(model)
+    return metrics, weights_of(model)
 
 
 @pytest.mark.parametrize("at", [0, 1, 3, 5])
 def test_restored_single_operations_go_on_exactly(uninterrupted, tiny_batches, at):
-    kind, before, readings, after = uninterrupted
-    found_readings, found_after = interrupted(EagerStep, EagerStep, kind, before, tiny_batches, at)
-    np.testing.assert_array_equal(found_readings, readings)
+    kind, before, metrics, after = uninterrupted
+    resumed_metrics, found_after = interrupted(EagerStep, EagerStep, kind, before, tiny_batches, at)
+    np.testing.assert_array_equal(resumed_metrics, metrics)
     assert_same(found_after, after)
 
 
@@ -279,19 +280,19 @@ def test_restored_single_operations_go_on_exactly(uninterrupted, tiny_batches, a
 @pytest.mark.parametrize("second", [EagerStep, GraphStep])
 @pytest.mark.parametrize("at", [0, 3])
 def test_one_kind_of_step_goes_on_where_another_stopped(uninterrupted, tiny_batches, first, second, at):
-    kind, before, readings, after = uninterrupted
-    found_readings, found_after = interrupted(first, second, kind, before, tiny_batches, at)
-    np.testing.assert_allclose(found_readings, readings, rtol=1e-5)
+    kind, before, metrics, after = uninterrupted
+    resumed_metrics, found_after = interrupted(first, second, kind, before, tiny_batches, at)
+    np.testing.assert_allclose(resumed_metrics, metrics, rtol=1e-5)
     assert_trained_alike(found_after, after, before, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(("first", "second"), [(True, False), (False, True), (True, True)])
 def test_half_precision_may_come_and_go(uninterrupted, tiny_batches, first, second):
     """Its gradients are scaled, which must not be seen after it."""
-    kind, before, readings, after = uninterrupted
+    kind, before, metrics, after = uninterrupted
     options = {"first": {"amp": first}, "second": {"amp": second}}
-    found_readings, found_after = interrupted(GraphStep, GraphStep, kind, before, tiny_batches, 3, **options)
-    assert_read_alike(np.array(found_readings[3:]), readings[3:])
+    resumed_metrics, found_after = interrupted(GraphStep, GraphStep, kind, before, tiny_batches, 3, **options)
+    assert_read_alike(np.array(resumed_metrics[3:]), metrics[3:])
     assert_trained_alike(found_after, after, before, tolerance=1e-4)
 
 
@@ -329,7 +330,7 @@ def test_a_loss_scale_is_kept_by_half_precision_alone(tiny_batches, tiny_weights
 
 @pytest.mark.parametrize(("eager", "kind"), [(True, EagerStep), (False, GraphStep)])
 def test_the_kind_of_step_is_the_one_asked_for(eager, kind):
-    step = make_step(TinyModel(), UpdateRule("sgd"), constant(1e-3), ALONE, passes=2, amp=False, eager=eager)
+    step = make_step(TinyModel(), OptimizerConfig("sgd"), constant(1e-3), ALONE, passes=2, amp=False, eager=eager)
     assert type(step) is kind
     assert step.passes == 2
-    assert step.readings == (READINGS if eager else READINGS[:2])
+    assert step.metric_names == (STEP_METRICS if eager else STEP_METRICS[:2])

@@ -1,4 +1,4 @@
-"""What steps have told: their means, the first that is not finite, and how fast they were."""
+"""Step metrics: their means, the first step that is not finite, and how fast the steps were."""
 
 import numpy as np
 import pytest
@@ -6,26 +6,26 @@ import pytest
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import step_metrics
 from ssd300_vgg16.training.step import NotFinite
-from ssd300_vgg16.training.step_metrics import Pace, Readings, memory
+from ssd300_vgg16.training.step_metrics import Pace, StepMetrics, memory
 
 NAMES = ("localization", "classification", "gradient_norm")
 VALUES = np.random.default_rng(0).random((5, 3), dtype=np.float32)
 
 
 def filled(values, kept=(), first=0):
-    found = Readings(NAMES, list(kept))
+    metrics = StepMetrics(NAMES, list(kept))
     for step, row in enumerate(values, start=first):
-        found.add(step, flow.tensor(row))
-    return found
+        metrics.add(step, flow.tensor(row))
+    return metrics
 
 
 def test_means_are_of_the_steps_since_the_last_time():
-    found = filled(VALUES)
-    means = found.take_means()
+    metrics = filled(VALUES)
+    means = metrics.take_means()
     assert tuple(means) == NAMES
     np.testing.assert_allclose(list(means.values()), VALUES.mean(axis=0, dtype=np.float64), rtol=1e-12)
-    found.add(5, flow.tensor(VALUES[0]))
-    assert list(found.take_means().values()) == VALUES[0].tolist()
+    metrics.add(5, flow.tensor(VALUES[0]))
+    assert list(metrics.take_means().values()) == VALUES[0].tolist()
 
 
 @pytest.mark.parametrize("at", range(6))
@@ -41,13 +41,13 @@ def test_a_checkpoint_in_the_middle_changes_no_mean(at):
 def test_the_first_step_that_is_not_finite_is_named(bad, column):
     values = VALUES.copy()
     values[2, column] = values[4, column] = bad
-    found = filled(values, first=10)
+    metrics = filled(values, first=10)
     for _ in range(2):  # it is not forgotten
         with pytest.raises(NotFinite) as caught:
-            found.fetch()
+            metrics.fetch()
         assert caught.value.step == 12
-        np.testing.assert_array_equal(caught.value.readings, values[2])
-        assert found.values == []
+        np.testing.assert_array_equal(caught.value.metrics, values[2])
+        assert metrics.values == []
 
 
 def test_the_pace_is_that_of_the_steps_since_the_last_time(monkeypatch):
