@@ -52,6 +52,7 @@ NAMES = (
     "memory",
     "scaling",
     "fine_tuning",
+    "learning",
 )
 ALL, PAGE = "all", "page"
 OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")
@@ -106,6 +107,7 @@ def parse(arguments: Sequence[str] | None = None) -> Run:
         quick=given.quick,
         device=_checked_device(given.device),
         data=(given.data or MADE_UP_IMAGES).absolute(),
+        data_given=given.data is not None,
         weights=given.weights and given.weights.absolute(),
         peers=find_peers(given.peer_python.absolute()),
     )

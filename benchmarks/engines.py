@@ -128,11 +128,11 @@ def oneflow_training(job: Job) -> Callable[[], None]:
 
     from ssd300_vgg16.data.loader import TrainingBatch
     from ssd300_vgg16.distributed.world import ALONE
-    from ssd300_vgg16.training.config import Schedule, UpdateRule
+    from ssd300_vgg16.training.config import OptimizerConfig, Schedule
     from ssd300_vgg16.training.step import make_step
 
     schedule = Schedule("multistep", 1e-6, 1000, 1)
-    step = make_step(model, UpdateRule(job.update), schedule, ALONE, 1, amp=False, eager=job.device == "cpu")
+    step = make_step(model, OptimizerConfig(job.update), schedule, ALONE, 1, amp=False, eager=job.device == "cpu")
     images, side = random_images(job)
     offsets, labels = random_targets(job, side)
     batch = TrainingBatch(images, offsets, labels, [], [])

@@ -63,6 +63,7 @@ class Options:
     quick: bool
     device: str
     data: Path
+    data_given: bool
     weights: Path | None
     peers: Peers
 

@@ -130,7 +130,7 @@ make_environment() {
   free_mb=$((free_blocks * block_size / 1000000))
   ((free_mb >= needed_mb)) ||
     die "$venv needs $needed_mb MB of disk space and $free_mb MB are free: free some, or set SSD_VENV to another disk"
-  say "making $venv with $1: about 2.5 GB to download, once"
+  say "making $venv with $1, once: about 2.5 GB to download, of which OneFlow is half, then two minutes to install"
   "$1" -I -m venv "$venv" >"$venv/set-up.log" 2>&1 ||
     die "$1 could not make an environment in $venv: see $venv/set-up.log"
 }
@@ -143,11 +143,22 @@ install_packages() {
   if grep -vxFf "$venv/requirements.txt" "$venv/previous-requirements.txt" 2>/dev/null | grep '^[^#]' >"$changed"; then
     "${pip[@]}" uninstall --yes -r "$changed" >"$log" 2>&1 || die "$(pip_failure "$log")"
   fi
-  "${pip[@]}" install --no-cache-dir --progress-bar off -r "$venv/requirements.txt" 2>&1 | tee "$log" | sed -un '
-    s/^ *Downloading \([^ ]* ([0-9.]* [MG]B)\)/  downloading \1/p
-    s/^WARNING: Retrying .*/  no answer, trying again/p
-    s/^Installing collected packages.*/  installing (a minute or two)/p' || die "$(pip_failure "$log")"
+  "${pip[@]}" install --no-cache-dir --progress-bar off -r "$venv/requirements.txt" 2>&1 | tee "$log" | report_progress || die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
+}
+
+# What pip prints, as a few lines: which of how many packages, and how large.
+report_progress() {
+  local line number=0 all download='^ *Downloading ([^ ]* \([0-9.]* [MG]B\))'
+  all=$(grep -c == "$root/requirements.txt")
+  while IFS= read -r line; do
+    case $line in
+      Collecting\ *) number=$((number + 1)) ;;
+      WARNING:\ Retrying\ *) echo "  no answer, trying again" >&2 ;;
+      Installing\ collected\ packages*) echo "  installing (a minute or two)" >&2 ;;
+      *) [[ ! $line =~ $download ]] || echo "  [$number/$all] downloading ${BASH_REMATCH[1]}" >&2 ;;
+    esac
+  done
 }
 
 pip_failure() {

@@ -1,6 +1,8 @@
 """What has to happen before ``import oneflow``, and a report of what was found.
 
-Importing this module makes OneFlow importable and imports it as `flow`; `python -m ssd300_vgg16.runtime` reports.
+Importing this module makes OneFlow importable and imports it as `flow`. The report:
+
+    .venv/bin/python -I -m ssd300_vgg16.runtime
 """
 
 import argparse
@@ -282,7 +284,7 @@ def report() -> str:
 
 def main(arguments: list[str]) -> int:
     """The report; with --self-test a comparison with flowvision too. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ssd300_vgg16.runtime", description="What was found here.")
+    parser = argparse.ArgumentParser(prog="python -I -m ssd300_vgg16.runtime", description="What was found here.")
     parser.add_argument("--self-test", action="store_true", help="compare the network with flowvision's own")
     parser.add_argument("--device", help="of the self-test: cpu, cuda or cuda:N (default: cuda where it works)")
     options = parser.parse_args(arguments)

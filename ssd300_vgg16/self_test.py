@@ -1,6 +1,6 @@
 """Does this machine compute what it should? SSD300 here beside flowvision's own, with the same weights and image.
 
-.venv/bin/python -m ssd300_vgg16.runtime --self-test --device cpu
+.venv/bin/python -I -m ssd300_vgg16.runtime --self-test --device cpu
 
 A broken library, driver or processor kernel shows up as a stage that differs, the first of them nearest to the fault.
 """
