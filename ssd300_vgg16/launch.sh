@@ -130,7 +130,7 @@ make_environment() {
   free_mb=$((free_blocks * block_size / 1000000))
   ((free_mb >= needed_mb)) ||
     die "$venv needs $needed_mb MB of disk space and $free_mb MB are free: free some, or set SSD_VENV to another disk"
-  say "making $venv with $1, once: about 2.5 GB to download, of which OneFlow is half, then two minutes to install"
+  say "making $venv with $1, once: about 2.5 GB to download, then two minutes to install"
   "$1" -I -m venv "$venv" >"$venv/set-up.log" 2>&1 ||
     die "$1 could not make an environment in $venv: see $venv/set-up.log"
 }
@@ -143,7 +143,8 @@ install_packages() {
   if grep -vxFf "$venv/requirements.txt" "$venv/previous-requirements.txt" 2>/dev/null | grep '^[^#]' >"$changed"; then
     "${pip[@]}" uninstall --yes -r "$changed" >"$log" 2>&1 || die "$(pip_failure "$log")"
   fi
-  "${pip[@]}" install --no-cache-dir --progress-bar off -r "$venv/requirements.txt" 2>&1 | tee "$log" | report_progress || die "$(pip_failure "$log")"
+  "${pip[@]}" install --no-cache-dir --progress-bar off -r "$venv/requirements.txt" 2>&1 | tee "$log" |
+    report_progress || die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
 }
 

@@ -55,26 +55,22 @@ def _say_once(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-class _OneSpelling(argparse.RawDescriptionHelpFormatter):
-    """Help that keeps its line breaks, and gives each option once: by its letter and its first long name."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        spellings = action.option_strings
-        if isinstance(action, argparse.BooleanOptionalAction):  # --this and --no-this
-            return super()._format_action_invocation(action)
-        long = [spelling for spelling in spellings if spelling.startswith("--")][:1]
-        action.option_strings = [spelling for spelling in spellings if not spelling.startswith("--")] + long
-        try:
-            return super()._format_action_invocation(action)
-        finally:
-            action.option_strings = spellings
-
-
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser for options with aliases, no abbreviations, and a help with line breaks."""
+    """An ArgumentParser without abbreviations, whose help keeps its line breaks.
+
+    Help and messages call an option by its letter and its first long name; its other names are read all the same.
+    """
 
     def __init__(self, **settings: Any):
-        super().__init__(formatter_class=_OneSpelling, allow_abbrev=False, **settings)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does."""
+        for action in self._actions:
+            long = [name for name in action.option_strings if name.startswith("--")]
+            if not isinstance(action, argparse.BooleanOptionalAction):  # --this and --no-this
+                action.option_strings = [name for name in action.option_strings if name not in long[1:]]
+        return super().parse_known_args(args, namespace)
 
 
 def positive_int(text: str) -> int:

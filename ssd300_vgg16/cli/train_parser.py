@@ -93,14 +93,12 @@ NEWEST = ""  # as --resume's RUN
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of train.sh, by the model zoo's names where it has them."""
-    parser = command_line.Parser(
-        prog="train.sh", usage="bash train.sh [options]", add_help=False, description="Train SSD300-VGG16.",
-        epilog=_preset_help(),
-    )  # fmt: skip
+    about = {"description": "Train SSD300-VGG16.", "epilog": _preset_help()}
+    parser = command_line.Parser(prog="train.sh", usage="bash train.sh [options]", add_help=False, **about)
     parser.add_argument(
         "-h", "--help", action=_ShortHelp, nargs=0, dest=argparse.SUPPRESS, help="the options that matter first"
     )
-    parser.add_argument("--help-all", action="help", help="this")
+    parser.add_argument("--help-all", action="help", help="every option")
     command_line.add_data_options(parser)
     _add_network_options(parser)
     _add_schedule_options(parser)

@@ -16,15 +16,15 @@ def multibox_loss(offsets, logits, target_offsets, target_labels, normaliser=Non
     "classification". An image without objects adds nothing; where fewer negatives exist than are asked for, all count.
     normaliser: a float32 scalar to divide by instead, where this is but a part of a batch.
     """
-    offsets, logits = in_float32(offsets), in_float32(logits)
-    positive = target_labels > 0
-    positives = positive.sum(dim=1, keepdim=True)
     if normaliser is None:
-        normaliser = positives.sum().to(flow.float32).clamp(min=1.0)
+        normaliser = (target_labels > 0).sum().to(flow.float32).clamp(min=1.0)
     if not (logits.is_cuda or logits.is_lazy):
         sums = ops.multibox_losses(offsets, logits, target_offsets, target_labels, NEGATIVES_PER_POSITIVE)
         localization, classification = sums / normaliser
         return {"localization": localization, "classification": classification}
+    offsets, logits = in_float32(offsets), in_float32(logits)
+    positive = target_labels > 0
+    positives = positive.sum(dim=1, keepdim=True)
     distance = flow._C.smooth_l1_loss(offsets, target_offsets, beta=1.0, reduction="none").sum(dim=2)
     cross_entropy = _cross_entropy(logits, target_labels)
     counted = flow.logical_or(positive, _hard_negatives(cross_entropy, positive, positives))

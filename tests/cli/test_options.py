@@ -207,7 +207,7 @@ def test_other_names_and_bounds(arguments, expected):
         (["--lr", "inf"], "--lr: inf is not a number above 0"),
         (["--lr", "fast"], "--lr"),
         (["--momentum", "1"], "--momentum: 1 is not from 0 up to 1"),
-        (["--wd", "-1"], "--wd/--weight-decay: -1 is not a number from 0 up"),
+        (["--wd", "-1"], "--wd: -1 is not a number from 0 up"),
         (["--lr-scheduler", "step"], "--lr-scheduler: step is neither multistep nor cosine"),
         (["--lr-steps"], "--lr-steps"),
         (["--lr-steps", "0"], "--lr-steps"),
@@ -591,6 +591,20 @@ def test_the_help_of_a_training_fits_a_screen_and_says_where_the_rest_is(capsys)
     parser = build_parser()
     named = set(re.findall(r"--[a-z-]+", text)) - {"--help-all"}
     assert named <= set(parser._option_string_actions), "an example names an option that does not exist"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--weight-decay", "-1"], "--wd"),
+        (["--num-classes", "x"], "--num_classes"),
+        (["--batch-size", "0"], "-b/--batch-size"),
+    ],
+)
+def test_messages_call_an_option_by_its_first_name(arguments, name, capsys):
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+    assert f"argument {name}: " in capsys.readouterr().err
 
 
 def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys):

@@ -5,6 +5,7 @@ import pytest
 from small_data import slowed
 
 from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.network.cpu import loss as cpu_loss
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
@@ -171,3 +172,23 @@ def test_parts_of_a_batch_divided_alike_make_the_whole():
         assert sum(losses[name] for losses, *_ in parts) == pytest.approx(value, rel=1e-5)
     for gradients, whole in zip(zip(*(found for _, *found in parts), strict=True), expected_gradients, strict=True):
         np.testing.assert_allclose(np.concatenate(gradients), whole, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_that_no_logit_is_of_is_refused(label):
+    offsets, logits, target_offsets, labels = random_batch(0, 50, 4, [3])
+    labels[0, 7] = label
+    with pytest.raises(ValueError, match=r"labels from .* and 4 classes"):
+        cpu_loss.multibox_loss(offsets, logits, target_offsets, labels, 3)
+
+
+def test_arrays_of_other_boxes_are_refused():
+    offsets, logits, target_offsets, labels = random_batch(0, 50, 4, [3])
+    for arrays in (
+        (offsets[:, :40], logits, target_offsets, labels),
+        (offsets, logits[:, :40], target_offsets, labels),
+        (offsets, logits, target_offsets[:, :40], labels),
+        (offsets, logits, target_offsets, labels[:, :40]),
+    ):
+        with pytest.raises(ValueError, match="other boxes"):
+            cpu_loss.multibox_loss(*arrays, 3)

@@ -35,7 +35,12 @@ def rows_pay(weight: np.ndarray, dilation: int) -> bool:
 
 
 def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation: int = 1, relu: bool = False):
-    """Same-size convolution: images [B, C, H, W], weight [O, C, K, K], bias [O] -> [B, O, H, W], all float32."""
+    """Same-size convolution: images [B, C, H, W], weight [O, C, K, K], bias [O] -> [B, O, H, W], all float32.
+
+    Raises ValueError if the images have not the channels of the weight.
+    """
+    if images.shape[1] != weight.shape[1]:  # what is compiled looks at no bounds
+        raise ValueError(f"images of {images.shape[1]} channels, and a convolution of {weight.shape[1]}")
     if rows_pay(weight, dilation):
         return row_winograd.convolve(images, weight, bias, relu)
     if winograd_pays(images, weight, dilation):

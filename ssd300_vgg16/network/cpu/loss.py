@@ -15,8 +15,16 @@ def multibox_loss(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of both losses, float64 [2], and the gradients of each: of offsets [B, D, 4] and logits [B, D, C].
 
-    negatives: how many hard ones are counted for each positive.
+    negatives: how many hard ones are counted for each positive. Raises ValueError for shapes that do not go together,
+    and for labels that no logit is of.
     """
+    boxes = offsets.shape[:2]
+    if (*boxes, 4) != offsets.shape or not boxes == logits.shape[:2] == target_labels.shape == target_offsets.shape[:2]:
+        shapes = ", ".join(str(each.shape) for each in (offsets, logits, target_offsets, target_labels))
+        raise ValueError(f"offsets, logits, target offsets and labels of shapes {shapes}: they are of other boxes")
+    # What is compiled looks at no bounds.
+    if target_labels.size and not 0 <= target_labels.min() <= target_labels.max() < logits.shape[2]:
+        raise ValueError(f"labels from {target_labels.min()} to {target_labels.max()}, and {logits.shape[2]} classes")
     arrays = [np.ascontiguousarray(each) for each in (offsets, logits, target_offsets, target_labels)]
     offsets_gradient, logits_gradient = np.zeros_like(arrays[0]), np.zeros_like(arrays[1])
     sums = np.zeros((len(offsets), 2))

@@ -4,7 +4,7 @@ A narrow layer takes less time than what surrounds it: waking threads, waiting f
 bookkeeping, and the way to memory, since a batch's maps are larger than the cache and one image's are not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ssd300_vgg16.network.cpu import convolution, layers
 from ssd300_vgg16.network.cpu.threads import one_blas_thread, run_in_threads, sum_of, thread_count
+from ssd300_vgg16.runtime import flow
 
 Arrays = list[np.ndarray]
 
@@ -42,7 +43,7 @@ class Convolution:
         relu_output: np.ndarray | None = y
         if self.stride > 1 or self.crop:
             whole = np.zeros((1, y.shape[1], *x.shape[2:]), dtype=np.float32)
-            self._kept(whole)[...] = np.where(y > 0, gradient, 0)
+            self._kept(whole)[...] = convolution.relu_gradient(gradient, y)
             gradient, relu_output = whole, None
         # The image itself needs no gradient.
         for_images = self.number > 0
@@ -122,7 +123,7 @@ class Network:
         totals, head_totals = (
             [sum_of(parts) for parts in zip(*each, strict=True)] for each in zip(*shares, strict=True)
         )
-        for index, (logits, _) in enumerate(self._head_numbers()):
+        for index, logits in enumerate(self._head_numbers()):
             outputs = self.boxes_per_cell[index] * self.num_classes
             weight, bias = head_totals[2 * index : 2 * index + 2]
             totals[logits : logits + 4] = [weight[:outputs], bias[:outputs], weight[outputs:], bias[outputs:]]
@@ -136,15 +137,14 @@ class Network:
         with one_blas_thread():
             return run_in_threads(work, range(images))
 
-    def _head_numbers(self) -> Iterator[tuple[int, int]]:
-        """For each map, the number of its first head's weight, and of its boxes."""
-        for index, boxes in enumerate(self.boxes_per_cell):
-            yield self.scale + 1 + 4 * index, boxes
+    def _head_numbers(self) -> range:
+        """For each map, the number of its first head's weight."""
+        return range(self.scale + 1, self.scale + 1 + 4 * len(self.stages), 4)
 
     def _heads(self, parameters: Arrays) -> Arrays:
         """Weight and bias for each map of both heads as one convolution: logits, then offsets."""
         heads = []
-        for number, _ in self._head_numbers():
+        for number in self._head_numbers():
             weight, bias, offsets_weight, offsets_bias = parameters[number : number + 4]
             heads += [np.concatenate([weight, offsets_weight]), np.concatenate([bias, offsets_bias])]
         return heads
@@ -198,28 +198,39 @@ class Network:
 
 
 def network_of(model) -> tuple[Network, list] | None:
-    """The layers of an SSD and its parameters in their order; None where they are not narrow, or not of these kinds."""
-    if model.width > MAX_WIDTH:
+    """The layers of an SSD and its parameters in their order; None where they are not narrow, or not of these kinds.
+
+    A model whose parts were replaced, or have hooks, has to be computed as it is: part by part.
+    """
+    if model.width > MAX_WIDTH or any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
         return None
     stages: list[tuple[Convolution | MaxPool, ...]] = []
     parameters: list = []
     for block in (model.backbone.features, *model.backbone.extra):
         stage: list[Convolution | MaxPool] = []
-        for module in block.modules():
-            if hasattr(module, "weight"):
-                numbers = (module.kernel_size, module.stride, module.padding, module.dilation)
-                size, stride, padding, dilation = (each[0] for each in numbers)
-                if size % 2 == 0:
+        for part in block.modules():
+            if isinstance(part, flow.nn.Conv2d):
+                (size, stride, padding, dilation), relu = _numbers(part), getattr(part, "relu", False)
+                if not relu or size % 2 == 0 or part.groups > 1:
                     return None
                 stage.append(Convolution(len(parameters), dilation, stride, dilation * (size - 1) // 2 - padding))
-                parameters += [module.weight, module.bias]
-            elif hasattr(module, "kernel_size"):
-                stage.append(MaxPool(3 if module.kernel_size in (3, (3, 3)) else 2))
+                parameters += [part.weight, part.bias]
+            elif isinstance(part, flow.nn.MaxPool2d):
+                stage.append(MaxPool(3 if part.kernel_size in (3, (3, 3)) else 2))
+            elif not isinstance(part, (flow.nn.Sequential, flow.nn.Identity)):
+                return None
         stages.append(tuple(stage))
     scale = len(parameters)
     parameters.append(model.backbone.scale_weight)
     heads = (model.head.classification_head.module_list, model.head.regression_head.module_list)
     for pair in zip(*heads, strict=True):
-        parameters += [each for module in pair for each in (module.weight, module.bias)]
+        if any(_numbers(part) != (3, 1, 1, 1) or getattr(part, "relu", False) for part in pair):
+            return None
+        parameters += [each for part in pair for each in (part.weight, part.bias)]
     shapes = tuple(tuple(parameter.shape) for parameter in parameters)
     return Network(tuple(stages), scale, model.num_classes, model.layout.boxes_per_cell, shapes), parameters
+
+
+def _numbers(part) -> tuple[int, int, int, int]:
+    """Kernel size, stride, padding and dilation of a square convolution."""
+    return part.kernel_size[0], part.stride[0], part.padding[0], part.dilation[0]

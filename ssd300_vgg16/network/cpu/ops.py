@@ -2,7 +2,6 @@
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -103,9 +102,8 @@ def narrow_network(model, images):
     """Offsets and logits of an SSD, computed image by image (`narrow`); None where that is not how to compute it."""
     from ssd300_vgg16.network.cpu import narrow
 
-    if model not in _narrow_networks:
-        _narrow_networks[model] = narrow.network_of(model)
-    found = _narrow_networks[model]
+    # Looked at each time: a part of the model may have been replaced since.
+    found = narrow.network_of(model) if images.shape[2] == model.layout.image_size else None
     if found is None:
         return None
     network, parameters = found
@@ -133,9 +131,6 @@ def narrow_network(model, images):
             return None, flow.from_numpy(gradient)
 
     return NarrowNetwork.apply(images, flat)
-
-
-_narrow_networks: WeakKeyDictionary = WeakKeyDictionary()
 
 
 class _MaxPool(Function):

@@ -47,7 +47,6 @@ def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: boo
     outputs = len(weight)
     output = reused((batch, outputs, height, width))
     kernels = _transformed(weight)
-
     length = _line_length(height, width)
 
     def multiply(blocks: np.ndarray) -> None:
@@ -148,21 +147,24 @@ def _weight_gradient(products, transform, gradient):
                     gradient[output, channel, 2 - row, 2 - column] = total
 
 
+@compiled(_BIAS(_IMAGE, int64, int64, types.Array(float32, 1, "C")))
+def _row(image, channel, y, outside):
+    """A row of a channel; `outside` where the image has none."""
+    return image[channel, y] if 0 <= y < image.shape[1] else outside
+
+
 @compiled(types.void(_IMAGE, int64, int64, _LINES), **_FUSED)
 def _transform_inputs(image, first, last, lines):
     """Rows of tiles first to last of an image [C, H, W]: lines [6, C, length], each row between two zeros."""
-    channels, height, width = image.shape
+    channels, _, width = image.shape
     pitch = width + 2
     outside = np.zeros(width, dtype=np.float32)
     for channel in range(channels):
         for tile in range(first, last):
             top, start = TILE * tile - 1, (tile - first) * pitch
-            r0 = image[channel, top] if top >= 0 else outside
-            r1 = image[channel, top + 1]
-            r2 = image[channel, top + 2] if top + 2 < height else outside
-            r3 = image[channel, top + 3] if top + 3 < height else outside
-            r4 = image[channel, top + 4] if top + 4 < height else outside
-            r5 = image[channel, top + 5] if top + 5 < height else outside
+            r0, r1 = _row(image, channel, top, outside), _row(image, channel, top + 1, outside)
+            r2, r3 = _row(image, channel, top + 2, outside), _row(image, channel, top + 3, outside)
+            r4, r5 = _row(image, channel, top + 4, outside), _row(image, channel, top + 5, outside)
             for point in range(INPUT_TILE):
                 lines[point, channel, start] = lines[point, channel, start + width + 1] = 0
             inside = slice(start + 1, start + 1 + width)
@@ -177,16 +179,14 @@ def _transform_inputs(image, first, last, lines):
 @compiled(types.void(_IMAGE, int64, int64, _LINES), **_FUSED)
 def _transform_outputs(image, first, last, lines):
     """Rows of tiles in the place of outputs, transposed transform: lines [6, C, length], two zeros behind each row."""
-    channels, height, width = image.shape
+    channels, _, width = image.shape
     pitch = width + 2
     outside = np.zeros(width, dtype=np.float32)
     for channel in range(channels):
         for tile in range(first, last):
             top, start = TILE * tile, (tile - first) * pitch
-            r0 = image[channel, top]
-            r1 = image[channel, top + 1] if top + 1 < height else outside
-            r2 = image[channel, top + 2] if top + 2 < height else outside
-            r3 = image[channel, top + 3] if top + 3 < height else outside
+            r0, r1 = _row(image, channel, top, outside), _row(image, channel, top + 1, outside)
+            r2, r3 = _row(image, channel, top + 2, outside), _row(image, channel, top + 3, outside)
             for point in range(INPUT_TILE):
                 lines[point, channel, start + width : start + pitch] = 0
             inside = slice(start, start + width)

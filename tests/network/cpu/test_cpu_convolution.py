@@ -229,6 +229,12 @@ def test_few_kernels_are_convolved_along_rows():
     assert not pays(8, 8, dilation=6)
 
 
+def test_images_of_other_channels_are_refused(method):
+    images, weight, bias = random_arrays((1, 2, 9, 9), (4, 3, 3, 3), (4,))
+    with pytest.raises(ValueError, match="images of 2 channels, and a convolution of 3"):
+        convolve(images, weight, bias)
+
+
 def test_images_that_need_no_gradient_get_none(method):
     images, weight, bias = random_arrays((2, 3, 9, 9), (4, 3, 3, 3), (4,))
     assert gradients(images, weight, np.ones((2, 4, 9, 9), dtype=np.float32), None, 1, False)[0] is None

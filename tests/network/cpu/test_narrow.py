@@ -127,3 +127,32 @@ def test_frozen_parameters_get_no_gradient(model):
 )
 def test_what_is_computed_layer_after_layer(other):
     assert narrow.network_of(other()) is None
+
+
+def with_hook(model):
+    model.backbone.features[0].register_forward_hook(lambda *_: None)
+
+
+def with_another_activation(model):
+    model.backbone.features[1] = flow.nn.Sigmoid()
+
+
+def with_another_head(model):
+    model.head.classification_head.module_list[1] = flow.nn.Conv2d(128, 6 * OUTPUTS, 1)
+
+
+@pytest.mark.parametrize("change", [with_hook, with_another_activation, with_another_head])
+def test_a_model_that_was_changed_is_computed_as_it_is_now(model, change):
+    """After a first call with it as it was."""
+    before = model(images(1))[1].numpy()
+    change(model)
+    assert narrow.network_of(model) is None
+    assert np.allclose(model(images(1))[1].numpy(), before, atol=1e-4) == (change is with_hook)
+
+
+def test_a_parameter_that_was_replaced_is_seen(model):
+    head = model.head.classification_head.module_list[0]
+    model(images(1))
+    head.weight = flow.nn.Parameter(flow.zeros(*head.weight.shape))
+    head.bias = flow.nn.Parameter(flow.ones(*head.bias.shape))
+    np.testing.assert_array_equal(model(images(1))[1].numpy()[:, : 38 * 38 * 4], 1)
