@@ -130,7 +130,7 @@ make_environment() {
   free_mb=$((free_blocks * block_size / 1000000))
   ((free_mb >= needed_mb)) ||
     die "$venv needs $needed_mb MB of disk space and $free_mb MB are free: free some, or set SSD_VENV to another disk"
-  say "making $venv with $1, once: about 2.5 GB to download, then two minutes to install"
+  say "making $venv with $1, once: about 2.5 GB to download, then a minute or two to install"
   "$1" -I -m venv "$venv" >"$venv/set-up.log" 2>&1 ||
     die "$1 could not make an environment in $venv: see $venv/set-up.log"
 }

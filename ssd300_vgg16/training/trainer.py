@@ -32,7 +32,8 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 # It takes another data set than that as a third argument.
 Evaluate = Callable[..., Evaluation | None]
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
+# So short that the time left is seen on a terminal of 80 columns.
+BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
 NOT_FINITE_ADVICE = (
     "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
@@ -159,7 +160,7 @@ class Trainer:
         self.log.add("training", self.progress.step, **figures)
         parts = {part: means[part] for part in ("localization", "classification")}
         loss, speed = f"loss {sum(parts.values()):.3f}", f"{pace['images_per_second']:.1f} images/s"
-        bar.set_postfix_str(f"{loss}, {speed}, {_duration(left)} left in all")
+        bar.set_postfix_str(f"{loss}, {speed}, {_duration(left)} left")
         if sys.stdout.isatty() and not bar.disable:
             return  # the bar says it; whoever keeps the output in a file gets lines
         listed = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
