@@ -8,13 +8,17 @@ boxes that count.
 
 import os
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from benchmarks.engines import ONEFLOW, OURS, TRAINING, Job, random_images, random_targets, run, time_calls
 from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs, significant
 
-SETTINGS = ((0.125, 4), (0.125, 8), (0.25, 4), (0.25, 8))
+# Width, images, and the busy processes of lower priority that share the machine.
+SETTINGS = ((0.125, 4, 0), (0.125, 8, 0), (0.25, 4, 0), (0.25, 8, 0), (0.125, 4, 6))
 CLASSES = 21
 REPEATS, SECONDS = 15, 4.0
 
@@ -132,30 +136,50 @@ def count_parameters(width: float) -> int:
     return sum(parameter.numel() for parameter in SSD300(CLASSES, width).parameters())
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes that compute without end, at a lower priority."""
+    endless = ["nice", "-n", "10", sys.executable, "-I", "-c", "while True: pass"]
+    started = [subprocess.Popen(endless) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
 def measure(options: Options) -> Figures:
     """By setting, median seconds of a step of either side, and the median of the rounds' ratios."""
     figures: Figures = {}
-    peer = f"PyTorch {options.peers.versions['torch']}, channels-last" if "torch" in options.peers else None
-    for width, batch in SETTINGS[:1] if options.quick else SETTINGS:
-        repeats = 2 if options.quick else REPEATS
-        job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", repeats=repeats, seconds=SECONDS)
-        parameters = in_fresh_process(count_parameters, width)
-        times: dict[str, list[float]] = {OURS[ONEFLOW]: []}
-        for number in range(options.rounds):
-            times[OURS[ONEFLOW]].append(statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds))
-            if peer:
-                found = in_fresh_process(time_torch, asdict(job), python=options.peers.python)
-                if found["parameters"] != parameters:
-                    raise RuntimeError("the two networks differ in size: these are not the same layers")
-                times.setdefault(peer, []).append(statistics.median(found["seconds"]))
-            told = ", ".join(f"{name} {1e3 * of_side[-1]:.0f} ms" for name, of_side in times.items())
-            print(f"round {number + 1}, width {width:g}, batch {batch}: {told}", flush=True)
-        setting = {name: statistics.median(of_side) for name, of_side in times.items()}
-        if peer:
-            pairs = zip(times[peer], times[OURS[ONEFLOW]], strict=True)
-            setting["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
-        figures[f"width {width:g}, batch {batch}"] = setting
+    for width, batch, processes in SETTINGS[:1] if options.quick else SETTINGS:
+        name = f"width {width:g}, batch {batch}" + (f", beside {processes} busy processes" if processes else "")
+        with busy(processes):
+            figures[name] = measure_setting(name, width, batch, options)
     return figures
+
+
+def measure_setting(name: str, width: float, batch: int, options: Options) -> dict[str, float]:
+    """Median seconds of a step of either side, and the median of the rounds' ratios."""
+    peer = f"PyTorch {options.peers.versions['torch']}, channels-last" if "torch" in options.peers else None
+    repeats = 2 if options.quick else REPEATS
+    job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", repeats=repeats, seconds=SECONDS)
+    parameters = in_fresh_process(count_parameters, width)
+    times: dict[str, list[float]] = {OURS[ONEFLOW]: []}
+    for number in range(options.rounds):
+        times[OURS[ONEFLOW]].append(statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds))
+        if peer:
+            found = in_fresh_process(time_torch, asdict(job), python=options.peers.python)
+            if found["parameters"] != parameters:
+                raise RuntimeError("the two networks differ in size: these are not the same layers")
+            times.setdefault(peer, []).append(statistics.median(found["seconds"]))
+        told = ", ".join(f"{side} {1e3 * of_side[-1]:.0f} ms" for side, of_side in times.items())
+        print(f"round {number + 1}, {name}: {told}", flush=True)
+    setting = {name: statistics.median(of_side) for name, of_side in times.items()}
+    if peer:
+        pairs = zip(times[peer], times[OURS[ONEFLOW]], strict=True)
+        setting["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
+    return setting
 
 
 def table(figures: Figures) -> str:

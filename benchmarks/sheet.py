@@ -13,15 +13,17 @@ CELL, GAP, ACROSS, PICTURES = 300, 6, 4, 12
 
 
 def main(folder: Path, to: Path) -> None:
-    """Write the sheet; each picture is scaled to its cell, whole."""
+    """Write the sheet; each picture is scaled to its cell, whole. The cells have the shape of the first picture."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png"))[:PICTURES]
     rows = -(-len(paths) // ACROSS)
-    sheet = Image.new("RGB", (ACROSS * (CELL + GAP) - GAP, rows * (CELL + GAP) - GAP), "white")
+    with Image.open(paths[0]) as picture:
+        height = CELL * picture.height // picture.width
+    sheet = Image.new("RGB", (ACROSS * (CELL + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for number, path in enumerate(paths):
         row, column = divmod(number, ACROSS)
         with Image.open(path) as picture:
-            cell = ImageOps.pad(picture.convert("RGB"), (CELL, CELL), color="white")
-        sheet.paste(cell, (column * (CELL + GAP), row * (CELL + GAP)))
+            cell = ImageOps.pad(picture.convert("RGB"), (CELL, height), color="white")
+        sheet.paste(cell, (column * (CELL + GAP), row * (height + GAP)))
     sheet.save(to, quality=85)
 
 

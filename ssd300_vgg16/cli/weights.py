@@ -26,7 +26,7 @@ from ssd300_vgg16.weights.published import published
 from ssd300_vgg16.weights.recognise import Weights, read_as_ssd, with_rgb
 from ssd300_vgg16.weights.safetensors_file import save_weights
 
-PROGRAM = "python -m ssd300_vgg16.weights"
+PROGRAM = "python -I -m ssd300_vgg16.weights"
 WRITABLE = {project.name: project for project in (PUBLISHED, AMDEGROOT, LUFFICC)}
 MAX_UNUSED = 20
 
