@@ -1,10 +1,10 @@
 """Write a detector as an ONNX model, which runs without this package: see docs/onnx.md.
 
-python -m ssd300_vgg16.export runs/RUN --to model.onnx                               images to detections
-python -m ssd300_vgg16.export ssd300_vgg16_coco --to model.onnx --outputs raw        to offsets and logits
-python -m ssd300_vgg16.export runs/RUN --to small.onnx --int8 --calibrate photos/    in 8 bits: smaller, faster
+python -I -m ssd300_vgg16.export runs/RUN --to model.onnx                              images to detections
+python -I -m ssd300_vgg16.export ssd300_vgg16_coco --to model.onnx --outputs raw       to offsets and logits
+python -I -m ssd300_vgg16.export runs/RUN --to small.onnx --int8 --calibrate photos/   in 8 bits: smaller, faster
 
-The input is uint8 [batch, 3, S, S], RGB, S 300 or 512, a batch of any size.
+The input is uint8 [batch, 3, S, S], RGB, S 300 or 512.
 """
 
 import argparse
@@ -24,8 +24,8 @@ CALIBRATION_IMAGES = 200
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options of python -m ssd300_vgg16.export."""
-    parser = command_line.Parser(prog="python -m ssd300_vgg16.export", description=__doc__)
+    """The options of python -I -m ssd300_vgg16.export."""
+    parser = command_line.Parser(prog="python -I -m ssd300_vgg16.export", description=__doc__)
     parser.add_argument(
         "weights", metavar="WEIGHTS", help="run folder, file of weights of any format, or name of published ones"
     )
@@ -42,6 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=command_line.fraction,
         metavar="S",
         help=f"detections scored above (default: {SCORE_THRESHOLD}, as in evaluation)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=command_line.positive_int,
+        metavar="N",
+        help="batches of this size alone, for programs that need to know it (default: of any size)",
     )
     parser.add_argument("--int8", action="store_true", help="convolutions in 8 bits; needs --calibrate")
     parser.add_argument(
@@ -67,7 +73,7 @@ def main(arguments: list[str]) -> int:
     for note in description.notes:
         print(note)
     threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
-    made = onnx_model(model, description, options.outputs, threshold)
+    made = onnx_model(model, description, options.outputs, threshold, options.batch)
     if images:
         made = quantised(made, images, model.layout.image_size)
     save(options.to, made)
@@ -101,4 +107,4 @@ def _shaped(value: "onnx.ValueInfoProto") -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "python -m ssd300_vgg16.export")
+    command_line.run(main, "python -I -m ssd300_vgg16.export")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -16,13 +17,17 @@ from places import REPOSITORY
 from small_data import run, untrained_run
 
 import ssd300_vgg16
-from ssd300_vgg16.data.images import ImageError, network_input, read_image
-from ssd300_vgg16.deploy.model import _Images
+from ssd300_vgg16.boxes import cxcywh_to_xyxy
+from ssd300_vgg16.data.categories import Category
+from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.deploy.model import _Images, _metadata
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.export import _spread, main
+from ssd300_vgg16.network.postprocess import postprocess
+from ssd300_vgg16.network.variants import VARIANTS, default_boxes
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.safetensors_file import save_weights
+from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
 OUTPUTS = ["boxes", "scores", "labels", "batch_index"]
 
@@ -70,8 +75,13 @@ def assert_same_detections(rows, detector, path):
     np.testing.assert_allclose([row[2:] for row in rows], found["boxes"], atol=0.05)
 
 
+def scripts_of_the_docs():
+    """The one that detects, and the one that decodes raw outputs."""
+    return re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "onnx.md").read_text(), re.DOTALL)
+
+
 def test_the_script_of_the_docs_detects_without_this_package(weights, photographs, tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "onnx.md").read_text(), re.DOTALL)
+    script, _ = scripts_of_the_docs()
     assert "ssd300_vgg16" not in script and len(script.splitlines()) <= 30
     (tmp_path / "detect.py").write_text(script)
     path = photographs / "lying.jpg"
@@ -118,6 +128,39 @@ def test_raw_outputs_of_a_foreign_file(tmp_path, capsys):
 def wider(tmp_path_factory):
     """As `weights`, with some channels in each layer: 8 bits of one channel alone do not last to the end."""
     return untrained_run(tmp_path_factory.mktemp("wider") / "run", width=1 / 8)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_the_docs_make_the_default_boxes_from_metadata(variant):
+    _, script = scripts_of_the_docs()
+    names = {}
+    exec(script, names)
+    description = ModelDescription(2, 0.02, (Category(1, 1, "ring"),), variant)
+    made = names["default_boxes"](_metadata(description, 0.5)) * variant.layout.image_size
+    np.testing.assert_allclose(cxcywh_to_xyxy(made), default_boxes(variant.layout), atol=1e-3)
+
+
+def test_opencv_runs_the_raw_model_and_the_docs_decode_it(wider, photographs, tmp_path):
+    _, script = scripts_of_the_docs()
+    names = {}
+    exec(script, names)
+    path = exported(wider, tmp_path / "raw.onnx", "--outputs", "raw", "--batch", 1)
+    session = session_of(path)
+    assert session.get_inputs()[0].shape == [1, 3, 300, 300]
+    image = cv2.imread(str(photographs / "0.png"))[..., ::-1]
+    images = network_input(np.ascontiguousarray(image), 300)[None]
+    offsets, logits = session.run(["offsets", "logits"], {"images": images})
+    net = cv2.dnn.readNetFromONNX(str(path))
+    net.setInput(images.astype(np.float32))
+    for ours, theirs in zip((offsets, logits), net.forward(["offsets", "logits"]), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=1e-4)
+    boxes, scores = names["decode"](offsets[0], logits[0], session.get_modelmeta().custom_metadata_map)
+    [expected] = postprocess(offsets, logits, [image.shape[:2]])
+    height, width = image.shape[:2]
+    scaled = boxes * [width, height, width, height]
+    for box, score, label in list(zip(expected["boxes"], expected["scores"], expected["labels"], strict=True))[:20]:
+        near = np.abs(scaled - box).max(axis=1) < 0.01
+        assert np.isclose(scores[near, label], score, atol=1e-5).any()
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +235,15 @@ def test_a_trunk_without_heads_is_refused(tmp_path):
     assert not (tmp_path / "new.onnx").exists()
 
 
-def test_a_broken_calibration_image_is_named(weights, tmp_path):
+def test_a_broken_calibration_image_is_named_and_left_out(weights, photographs, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ImageError, match=r"broken\.jpg"):
-        main([str(weights), "--to", str(tmp_path / "new.onnx"), "--int8", "--calibrate", str(tmp_path / "photos")])
-    assert not (tmp_path / "new.onnx").exists()
+    new, options = tmp_path / "new.onnx", ("--int8", "--calibrate", tmp_path / "photos")
+    assert "none of the images could be read" in refusal(weights, "--to", new, *options)
+    assert not new.exists()
+    shutil.copy(photographs / "0.png", tmp_path / "photos")
+    exported(weights, new, *options)
+    assert re.search(r"left out of the calibration: .*broken\.jpg: ", capsys.readouterr().err)
 
 
 def test_as_a_program(weights, photographs, tmp_path):
@@ -210,7 +256,7 @@ def test_as_a_program(weights, photographs, tmp_path):
     again = run("export", weights, "--to", "a.onnx", folder=tmp_path)
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr == (
-        "python -m ssd300_vgg16.export: a.onnx: there is such a file already; remove it, or name another\n"
+        "python -I -m ssd300_vgg16.export: a.onnx: there is such a file already; remove it, or name another\n"
     )
 
 

@@ -1,7 +1,9 @@
 """A detector as an ONNX model, in float32 or with its convolutions in 8 bits, and the file that holds it."""
 
 import json
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from ssd300_vgg16 import __version__
-from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.boxes import CENTRE_VARIANCE, SIZE_VARIANCE
+from ssd300_vgg16.data.images import ImageError, network_input, read_image
 from ssd300_vgg16.deploy.graph import Graph
 from ssd300_vgg16.deploy.network import add_network
 from ssd300_vgg16.deploy.postprocess import BATCH_INDEX, BOXES, LABELS, SCORES, add_postprocess
@@ -30,13 +33,18 @@ _PIXEL_FORMAT = "RGB, uint8 0..255, [batch, 3, height, width]; the whole image r
 
 
 def onnx_model(
-    model: SSD, description: ModelDescription, outputs: str = DETECTIONS, score_threshold: float = SCORE_THRESHOLD
+    model: SSD,
+    description: ModelDescription,
+    outputs: str = DETECTIONS,
+    score_threshold: float = SCORE_THRESHOLD,
+    batch_size: int | None = None,
 ) -> onnx.ModelProto:
-    """The network as ONNX, for batches of any size; its input, IMAGES, is uint8 [B, 3, S, S] RGB.
+    """The network as ONNX; its input, IMAGES, is uint8 [B, 3, S, S] RGB, B any number unless batch_size is given.
 
     outputs: RAW for OFFSETS [B, D, 4] and LOGITS [B, D, C], or DETECTIONS for what `add_postprocess` gives.
     """
     layout, classes = model.layout, model.num_classes
+    batch = batch_size or "batch"
     graph = Graph()
     add_network(graph, model, IMAGES)
     if outputs == DETECTIONS:
@@ -44,8 +52,8 @@ def onnx_model(
         results = detection_outputs()
     else:
         boxes = len(default_boxes(layout))
-        results = [_float(OFFSETS, ["batch", boxes, 4]), _float(LOGITS, ["batch", boxes, classes])]
-    shape = ["batch", 3, layout.image_size, layout.image_size]
+        results = [_float(OFFSETS, [batch, boxes, 4]), _float(LOGITS, [batch, boxes, classes])]
+    shape = [batch, 3, layout.image_size, layout.image_size]
     images = helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape)
     made = graph.model(model.variant.name, [images], results)
     helper.set_model_props(made, _metadata(description, score_threshold))
@@ -78,13 +86,14 @@ def _float(name: str, shape: list) -> onnx.ValueInfoProto:
 
 
 def _metadata(description: ModelDescription, score_threshold: float) -> dict[str, str]:
+    layout = description.variant.layout
     # Texts alone, as ONNX has nothing else for metadata. docs/onnx.md names them: programs of others read them.
     return {
         "package": "ssd300_vgg16",
         "version": __version__,
         "variant": description.variant.name,
         "width": f"{description.width:g}",
-        "image_size": str(description.variant.layout.image_size),
+        "image_size": str(layout.image_size),
         "pixel_format": _PIXEL_FORMAT,
         "num_classes": str(description.num_classes),
         "categories": json.dumps([asdict(category) for category in description.categories]),
@@ -92,6 +101,8 @@ def _metadata(description: ModelDescription, score_threshold: float) -> dict[str
         "candidates_per_class": str(CANDIDATES_PER_CLASS),
         "nms_iou": f"{NMS_IOU:g}",
         "detections_per_image": str(DETECTIONS_PER_IMAGE),
+        "default_boxes": json.dumps({name: value for name, value in asdict(layout).items() if name != "image_size"}),
+        "variances": json.dumps([CENTRE_VARIANCE, SIZE_VARIANCE]),
     }
 
 
@@ -104,8 +115,8 @@ def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> on
     """The model with its convolutions in 8 bits, by ranges measured on images, which are prepared as the detector does.
 
     Activations are uint8, weights int8 with a scale for each channel. conv4_3's norm, the heads' outputs and all that
-    follows stay float32: side by side in 8 bits, the heads would have to share one range. Raises ImageError for an
-    image that cannot be read.
+    follows stay float32: side by side in 8 bits, the heads would have to share one range. An image that cannot be read
+    is named on standard error, and left out. Raises UserError if none can be read.
     """
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
@@ -130,10 +141,23 @@ def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> on
 
 
 class _Images(CalibrationDataReader):
-    """Prepared images, one at a time, as ONNX Runtime asks for them."""
+    """Prepared images, one at a time, as ONNX Runtime asks for them, without those that cannot be read."""
 
     def __init__(self, paths: list[Path], image_size: int):
-        self._images = (network_input(read_image(path, upright=True), image_size) for path in paths)
+        self._images = self._readable(paths, image_size)
+
+    def _readable(self, paths: list[Path], image_size: int) -> Iterator[np.ndarray]:
+        broken = 0
+        for path in paths:
+            try:
+                image = read_image(path, upright=True)
+            except ImageError as error:
+                broken += 1
+                print(f"left out of the calibration: {error}", file=sys.stderr)
+            else:
+                yield network_input(image, image_size)
+        if broken == len(paths):
+            raise UserError("--calibrate: none of the images could be read")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         image = next(self._images, None)
