@@ -45,7 +45,11 @@ int stand_in_cudaDriverGetVersion(int* version) { *version = 11080; return NO_ER
 int stand_in_cudaRuntimeGetVersion(int* version) { *version = 11070; return NO_ERROR; }
 int stand_in_cudaDeviceCanAccessPeer(int* can, int gpu, int peer) { *can = 0; return NO_ERROR; }
 int stand_in_cudaDeviceGetPCIBusId(char* id, int size, int gpu) { snprintf(id, size, "0000:%02X:00.0", gpu + 1); return NO_ERROR; }
-int stand_in_cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { *least = 0; *greatest = -5; return NO_ERROR; }
+int stand_in_cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  if (least) *least = 0;
+  if (greatest) *greatest = -5;
+  return NO_ERROR;
+}
 
 int stand_in_cudaGetDeviceProperties(Properties* p, int gpu) {
   if (gpu < 0 || gpu >= gpu_count) return INVALID_DEVICE;
