@@ -12,6 +12,7 @@ from pathlib import Path
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.formats import DataSource, split_location
+from ssd300_vgg16.devices import local_rank, resolve_device
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.training.run_folder import newest_run
@@ -59,6 +60,7 @@ def main(arguments: list[str]) -> int:
         source.locate("val")  # what is missing is said once
         command = [*start.command("ssd300_vgg16.evaluate"), *arguments]
         return supervise(job, command, lambda: command, restarts=0, advice="", options=arguments)
+    resolve_device(options.device, local_rank())  # before OneFlow is imported, which then sees what is chosen
     # OneFlow comes in here: --help and wrong options answer at once.
     from ssd300_vgg16.evaluate_weights import evaluate_weights
 

@@ -34,6 +34,7 @@ def evaluate_weights(
     weights = find_weights(weights)
     output = output or beside or weights.parent
     device = resolve_device(device, world.local_rank if world.world_size > 1 else None)
+    world.refuse_shared_gpu(device)
     detector = Detector.load(weights, device, engine=engine)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)

@@ -114,6 +114,8 @@ install() {
   if [[ -x $venv/bin/python && -f $installed ]]; then
     say "requirements.txt has changed: changing the packages in $venv"
     mv -f -- "$installed" "$venv/previous-requirements.txt"
+  elif [[ -x $venv/bin/python && -n $(chosen_oneflow) ]]; then
+    say "completing the packages in $venv"
   else
     rm -rf -- "${venv:?}"/* "$installed"
     make_environment "$1"
@@ -122,6 +124,16 @@ install() {
   install_packages
   sync -f -- "$venv" # after a power cut, the copy must not be there without the packages
   mv -f -- "$venv/requirements.txt" "$installed"
+}
+
+# Prints the version of a OneFlow that is not from requirements.txt: the user's own build, for newer GPUs, say.
+chosen_oneflow() {
+  local folder version
+  for folder in "${known%/*}"/oneflow-*.dist-info; do
+    version=${folder##*/oneflow-} version=${version%.dist-info}
+    [[ ! -d $folder ]] || grep -qs "^oneflow==$version\\( \\|\$\\)" "$root/requirements.txt" \
+      "$venv/previous-requirements.txt" || printf '%s\n' "$version"
+  done
 }
 
 make_environment() {
@@ -138,12 +150,20 @@ make_environment() {
 # No pip cache: pip 23 reads a whole package into memory to keep it there, 3 to 5 GB for OneFlow.
 install_packages() {
   local pip=(env PIP_USER=0 TMPDIR="$venv/tmp" "$venv/bin/python" -I -u -m pip --disable-pip-version-check --no-input)
-  local log=$venv/set-up.log changed=$venv/changed-requirements.txt
+  local log=$venv/set-up.log changed=$venv/changed-requirements.txt wanted=$venv/wanted-requirements.txt
+  local chosen left_alone='^#'
+  chosen=$(chosen_oneflow)
+  if [[ -n $chosen ]]; then
+    say "leaving OneFlow $chosen as it is, and CUDA's libraries: it is not from requirements.txt"
+    left_alone='^#\|^oneflow==\|^nvidia-'
+  fi
   mkdir -p -- "$venv/tmp"
-  if grep -vxFf "$venv/requirements.txt" "$venv/previous-requirements.txt" 2>/dev/null | grep '^[^#]' >"$changed"; then
+  grep -v "$left_alone" "$venv/requirements.txt" >"$wanted" || die "$root/requirements.txt names no packages"
+  if grep -vxFf "$venv/requirements.txt" "$venv/previous-requirements.txt" 2>/dev/null | grep -v "$left_alone" |
+    grep . >"$changed"; then
     "${pip[@]}" uninstall --yes -r "$changed" >"$log" 2>&1 || die "$(pip_failure "$log")"
   fi
-  "${pip[@]}" install --no-cache-dir --progress-bar off -r "$venv/requirements.txt" 2>&1 | tee "$log" |
+  "${pip[@]}" install --no-cache-dir --progress-bar off -r "$wanted" 2>&1 | tee "$log" |
     report_progress || die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
 }

@@ -1,4 +1,4 @@
-"""What is known of the machine without OneFlow: its BLAS, its cores, its GPU driver, its memory."""
+"""What is known of the machine without OneFlow: its BLAS, its cores, its memory; gpus.py has the GPUs."""
 
 import ctypes
 import os
@@ -26,15 +26,6 @@ def processor_flags() -> set[str]:
     rows = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
     flags = set(rows[0]) if rows else set()
     return flags if "avx2" in flags else set()
-
-
-def has_gpu_driver() -> bool:
-    """Whether NVIDIA's driver library can be loaded."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 @cache

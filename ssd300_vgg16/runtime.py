@@ -11,7 +11,6 @@ import ctypes
 import importlib
 import os
 import platform
-import re
 import signal
 import socket
 import sys
@@ -25,7 +24,16 @@ from pathlib import Path
 from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.machine import has_gpu_driver, use_widest_kernels
+from ssd300_vgg16.gpus import (
+    NONE_VISIBLE,
+    VISIBLE,
+    WHEEL_VERSION,
+    ask_driver,
+    gpu_driver,
+    gpu_problem,
+    oneflow_version,
+)
+from ssd300_vgg16.machine import use_widest_kernels
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -36,17 +44,11 @@ CUDA_LIBRARIES = (
     "cudnn/lib/libcudnn_cnn_infer.so.8",
     "cudnn/lib/libcudnn_cnn_train.so.8",
 )
+# cuDNN loads it by name when it compiles kernels for a GPU, and looks for it in a folder of another wheel's layout.
+NVRTC_LIBRARIES = ("cuda_nvrtc/lib/libnvrtc.so.11.2",)
 MKL_LIBRARIES = ("libiomp5.so", "libmkl_rt.so.2")
-# Compute capabilities that the wheel of OneFlow 0.9.0 on PyPI holds code for; it holds no PTX for later ones.
-WHEEL_VERSION = "0.9.0"
-WHEEL_CAPABILITIES = ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
 COMPUTE_ON_WORKER_THREAD = "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD"
 FIRST_PROCESS_SECONDS = 300.0  # then OneFlow's own import waits, and says what it waits for
-NO_CODE_FOR_GPU = (
-    "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for "
-    "a newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to 12.2), or run "
-    "with --device cpu"
-)
 
 
 def _load(paths: list[Path]) -> bool:
@@ -67,8 +69,22 @@ def _put_mkl_before_bundled_blas() -> bool:
 
 
 def _load_cuda_libraries() -> None:
+    """For the OneFlow of requirements.txt; other builds are for other versions of CUDA, and find theirs themselves."""
+    if oneflow_version() != WHEEL_VERSION:
+        return
     # Where the wheels are not installed the system's own libraries may serve; if not, the import says what is missing.
-    _load([Path(sysconfig.get_path("purelib")) / "nvidia" / name for name in CUDA_LIBRARIES])
+    for libraries in (CUDA_LIBRARIES, NVRTC_LIBRARIES):
+        _load([Path(sysconfig.get_path("purelib")) / "nvidia" / name for name in libraries])
+
+
+def _hide_broken_gpus() -> None:
+    """Where the driver does not work, OneFlow's import would end the process, whatever the device."""
+    problem = gpu_driver().problem
+    if problem is None:
+        return
+    os.environ[VISIBLE] = NONE_VISIBLE
+    if ask_driver().problem:
+        raise UserError(f"{problem}. OneFlow cannot start beside it, for the CPU neither")
 
 
 @contextmanager
@@ -120,7 +136,7 @@ def _choose_computing_thread() -> None:
     if _is_one_of_several():
         # A process cannot end while its scheduling thread waits for another process.
         os.environ[COMPUTE_ON_WORKER_THREAD] = "1"
-    elif not has_gpu_driver():
+    elif not gpu_driver().gpus:
         os.environ.setdefault(COMPUTE_ON_WORKER_THREAD, "0")
 
 
@@ -155,86 +171,26 @@ def _import_oneflow() -> ModuleType:
 
 
 use_widest_kernels()
+if "oneflow" not in sys.modules:
+    _hide_broken_gpus()
 MKL_IN_USE = "oneflow" not in sys.modules and _put_mkl_before_bundled_blas()
 _load_cuda_libraries()
 flow = _import_oneflow()
 
 
 def default_device() -> str:
-    """ "cuda" where a GPU is found that this OneFlow has code for, else "cpu"."""
-    return "cuda" if flow.cuda.is_available() and not gpu_problem(0) else "cpu"
+    """ "cuda" where a GPU is found that this OneFlow can use, else "cpu"."""
+    return "cpu" if gpu_problem(0) or cuda_problem() else "cuda"
 
 
-def usable_device(name: str | None, local_rank: int | None = None) -> str:
-    """`devices.resolve_device` where OneFlow has to be asked."""
-    if name is None:
-        name = default_device()
-    if local_rank is not None and name != "cpu":
-        if name != "cuda":
-            raise UserError(f"--device {name}: several processes take GPUs 0, 1, ... in turn: write cuda")
-        if local_rank >= flow.cuda.device_count():
-            raise UserError(
-                f"process {local_rank} of this machine, counted from 0, has no GPU of its own: it shows "
-                f"{flow.cuda.device_count()}, and NPROC may not be more"
-            )
-        name = f"cuda:{local_rank}"
-    if not re.fullmatch("cpu|cuda(:[0-9]+)?", name):
-        raise UserError(f"--device {name}: write cpu, cuda or cuda:N")
-    if name != "cpu":
-        _check_cuda(name, int(name.partition(":")[2] or 0))
-    return name
-
-
-def _check_cuda(name: str, index: int) -> None:
-    if not flow.cuda.is_available():
-        raise UserError(f"--device {name}: no GPU with a working CUDA driver was found; use --device cpu")
-    if index >= flow.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has GPUs 0 to {flow.cuda.device_count() - 1}")
-    problem = gpu_problem(index)
-    if problem:
-        raise UserError(f"--device {name}: {problem}")
-
-
-def gpu_problem(index: int) -> str | None:
-    """Why this OneFlow cannot use a GPU, and what to do about it; None if it can."""
-    name, (major, minor) = _gpu_name(index), _compute_capability(index)
-    return capability_problem(flow.__version__, name, major, minor)
-
-
-def capability_problem(oneflow_version: str, name: str, major: int, minor: int) -> str | None:
-    """Why a OneFlow of this version has no code for a GPU of this compute capability; None if it has.
-
-    Code for X.y runs on X.z with z >= y (binary compatibility). Of builds other than PyPI's nothing is known, so they
-    are taken to fit the machine they were installed on.
-    """
-    if oneflow_version != WHEEL_VERSION or any(major == x and minor >= y for x, y in WHEEL_CAPABILITIES):
+def cuda_problem() -> str | None:
+    """Why OneFlow has no GPU where the driver has one; None if it has."""
+    if flow.cuda.is_available():
         return None
-    return NO_CODE_FOR_GPU.format(version=oneflow_version, name=name, major=major, minor=minor)
-
-
-# CUDA driver API: cuDeviceGetAttribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR).
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
-
-
-def _driver() -> ctypes.CDLL:
-    driver = ctypes.CDLL("libcuda.so.1")
-    driver.cuInit(0)
-    return driver
-
-
-def _compute_capability(index: int) -> tuple[int, int]:
-    driver, values = _driver(), []
-    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
-        value = ctypes.c_int()
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, ctypes.c_int(index))
-        values.append(value.value)
-    return values[0], values[1]
-
-
-def _gpu_name(index: int) -> str:
-    name = ctypes.create_string_buffer(256)
-    _driver().cuDeviceGetName(name, len(name), ctypes.c_int(index))
-    return name.value.decode(errors="replace")
+    return (
+        f"this OneFlow ({flow.__version__}) finds no GPU, though the driver does: it is for a newer driver, or for the "
+        "CPU only; update the driver, install another OneFlow, or use --device cpu"
+    )
 
 
 def matmul_rate(side: int = 1536, runs: int = 5) -> float:
@@ -260,14 +216,14 @@ def cpu_name() -> str:
 def environment() -> dict[str, str]:
     """Versions and hardware that a run depends on, to be kept with its results."""
     blas = "MKL" if MKL_IN_USE else "OpenBLAS inside OneFlow"
-    gpus = range(flow.cuda.device_count() if flow.cuda.is_available() else 0)
+    gpus = gpu_driver().gpus if flow.cuda.is_available() else ()
     return {
         "python": platform.python_version(),
         "oneflow": flow.__version__,
         "platform": platform.platform(),
         "cpu": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
         "blas": blas,
-        "gpus": "; ".join(_gpu_name(index) for index in gpus) or "none",
+        "gpus": "; ".join(gpu.name for gpu in gpus) or "none",
     }
 
 
@@ -276,8 +232,10 @@ def report() -> str:
     facts = environment()
     facts["blas"] += f", {matmul_rate():.0f} GFLOP/s in a float32 matrix product"
     lines = [f"{name:<9} {value}" for name, value in facts.items()]
-    for index in range(flow.cuda.device_count() if flow.cuda.is_available() else 0):
-        lines.append(f"cuda:{index}    {gpu_problem(index) or 'this OneFlow has code for it'}")
+    for index in range(len(gpu_driver().gpus)):
+        lines.append(f"cuda:{index}    {gpu_problem(index) or cuda_problem() or 'this OneFlow has code for it'}")
+    if problem := gpu_driver().problem:
+        lines.append(f"driver    {problem}")
     lines.append(f"device    {default_device()} (the default of --device here)")
     return "\n".join(lines)
 
@@ -295,7 +253,7 @@ def main(arguments: list[str]) -> int:
         # Here, because it imports this module, as all do that compute.
         from ssd300_vgg16.self_test import self_test
 
-        return self_test(usable_device(options.device))
+        return self_test(options.device)
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
 from ssd300_vgg16.network.vgg import parameters_left_empty
@@ -51,8 +52,9 @@ class Comparison:
         return self.difference <= self.tolerance
 
 
-def self_test(device: str) -> int:
+def self_test(device: str | None) -> int:
     """Compare on a device and print a table; returns the exit status: 0, or 1 where something differs."""
+    device = resolve_device(device)
     comparisons = compare(device)
     print(table(comparisons))
     different = [each.stage for each in comparisons if not each.agrees]

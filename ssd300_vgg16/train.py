@@ -10,6 +10,7 @@ from pathlib import Path
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.train_options import parse
+from ssd300_vgg16.devices import local_rank, resolve_device
 from ssd300_vgg16.distributed.job import Job, job_from
 from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.errors import UserError
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
     job = None if options.replay else job_from(os.environ)
     if job:
         return _supervise(job, options, arguments)
+    resolve_device(options.device, local_rank())  # before OneFlow is imported, which then sees what is chosen
     from ssd300_vgg16.training.run import run
 
     return run(options)

@@ -8,11 +8,11 @@ import sys
 import pytest
 from small_data import environment
 
-from ssd300_vgg16 import machine, runtime
+from ssd300_vgg16 import gpus, machine, runtime
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.gpus import Gpu, GpuDriver
 
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
-RELEASES = "https://github.com/siliconflow/oneflow_releases/releases"
 
 needs_no_gpu = pytest.mark.skipif(runtime.flow.cuda.is_available(), reason="there is a GPU here")
 
@@ -25,77 +25,26 @@ def python(*arguments, **variables):
     return process
 
 
-@pytest.mark.parametrize("capability", [(6, 0), (6, 1), (6, 2), (7, 0), (7, 2), (7, 5), (8, 0), (8, 6), (8, 7), (8, 9)])
-def test_gpus_that_the_wheel_has_code_for(capability):
-    assert runtime.capability_problem("0.9.0", "GPU", *capability) is None
-
-
-@pytest.mark.parametrize("capability", [(3, 5), (5, 2), (5, 3), (9, 0), (10, 0), (12, 0)])
-def test_gpus_that_the_wheel_has_no_code_for(capability):
-    problem = runtime.capability_problem("0.9.0", "NVIDIA H100 PCIe", *capability)
-    major, minor = capability
-    assert problem.startswith(
-        f"this OneFlow (0.9.0) has no code for NVIDIA H100 PCIe (compute capability {major}.{minor}): "
-    )
-    assert RELEASES in problem and "CUDA 11.8 to 12.2" in problem and "--device cpu" in problem
-
-
-@pytest.mark.parametrize("version", ["0.9.1.dev20240203+cu122", "0.9.0+cu112", "1.0.0"])
-@pytest.mark.parametrize("capability", [(5, 2), (8, 0), (9, 0), (10, 0)])
-def test_other_builds_are_taken_to_fit_their_machine(version, capability):
-    assert runtime.capability_problem(version, "GPU", *capability) is None
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "cuda:-1", "cuda:²", "CPU", "cpu:0", "", "cuda:0 "])
-def test_devices_that_do_not_exist(name):
-    with pytest.raises(UserError) as caught:
-        runtime.usable_device(name)
-    assert str(caught.value) == f"--device {name}: write cpu, cuda or cuda:N"
-
-
-@needs_no_gpu
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
-def test_cuda_without_a_gpu(name):
-    with pytest.raises(UserError, match=f"^--device {name}: no GPU with a working CUDA driver was found"):
-        runtime.usable_device(name)
-
-
 @needs_no_gpu
 def test_the_cpu_is_the_default_without_a_gpu():
-    assert runtime.usable_device(None) == runtime.default_device() == runtime.usable_device("cpu") == "cpu"
+    assert runtime.default_device() == "cpu"
 
 
 @pytest.fixture
 def two_gpus(monkeypatch):
     """As on a machine with two GPUs, the second of which is too new."""
+    driver = GpuDriver((Gpu("Ampere", (8, 0)), Gpu("Hopper", (9, 0))))
+    for module in (runtime, gpus):
+        monkeypatch.setattr(module, "gpu_driver", lambda: driver)
+    monkeypatch.setattr(gpus, "oneflow_version", lambda: "0.9.0")
     monkeypatch.setattr(runtime.flow.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runtime.flow.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(runtime, "_gpu_name", lambda index: ("Ampere", "Hopper")[index])
-    monkeypatch.setattr(runtime, "_compute_capability", lambda index: ((8, 0), (9, 0))[index])
 
 
-@pytest.mark.parametrize(("asked", "device"), [(None, "cuda"), ("cuda", "cuda"), ("cuda:0", "cuda:0"), ("cpu", "cpu")])
-def test_a_gpu_with_code_is_used(two_gpus, asked, device):
-    assert runtime.usable_device(asked) == device
-
-
-@pytest.mark.parametrize(
-    ("asked", "problem"),
-    [
-        ("cuda:1", "--device cuda:1: this OneFlow (0.9.0) has no code for Hopper (compute capability 9.0)"),
-        ("cuda:2", "--device cuda:2: this machine has GPUs 0 to 1"),
-    ],
-)
-def test_a_gpu_that_cannot_be_used_is_refused(two_gpus, monkeypatch, asked, problem):
-    monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
-    with pytest.raises(UserError, match=re.escape(problem)):
-        runtime.usable_device(asked)
-
-
-def test_a_gpu_without_code_is_not_the_default(two_gpus, monkeypatch):
-    monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
-    monkeypatch.setattr(runtime, "_compute_capability", lambda index: (9, 0))
-    assert runtime.usable_device(None) == "cpu"
+def test_an_oneflow_without_gpus_computes_on_the_cpu(two_gpus, monkeypatch):
+    assert runtime.default_device() == "cuda"
+    monkeypatch.setattr(runtime.flow.cuda, "is_available", lambda: False)
+    assert runtime.default_device() == "cpu"
+    assert re.match(r"this OneFlow \(.+\) finds no GPU, though the driver does", runtime.cuda_problem())
 
 
 def test_the_report_names_versions_and_hardware():
@@ -110,12 +59,29 @@ def test_the_report_names_versions_and_hardware():
 
 
 def test_the_report_says_which_gpus_can_be_used(two_gpus, monkeypatch):
-    monkeypatch.setattr(runtime.flow, "__version__", "0.9.0")
     monkeypatch.setattr(runtime, "matmul_rate", lambda: 100.0)
     report = runtime.report()
     assert "gpus      Ampere; Hopper\n" in report
     assert "cuda:0    this OneFlow has code for it\n" in report
     assert "cuda:1    this OneFlow (0.9.0) has no code for Hopper" in report
+
+
+@pytest.mark.parametrize(("version", "loads"), [("0.9.0", True), ("0.9.1.dev20240203+cu121", False), ("1.0.0", False)])
+def test_cuda_libraries_are_loaded_for_the_oneflow_they_are_pinned_for(monkeypatch, version, loads):
+    loaded = []
+    monkeypatch.setattr(runtime, "oneflow_version", lambda: version)
+    monkeypatch.setattr(runtime, "_load", lambda paths: loaded.extend(path.name for path in paths))
+    runtime._load_cuda_libraries()
+    assert ("libcudnn_ops_infer.so.8" in loaded) == ("libnvrtc.so.11.2" in loaded) == loads
+    assert bool(loaded) == loads
+
+
+def test_nvrtc_is_found_by_the_name_that_cudnn_loads_it_by():
+    """Its folder is none that cuDNN looks into."""
+    code = (
+        "import ctypes, sys; from ssd300_vgg16 import runtime as r; print(ctypes.CDLL('libnvrtc.so.11.2')._handle > 0)"
+    )
+    assert python("-c", code).stdout == "True\n"
 
 
 def test_nothing_is_printed_when_oneflow_is_imported():
@@ -166,7 +132,7 @@ def test_an_oneflow_that_cannot_be_imported_is_explained(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("processes", "has_driver", "before", "expected"),
+    ("processes", "has_gpu", "before", "expected"),
     [
         (1, False, None, "0"),
         (1, False, "1", "1"),
@@ -176,12 +142,13 @@ def test_an_oneflow_that_cannot_be_imported_is_explained(monkeypatch):
         (2, True, None, "1"),
     ],
 )
-def test_which_thread_computes(monkeypatch, processes, has_driver, before, expected):
+def test_which_thread_computes(monkeypatch, processes, has_gpu, before, expected):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setenv(runtime.COMPUTE_ON_WORKER_THREAD, before or "to be restored")
     if before is None:
         monkeypatch.delenv(runtime.COMPUTE_ON_WORKER_THREAD)
-    monkeypatch.setattr(runtime, "has_gpu_driver", lambda: has_driver)
+    driver = GpuDriver((Gpu("Ampere", (8, 0)),) if has_gpu else ())
+    monkeypatch.setattr(runtime, "gpu_driver", lambda: driver)
     runtime._choose_computing_thread()
     assert os.environ.get(runtime.COMPUTE_ON_WORKER_THREAD) == expected
 

@@ -310,6 +310,47 @@ def test_changed_requirements_are_installed_over_what_is_there(clone):
     assert (clone.venv / "changed-requirements.txt").read_text() == "onnx==1.17.0\n"
 
 
+def install_by_hand(clone, version: str) -> Path:
+    """What pip leaves when the user installs another build of OneFlow in the environment."""
+    packages = clone.venv / "lib/python3.10/site-packages"
+    for folder in packages.glob("oneflow-*.dist-info"):
+        folder.rmdir()
+    made = packages / f"oneflow-{version}.dist-info"
+    made.mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize("version", ["0.9.1.dev20240203+cu121", "1.0.0"])
+def test_an_oneflow_of_the_users_stays_when_requirements_change(clone, version):
+    clone.requirements("oneflow==0.9.0\nnvidia-cudnn-cu11==8.9.6.50  # cuDNN\nonnx==1.17.0\n")
+    clone.run()
+    assert (clone.venv / "wanted-requirements.txt").read_text().count("==") == 3
+    build = install_by_hand(clone, version)
+    clone.requirements("oneflow==0.9.0\nnvidia-cudnn-cu11==8.9.7.29\nsix==1.17.0\n")
+    result = clone.run(PIP_DOES="offline")
+    assert result.returncode == 1
+    for _ in range(2):
+        assert f"leaving OneFlow {version} as it is" in result.stderr
+        assert (clone.venv / "wanted-requirements.txt").read_text() == "six==1.17.0\n"
+        assert (clone.venv / "changed-requirements.txt").read_text() == "onnx==1.17.0\n"
+        assert build.exists(), "nor is the environment made anew after a failure"
+        result = clone.run()
+    assert result.returncode == 0
+    assert clone.installs() == 2
+    assert len(clone.calls("-m venv")) == 1
+    assert clone.run().stderr == ""
+
+
+def test_an_oneflow_of_requirements_changes_with_them(clone):
+    clone.run()
+    install_by_hand(clone, "0.9.0")
+    clone.requirements("oneflow==0.9.1\n")
+    result = clone.run()
+    assert "leaving" not in result.stderr
+    assert (clone.venv / "wanted-requirements.txt").read_text() == "oneflow==0.9.1\n"
+    assert (clone.venv / "changed-requirements.txt").read_text() == "oneflow==0.9.0\n"
+
+
 def test_an_environment_whose_python_is_gone_is_made_anew(clone):
     clone.run()
     (clone.venv / "bin" / "python").unlink()

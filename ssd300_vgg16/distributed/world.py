@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 
 
@@ -30,6 +31,23 @@ class World:
         if self.is_first:
             for line in lines:
                 print(line)
+
+    def refuse_shared_gpu(self, device: str) -> None:
+        """UserError if OneFlow would compute this process's part on a GPU that is another process's.
+
+        OneFlow takes it that ranks are numbered host by host, as many on each. Numbered in turns over the hosts, as
+        srun may do, or where several "hosts" are one machine, two of them would meet on one GPU.
+        """
+        if device == "cpu" or self.world_size == 1:
+            return
+        hosts = flow.env.get_node_size()
+        taken = self.rank % (self.world_size // hosts)
+        if taken != self.local_rank:
+            raise UserError(
+                f"process {self.rank} is number {self.local_rank} on its host and would share GPU {taken} with another "
+                f"of the {self.world_size} processes on {hosts} host{'s' * (hosts > 1)}: number them host by host, "
+                "with srun by --distribution=block, and give each host one NODE_RANK"
+            )
 
     def share(self, rows: int) -> slice:
         """This process's part of so many rows, as OneFlow splits a tensor: as even as can be, larger parts first."""

@@ -112,6 +112,7 @@ def train(options: TrainOptions) -> int:
 def _device_and_step(options: TrainOptions, world: World) -> tuple[str, bool]:
     """The device, and whether steps are eager. UserError for what does not go together."""
     device = resolve_device(options.device, world.local_rank if world.world_size > 1 else None)
+    world.refuse_shared_gpu(device)
     eager = device == "cpu" if options.eager is None else options.eager
     if options.amp and (eager or device == "cpu"):
         raise UserError("--amp: half precision is for the compiled step on a GPU")

@@ -138,8 +138,8 @@ class EagerStep:
         state = {STEP: np.array(self.steps)}
         for name, parameter in self.model.named_parameters():
             for slot, key in SLOTS.items():
-                if key in self.optimizer._state.get(parameter, {}):
-                    state[f"{name}-{slot}"] = self.optimizer._state[parameter][key].numpy()
+                if key in _slots(self.optimizer).get(parameter, {}):
+                    state[f"{name}-{slot}"] = _slots(self.optimizer)[parameter][key].numpy()
         return state
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -149,8 +149,13 @@ class EagerStep:
             parameter, _, slot = name.rpartition("-")
             if slot in SLOTS:
                 tensor = flow.tensor(np.ascontiguousarray(array)).to(parameters[parameter].device)
-                self.optimizer._state[parameters[parameter]][SLOTS[slot]] = tensor
-        self.steps = self.optimizer._state["step"] = int(state.get(STEP, 0))
+                _slots(self.optimizer)[parameters[parameter]][SLOTS[slot]] = tensor
+        self.steps = _slots(self.optimizer)["step"] = int(state.get(STEP, 0))
+
+
+def _slots(optimizer: flow.optim.Optimizer) -> dict:
+    """What an optimizer keeps for each parameter. OneFlow 0.9 hides it under another name than 1.0."""
+    return optimizer.state if hasattr(optimizer, "state") else optimizer._state
 
 
 def _passes(batch: TrainingBatch, passes: int) -> Iterator[tuple[np.ndarray, ...]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_data import shapes_folder, untrained_run
 
-from ssd300_vgg16 import devices, evaluate, infer, runtime
+from ssd300_vgg16 import evaluate, infer
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
@@ -76,17 +76,6 @@ def test_which_engine():
         resolve_engine("onnxruntime", "cuda")
     with pytest.raises(UserError, match="--engine caffe: write one of auto, oneflow, onnxruntime"):
         Detector.load("no weights, which are not looked for", engine="caffe")
-
-
-def test_oneflow_is_asked_for_a_device_only_where_it_may_not_be_the_cpu(monkeypatch):
-    asked = []
-    monkeypatch.setattr(runtime, "usable_device", lambda name, local_rank: asked.append(name) or "cuda:3")
-    for driver in (True, False):
-        monkeypatch.setattr(devices, "has_gpu_driver", lambda driver=driver: driver)
-        assert devices.resolve_device("cpu") == "cpu"
-        assert devices.resolve_device("cuda") == "cuda:3"
-        assert devices.resolve_device(None) == ("cuda:3" if driver else "cpu")
-    assert asked == ["cuda", None, "cuda"]
 
 
 def test_infer_and_eval_take_it(run, image, tmp_path, sessions):

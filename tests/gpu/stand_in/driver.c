@@ -1,11 +1,14 @@
 // libcuda.so.1, as far as it is asked for a GPU's name, compute capability and memory.
 #include "stand_in.h"
 
+enum { NOT_INITIALIZED = 3 };
 enum { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 };
 
-int cuInit(unsigned flags) { return count_error(); }
+static int initialised;
+
+int cuInit(unsigned flags) { return initialised = 1, count_error(); }
 int cuDriverGetVersion(int* version) { *version = 11080; return NO_ERROR; }
-int cuDeviceGetCount(int* count) { *count = gpu_count; return count_error(); }
+int cuDeviceGetCount(int* count) { return initialised ? *count = gpu_count, count_error() : NOT_INITIALIZED; }
 int cuDeviceGet(int* device, int index) { *device = index; return index < gpu_count ? NO_ERROR : INVALID_DEVICE; }
 
 int cuDeviceGetName(char* name, int size, int device) {

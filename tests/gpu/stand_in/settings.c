@@ -45,5 +45,5 @@ long setting(const char* name) {
 int count_error(void) {
   read_settings();
   int error = (int)setting("GPU_STAND_IN_ERROR");
-  return error ? error : gpu_count ? NO_ERROR : NO_DEVICE;
+  return gpu_count == 0 ? NO_DEVICE : error;  // where no GPU is to be seen, a broken driver is not noticed
 }
