@@ -22,7 +22,7 @@ from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
 from ssd300_vgg16.files import write_json
-from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
+from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate, evaluation_batch_size
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
 from ssd300_vgg16.runtime import environment, flow
@@ -65,7 +65,8 @@ def run(options: TrainOptions) -> int:
         return 0
     if options.test_only:
         weights = Path(options.load or options.resume or "")  # the command line refuses --test-only without either
-        return evaluate_weights(weights, options.source(), options.device, options.batch_size, options.workers)
+        batch_size = evaluation_batch_size(options.batch_size, this_world())
+        return evaluate_weights(weights, options.source(), options.device, batch_size, options.workers)
     return train(options)
 
 
@@ -266,6 +267,7 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
     options, world = setup.options, setup.world
     detector = Detector(build_model(setup.description), setup.description, setup.device)
     size = detector.model.layout.image_size
+    batch_size = evaluation_batch_size(options.batch_size, world)
 
     def evaluate_weights(
         weights: dict[str, np.ndarray], stopping: Callable[[], bool], dataset: Dataset = setup.val_set
@@ -273,7 +275,11 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
         # The moving average is the first process's alone.
         shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
         load_tensors(detector.model, shared, Path("the weights in training"))
-        return evaluate(detector.detect, dataset, size, options.batch_size, pool, options.strict_data, world, stopping)
+        try:
+            return evaluate(detector.detect, dataset, size, batch_size, pool, options.strict_data, world, stopping)
+        finally:
+            if setup.device != "cpu":
+                flow.cuda.empty_cache()  # OneFlow keeps freed memory, where the compiled step cannot have it
 
     return evaluate_weights
 
@@ -354,7 +360,8 @@ def _run(trainer: Trainer, world: World) -> Evaluation | None:
 
 def _dry_run(trainer: Trainer, setup: Setup) -> int:
     samples = setup.val_set.samples
-    few = replace(setup.val_set, samples=samples[: setup.options.batch_size * setup.world.world_size])
+    batch_size = evaluation_batch_size(setup.options.batch_size, setup.world)
+    few = replace(setup.val_set, samples=samples[: batch_size * setup.world.world_size])
     setup.world.say(*dry_run(trainer, few, len(samples)))
     setup.world.barrier()
     return 0

@@ -241,7 +241,10 @@ class GraphStep:
         return tensor.to(self.device)
 
     def state(self) -> dict[str, np.ndarray]:
-        """ "step", "PARAMETER-SLOT", and with amp the loss scale's, to arrays."""
+        """ "step", "PARAMETER-SLOT", and with amp the loss scale's, to arrays; for the first process alone to ask.
+
+        OneFlow keeps the graph's own state there, and the other processes cannot read it.
+        """
         state, names = {}, {graph: ours for ours, graph in self._state_names().items()}
         for name, tensor in self._graph.state_dict().items():
             if isinstance(tensor, flow.Tensor) and (name in names or not name.startswith(GRAPHS_OWN)):
