@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
 from ssd300_vgg16.training.config import Schedule, TrainingConfig, refuse_compiled
 from ssd300_vgg16.training.dry_run import dry_run
+from ssd300_vgg16.training.gpu_memory import advice_when_out_of_memory
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.options import TrainOptions
 from ssd300_vgg16.training.replay import replay
@@ -91,7 +93,8 @@ def train(options: TrainOptions) -> int:
         width=description.width,
     )
     setup = Setup(options, train_set, val_set, description, world, device, eager)
-    with WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
+    on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory()
+    with on_gpu, WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
         folder = Path(options.resume or "")
         if world.is_first and not options.check:
             folder = run_folder.folder_of(options.resume, options.output_dir)

@@ -4,7 +4,9 @@ Any number of processes, and of passes that a batch is split into, gives the tra
 batch: losses are divided by the positives of the whole batch, and gradients are summed.
 """
 
+import io
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -175,6 +177,13 @@ class _Graph(flow.nn.Graph):
             self.config.enable_amp(True)
         if passes > 1:
             self.config.set_gradient_accumulation_steps(passes)
+
+    def __call__(self, *arrays: flow.Tensor) -> tuple[flow.Tensor, ...]:
+        if self.is_compiled:
+            return super().__call__(*arrays)
+        # What goes wrong in compiling is raised, and need not be printed too.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return super().__call__(*arrays)
 
     def build(
         self,
