@@ -1,0 +1,56 @@
+"""Training steps of the published network on the GPU stand-in, with marks in its log: python marked_steps.py KIND..."""
+
+import ctypes
+import sys
+
+import numpy as np
+
+from ssd300_vgg16.data.loader import TrainingBatch
+from ssd300_vgg16.distributed.world import ALONE
+from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.vgg import parameters_left_empty
+from ssd300_vgg16.training.config import OptimizerConfig, Schedule
+from ssd300_vgg16.training.step import make_step
+
+BATCH, STEPS = 4, 2
+# The arguments of make_step that differ: optimizer, passes, amp, eager.
+KINDS = {
+    "float32": ("sgd", 1, False, False),
+    "amp": ("sgd", 1, True, False),
+    "adamw": ("adamw", 1, True, False),
+    "accumulate": ("sgd", 2, True, False),
+    "eager": ("sgd", 1, False, True),
+}
+
+
+def batch() -> TrainingBatch:
+    """Of the shapes that a step takes; what is in it does not matter."""
+    images = np.zeros((BATCH, 3, 300, 300), np.uint8)
+    return TrainingBatch(images, np.zeros((BATCH, 8732, 4), np.float32), np.ones((BATCH, 8732), np.int64), [], [])
+
+
+def marked_steps(kind: str) -> None:
+    """Two steps to warm up, of which the first compiles, then STEPS of them between the marks "KIND" and "end"."""
+    mark = ctypes.CDLL(None).gpu_stand_in_mark
+    optimizer, passes, amp, eager = KINDS[kind]
+    with parameters_left_empty():
+        model = SSD300().to("cuda")
+    schedule = Schedule("multistep", 1e-3, total_steps=100, warmup_steps=10, milestones=(50,))
+    step = make_step(model, OptimizerConfig(optimizer), schedule, ALONE, passes, amp, eager)
+
+    def steps(count: int) -> None:
+        results = [step(batch(), 8) for _ in range(count)]
+        mark(b"called")
+        # The weights are there when all of the steps is done; the metrics may be there before.
+        next(model.parameters()).numpy()
+        results[-1].numpy()
+
+    steps(2)
+    mark(kind.encode())
+    steps(STEPS)
+    mark(b"end")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        marked_steps(name)
