@@ -45,6 +45,9 @@ from ssd300_vgg16.weights.transfer import start_from, trunk_of
 
 # Images that a network which starts from nothing is centred on, at most.
 INITIALISATION_IMAGES = 32
+# The compute capability from which on GPUs have them.
+TENSOR_CORES = (7, 0)
+AMP_ADVICE = "This GPU has tensor cores: --amp trains in half precision, faster and in less memory."
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def train(options: TrainOptions) -> int:
     """
     world = this_world()
     device, eager = _device_and_step(options, world)
+    if _could_use_tensor_cores(options, device, eager):
+        world.say(AMP_ADVICE)
     world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
     weights = None if options.resume else _starting_weights(options)
@@ -122,6 +127,13 @@ def _device_and_step(options: TrainOptions, world: World) -> tuple[str, bool]:
     if not eager:
         refuse_compiled(options.optimizer_config(), options.accumulate, options.batch_size, world.world_size)
     return device, eager
+
+
+def _could_use_tensor_cores(options: TrainOptions, device: str, eager: bool) -> bool:
+    """Whether a new training's products would be faster in half precision, which it was not told to use."""
+    if device == "cpu" or eager or options.amp or options.resume:
+        return False
+    return flow.cuda.get_device_capability(device) >= TENSOR_CORES
 
 
 def _load_data(options: TrainOptions, world: World) -> tuple[Dataset, Dataset]:
