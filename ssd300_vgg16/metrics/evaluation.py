@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
 # From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what `postprocess` returns.
 Detect = Callable[[np.ndarray, np.ndarray], list[dict[str, np.ndarray]]]
 DETECTION_COLUMNS = ("boxes", "scores", "labels")
+# Images that a training's evaluation takes at a time: more take memory that the training needs, and are no faster.
+MAX_BATCH = 32
 
 
 # What those who see it for the first time want to know of an evaluation.
@@ -63,6 +66,11 @@ class Evaluation:
     def as_json(self) -> dict:
         """COCO's numbers, and VOC's under "voc"."""
         return self.metrics.as_json() | ({"voc": self.voc.as_json()} if self.voc else {})
+
+
+def evaluation_batch_size(batch_size: int, world: World) -> int:
+    """Images that each process detects on at a time in a training with this batch over all of them."""
+    return min(math.ceil(batch_size / world.world_size), MAX_BATCH)
 
 
 class Interrupted(Exception):

@@ -13,10 +13,15 @@ from ssd300_vgg16.weights.model import model_tensors
 
 
 def dry_run(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]:
-    """Lines with what was measured: on two steps (the first one warms up), and detecting on a few images."""
+    """Lines with what was measured: on two steps (the first one warms up), and detecting on a few images.
+
+    None in processes other than the first.
+    """
     step_seconds = _seconds_per_step(trainer)
     since = time.perf_counter()
     trainer.evaluate(trainer.weights(), lambda: False, few)
+    if not trainer.world.is_first:
+        return []  # what follows is the first process's to tell, and so is the state of a compiled step
     image_seconds = (time.perf_counter() - since) / len(few.samples)
     config = trainer.config
     evaluations = -(-config.epochs // config.evaluate_every)

@@ -15,7 +15,7 @@ else:
 
 
 class StepMetrics:
-    """Metrics of steps, left on the device until someone asks; `values` [N][R] are those already fetched.
+    """Metrics of steps on their way from the device; `values` [N][R] are those already fetched.
 
     A checkpoint in the middle of a report keeps `values`, so that a run that goes on from it reports the same.
     """
@@ -23,23 +23,22 @@ class StepMetrics:
     def __init__(self, names: tuple[str, ...], values: list[list[float]]):
         self.names = names
         self.values = list(values)
-        self._on_device: list[tuple[int, flow.Tensor]] = []
+        self._on_the_way: list[tuple[int, flow.Tensor]] = []
 
     def add(self, step: int, metrics: flow.Tensor) -> None:
         """Take the metrics [R] of a step."""
-        self._on_device.append((step, metrics))
+        # Sent at once: the device does things in order, and what is asked for later comes after later steps.
+        self._on_the_way.append((step, metrics.to("cpu")))
 
-    def fetch(self) -> None:
-        """Get all values from the device; raises NotFinite with the first step whose metrics are not finite."""
-        if not self._on_device:
-            return
-        # One transfer for all steps since the last report: each one makes the host wait for the device.
-        fetched = flow.stack([metrics for _, metrics in self._on_device]).numpy()
-        for (step, _), row in zip(self._on_device, fetched, strict=True):
+    def fetch(self, unfinished: int = 0) -> None:
+        """Wait for the values of all steps but the last so many; raises NotFinite for the first that is not finite."""
+        while len(self._on_the_way) > unfinished:
+            step, metrics = self._on_the_way[0]
+            row = metrics.numpy()
             if not np.isfinite(row).all():
                 raise NotFinite(row, step)
-        self.values += fetched.tolist()
-        self._on_device = []
+            self.values.append(row.tolist())
+            del self._on_the_way[0]
 
     def take_means(self) -> dict[str, float]:
         """Means since the last time, by name."""

@@ -121,6 +121,8 @@ class Trainer:
             tqdm.write(f"skipped: {message}")
         positives = self._agree(batch, trouble)
         assert batch is not None  # without one, _agree has raised what kept it from being made
+        # Steps are queued, each with its batch in the device's memory: while one runs, one more may wait.
+        self.metrics.fetch(unfinished=1)
         self.metrics.add(self.progress.step, self.step(batch, positives))
         self.pace.add(waited)
         self.progress = replace(self.progress, step=self.progress.step + 1)

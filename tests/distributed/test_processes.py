@@ -82,6 +82,13 @@ def test_any_number_of_processes_gives_the_same_training(trained, processes, kin
     assert_same_training(trained(processes, kind), trained(1, "--eager"))
 
 
+def test_a_check_of_compiled_steps_ends_well_in_all(place):
+    process = run("train", *SETTINGS, "--check", "--no-eager", folder=place, variables={"NPROC": 2})
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.count("checkpoints: 2 of ") == 1, "one process prints"
+    assert process.stdout.splitlines()[-1] == "everything works; nothing was written"
+
+
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=long)])
 def test_a_shared_evaluation_is_exactly_that_of_one_process(place, processes):
     weights = untrained_run(place / f"untrained{processes}")

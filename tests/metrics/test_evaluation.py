@@ -18,9 +18,10 @@ from voc_files import image_set, thing, write_voc, xml
 from ssd300_vgg16 import evaluate as command
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import STATISTICS
-from ssd300_vgg16.metrics.evaluation import Interrupted, evaluate
+from ssd300_vgg16.metrics.evaluation import Interrupted, evaluate, evaluation_batch_size
 
 IMAGES = 5
 
@@ -410,3 +411,10 @@ def test_where_results_cannot_be_written_is_told_before_the_work(place, tmp_path
     assert process.returncode == 2
     assert re.fullmatch(r"eval\.sh: \[Errno 20\] Not a directory: '.*file/out'\n", process.stderr)
     assert process.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "expected"), [(8, 1, 8), (32, 1, 32), (256, 1, 32), (32, 4, 8), (5, 2, 3), (256, 4, 32)]
+)
+def test_a_training_detects_on_a_share_of_its_batch_at_most(batch_size, processes, expected):
+    assert evaluation_batch_size(batch_size, World(world_size=processes)) == expected

@@ -47,7 +47,15 @@ def test_the_first_step_that_is_not_finite_is_named(bad, column):
             metrics.fetch()
         assert caught.value.step == 12
         np.testing.assert_array_equal(caught.value.metrics, values[2])
-        assert metrics.values == []
+        assert metrics.values == VALUES[:2].tolist()
+
+
+def test_steps_that_are_not_finished_are_not_waited_for():
+    metrics = filled(VALUES)
+    metrics.fetch(unfinished=2)
+    assert metrics.values == VALUES[:3].tolist()
+    metrics.fetch()
+    assert metrics.values == VALUES.tolist()
 
 
 def test_the_pace_is_that_of_the_steps_since_the_last_time(monkeypatch):

@@ -1,0 +1,83 @@
+"""The training loop: how far it runs ahead of the device."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ssd300_vgg16.data.loader import TrainingBatch
+from ssd300_vgg16.distributed.world import ALONE
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training import run
+from ssd300_vgg16.training.checkpoint import Progress
+from ssd300_vgg16.training.step import STEP_METRICS, NotFinite
+from ssd300_vgg16.training.trainer import Trainer
+
+BATCH = TrainingBatch(np.empty(0), np.empty(0), np.zeros((1, 4), np.int64), [], [])
+
+
+class Device:
+    """A step whose metrics stay on their way until they are waited for; `unread` are those that were not."""
+
+    metric_names = STEP_METRICS
+
+    def __init__(self, *losses):
+        self.losses = iter(losses)
+        self.unread, self.longest = 0, 0
+
+    def __call__(self, batch, positives):
+        self.unread += 1
+        self.longest = max(self.longest, self.unread)
+        self._value = np.full(3, next(self.losses), dtype=np.float32)
+        return self
+
+    def to(self, device):
+        assert device == "cpu", "on its way before the next step"
+        return SimpleNamespace(numpy=lambda value=self._value: self._read(value))
+
+    def _read(self, value):
+        self.unread -= 1
+        return value
+
+
+def trainer_of(step):
+    nothing = dict.fromkeys(("folder", "model", "description", "average", "samples", "pool", "evaluate"))
+    config = SimpleNamespace(batch=SimpleNamespace(batch_size=1))
+    nothing["samples"] = [None]
+    return Trainer(step=step, config=config, progress=Progress(), world=ALONE, device="cuda", **nothing)
+
+
+def test_one_step_runs_and_one_waits():
+    device = Device(*range(10))
+    trainer = trainer_of(device)
+    for _ in range(10):
+        trainer.train_step(iter([BATCH]))
+    assert device.longest == 2
+    assert trainer.metrics.values == [[loss] * 3 for loss in range(8)]
+
+
+def test_a_loss_that_is_not_finite_is_seen_two_steps_later():
+    trainer = trainer_of(Device(1, np.nan, 3, 4, 5))
+    with pytest.raises(NotFinite) as caught:
+        for _ in range(5):
+            trainer.train_step(iter([BATCH]))
+    assert caught.value.step == 1
+    assert trainer.progress.step == 3
+
+
+@pytest.mark.parametrize(
+    ("capability", "device", "eager", "told", "advised"),
+    [
+        ((7, 0), "cuda", False, {}, True),
+        ((8, 9), "cuda:1", False, {}, True),
+        ((6, 1), "cuda", False, {}, False),
+        ((8, 6), "cuda", True, {}, False),
+        ((8, 6), "cpu", False, {}, False),
+        ((8, 6), "cuda", False, {"amp": True}, False),
+        ((8, 6), "cuda", False, {"resume": "run"}, False),
+    ],
+)
+def test_half_precision_is_advised_where_it_is_faster(monkeypatch, capability, device, eager, told, advised):
+    monkeypatch.setattr(flow.cuda, "get_device_capability", lambda _: capability)
+    options = SimpleNamespace(**{"amp": False, "resume": None} | told)
+    assert run._could_use_tensor_cores(options, device, eager) == advised
