@@ -48,7 +48,8 @@ static void convolve(const char* name, const char* a, const char* b, const char*
   int count, padding[8], strides[8], dilations[8], mode, computed_in;
   CUDNN(GetConvolutionNdDescriptor, Convolution, int, int*, int*, int*, int*, int*, int*)
   (convolution, 3, &count, padding, strides, dilations, &mode, &computed_in);
-  event("cudnn", name, 0, "%s %s %s computed-in %s math %s", a, b, c, type_name(computed_in), maths[math_of(convolution) & 3]);
+  const char* math = maths[math_of(convolution) & 3];
+  event("cudnn", name, 0, "%s %s %s computed-in %s math %s", a, b, c, type_name(computed_in), math);
   if (setting("GPU_STAND_IN_SLOW_US")) usleep(setting("GPU_STAND_IN_SLOW_US"));
 }
 
@@ -60,56 +61,76 @@ int cudnnGetStream(Handle handle, Stream* stream) { *stream = handle->stream; re
 
 #define WORKSPACE ((size_t)1 << 20)
 #define DETERMINISTIC 1
-static int choose(Convolution convolution, int* count, Choice* choices) {  // algorithm 1 exists in all three directions
-  choices[0] = (Choice){.algorithm = 1, .time = 1, .memory = WORKSPACE, .determinism = DETERMINISTIC, .math = math_of(convolution)};
+static int choose(Convolution convolution, int* count, Choice* choices) {
+  // Algorithm 1 exists in all three directions.
+  *choices = (Choice){.algorithm = 1, .time = 1, .memory = WORKSPACE, .determinism = DETERMINISTIC};
+  choices->math = math_of(convolution);
   *count = 1;
   return 0;
 }
 int cudnnGetConvolutionForwardAlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; }
 int cudnnGetConvolutionBackwardDataAlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; }
 int cudnnGetConvolutionBackwardFilterAlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; }
-int cudnnGetConvolutionForwardAlgorithm_v7(Handle h, Tensor x, Filter w, Convolution c, Tensor y, int asked, int* n, Choice* choices) {
+int cudnnGetConvolutionForwardAlgorithm_v7(
+    Handle h, Tensor x, Filter w, Convolution c, Tensor y, int asked, int* n, Choice* choices) {
   return choose(c, n, choices);
 }
-int cudnnGetConvolutionBackwardDataAlgorithm_v7(Handle h, Filter w, Tensor dy, Convolution c, Tensor dx, int asked, int* n, Choice* choices) {
+int cudnnGetConvolutionBackwardDataAlgorithm_v7(
+    Handle h, Filter w, Tensor dy, Convolution c, Tensor dx, int asked, int* n, Choice* choices) {
   return choose(c, n, choices);
 }
-int cudnnGetConvolutionBackwardFilterAlgorithm_v7(Handle h, Tensor x, Tensor dy, Convolution c, Filter dw, int asked, int* n, Choice* choices) {
+int cudnnGetConvolutionBackwardFilterAlgorithm_v7(
+    Handle h, Tensor x, Tensor dy, Convolution c, Filter dw, int asked, int* n, Choice* choices) {
   return choose(c, n, choices);
 }
-int cudnnFindConvolutionForwardAlgorithmEx(Handle h, Tensor x, Data xs, Filter w, Data ws, Convolution c, Tensor y, Data ys, int asked, int* n, Choice* choices) {
+int cudnnFindConvolutionForwardAlgorithmEx(
+    Handle h, Tensor x, Data xs, Filter w, Data ws, Convolution c, Tensor y, Data ys, int asked, int* n,
+    Choice* choices) {
   return choose(c, n, choices);
 }
-int cudnnFindConvolutionBackwardDataAlgorithmEx(Handle h, Filter w, Data ws, Tensor dy, Data dys, Convolution c, Tensor dx, Data dxs, int asked, int* n, Choice* choices) {
+int cudnnFindConvolutionBackwardDataAlgorithmEx(
+    Handle h, Filter w, Data ws, Tensor dy, Data dys, Convolution c, Tensor dx, Data dxs, int asked, int* n,
+    Choice* choices) {
   return choose(c, n, choices);
 }
-int cudnnFindConvolutionBackwardFilterAlgorithmEx(Handle h, Tensor x, Data xs, Tensor dy, Data dys, Convolution c, Filter dw, Data dws, int asked, int* n, Choice* choices) {
+int cudnnFindConvolutionBackwardFilterAlgorithmEx(
+    Handle h, Tensor x, Data xs, Tensor dy, Data dys, Convolution c, Filter dw, Data dws, int asked, int* n,
+    Choice* choices) {
   return choose(c, n, choices);
 }
-int cudnnGetConvolutionForwardWorkspaceSize(Handle h, Tensor x, Filter w, Convolution c, Tensor y, int algorithm, size_t* size) {
+int cudnnGetConvolutionForwardWorkspaceSize(
+    Handle h, Tensor x, Filter w, Convolution c, Tensor y, int algorithm, size_t* size) {
   *size = WORKSPACE;
   return 0;
 }
-int cudnnGetConvolutionBackwardDataWorkspaceSize(Handle h, Filter w, Tensor dy, Convolution c, Tensor dx, int algorithm, size_t* size) {
+int cudnnGetConvolutionBackwardDataWorkspaceSize(
+    Handle h, Filter w, Tensor dy, Convolution c, Tensor dx, int algorithm, size_t* size) {
   *size = WORKSPACE;
   return 0;
 }
-int cudnnGetConvolutionBackwardFilterWorkspaceSize(Handle h, Tensor x, Tensor dy, Convolution c, Filter dw, int algorithm, size_t* size) {
+int cudnnGetConvolutionBackwardFilterWorkspaceSize(
+    Handle h, Tensor x, Tensor dy, Convolution c, Filter dw, int algorithm, size_t* size) {
   *size = WORKSPACE;
   return 0;
 }
 
-int cudnnConvolutionForward(Handle h, Data alpha, Tensor x, Data xs, Filter w, Data ws, Convolution c, int algorithm, Data space, size_t size, Data beta, Tensor y, Data ys) {
+int cudnnConvolutionForward(
+    Handle h, Data alpha, Tensor x, Data xs, Filter w, Data ws, Convolution c, int algorithm, Data space,
+    size_t size, Data beta, Tensor y, Data ys) {
   Text a, b, d;
   convolve("forward", tensor_text(a, x), filter_text(b, w), tensor_text(d, y), c);
   return 0;
 }
-int cudnnConvolutionBackwardData(Handle h, Data alpha, Filter w, Data ws, Tensor dy, Data dys, Convolution c, int algorithm, Data space, size_t size, Data beta, Tensor dx, Data dxs) {
+int cudnnConvolutionBackwardData(
+    Handle h, Data alpha, Filter w, Data ws, Tensor dy, Data dys, Convolution c, int algorithm, Data space,
+    size_t size, Data beta, Tensor dx, Data dxs) {
   Text a, b, d;
   convolve("backward-data", tensor_text(a, dy), filter_text(b, w), tensor_text(d, dx), c);
   return 0;
 }
-int cudnnConvolutionBackwardFilter(Handle h, Data alpha, Tensor x, Data xs, Tensor dy, Data dys, Convolution c, int algorithm, Data space, size_t size, Data beta, Filter dw, Data dws) {
+int cudnnConvolutionBackwardFilter(
+    Handle h, Data alpha, Tensor x, Data xs, Tensor dy, Data dys, Convolution c, int algorithm, Data space,
+    size_t size, Data beta, Filter dw, Data dws) {
   Text a, b, d;
   convolve("backward-filter", tensor_text(a, x), tensor_text(b, dy), filter_text(d, dw), c);
   return 0;
@@ -124,7 +145,9 @@ int cudnnPoolingForward(Handle h, Data pooling, Data alpha, Tensor x, Data xs, D
   event("cudnn", "pool", 0, "%s %s", tensor_text(a, x), tensor_text(b, y));
   return 0;
 }
-int cudnnPoolingBackward(Handle h, Data pooling, Data alpha, Tensor y, Data ys, Tensor dy, Data dys, Tensor x, Data xs, Data beta, Tensor dx, Data dxs) {
+int cudnnPoolingBackward(
+    Handle h, Data pooling, Data alpha, Tensor y, Data ys, Tensor dy, Data dys, Tensor x, Data xs, Data beta,
+    Tensor dx, Data dxs) {
   Text a, b;
   event("cudnn", "pool-backward", 0, "%s %s", tensor_text(a, dy), tensor_text(b, dx));
   return 0;
@@ -145,7 +168,9 @@ int cublasSetMathMode(Handle handle, int mode) { return 0; }
 int cublasGetMathMode(Handle handle, int* mode) { *mode = 0; return 0; }
 int cublasLtCreate(Handle* handle) { return create(handle); }
 int cublasLtDestroy(Handle handle) { return destroy(handle); }
-int cublasGemmEx(Handle h, int ta, int tb, int m, int n, int k, Data alpha, Data a, int a_type, int lda, Data b, int b_type, int ldb, Data beta, void* c, int c_type, int ldc, int computed_in, int algorithm) {
+int cublasGemmEx(
+    Handle h, int ta, int tb, int m, int n, int k, Data alpha, Data a, int a_type, int lda, Data b, int b_type,
+    int ldb, Data beta, void* c, int c_type, int ldc, int computed_in, int algorithm) {
   event("cublas", "gemm", 0, "%dx%dx%d types %d %d %d", m, n, k, a_type, b_type, c_type);
   return 0;
 }

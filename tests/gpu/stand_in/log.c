@@ -23,7 +23,7 @@ void event(const char* kind, const char* name, size_t size, const char* more, ..
   length += vsnprintf(line + length, 500, more, values);
   va_end(values);
   line[length++] = '\n';
-  if (write(file, line, length) < 0 || !strcmp(kind, "error")) fprintf(stderr, "GPU stand-in: %s", line);
+  if (write(file, line, length) < 0 || !strcmp(kind, "error")) fprintf(stderr, "GPU stand-in: %.*s", length, line);
 }
 
 // For tests: a line that says where in the program it is.

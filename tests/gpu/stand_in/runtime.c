@@ -1,4 +1,4 @@
-// The CUDA runtime but for its memory: devices, streams, events and launches. All is done at once; kernels are logged.
+// The CUDA runtime but for its memory: devices, streams, events, launches. All is done at once; kernels are logged.
 #include "stand_in.h"
 
 __thread int current_gpu, last_error;
@@ -25,7 +25,8 @@ typedef struct {  // of CUDA 11.7
 } Properties;
 
 enum { THREADS = 1024, GRID_X = 2147483647, GRID_YZ = 65535, WARP = 32, PROCESSORS = 82, REGISTERS = 65536 };
-enum { SHARED = 49152, SHARED_OPTIN = 101376, SHARED_PER_PROCESSOR = 102400, THREADS_PER_PROCESSOR = 1536, BLOCKS = 16 };
+enum { SHARED = 49152, SHARED_OPTIN = 101376, SHARED_PER_PROCESSOR = 102400 };
+enum { THREADS_PER_PROCESSOR = 1536, BLOCKS = 16 };
 
 int stand_in_cudaGetDeviceCount(int* count) {
   int error = count_error();
@@ -44,14 +45,22 @@ int stand_in_cudaDeviceReset(void) { return NO_ERROR; }
 int stand_in_cudaDriverGetVersion(int* version) { *version = 11080; return NO_ERROR; }
 int stand_in_cudaRuntimeGetVersion(int* version) { *version = 11070; return NO_ERROR; }
 int stand_in_cudaDeviceCanAccessPeer(int* can, int gpu, int peer) { *can = 0; return NO_ERROR; }
-int stand_in_cudaDeviceGetPCIBusId(char* id, int size, int gpu) { snprintf(id, size, "0000:%02X:00.0", gpu + 1); return NO_ERROR; }
-int stand_in_cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { *least = 0; *greatest = -5; return NO_ERROR; }
+int stand_in_cudaDeviceGetPCIBusId(char* id, int size, int gpu) {
+  snprintf(id, size, "0000:%02X:00.0", gpu + 1);
+  return NO_ERROR;
+}
+int stand_in_cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  if (least) *least = 0;
+  if (greatest) *greatest = -5;
+  return NO_ERROR;
+}
 
 int stand_in_cudaGetDeviceProperties(Properties* p, int gpu) {
   if (gpu < 0 || gpu >= gpu_count) return INVALID_DEVICE;
   *p = (Properties){
       .memory = gpus[gpu].memory, .major = gpus[gpu].major, .minor = gpus[gpu].minor, .warp = WARP,
-      .shared_per_block = SHARED, .shared_per_block_optin = SHARED_OPTIN, .shared_per_processor = SHARED_PER_PROCESSOR,
+      .shared_per_block = SHARED, .shared_per_block_optin = SHARED_OPTIN,
+      .shared_per_processor = SHARED_PER_PROCESSOR,
       .registers_per_block = REGISTERS, .registers_per_processor = REGISTERS, .threads_per_block = THREADS,
       .threads_per_processor = THREADS_PER_PROCESSOR, .block = {THREADS, THREADS, 64},
       .grid = {GRID_X, GRID_YZ, GRID_YZ}, .processors = PROCESSORS};
@@ -89,7 +98,9 @@ static int create_stream(Stream* stream) {
 }
 int stand_in_cudaStreamCreate(Stream* stream) { return create_stream(stream); }
 int stand_in_cudaStreamCreateWithFlags(Stream* stream, unsigned flags) { return create_stream(stream); }
-int stand_in_cudaStreamCreateWithPriority(Stream* stream, unsigned flags, int priority) { return create_stream(stream); }
+int stand_in_cudaStreamCreateWithPriority(Stream* stream, unsigned flags, int priority) {
+  return create_stream(stream);
+}
 int stand_in_cudaStreamDestroy(Stream stream) { free(stream); return NO_ERROR; }
 int stand_in_cudaStreamQuery(Stream stream) { return NO_ERROR; }
 int stand_in_cudaStreamWaitEvent(Stream stream, void* of, unsigned flags) { return NO_ERROR; }
@@ -131,7 +142,8 @@ int stand_in_cudaFuncGetAttributes(KernelAttributes* about, const void* kernel) 
   return NO_ERROR;
 }
 
-int stand_in_cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads, size_t shared) {
+int stand_in_cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+    int* blocks, const void* kernel, int threads, size_t shared) {
   int fit = threads ? THREADS_PER_PROCESSOR / threads : 1;
   *blocks = fit < BLOCKS ? fit : BLOCKS;
   return NO_ERROR;
@@ -153,7 +165,8 @@ int stand_in___cudaPopCallConfiguration(Dim3* grid, Dim3* block, size_t* shared,
 
 const char* place_of(const void* code, size_t* offset);  // patch.c
 
-int stand_in_cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared, Stream stream) {
+int stand_in_cudaLaunchKernel(
+    const void* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared, Stream stream) {
   size_t offset;
   const char* library = place_of(kernel, &offset);
   event("kernel", library, offset, "grid %u,%u,%u block %u,%u,%u shared %zu stream %d", grid.x, grid.y, grid.z,

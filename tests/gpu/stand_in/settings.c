@@ -1,4 +1,5 @@
-// GPU_STAND_IN_GPUS="name|8.6|24;name|9.0|80" (with gigabytes), _ERROR, _SLOW_US, _ZEROS, _LOG; and CUDA_VISIBLE_DEVICES.
+// The environment: GPU_STAND_IN_GPUS="name|8.6|24;name|9.0|80" (the last are gigabytes), and CUDA_VISIBLE_DEVICES.
+// GPU_STAND_IN_ERROR, _SLOW_US, _ZEROS and _LOG are explained in tests/helpers/gpu_stand_in.py.
 #include "stand_in.h"
 
 Gpu gpus[16];

@@ -1,4 +1,4 @@
-// What the parts of the stand-in share: settings from the environment, the log, and the types of CUDA that are passed.
+// What the parts of the stand-in share: settings from the environment, the log, and the types of CUDA.
 #pragma once
 #include <stdarg.h>
 #include <stddef.h>
