@@ -18,7 +18,8 @@ COSTS = {
     "eager": (603, 104, 4 - BATCH * 4, 12, 2),
 }
 # What half precision may be used for besides cuDNN: to cast (and scale), to add (biases and
-# gradients), ReLU (3, 33) and pooling. The third type of AdamW's kernel is of a copy of the weights that it does not make.
+# gradients), ReLU (3, 33) and pooling.
+# The third type of AdamW's kernel is of a copy of the weights that it does not make.
 HALF = re.compile(
     r"CastFunctor|FusedCastScaleGpu|AddFunctor|\(BinaryOp\)(0|33),"
     r"|\(UnaryOp\)3,|MaxPool2d|AdamUpdateGpu<float, float, __half>"
