@@ -92,7 +92,6 @@ def test_two_gpus_go_on_with_a_run(place, run):
 
 
 @LONG
-@pytest.mark.xfail(strict=False, reason="all ranks but the first read the graph's own state, which only that one has")
 def test_two_gpus_share_a_dry_run(place):
     output, _ = done(place, "train", *SETTINGS, "-b", 4, "--check", **TWO_GPUS)
     assert "everything works; nothing was written" in output
