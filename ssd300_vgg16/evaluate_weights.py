@@ -10,8 +10,11 @@ from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import write_json
+from ssd300_vgg16.metrics.errors import error_figures, judge
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
+from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.verification import verification_of
+from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name
 
 
@@ -54,13 +57,22 @@ def evaluate_weights(
 
 
 def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path) -> None:
-    print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
+    about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
+    print(about)
     print(evaluation.table())
-    write_json(output / "coco_metrics.json", evaluation.as_json())
+    judgement = judge(evaluation.results)
+    best, best_per_class = operating_points(evaluation.results)
+    print(f"\n{best.sentence()}")
+    best_f1 = best.as_json() | {"per_class": {name: point.as_json() for name, point in best_per_class.items()}}
+    errors = error_figures(evaluation.results, judgement).as_json()
+    metrics = evaluation.as_json() | {"best_f1": best_f1, "errors": errors}
+    write_json(output / "coco_metrics.json", metrics)
     evaluation.results.write(output / "detections.json")
+    write_evaluation_page(evaluation.results, judgement, metrics, about, output)
     for message in evaluation.unreadable:
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
+    print(f"see what is found and missed: open {output / REPORT} in a browser")
 
 
 def _agrees_with_pycocotools(evaluation: Evaluation, dataset: Dataset) -> bool:

@@ -24,6 +24,7 @@ from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import is_published_name
@@ -92,7 +93,7 @@ def main(arguments: list[str]) -> int:
     for note in detector.description.notes:
         print(note)
     batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
-    return _detect_all(detector, images, output, options.max_detections, batch_size, skip)
+    return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
 
 
 def _samples_of(weights: Path) -> list[Path]:
@@ -111,11 +112,17 @@ def _samples_of(weights: Path) -> list[Path]:
 
 
 def _detect_all(
-    detector: Detector, images: list[Path], output: Path, max_detections: int, batch_size: int, skip: int
+    detector: Detector,
+    weights: Path,
+    images: list[Path],
+    output: Path,
+    max_detections: int,
+    batch_size: int,
+    skip: int,
 ) -> int:
     output.mkdir(parents=True, exist_ok=True)
     numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
-    broken, done = [], skip
+    broken, done, page = [], skip, DetectionsPage(detector.description.categories)
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
         detections_of_each = detect_each(detector, islice(numbered, skip, None), max_detections, batch_size)
         with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
@@ -124,12 +131,15 @@ def _detect_all(
                     broken.append(str(detections))
                 else:
                     results.add(_as_json(detections, file.number, str(file.path), detector))
+                    page.add(file.path, detections)
                 done = file.number
                 bar.update()
                 if stop.made:
                     break
     detected = done - skip - len(broken)
     print(f"{detected} images, {results.count} detections: pictures and {DETECTIONS} are in {output}")
+    if detected:
+        print(f"look at them: open {page.write(output, str(weights), detector.score_threshold)} in a browser")
     for message in broken:
         print(f"not read: {message}", file=sys.stderr)
     if stop.signal_number is not None and done < len(images):

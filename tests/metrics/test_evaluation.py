@@ -347,7 +347,11 @@ def test_the_command_prints_and_writes_the_numbers(evaluated):
     lines = process.stdout.splitlines()
     annotations = "shapes/annotations/instances_val.json"
     assert lines[0] == f"runs/untrained/best.safetensors on {annotations}, {IMAGES} images"
-    assert lines[-1] == "written: runs/untrained/coco_metrics.json, runs/untrained/detections.json"
+    assert lines[-2:] == [
+        "written: runs/untrained/coco_metrics.json, runs/untrained/detections.json",
+        "see what is found and missed: open runs/untrained/report.html in a browser",
+    ]
+    assert (folder / "report.html").exists() and (folder / "suspicious_labels.csv").exists()
     numbers = json.loads((folder / "coco_metrics.json").read_text())
     for name, *_ in STATISTICS:
         assert re.search(rf"^{name} .* {numbers[name]:.3f}$", process.stdout, re.MULTILINE)
