@@ -114,6 +114,39 @@ def test_the_score_threshold(place, photos):
     assert detections() == []
 
 
+def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch):
+    run_folder = shutil.copytree(place / "runs" / "untrained", tmp_path / "run")
+    arguments = ["--weights", "run", "photos/a.jpg", "--device", "cpu", "--score-threshold", "best"]
+    loaded = []
+
+    class Loaded(Exception):
+        pass
+
+    def load(weights, device, threshold, engine):
+        loaded.append(threshold)
+        raise Loaded
+
+    monkeypatch.setattr(infer.Detector, "load", load)
+    for content in (
+        None,
+        "{}",
+        "[]",
+        "not JSON",
+        '{"best_f1": {"score_threshold": 1}}',
+        '{"best_f1": {"score_threshold": "x"}}',
+    ):
+        if content:
+            (run_folder / "coco_metrics.json").write_text(content)
+        with pytest.raises(
+            UserError, match=r"run/coco_metrics\.json is not there .*; bash eval\.sh --weights run writes it"
+        ):
+            infer.main(arguments)
+    (run_folder / "coco_metrics.json").write_text('{"best_f1": {"score_threshold": 0.59}}')
+    with pytest.raises(Loaded):
+        infer.main(arguments)
+    assert loaded == [0.59]
+
+
 def test_a_broken_image_is_named_and_the_others_are_done(place, photos):
     (photos / "one" / "a.jpg").write_bytes(b"\xff\xd8\xff broken")
     process = run("infer", "--weights", place / "runs" / "untrained", *LOW, "photos", folder=photos.absolute().parent)

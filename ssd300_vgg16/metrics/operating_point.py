@@ -60,8 +60,13 @@ def operating_points(results: CocoResults) -> tuple[OperatingPoint, dict[str, Op
 
 def _above(scores: np.ndarray, became: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How many hits and false alarms are scored above each of SCORE_THRESHOLDS."""
-    hits, alarms = np.sort(scores[became == TRUE]), np.sort(scores[(became != TRUE) & (became != IGNORED)])
-    return tuple(len(kind) - np.searchsorted(kind, SCORE_THRESHOLDS, side="right") for kind in (hits, alarms))
+    hits = np.sort(scores[became == TRUE])
+    alarms = np.sort(scores[(became != TRUE) & (became != IGNORED)])
+    return _count_above(hits), _count_above(alarms)
+
+
+def _count_above(ascending: np.ndarray) -> np.ndarray:
+    return len(ascending) - np.searchsorted(ascending, SCORE_THRESHOLDS, side="right")
 
 
 def _best(hits: np.ndarray, alarms: np.ndarray, objects: int) -> OperatingPoint:

@@ -171,19 +171,23 @@ const isFound = (object) => matching.finder[object] >= 0 && detections.scores[ma
 // Of each image and each class: detections, hits, false alarms and misses above the threshold.
 function tally() {
   const empty = () => ({ shown: 0, hits: 0, alarms: 0, misses: 0, best: 0, least: 1 });
+  const add = (one, became, score) => {
+    one.shown++;
+    if (became === HIT) one.hits++;
+    else if (became === ALARM) one.alarms++;
+    if (score > one.best) one.best = score;
+    if (score < one.least) one.least = score;
+  };
   const ofImage = Array.from({ length: images }, empty), ofClass = classes.map(empty), all = empty();
   for (let image = 0; image < images; image++) {
-    for (let row = detections.starts[image]; row < detections.ends[image]; row++) {
+    for (const row of ranked[image]) {
       const score = detections.scores[row];
-      if (score <= state.threshold) continue;
-      const name = detections.classes[row], off = state.off.has(name);
-      const kind = matching.became[row] === HIT ? "hits" : matching.became[row] === ALARM ? "alarms" : "uncounted";
-      for (const one of off ? [ofClass[name]] : [ofClass[name], ofImage[image], all]) {
-        one.shown++;
-        one[kind]++;
-        one.best = Math.max(one.best, score);
-        one.least = Math.min(one.least, score);
-      }
+      if (score <= state.threshold) break; // all that follow are scored lower
+      const name = detections.classes[row];
+      add(ofClass[name], matching.became[row], score);
+      if (state.off.has(name)) continue;
+      add(ofImage[image], matching.became[row], score);
+      add(all, matching.became[row], score);
     }
     for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
       if (ignored.has(row) || isFound(row)) continue;
@@ -274,7 +278,8 @@ const figure = (value) => (value < 0 || value === undefined ? "–" : value.toFi
 // colours, dashes tell those apart that share one; with ground truth dashes say hit or not. The tag has the name.
 const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
 const DASHES = [null, "10 4", "2 3", "10 3 2 3"];
-const MARK_DASHES = { hit: null, alarm: "7 4", missed: "2 4", label: null, ignored: "1 2" };
+const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
+const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
 const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
 const colourOf = (number) => COLOURS[number % COLOURS.length];
 const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
@@ -303,20 +308,22 @@ const pen = document.createElement("canvas").getContext("2d");
 
 // Draw marks into an svg, whose pixels are the screen's: a point p of the image lies at scale * p + (left, top).
 function drawMarks(svg, marks, { scale, left, top, width, height }, letters, chosen = null) {
-  const drawn = [], taken = [];
+  const drawn = [], taken = [], small = letters < 12, crowded = small && marks.length > CROWDED;
   pen.font = `600 ${letters}px system-ui, sans-serif`;
   for (const mark of marks) {
     const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
-    const wide = mark === chosen ? 4 : 2;
+    const wide = mark === chosen ? 4 : small ? 1.75 : 2;
     const place = { x, y, width: Math.max(w, 1), height: Math.max(h, 1), fill: "none" };
     const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
     drawn.push(
-      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.55, "stroke-width": wide + 2 }),
+      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
       element("rect", { ...place, stroke: mark.kind === "label" ? "#fff" : colourOf(mark.name), "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
     );
   }
   for (const mark of [...marks].reverse()) {
-    const text = SIGNS[mark.kind] + classes[mark.name] + (mark.score === null ? "" : ` ${percent(mark.score)}`);
+    const full = SIGNS[mark.kind] + classes[mark.name] + (mark.score === null ? "" : ` ${percent(mark.score)}`);
+    const text = crowded ? SIGNS[mark.kind].trim() : full;
+    if (!text) continue;
     const wide = pen.measureText(text).width + 8, high = letters + 5;
     const x = Math.max(0, Math.min(mark.box[0] * scale + left - 1, width - wide));
     const above = mark.box[1] * scale + top - high, below = (mark.box[1] + mark.box[3]) * scale + top;
@@ -433,7 +440,8 @@ function renderGallery() {
   const [label, seen] = state.pair.split("_").map(Number);
   const told = order.length === images ? count(images, "image") : `${order.length.toLocaleString("en")} of ${count(images, "image")}`;
   const left = data.detections.left_out ? `; the page has the ${detections.count.toLocaleString("en")} best detections, not ${count(data.detections.left_out, "other")}` : "";
-  const parts = [told + left];
+  const below = !truth && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
+  const parts = [told + left + below];
   if (state.pair) {
     const what = seen < 0 ? `${classes[label]} missed` : label < 0 ? `${classes[seen]} where no label is` : `${classes[label]} seen as ${classes[seen]}`;
     parts.push(" ", element("button", { type: "button", class: "chip", onclick: () => change({ pair: "" }) }, `only: ${what} ✕`));
@@ -681,12 +689,16 @@ for (const end of ["pointerup", "pointercancel"])
 const BINS = 50;
 
 // Detections that are on by score: of each bin [hits, false alarms]; those that do not count are left out.
+let counted = {}; // the last one, which the score slider does not change
+
 function histogram() {
+  if (counted.matching === matching && counted.off === state.off) return counted.bins;
   const bins = Array.from({ length: BINS }, () => [0, 0]);
   for (let row = 0; row < detections.count; row++) {
     if (state.off.has(detections.classes[row]) || matching.became[row] === NOT_COUNTED) continue;
     bins[Math.min(BINS - 1, Math.floor(detections.scores[row] * BINS))][matching.became[row] === HIT ? 0 : 1]++;
   }
+  counted = { matching, off: state.off, bins };
   return bins;
 }
 
@@ -704,11 +716,14 @@ function histogramBars(bins, width, height, bottom, highest) {
 }
 
 function renderSparkline() {
-  const svg = byId("sparkline"), width = svg.clientWidth, bins = histogram();
+  // The middle of the slider's knob, 16 pixels wide, goes from end to end of the bars.
+  const svg = byId("sparkline"), width = svg.clientWidth - 16, bins = histogram();
   // The many detections of hardly any score would leave nothing to see of the others.
   const highest = Math.max(1, ...bins.slice(BINS / 10).map(([hits, alarms]) => hits + alarms));
-  svg.replaceChildren(...(width ? histogramBars(bins, width, 23, 24, highest) : []));
-  svg.append(element("line", { x1: state.threshold * width, x2: state.threshold * width, y1: 0, y2: 24, stroke: "var(--ink)", "stroke-width": 1.5 }));
+  if (width <= 0) return;
+  const at = { x1: state.threshold * width, x2: state.threshold * width, y1: 0, y2: 24 };
+  const line = element("line", { ...at, stroke: "var(--ink)", "stroke-width": 1.5 });
+  svg.replaceChildren(element("g", { transform: "translate(8 0)" }, ...histogramBars(bins, width, 23, 24, highest), line));
 }
 
 // Recall and precision of detections by falling score, of a class or (null) of all that are on.
@@ -818,8 +833,8 @@ function makeFigures() {
   const gains = Object.keys(data.errors).map((kind) => metrics.errors[kind].AP50_gain), most = Math.max(0.01, ...gains);
   const errors = Object.entries(data.errors).map(([kind, meaning], place) => {
     const bar = element("span");
-    bar.style.width = `${(100 * gains[place]) / most}%`;
-    return [kind, element("td", { class: "text" }, meaning), metrics.errors[kind].count.toLocaleString("en"), `+${gains[place].toFixed(3)}`, element("td", { class: "bar-cell" }, bar)];
+    bar.style.width = `${(100 * gains[place]) / most}%`; // nothing where there is nothing to gain
+    return [element("span", {}, kind, element("small", {}, meaning)), metrics.errors[kind].count.toLocaleString("en"), `+${gains[place].toFixed(3)}`, element("td", { class: "bar-cell" }, bar)];
   });
   const choice = element("select", { "aria-label": "Class of the thick curve", onchange: (event) => {
     curveClass = event.target.value === "" ? null : Number(event.target.value);
@@ -838,11 +853,10 @@ function makeFigures() {
     curves,
     scores,
     panel("Typical errors", `At IoU 0.5, of detections of any score, and what mending all of a kind would add to the AP of ${rest.AP50.toFixed(3)}. Without any false alarm it would be ${(rest.AP50 + rest.without_false_alarms).toFixed(3)}, without any miss ${(rest.AP50 + rest.without_misses).toFixed(3)}. The definition is TIDE's.`, true,
-      tableOf(["error", "", "count", "AP50", ""], errors, "Typical errors")),
+      tableOf(["error", "count", "AP50", ""], errors, "Typical errors")),
     element("section", { class: "panel wide", id: "per-class" }),
     element("section", { class: "panel wide", id: "confusion" }),
   );
-  byId("figures").querySelector("[aria-label='Typical errors'] th:nth-child(2)").classList.add("text");
 }
 
 const MAX_CONFUSED = 24;
