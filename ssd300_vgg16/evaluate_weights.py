@@ -10,9 +10,7 @@ from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import write_json
-from ssd300_vgg16.metrics.errors import error_figures, judge
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
-from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name
@@ -60,15 +58,15 @@ def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Pat
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
     print(about)
     print(evaluation.table())
-    judgement = judge(evaluation.results)
-    best, best_per_class = operating_points(evaluation.results)
-    print(f"\n{best.sentence()}")
-    best_f1 = best.as_json() | {"per_class": {name: point.as_json() for name, point in best_per_class.items()}}
-    errors = error_figures(evaluation.results, judgement).as_json()
-    metrics = evaluation.as_json() | {"best_f1": best_f1, "errors": errors}
+    metrics = evaluation.as_json()
+    best = metrics["best_f1"]
+    print(
+        f"\nF1 is best, {best['f1']:.3f}, for detections scored above {best['score_threshold']:.2f}: "
+        f"precision {best['precision']:.3f}, recall {best['recall']:.3f}"
+    )
     write_json(output / "coco_metrics.json", metrics)
     evaluation.results.write(output / "detections.json")
-    write_evaluation_page(evaluation.results, judgement, metrics, about, output)
+    write_evaluation_page(evaluation, metrics, about, output)
     for message in evaluation.unreadable:
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")

@@ -25,13 +25,6 @@ class OperatingPoint:
     misses: int
     false_alarms: int
 
-    def sentence(self) -> str:
-        """The figures in words."""
-        return (
-            f"F1 is best, {self.f1:.3f}, for detections scored above {self.score_threshold:.2f}: "
-            f"precision {self.precision:.3f}, recall {self.recall:.3f}"
-        )
-
     def as_json(self) -> dict[str, float]:
         """The figures by name."""
         return asdict(self)

@@ -21,8 +21,8 @@ from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
-from ssd300_vgg16.metrics.coco_results import CocoResults
-from ssd300_vgg16.metrics.errors import ERRORS, HIT, IGNORED, Judgement
+from ssd300_vgg16.metrics.errors import ERRORS, HIT, IGNORED
+from ssd300_vgg16.metrics.evaluation import Evaluation
 from ssd300_vgg16.report.suspicious import Suspicion, as_csv, suspicious
 
 REPORT, SUSPICIOUS = "report.html", "suspicious_labels.csv"
@@ -63,13 +63,12 @@ class DetectionsPage:
         return output / REPORT
 
 
-def write_evaluation_page(
-    results: CocoResults, judgement: Judgement, metrics: dict, heading: str, output: Path
-) -> None:
+def write_evaluation_page(evaluation: Evaluation, metrics: dict, heading: str, output: Path) -> None:
     """Write the page and the list of suspicious labels into the folder; metrics: what coco_metrics.json has.
 
     Raises UserError if they cannot be written.
     """
+    results, judgement = evaluation.results, evaluation.judgement
     names = [category.name for category in results.categories]
     found = suspicious(results, judgement)
     paths = [sample.path for sample in results.samples]
