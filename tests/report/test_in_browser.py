@@ -1,6 +1,7 @@
 """report.html in a real browser: what it shows and counts, how it is used, and what it does not do."""
 
 import json
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -306,6 +307,15 @@ def test_figures_and_suspicious_labels_open_their_pictures(opened, evaluated):
     page.click(".suspicions button")
     page.wait("viewer.open && view !== null")
     assert page.js("view.zoom") > 1, "near its box"
+
+
+@pytest.mark.parametrize("tab", ["images", "figures", "labels"])
+def test_a_detector_that_finds_nothing_has_a_page_too(opened, evaluated, tmp_path, tab):
+    nothing = {name: getattr(evaluated[1], name)[:0] for name in ("images", "classes", "boxes_xywh", "scores")}
+    path, results, _ = write_page(tmp_path / "out", replace(evaluated[1], **nothing))
+    labels = sum(int((~sample.crowd).sum()) for sample in results.samples)
+    tally = opened(path, f"tab={tab}").js(TALLY)
+    assert (tally["hits"], tally["missed"], tally["F1"]) == ("0", str(labels), "0.000")
 
 
 @pytest.fixture(scope="module")
