@@ -796,7 +796,7 @@ function swatchOfCurve(number) {
 
 function renderHistogram(panel) {
   const svg = panel.querySelector("svg"), width = svg.clientWidth, height = 300, bins = histogram();
-  const margins = { left: 46, top: 22, right: 12, bottom: 38 };
+  const margins = { left: 56, top: 22, right: 12, bottom: 38 };
   const from = BINS / 10, highest = Math.max(1, ...bins.slice(from).map(([hits, alarms]) => hits + alarms));
   const ys = [0, 0.5, 1].map((share) => [share, Math.round(share * highest).toLocaleString("en")]);
   const { parts, x } = axes(width, height, margins, TENTHS, ys, "score", "detections");
