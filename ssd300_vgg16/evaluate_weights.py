@@ -12,6 +12,7 @@ from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
+from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name
 
 
@@ -55,13 +56,22 @@ def evaluate_weights(
 
 
 def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path) -> None:
-    print(f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images")
+    about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
+    print(about)
     print(evaluation.table())
-    write_json(output / "coco_metrics.json", evaluation.as_json())
+    metrics = evaluation.as_json()
+    best = metrics["best_f1"]
+    print(
+        f"\nF1 is best, {best['f1']:.3f}, for detections scored above {best['score_threshold']:.2f}: "
+        f"precision {best['precision']:.3f}, recall {best['recall']:.3f}"
+    )
+    write_json(output / "coco_metrics.json", metrics)
     evaluation.results.write(output / "detections.json")
+    write_evaluation_page(evaluation, metrics, about, output)
     for message in evaluation.unreadable:
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
+    print(f"see what is found and missed: open {output / REPORT} in a browser")
 
 
 def _agrees_with_pycocotools(evaluation: Evaluation, dataset: Dataset) -> bool:

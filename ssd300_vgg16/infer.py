@@ -7,6 +7,7 @@ bash infer.sh --weights ssd300_vgg16_coco photos/                  the published
 """
 
 import argparse
+import json
 import os
 import sys
 from contextlib import closing
@@ -24,13 +25,16 @@ from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
-from ssd300_vgg16.weights.locate import is_published_name
+from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
 
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
 DETECTIONS = "detections.json"
+METRICS = "coco_metrics.json"
+BEST = "best"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,10 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", metavar="DIR", default="detections", help="(default: %(default)s)")
     parser.add_argument(
         "--score-threshold",
-        type=command_line.fraction,
+        type=_fraction_or_best,
         default=0.25,
         metavar="S",
-        help="show and write detections scored above (default: %(default)s)",
+        help="show and write detections scored above; best: where eval.sh found the best F1 (default: %(default)s)",
     )
     parser.add_argument(
         "--max-detections",
@@ -88,11 +92,29 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
     if skip and (output / DETECTIONS).exists():
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
-    detector = Detector.load(weights, options.device, options.score_threshold, options.engine)
+    threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
+    detector = Detector.load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
     batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
-    return _detect_all(detector, images, output, options.max_detections, batch_size, skip)
+    return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
+
+
+def _fraction_or_best(text: str) -> float | str:
+    return text if text == BEST else command_line.fraction(text)
+
+
+def _best_threshold(weights: Path) -> float:
+    """The score threshold of the best F1 in the last evaluation of these weights."""
+    beside = weights if weights.is_dir() else weights.parent
+    metrics = (EVALUATIONS / weights if is_published_name(weights) else beside) / METRICS
+    try:
+        return command_line.fraction(json.loads(metrics.read_bytes())["best_f1"]["score_threshold"])
+    except (OSError, ValueError, LookupError, TypeError, argparse.ArgumentTypeError) as error:
+        raise UserError(
+            f"--score-threshold {BEST}: {metrics} is not there or has no threshold; "
+            f"bash eval.sh --weights {weights} writes it"
+        ) from error
 
 
 def _samples_of(weights: Path) -> list[Path]:
@@ -111,11 +133,17 @@ def _samples_of(weights: Path) -> list[Path]:
 
 
 def _detect_all(
-    detector: Detector, images: list[Path], output: Path, max_detections: int, batch_size: int, skip: int
+    detector: Detector,
+    weights: Path,
+    images: list[Path],
+    output: Path,
+    max_detections: int,
+    batch_size: int,
+    skip: int,
 ) -> int:
     output.mkdir(parents=True, exist_ok=True)
     numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
-    broken, done = [], skip
+    broken, done, page = [], skip, DetectionsPage(detector.description.categories)
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
         detections_of_each = detect_each(detector, islice(numbered, skip, None), max_detections, batch_size)
         with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
@@ -124,12 +152,15 @@ def _detect_all(
                     broken.append(str(detections))
                 else:
                     results.add(_as_json(detections, file.number, str(file.path), detector))
+                    page.add(file.path, detections)
                 done = file.number
                 bar.update()
                 if stop.made:
                     break
     detected = done - skip - len(broken)
     print(f"{detected} images, {results.count} detections: pictures and {DETECTIONS} are in {output}")
+    if detected:
+        print(f"look at them: open {page.write(output, str(weights), detector.score_threshold)} in a browser")
     for message in broken:
         print(f"not read: {message}", file=sys.stderr)
     if stop.signal_number is not None and done < len(images):

@@ -57,7 +57,14 @@ def detections(folder="detections"):
 
 def test_a_folder_is_searched_and_its_shape_kept(place, photos, capsys):
     assert detect(place, "photos") == 0
-    assert files_in("detections") == ["a.jpg", "detections.json", "one/a.jpg", "one/b c.jpg", "one/two/a.jpg"]
+    assert files_in("detections") == [
+        "a.jpg",
+        "detections.json",
+        "one/a.jpg",
+        "one/b c.jpg",
+        "one/two/a.jpg",
+        "report.html",
+    ]
     for name in ("a.jpg", "one/a.jpg", "one/b c.jpg", "one/two/a.jpg"):
         picture, original = cv2.imread(str(Path("detections", name))), cv2.imread(str(photos / name))
         assert picture.shape == original.shape
@@ -65,6 +72,7 @@ def test_a_folder_is_searched_and_its_shape_kept(place, photos, capsys):
     count = len(detections())
     assert capsys.readouterr().out == (
         f"4 images, {count} detections: pictures and detections.json are in detections\n"
+        "look at them: open detections/report.html in a browser\n"
     )
 
 
@@ -106,13 +114,46 @@ def test_the_score_threshold(place, photos):
     assert detections() == []
 
 
+def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch):
+    run_folder = shutil.copytree(place / "runs" / "untrained", tmp_path / "run")
+    arguments = ["--weights", "run", "photos/a.jpg", "--device", "cpu", "--score-threshold", "best"]
+    loaded = []
+
+    class Loaded(Exception):
+        pass
+
+    def load(weights, device, threshold, engine):
+        loaded.append(threshold)
+        raise Loaded
+
+    monkeypatch.setattr(infer.Detector, "load", load)
+    for content in (
+        None,
+        "{}",
+        "[]",
+        "not JSON",
+        '{"best_f1": {"score_threshold": 1}}',
+        '{"best_f1": {"score_threshold": "x"}}',
+    ):
+        if content:
+            (run_folder / "coco_metrics.json").write_text(content)
+        with pytest.raises(
+            UserError, match=r"run/coco_metrics\.json is not there .*; bash eval\.sh --weights run writes it"
+        ):
+            infer.main(arguments)
+    (run_folder / "coco_metrics.json").write_text('{"best_f1": {"score_threshold": 0.59}}')
+    with pytest.raises(Loaded):
+        infer.main(arguments)
+    assert loaded == [0.59]
+
+
 def test_a_broken_image_is_named_and_the_others_are_done(place, photos):
     (photos / "one" / "a.jpg").write_bytes(b"\xff\xd8\xff broken")
     process = run("infer", "--weights", place / "runs" / "untrained", *LOW, "photos", folder=photos.absolute().parent)
     assert process.returncode == 1
     assert re.fullmatch(r"not read: photos/one/a\.jpg: .*\n", process.stderr)
     assert process.stdout.startswith("3 images, ")
-    assert files_in("detections") == ["a.jpg", "detections.json", "one/b c.jpg", "one/two/a.jpg"]
+    assert files_in("detections") == ["a.jpg", "detections.json", "one/b c.jpg", "one/two/a.jpg", "report.html"]
     assert {result["file_name"] for result in detections()} == {
         "photos/a.jpg",
         "photos/one/b c.jpg",
@@ -152,7 +193,7 @@ def test_pictures_stay_in_the_output_folder_wherever_images_come_from(place, pho
     monkeypatch.chdir("work")
     before = (Path("..") / photos / "a.jpg").read_bytes()
     detect(place, "../photos/a.jpg", "deep/b.jpg", "--output-dir", "../out")
-    assert files_in("../out") == ["detections.json", "photos/a.jpg", "work/deep/b.jpg"]
+    assert files_in("../out") == ["detections.json", "photos/a.jpg", "report.html", "work/deep/b.jpg"]
     assert (Path("..") / photos / "a.jpg").read_bytes() == before
 
 
@@ -161,7 +202,8 @@ def test_without_images_the_newest_run_shows_what_it_was_evaluated_on(place, tmp
     monkeypatch.chdir(place)
     weights = ["--weights", named] if named else []
     assert infer.main([*weights, *LOW, "--output-dir", str(tmp_path / "out")]) == 0
-    assert files_in(tmp_path / "out") == [*(f"{number:06d}.jpg" for number in range(1, IMAGES + 1)), "detections.json"]
+    pictures = [f"{number:06d}.jpg" for number in range(1, IMAGES + 1)]
+    assert files_in(tmp_path / "out") == [*pictures, "detections.json", "report.html"]
 
 
 def test_no_more_than_a_dozen_images_are_shown(place, tmp_path, monkeypatch):

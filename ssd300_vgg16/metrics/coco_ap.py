@@ -129,10 +129,12 @@ class CocoMetrics:
     """Values in 0..1; -1, as in COCO's own tool, where nothing in the ground truth answers to the question.
 
     statistics: COCO's twelve numbers by name. per_class: category name to (AP, AP50, objects that count).
+    per_class_by_size: category name to AP_small, AP_medium and AP_large.
     """
 
     statistics: dict[str, float]
     per_class: dict[str, tuple[float, float, int]]
+    per_class_by_size: dict[str, dict[str, float]]
 
     def table(self, more: Mapping[str, Mapping[str, float]] | None = None) -> str:
         """COCO's table, and a row per class, with more columns (heading to value of each class) at its end."""
@@ -151,7 +153,10 @@ class CocoMetrics:
     def as_json(self) -> dict:
         """The same as a JSON-able mapping."""
         names = ("AP", "AP50", "objects")
-        per_class = {name: dict(zip(names, values, strict=True)) for name, values in self.per_class.items()}
+        per_class = {
+            name: dict(zip(names, values, strict=True)) | self.per_class_by_size[name]
+            for name, values in self.per_class.items()
+        }
         return {**self.statistics, "per_class": per_class}
 
 
@@ -167,14 +172,18 @@ def coco_ap(results: CocoResults) -> CocoMetrics:
     images = len(by_id)
     detections = sorted_detections(results.classes * images + place[results.images], results.boxes_xywh, results.scores)
     samples = [results.samples[index] for index in by_id]
-    objects = _objects(samples, results.categories)
+    objects = ground_truth(samples, results.categories)
     made = curves(detections, objects, images, len(results.categories))
     counted = np.concatenate([sample.labels[~sample.crowd & ~sample.difficult] for sample in samples])
     counts = np.bincount(class_numbers(results.categories, counted), minlength=len(results.categories))
-    return CocoMetrics(_statistics(made), _per_class(made, results.categories, counts.tolist()))
+    return CocoMetrics(
+        _statistics(made),
+        _per_class(made, results.categories, counts.tolist()),
+        _per_class_by_size(made, results.categories),
+    )
 
 
-def _objects(samples: list[Sample], categories: list[Category]) -> GroundTruth:
+def ground_truth(samples: list[Sample], categories: list[Category]) -> GroundTruth:
     """The ground truth of the samples.
 
     Difficult objects lie outside of all ranges of areas. So they are ignored, with the detections that match them:
@@ -208,6 +217,15 @@ def _per_class(made: Curves, categories: list[Category], counts: list[int]) -> d
     precision = made.precision[:, :, :, list(AREA_RANGES).index("all")]
     return {
         category.name: (_mean(precision[:, :, number]), _mean(precision[0, :, number]), counts[number])
+        for number, category in enumerate(categories)
+    }
+
+
+def _per_class_by_size(made: Curves, categories: list[Category]) -> dict[str, dict[str, float]]:
+    return {
+        category.name: {
+            f"AP_{size}": _mean(made.precision[:, :, number, area]) for area, size in enumerate(AREA_RANGES) if area
+        }
         for number, category in enumerate(categories)
     }
 

@@ -102,7 +102,7 @@ def _pairs(
     share = np.cumsum(counts) // PAIRS_AT_A_TIME
     for rows in np.split(np.arange(len(cells)), np.flatnonzero(np.diff(share)) + 1):
         detection, object_ = np.repeat(rows, counts[rows]), _expanded(first[rows], counts[rows])[0]
-        iou = _iou(boxes_xywh[detection], objects.boxes_xywh[object_], objects.crowd[object_])
+        iou = iou_xywh(boxes_xywh[detection], objects.boxes_xywh[object_], objects.crowd[object_])
         near = iou >= IOU_THRESHOLDS[0]
         parts.append((detection[near], object_[near], iou[near]))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -114,7 +114,7 @@ def _expanded(first: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.arange(counts.sum()) + np.repeat(first - starts, counts), starts
 
 
-def _iou(detection: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+def iou_xywh(detection: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     """IoU [P] of boxes xywh with boxes xywh, float64 [P, 4] each; with a crowd the part of the detection inside of it.
 
     Operation by operation as in pycocotools, so that equal IoUs come out equal there and here.

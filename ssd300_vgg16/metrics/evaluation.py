@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +17,8 @@ from ssd300_vgg16.distributed.world import ALONE, World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap
 from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
+from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
+from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
 
 # From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what `postprocess` returns.
@@ -63,9 +66,20 @@ class Evaluation:
         voc = {"VOC_mAP": self.voc.mean_ap, "VOC07_mAP": self.voc.mean_ap_07} if self.voc else {}
         return {**self.metrics.statistics, **voc}
 
+    @cached_property
+    def judgement(self) -> Judgement:
+        """What each detection is, and which objects are found."""
+        return judge(self.results)
+
     def as_json(self) -> dict:
-        """COCO's numbers, and VOC's under "voc"."""
-        return self.metrics.as_json() | ({"voc": self.voc.as_json()} if self.voc else {})
+        """COCO's numbers, VOC's under "voc", the threshold of best F1 under "best_f1", and "errors"."""
+        best, per_class = operating_points(self.results)
+        return {
+            **self.metrics.as_json(),
+            **({"voc": self.voc.as_json()} if self.voc else {}),
+            "best_f1": best.as_json() | {"per_class": {name: point.as_json() for name, point in per_class.items()}},
+            "errors": error_figures(self.results, self.judgement).as_json(),
+        }
 
 
 def evaluation_batch_size(batch_size: int, world: World) -> int:

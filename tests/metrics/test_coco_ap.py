@@ -241,5 +241,6 @@ def test_as_json_holds_the_same_numbers(metrics):
     content = json.loads(json.dumps(metrics.as_json()))
     assert {name: content[name] for name in metrics.statistics} == metrics.statistics
     assert content["per_class"] == {
-        name: {"AP": ap, "AP50": ap50, "objects": objects} for name, (ap, ap50, objects) in metrics.per_class.items()
+        name: {"AP": ap, "AP50": ap50, "objects": objects} | metrics.per_class_by_size[name]
+        for name, (ap, ap50, objects) in metrics.per_class.items()
     }

@@ -312,7 +312,9 @@ def test_data_of_voc_gets_vocs_numbers_too(voc):
     assert (evaluation.voc.mean_ap, evaluation.voc.mean_ap_07) == (1, 1)
     assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
     assert sum(values[2] for values in evaluation.voc.per_class.values()) == counted
-    assert evaluation.as_json() == evaluation.metrics.as_json() | {"voc": evaluation.voc.as_json()}
+    expected = evaluation.metrics.as_json() | {"voc": evaluation.voc.as_json()}
+    assert evaluation.as_json() == expected | {name: evaluation.as_json()[name] for name in ("best_f1", "errors")}
+    assert evaluation.as_json()["best_f1"]["f1"] == 1 and evaluation.as_json()["errors"]["AP50"] == 1
     table = evaluation.table().splitlines()
     assert table[-1] == "VOC mAP at IoU 0.5, 11 points (2007): 1.000"
     heading = table.index("class     objects      AP    AP50   VOC AP VOC07 AP")
@@ -325,7 +327,7 @@ def test_other_data_gets_cocos_numbers_only(place):
     evaluation = measure(perfect(dataset), dataset)
     assert evaluation.voc is None
     assert evaluation.table() == evaluation.metrics.table() and "VOC" not in evaluation.table()
-    assert evaluation.as_json() == evaluation.metrics.as_json()
+    assert "voc" not in evaluation.as_json()
 
 
 def test_the_command_evaluates_a_model_with_more_classes_on_voc(place, voc, tmp_path, capsys):
@@ -348,7 +350,12 @@ def test_the_command_prints_and_writes_the_numbers(evaluated):
     lines = process.stdout.splitlines()
     annotations = "shapes/annotations/instances_val.json"
     assert lines[0] == f"runs/untrained/best.safetensors on {annotations}, {IMAGES} images"
-    assert lines[-1] == "written: runs/untrained/coco_metrics.json, runs/untrained/detections.json"
+    assert lines[-2:] == [
+        "written: runs/untrained/coco_metrics.json, runs/untrained/detections.json",
+        "see what is found and missed: open runs/untrained/report.html in a browser",
+    ]
+    assert re.search(r"^F1 is best, [\d.]+, for detections scored above 0\.\d\d: ", process.stdout, re.MULTILINE)
+    assert (folder / "report.html").exists() and (folder / "suspicious_labels.csv").exists()
     numbers = json.loads((folder / "coco_metrics.json").read_text())
     for name, *_ in STATISTICS:
         assert re.search(rf"^{name} .* {numbers[name]:.3f}$", process.stdout, re.MULTILINE)

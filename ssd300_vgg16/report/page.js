@@ -1,0 +1,1095 @@
+// The page about detections: boxes over untouched pictures, and with ground truth what is right and wrong about them.
+// From top to bottom: data, matching, state, tallies, boxes, gallery, large view, figures, suspicious labels, start.
+// Names come from files that anybody may have written. They enter the page as text only: never use innerHTML.
+"use strict";
+
+// ---------------------------------------------------------------------------------------------------------- data
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const truth = "objects" in data;
+const classes = data.classes;
+const images = data.files.length;
+const detections = columns(data.detections);
+detections.scores = Float64Array.from(data.detections.scores, (score) => score / 100000);
+const objects = truth ? columns(data.objects) : columns({ ends: new Array(images).fill(0), boxes: [], classes: [] });
+const crowd = new Set(truth ? data.objects.crowd : []);
+const ignored = new Set(truth ? data.objects.ignored : []);
+const sizes = new Map(); // of images that were shown: [width, height] in pixels
+// Where each file name stands among all, sorted as people count: 2 before 10.
+const byName = data.files.map((_, image) => image).sort((a, b) => collator().compare(data.files[a], data.files[b]));
+
+function columns({ ends, boxes, classes }) {
+  const starts = [0, ...ends.slice(0, -1)];
+  return { starts, ends, boxes: Float64Array.from(boxes), classes: Uint16Array.from(classes), count: classes.length };
+}
+
+function collator() {
+  return (collator.one ??= new Intl.Collator("en", { numeric: true }));
+}
+
+const boxOf = (table, row) => table.boxes.subarray(4 * row, 4 * row + 4);
+const linkOf = (image) => data.folder + data.links[image];
+
+// ------------------------------------------------------------------------------------------------------ matching
+
+const ALARM = 0, HIT = 1, NOT_COUNTED = 2;
+
+// The part of the first box inside of a crowd, or the intersection over union. Boxes are x, y, width, height.
+function overlap(tableA, a, tableB, b, isCrowd) {
+  const [ax, ay, aw, ah] = boxOf(tableA, a), [bx, by, bw, bh] = boxOf(tableB, b);
+  const width = Math.min(aw + ax, bw + bx) - Math.max(ax, bx), height = Math.min(ah + ay, bh + by) - Math.max(ay, by);
+  if (width <= 0 || height <= 0) return 0;
+  const shared = width * height;
+  return shared / (isCrowd ? aw * ah : aw * ah + bw * bh - shared);
+}
+
+// Detections of each image, the best first.
+const ranked = detections.starts.map((start, image) => {
+  const rows = Array.from({ length: detections.ends[image] - start }, (_, place) => start + place);
+  return rows.sort((a, b) => detections.scores[b] - detections.scores[a]);
+});
+
+// COCO's rule: a detection takes the object of its class that it overlaps most and that no better one has taken; an
+// ignored one only if there is no other. What is scored lower never matters: one matching serves all score thresholds.
+function match(iou) {
+  const became = new Uint8Array(detections.count), object = new Int32Array(detections.count).fill(-1);
+  const finder = new Int32Array(objects.count).fill(-1);
+  for (let image = 0; image < images; image++) {
+    const rows = [];
+    for (let row = objects.starts[image]; row < objects.ends[image]; row++) rows.push(row);
+    if (!rows.length) continue;
+    rows.sort((a, b) => ignored.has(a) - ignored.has(b));
+    for (const detection of ranked[image]) {
+      let best = Math.min(iou, 1 - 1e-10), taken = -1;
+      for (const row of rows) {
+        if (objects.classes[row] !== detections.classes[detection]) continue;
+        if (finder[row] >= 0 && !crowd.has(row)) continue;
+        if (taken >= 0 && !ignored.has(taken) && ignored.has(row)) break;
+        const shared = overlap(detections, detection, objects, row, crowd.has(row));
+        if (shared >= best) [best, taken] = [shared, row];
+      }
+      if (taken < 0) continue;
+      finder[taken] = detection;
+      object[detection] = taken;
+      became[detection] = ignored.has(taken) ? NOT_COUNTED : HIT;
+    }
+  }
+  return { iou, became, object, finder };
+}
+
+// --------------------------------------------------------------------------------------------------------- state
+
+const SORTS = {
+  ...(truth && { worst: "worst first" }),
+  name: "file name",
+  many: "most detections",
+  few: "fewest detections",
+  sure: "highest score",
+  unsure: "lowest score",
+};
+const SHOWS = { all: "all images", misses: "with misses", alarms: "with false alarms", wrong: "with errors", right: "without errors" };
+const MARKS = truth
+  ? { hit: "✓ hits", alarm: "✗ false alarms", missed: "○ missed", label: "all labels" }
+  : { plain: "detections" };
+const defaults = {
+  threshold: data.threshold,
+  iou: 0.5,
+  off: new Set(),
+  query: "",
+  sort: Object.keys(SORTS)[0],
+  show: "all",
+  marks: new Set(Object.keys(MARKS).filter((mark) => mark !== "label")),
+  tab: "images",
+  pair: "",
+  image: null,
+};
+let state = { ...defaults };
+let matching = match(state.iou);
+let tallies;
+let order = [];
+
+// The view as a link: only what differs from the beginning.
+function hashOf() {
+  const hash = new URLSearchParams();
+  if (state.threshold !== defaults.threshold) hash.set("score", state.threshold.toFixed(2));
+  if (state.iou !== defaults.iou) hash.set("iou", state.iou.toFixed(2));
+  if (state.off.size) hash.set("off", [...state.off].join("."));
+  for (const name of ["query", "sort", "show", "tab", "pair"]) if (state[name] !== defaults[name]) hash.set(name, state[name]);
+  const marks = [...state.marks].join(".");
+  if (marks !== [...defaults.marks].join(".")) hash.set("marks", marks);
+  if (state.image !== null) hash.set("image", data.files[state.image]);
+  return hash.toString();
+}
+
+function stateOf(hash) {
+  const given = new URLSearchParams(hash.replace(/^#/, ""));
+  const number = (name, low, high) => {
+    const value = parseFloat(given.get(name));
+    return value >= low && value <= high ? value : defaults[{ score: "threshold" }[name] ?? name];
+  };
+  const among = (name, choices) => (Object.hasOwn(choices, given.get(name)) ? given.get(name) : defaults[name]);
+  const list = (name) => (given.get(name) ?? "").split(".").filter(Boolean);
+  const image = data.files.indexOf(given.get("image"));
+  return {
+    threshold: number("score", 0, 1),
+    iou: number("iou", 0.1, 0.95),
+    off: new Set(list("off").map(Number).filter((one) => one in classes)),
+    query: given.get("query") ?? "",
+    sort: among("sort", SORTS),
+    show: among("show", SHOWS),
+    marks: given.has("marks") ? new Set(list("marks").filter((mark) => Object.hasOwn(MARKS, mark))) : new Set(defaults.marks),
+    tab: truth ? among("tab", { images: 0, figures: 0, labels: 0 }) : "images",
+    pair: /^-?\d+_-?\d+$/.test(given.get("pair") ?? "") && truth ? given.get("pair") : "",
+    image: image < 0 ? null : image,
+  };
+}
+
+let frame = 0, saving = 0;
+
+// Change the view; it is drawn once a frame, however often it changes.
+function change(changes) {
+  state = { ...state, ...changes };
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    render();
+  });
+}
+
+function saveView() {
+  clearTimeout(saving);
+  saving = setTimeout(() => {
+    const hash = hashOf();
+    if (location.hash.slice(1) !== hash) history.replaceState(null, "", hash ? `#${hash}` : "#");
+  }, 150);
+}
+
+// ------------------------------------------------------------------------------------------------------- tallies
+
+const isOn = (detection) => detections.scores[detection] > state.threshold && !state.off.has(detections.classes[detection]);
+const isFound = (object) => matching.finder[object] >= 0 && detections.scores[matching.finder[object]] > state.threshold;
+
+// Of each image and each class: detections, hits, false alarms and misses above the threshold.
+function tally() {
+  const empty = () => ({ shown: 0, hits: 0, alarms: 0, misses: 0, best: 0, least: 1 });
+  const add = (one, became, score) => {
+    one.shown++;
+    if (became === HIT) one.hits++;
+    else if (became === ALARM) one.alarms++;
+    if (score > one.best) one.best = score;
+    if (score < one.least) one.least = score;
+  };
+  const ofImage = Array.from({ length: images }, empty), ofClass = classes.map(empty), all = empty();
+  for (let image = 0; image < images; image++) {
+    for (const row of ranked[image]) {
+      const score = detections.scores[row];
+      if (score <= state.threshold) break; // all that follow are scored lower
+      const name = detections.classes[row];
+      add(ofClass[name], matching.became[row], score);
+      if (state.off.has(name)) continue;
+      add(ofImage[image], matching.became[row], score);
+      add(all, matching.became[row], score);
+    }
+    for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
+      if (ignored.has(row) || isFound(row)) continue;
+      const name = objects.classes[row];
+      for (const one of state.off.has(name) ? [ofClass[name]] : [ofClass[name], ofImage[image], all]) one.misses++;
+    }
+  }
+  return { ofImage, ofClass, all };
+}
+
+function rates({ hits, alarms, misses }) {
+  const precision = hits + alarms ? hits / (hits + alarms) : 0, recall = hits + misses ? hits / (hits + misses) : 0;
+  return { precision, recall, f1: 2 * hits + alarms + misses ? (2 * hits) / (2 * hits + alarms + misses) : 0 };
+}
+
+// Which class was seen for which: pairs of a label and a detection of another class that neither has found a partner of
+// its own. -1 stands for background: a miss, or a false alarm. Hits are pairs of a class with itself.
+function confusions() {
+  const pairs = [];
+  for (let image = 0; image < images; image++) {
+    const left = [];
+    for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
+      if (ignored.has(row) || state.off.has(objects.classes[row])) continue;
+      if (isFound(row)) pairs.push([objects.classes[row], objects.classes[row], image]);
+      else left.push(row);
+    }
+    for (const detection of ranked[image]) {
+      if (!isOn(detection) || matching.became[detection] !== ALARM) continue;
+      let best = Math.min(matching.iou, 1 - 1e-10), place = -1;
+      left.forEach((row, at) => {
+        const shared = overlap(detections, detection, objects, row, false);
+        if (shared >= best) [best, place] = [shared, at];
+      });
+      const label = place < 0 ? -1 : objects.classes[left.splice(place, 1)[0]];
+      pairs.push([label, detections.classes[detection], image]);
+    }
+    for (const row of left) pairs.push([objects.classes[row], -1, image]);
+  }
+  return pairs;
+}
+
+function chooseImages() {
+  const wanted = state.query.trim().toLowerCase();
+  const of = tallies.ofImage, errors = (image) => of[image].misses + of[image].alarms;
+  const shown = {
+    all: () => true,
+    misses: (image) => of[image].misses > 0,
+    alarms: (image) => of[image].alarms > 0,
+    wrong: (image) => errors(image) > 0,
+    right: (image) => errors(image) === 0,
+  }[state.show];
+  const confused = state.pair && new Set(confusions().filter((pair) => `${pair[0]}_${pair[1]}` === state.pair).map((pair) => pair[2]));
+  const chosen = byName.filter(
+    (image) => shown(image) && (!confused || confused.has(image)) && (!wanted || data.files[image].toLowerCase().includes(wanted)),
+  );
+  const rank = {
+    name: null,
+    worst: (image) => -errors(image),
+    many: (image) => -of[image].shown,
+    few: (image) => of[image].shown,
+    sure: (image) => -of[image].best,
+    unsure: (image) => (of[image].shown ? of[image].least : 2),
+  }[state.sort];
+  return rank ? chosen.sort((a, b) => rank(a) - rank(b)) : chosen; // stable: equal ones stay in order of their names
+}
+
+// ------------------------------------------------------------------------------------------------------ elements
+
+function element(tag, attributes = {}, ...children) {
+  const svg = ["svg", "g", "rect", "text", "path", "line", "circle"].includes(tag);
+  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const byId = (id) => document.getElementById(id);
+const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+const percent = (value) => `${Math.round(100 * value)}`;
+const figure = (value) => (value < 0 || value === undefined ? "–" : value.toFixed(3));
+
+// --------------------------------------------------------------------------------------------------------- boxes
+
+// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart. Where there are more classes than
+// colours, dashes tell those apart that share one; with ground truth dashes say hit or not. The tag has the name.
+const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
+const DASHES = [null, "10 4", "2 3", "10 3 2 3"];
+const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
+const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
+const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
+const colourOf = (number) => COLOURS[number % COLOURS.length];
+const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
+const inkOn = (colour) => (["#0072b2", "#d55e00"].includes(colour) ? "#fff" : "#000");
+
+// What is to be drawn of an image: the least certain first, so that the others lie on top.
+function marksOf(image) {
+  const marks = [];
+  for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
+    const name = objects.classes[row];
+    if (state.off.has(name)) continue;
+    const missed = !ignored.has(row) && !isFound(row);
+    const kind = missed && state.marks.has("missed") ? "missed" : state.marks.has("label") ? "label" : null;
+    if (kind) marks.push({ kind, box: boxOf(objects, row), name, score: null, object: row });
+  }
+  for (const row of [...ranked[image]].reverse()) {
+    if (!isOn(row)) continue;
+    const kind = truth ? ["alarm", "hit", "ignored"][matching.became[row]] : "plain";
+    if (state.marks.has(kind === "ignored" ? "hit" : kind))
+      marks.push({ kind, box: boxOf(detections, row), name: detections.classes[row], score: detections.scores[row], detection: row });
+  }
+  return marks;
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+
+// Draw marks into an svg, whose pixels are the screen's: a point p of the image lies at scale * p + (left, top).
+function drawMarks(svg, marks, { scale, left, top, width, height }, letters, chosen = null) {
+  const drawn = [], taken = [], small = letters < 12, crowded = small && marks.length > CROWDED;
+  pen.font = `600 ${letters}px system-ui, sans-serif`;
+  for (const mark of marks) {
+    const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
+    const wide = mark === chosen ? 4 : small ? 1.75 : 2;
+    const place = { x, y, width: Math.max(w, 1), height: Math.max(h, 1), fill: "none" };
+    const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
+    drawn.push(
+      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
+      element("rect", { ...place, stroke: mark.kind === "label" ? "#fff" : colourOf(mark.name), "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
+    );
+  }
+  for (const mark of [...marks].reverse()) {
+    const full = SIGNS[mark.kind] + classes[mark.name] + (mark.score === null ? "" : ` ${percent(mark.score)}`);
+    const text = crowded ? SIGNS[mark.kind].trim() : full;
+    if (!text) continue;
+    const wide = pen.measureText(text).width + 8, high = letters + 5;
+    const x = Math.max(0, Math.min(mark.box[0] * scale + left - 1, width - wide));
+    const above = mark.box[1] * scale + top - high, below = (mark.box[1] + mark.box[3]) * scale + top;
+    if (mark !== chosen && (wide > width / 1.5 || above + high < 0 || above > height || mark.box[2] * scale < 14)) continue;
+    // At the top of the box, else below it; where another tag is already, the box stays without one.
+    const free = [Math.max(0, above), below].find(
+      (y) => y + high <= height && !taken.some((tag) => x < tag.x + tag.wide && tag.x < x + wide && y < tag.y + high && tag.y < y + high),
+    );
+    if (free === undefined) continue;
+    taken.push({ x, y: free, wide });
+    const colour = mark.kind === "label" ? "#fff" : colourOf(mark.name);
+    const tag = element("text", { x: x + 4, y: free + letters, fill: inkOn(colour), "font-size": letters, "font-weight": 600 }, text);
+    drawn.push(element("g", {}, element("rect", { x, y: free, width: wide, height: high, fill: colour, rx: 2 }), tag));
+  }
+  svg.replaceChildren(...drawn);
+}
+
+// How an image lies in a frame that shows all of it.
+function fitted([imageWidth, imageHeight], width, height) {
+  const scale = Math.min(width / imageWidth, height / imageHeight);
+  return { scale, left: (width - scale * imageWidth) / 2, top: (height - scale * imageHeight) / 2, width, height };
+}
+
+// ------------------------------------------------------------------------------------------------------- gallery
+
+const gallery = byId("gallery");
+const cards = new Map(); // by place in the order; only those of the rows in sight are there
+let grid = { across: 1, wide: 200, high: 200, gap: 12, picture: 150 };
+let focused = 0; // the place that the tabulator key comes to
+
+function layOut() {
+  const width = gallery.clientWidth, narrow = width < 600;
+  const gap = narrow ? 8 : 14, across = Math.max(1, Math.floor((width + gap) / ((narrow ? 155 : 250) + gap)));
+  const wide = Math.floor((width - gap * (across - 1)) / across), picture = Math.round(wide * 0.75);
+  const before = JSON.stringify(grid);
+  grid = { across, wide, picture, gap, high: picture + (narrow ? 30 : 34) + gap };
+  gallery.style.height = `${Math.ceil(order.length / across) * grid.high}px`;
+  if (before !== JSON.stringify(grid)) emptyGallery();
+}
+
+function emptyGallery() {
+  cards.clear();
+  gallery.replaceChildren();
+}
+
+// Put in the cards of the rows in sight and of one beyond them, and take out the others.
+function fillGallery() {
+  if (byId("images").hidden) return;
+  const above = -gallery.getBoundingClientRect().top;
+  const first = Math.max(0, Math.floor(above / grid.high) - 1) * grid.across;
+  const last = Math.min(order.length, (Math.ceil((above + innerHeight) / grid.high) + 1) * grid.across);
+  const held = document.activeElement?.closest?.(".card");
+  for (const [place, card] of cards) {
+    if ((place < first || place >= last) && card !== held) {
+      card.remove();
+      cards.delete(place);
+    }
+  }
+  for (let place = first; place < last; place++) if (!cards.has(place)) addCard(place);
+}
+
+function addCard(place) {
+  const image = order[place];
+  const picture = element("img", { alt: "", decoding: "async", draggable: "false" });
+  const frame = element("span", { class: "frame" }, picture, element("svg", { "aria-hidden": "true" }));
+  const caption = element("span", { class: "caption" }, element("span", { class: "name" }, data.files[image]), element("span", { class: "counts" }));
+  const button = element("button", { type: "button", tabindex: place === focused ? 0 : -1, title: data.files[image] }, frame, caption);
+  const card = element("div", { class: "card", role: "listitem", "aria-posinset": place + 1, "aria-setsize": order.length }, button);
+  card.style.width = `${grid.wide}px`;
+  card.style.height = `${grid.high - grid.gap}px`;
+  const row = Math.floor(place / grid.across), column = place % grid.across;
+  card.style.transform = `translate(${column * (grid.wide + grid.gap)}px, ${row * grid.high}px)`;
+  card.place = place;
+  card.image = image;
+  button.addEventListener("click", () => openViewer(order.map((one) => ({ image: one })), place));
+  button.addEventListener("focus", () => (focused = place));
+  picture.addEventListener("load", () => {
+    sizes.set(image, [picture.naturalWidth, picture.naturalHeight]);
+    drawCard(card);
+  });
+  picture.addEventListener("error", () => frame.classList.add("broken"));
+  picture.src = linkOf(image);
+  cards.set(place, card);
+  // In the order of places, in which a screen reader goes through them.
+  gallery.insertBefore(card, [...gallery.children].find((other) => other.place > place) ?? null);
+  drawCard(card);
+}
+
+function drawCard(card) {
+  const of = tallies.ofImage[card.image], counts = card.querySelector(".counts");
+  const inWords = truth
+    ? `${count(of.hits, "hit")}, ${count(of.misses, "missed", "missed")}, ${count(of.alarms, "false alarm")}`
+    : count(of.shown, "detection");
+  card.firstChild.setAttribute("aria-label", `${data.files[card.image]}: ${inWords}`);
+  const parts = truth ? [["hit", "✓", of.hits], ["missed", "○", of.misses], ["alarm", "✗", of.alarms]] : [["", "", of.shown]];
+  counts.replaceChildren(...parts.filter((part) => part[2] || !part[0]).map(([name, sign, number]) => element("span", { class: name }, `${sign}${sign && " "}${number}`)));
+  if (sizes.has(card.image))
+    drawMarks(card.querySelector("svg"), marksOf(card.image), fitted(sizes.get(card.image), grid.wide - 2, grid.picture), 11);
+}
+
+function renderGallery() {
+  const before = order;
+  order = chooseImages();
+  const same = before.length === order.length && before.every((image, place) => image === order[place]);
+  const held = document.activeElement?.closest?.(".card");
+  if (!same) {
+    focused = 0;
+    emptyGallery();
+  }
+  layOut();
+  fillGallery();
+  if (same) for (const card of cards.values()) drawCard(card);
+  if (!same && held) cards.get(0)?.firstChild.focus({ preventScroll: true });
+  const [label, seen] = state.pair.split("_").map(Number);
+  const told = order.length === images ? count(images, "image") : `${order.length.toLocaleString("en")} of ${count(images, "image")}`;
+  const left = data.detections.left_out ? `; the page has the ${detections.count.toLocaleString("en")} best detections, not ${count(data.detections.left_out, "other")}` : "";
+  const below = !truth && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
+  const parts = [told + left + below];
+  if (state.pair) {
+    const what = seen < 0 ? `${classes[label]} missed` : label < 0 ? `${classes[seen]} where no label is` : `${classes[label]} seen as ${classes[seen]}`;
+    parts.push(" ", element("button", { type: "button", class: "chip", onclick: () => change({ pair: "" }) }, `only: ${what} ✕`));
+  }
+  byId("count").replaceChildren(...parts);
+  if (!order.length) gallery.replaceChildren(element("p", { class: "nothing" }, "No image is left: choose other filters."));
+}
+
+// Arrow keys go from card to card.
+gallery.addEventListener("keydown", (event) => {
+  const card = event.target.closest(".card");
+  const rows = Math.max(1, Math.floor(innerHeight / grid.high));
+  const steps = {
+    ArrowLeft: -1, ArrowRight: 1, ArrowUp: -grid.across, ArrowDown: grid.across,
+    PageUp: -rows * grid.across, PageDown: rows * grid.across, Home: -Infinity, End: Infinity,
+  };
+  if (!card || !(event.key in steps) || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  focusCard(Math.max(0, Math.min(order.length - 1, card.place + steps[event.key])));
+});
+
+function focusCard(place) {
+  const bar = byId("bar").offsetHeight, top = gallery.getBoundingClientRect().top + Math.floor(place / grid.across) * grid.high;
+  if (top < bar) scrollBy(0, top - bar - grid.gap);
+  else if (top + grid.high > innerHeight) scrollBy(0, top + grid.high - innerHeight);
+  fillGallery();
+  const former = cards.get(focused)?.firstChild;
+  if (former) former.tabIndex = -1;
+  const button = cards.get(place)?.firstChild;
+  if (button) {
+    button.tabIndex = 0;
+    button.focus({ preventScroll: true });
+  }
+  focused = place;
+}
+
+// ---------------------------------------------------------------------------------------------------- large view
+
+const viewer = byId("viewer"), stage = byId("stage"), stageImage = byId("stage-image"), stageBoxes = byId("stage-boxes");
+let sequence = [], at = 0; // what the arrow keys go through: images, some with a box to look at
+let view = null; // how the image lies on the stage, as drawMarks takes it; zoom 1 shows all of it
+let chosen = null; // the mark under the pointer in the list
+let opener = null;
+
+function openViewer(items, place) {
+  sequence = items;
+  opener = document.activeElement;
+  if (!viewer.open) viewer.showModal();
+  goTo(place);
+  stage.focus();
+}
+
+function goTo(place) {
+  if (!(place in sequence)) return;
+  at = place;
+  chosen = null;
+  view = null;
+  const { image } = sequence[at];
+  state.image = image;
+  stageImage.classList.remove("broken");
+  stageImage.style.visibility = "hidden"; // until the new one is there: boxes never lie over another image
+  stageBoxes.replaceChildren();
+  stageImage.src = linkOf(image);
+  stageImage.alt = data.files[image];
+  byId("viewer-name").textContent = data.files[image];
+  byId("viewer-place").textContent = `${(at + 1).toLocaleString("en")} of ${sequence.length.toLocaleString("en")}`;
+  byId("previous").disabled = at === 0;
+  byId("next").disabled = at === sequence.length - 1;
+  renderViewer();
+  if (at + 1 in sequence) new Image().src = linkOf(sequence[at + 1].image);
+  saveView();
+}
+
+stageImage.addEventListener("load", () => {
+  if (!viewer.open) return;
+  sizes.set(state.image, [stageImage.naturalWidth, stageImage.naturalHeight]);
+  stageImage.style.visibility = "";
+  fit();
+});
+
+function fit() {
+  if (!sizes.has(state.image)) return;
+  view = { ...fitted(sizes.get(state.image), stage.clientWidth, stage.clientHeight), zoom: 1 };
+  const box = sequence[at].box;
+  if (box) {
+    // A suspicious label: so near that its box takes a third of the stage.
+    const wanted = Math.min(stage.clientWidth / box[2], stage.clientHeight / box[3]) / 3 / view.scale;
+    zoom(Math.max(1, Math.min(wanted, 6)), (box[0] + box[2] / 2) * view.scale + view.left, (box[1] + box[3] / 2) * view.scale + view.top, true);
+  }
+  drawStage();
+}
+
+// Zoom by a factor, where the point (x, y) of the stage stays in place, or comes to the middle.
+function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2, centred = false) {
+  if (!view) return;
+  const bounded = Math.min(40, Math.max(1, view.zoom * factor)) / view.zoom;
+  const [toX, toY] = centred ? [stage.clientWidth / 2, stage.clientHeight / 2] : [x, y];
+  view.zoom *= bounded;
+  view.scale *= bounded;
+  view.left = toX - (x - view.left) * bounded;
+  view.top = toY - (y - view.top) * bounded;
+  drawStage();
+}
+
+function pan(dx, dy) {
+  if (!view) return;
+  view.left += dx;
+  view.top += dy;
+  drawStage();
+}
+
+function drawStage() {
+  if (!view) return;
+  const [width, height] = sizes.get(state.image);
+  // The image stays in sight: it fills the stage, or lies in its middle.
+  for (const [edge, length, space] of [["left", width * view.scale, stage.clientWidth], ["top", height * view.scale, stage.clientHeight]])
+    view[edge] = length <= space ? (space - length) / 2 : Math.min(0, Math.max(space - length, view[edge]));
+  stageImage.style.width = `${width}px`;
+  stageImage.style.transform = `translate(${view.left}px, ${view.top}px) scale(${view.scale})`;
+  const marks = viewerMarks();
+  drawMarks(stageBoxes, marks, view, 13, marks.find((mark) => same(mark, chosen)) ?? null);
+}
+
+const same = (a, b) => b !== null && a.detection === b.detection && a.object === b.object;
+const viewerMarks = () => marksOf(state.image);
+
+const HEADINGS = { missed: "Missed", alarm: "False alarms", hit: "Hits", plain: "Detections", ignored: "Not counted", label: "Labels" };
+
+function renderViewer() {
+  if (!viewer.open || state.image === null) return;
+  const marks = viewerMarks().reverse(), parts = [];
+  for (const [kind, heading] of Object.entries(HEADINGS)) {
+    const ofKind = marks.filter((mark) => mark.kind === kind);
+    if (!ofKind.length) continue;
+    parts.push(element("h3", { class: kind }, `${heading} (${ofKind.length})`));
+    parts.push(element("ul", {}, ...ofKind.map((mark) => element("li", {}, markButton(mark)))));
+  }
+  if (!parts.length) parts.push(element("p", {}, "Nothing at this score."));
+  const link = element("a", { href: linkOf(state.image), target: "_blank", rel: "noopener" }, "open the image file");
+  byId("viewer-list").replaceChildren(...parts, element("p", {}, link));
+  drawStage();
+}
+
+function markButton(mark) {
+  // The kinds of errors are those at an overlap of half.
+  const kind = mark.kind === "alarm" && state.iou === 0.5 ? data.kinds[data.detections.kinds[mark.detection]] : "";
+  const choose = (one) => () => {
+    chosen = one;
+    drawStage();
+  };
+  const button = element(
+    "button",
+    { type: "button", onfocus: choose(mark), onmouseenter: choose(mark), onblur: choose(null), onmouseleave: choose(null) },
+    swatch(mark.name, mark.kind),
+    element("span", { class: "what" }, classes[mark.name]),
+  );
+  if (kind && kind !== "hit") button.append(element("span", { class: "why" }, kind));
+  if (mark.score !== null) button.append(element("span", { class: "score" }, `${percent(mark.score)} %`));
+  button.addEventListener("click", () => {
+    if (!view) return;
+    const centre = [0, 1].map((axis) => (mark.box[axis] + mark.box[axis + 2] / 2) * view.scale + [view.left, view.top][axis]);
+    zoom(view.zoom < 2 ? 2.5 : 1, ...centre, true);
+  });
+  return button;
+}
+
+function swatch(number, kind = "plain") {
+  const dash = kind === "plain" ? (truth ? null : dashOf(number)) : MARK_DASHES[kind];
+  const line = { x1: 1, y1: 6, x2: 25, y2: 6 };
+  return element(
+    "svg",
+    { width: 26, height: 12, "aria-hidden": "true" },
+    element("line", { ...line, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": 6 }),
+    element("line", { ...line, stroke: kind === "label" ? "#fff" : colourOf(number), "stroke-width": 4, "stroke-dasharray": dash }),
+  );
+}
+
+viewer.addEventListener("close", () => {
+  state.image = null;
+  saveView();
+  const place = order.indexOf(sequence[at]?.image);
+  if (state.tab === "images" && place >= 0) focusCard(place);
+  else opener?.focus?.();
+});
+
+viewer.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  const done = {
+    ArrowLeft: () => goTo(at - 1), ArrowRight: () => goTo(at + 1), Home: () => goTo(0), End: () => goTo(sequence.length - 1),
+    "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: fit,
+    ...(view?.zoom > 1 && !event.target.closest("#viewer-list") && { ArrowUp: () => pan(0, 80), ArrowDown: () => pan(0, -80) }),
+  }[event.key];
+  if (!done) return;
+  event.preventDefault();
+  done();
+});
+
+byId("previous").addEventListener("click", () => goTo(at - 1));
+byId("next").addEventListener("click", () => goTo(at + 1));
+byId("zoom-in").addEventListener("click", () => zoom(1.5));
+byId("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
+byId("zoom-fit").addEventListener("click", fit);
+byId("close").addEventListener("click", () => viewer.close());
+stage.tabIndex = -1;
+
+stage.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const area = stage.getBoundingClientRect();
+  zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0018)), event.clientX - area.left, event.clientY - area.top);
+}, { passive: false });
+
+stage.addEventListener("dblclick", (event) => {
+  const area = stage.getBoundingClientRect();
+  if (view?.zoom > 1.01) fit();
+  else zoom(3, event.clientX - area.left, event.clientY - area.top);
+});
+
+// One finger or the mouse moves the image, two fingers zoom.
+const pointers = new Map();
+stage.addEventListener("pointerdown", (event) => {
+  pointers.set(event.pointerId, event);
+  stage.setPointerCapture(event.pointerId);
+  stage.classList.add("dragged");
+});
+stage.addEventListener("pointermove", (event) => {
+  const before = pointers.get(event.pointerId);
+  if (!before) return;
+  if (pointers.size === 1) pan(event.clientX - before.clientX, event.clientY - before.clientY);
+  else {
+    const other = [...pointers.values()].find((one) => one.pointerId !== event.pointerId);
+    const apart = (one) => Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY);
+    const area = stage.getBoundingClientRect();
+    zoom(apart(event) / Math.max(apart(before), 1), (event.clientX + other.clientX) / 2 - area.left, (event.clientY + other.clientY) / 2 - area.top);
+  }
+  pointers.set(event.pointerId, event);
+});
+for (const end of ["pointerup", "pointercancel"])
+  stage.addEventListener(end, (event) => {
+    pointers.delete(event.pointerId);
+    if (!pointers.size) stage.classList.remove("dragged");
+  });
+
+// ------------------------------------------------------------------------------------------------------- figures
+
+const BINS = 50;
+
+// Detections that are on by score: of each bin [hits, false alarms]; those that do not count are left out.
+let counted = {}; // the last one, which the score slider does not change
+
+function histogram() {
+  if (counted.matching === matching && counted.off === state.off) return counted.bins;
+  const bins = Array.from({ length: BINS }, () => [0, 0]);
+  for (let row = 0; row < detections.count; row++) {
+    if (state.off.has(detections.classes[row]) || matching.became[row] === NOT_COUNTED) continue;
+    bins[Math.min(BINS - 1, Math.floor(detections.scores[row] * BINS))][matching.became[row] === HIT ? 0 : 1]++;
+  }
+  counted = { matching, off: state.off, bins };
+  return bins;
+}
+
+function histogramBars(bins, width, height, bottom, highest) {
+  const wide = width / BINS;
+  return bins.flatMap(([hits, alarms], bin) => {
+    const [low, high] = [(hits / highest) * height, (alarms / highest) * height].map((length) => Math.min(length, height));
+    const place = { x: bin * wide + 0.5, width: Math.max(wide - 1, 0.5) };
+    // A line of the paper between them: they are told apart without their colours.
+    return [
+      element("rect", { ...place, y: bottom - low, height: low, fill: truth ? "var(--hit)" : "var(--accent)" }),
+      element("rect", { ...place, y: Math.max(bottom - height, bottom - low - high), height: Math.min(high, height - low), fill: truth ? "var(--alarm)" : "var(--accent)", "fill-opacity": truth ? 0.75 : 1 }),
+    ];
+  });
+}
+
+function renderSparkline() {
+  // The middle of the slider's knob, 16 pixels wide, goes from end to end of the bars.
+  const svg = byId("sparkline"), width = svg.clientWidth - 16, bins = histogram();
+  // The many detections of hardly any score would leave nothing to see of the others.
+  const highest = Math.max(1, ...bins.slice(BINS / 10).map(([hits, alarms]) => hits + alarms));
+  if (width <= 0) return;
+  const at = { x1: state.threshold * width, x2: state.threshold * width, y1: 0, y2: 24 };
+  const line = element("line", { ...at, stroke: "var(--ink)", "stroke-width": 1.5 });
+  svg.replaceChildren(element("g", { transform: "translate(8 0)" }, ...histogramBars(bins, width, 23, 24, highest), line));
+}
+
+// Recall and precision of detections by falling score, of a class or (null) of all that are on.
+function curve(number) {
+  const rows = [];
+  for (let row = 0; row < detections.count; row++) {
+    const name = detections.classes[row];
+    if ((number === null ? !state.off.has(name) : name === number) && matching.became[row] !== NOT_COUNTED) rows.push(row);
+  }
+  let asked = 0;
+  for (let row = 0; row < objects.count; row++) {
+    const name = objects.classes[row];
+    if ((number === null ? !state.off.has(name) : name === number) && !ignored.has(row)) asked++;
+  }
+  if (!asked) return [];
+  rows.sort((a, b) => detections.scores[b] - detections.scores[a]);
+  let hits = 0;
+  const points = rows.map((row, place) => [(hits += matching.became[row] === HIT) / asked, hits / (place + 1)]);
+  // The best precision at this recall or further on, as AP takes it.
+  for (let place = points.length - 2; place >= 0; place--) points[place][1] = Math.max(points[place][1], points[place + 1][1]);
+  const step = Math.ceil(points.length / 400);
+  return points.filter((_, place) => place % step === 0 || place === points.length - 1);
+}
+
+function axes(width, height, { left, top, right, bottom }, xs, ys, xName, yName) {
+  const quiet = { fill: "var(--quiet)", "font-size": 12 }, parts = [];
+  const x = (value) => left + value * (width - left - right), y = (value) => height - bottom - value * (height - top - bottom);
+  for (const [value, text] of xs) parts.push(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle", ...quiet }, text));
+  for (const [value, text] of ys)
+    parts.push(
+      element("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), stroke: "var(--line)" }),
+      element("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end", ...quiet }, text),
+    );
+  parts.push(
+    element("text", { x: (left + width - right) / 2, y: height - 2, "text-anchor": "middle", ...quiet }, xName),
+    element("text", { x: left, y: 11, ...quiet }, yName),
+  );
+  return { parts, x, y };
+}
+
+const TENTHS = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [value, String(value)]);
+let curveClass = null;
+
+function renderCurves(panel) {
+  const svg = panel.querySelector("svg"), width = svg.clientWidth, height = 300;
+  const margins = { left: 34, top: 22, right: 12, bottom: 38 };
+  const { parts, x, y } = axes(width, height, margins, TENTHS, TENTHS, "recall", "precision");
+  const line = (points, attributes) =>
+    element("path", { d: points.map(([recall, precision], place) => `${place ? "L" : "M"}${x(recall).toFixed(1)} ${y(precision).toFixed(1)}`).join(""), fill: "none", "stroke-linejoin": "round", ...attributes });
+  const present = classes.map((_, number) => number).filter((number) => tallies.ofClass[number].hits + tallies.ofClass[number].misses && !state.off.has(number));
+  if (present.length <= 20)
+    for (const number of present)
+      if (number !== curveClass) parts.push(line(curve(number), { stroke: colourOf(number), "stroke-width": 1.5, "stroke-opacity": curveClass === null ? 0.9 : 0.35, "stroke-dasharray": dashOf(number) }));
+  const all = curve(curveClass), now = rates(curveClass === null ? tallies.all : tallies.ofClass[curveClass]);
+  parts.push(
+    line(all, { stroke: "var(--ink)", "stroke-width": 3 }),
+    element("circle", { cx: x(now.recall), cy: y(now.precision), r: 6, fill: "var(--card)", stroke: "var(--ink)", "stroke-width": 2.5 }),
+  );
+  svg.setAttribute("height", height);
+  svg.setAttribute("aria-label", `Precision against recall. Now: precision ${figure(now.precision)}, recall ${figure(now.recall)}.`);
+  svg.replaceChildren(...parts);
+  const key = present.length <= 20 ? present.map((number) => element("span", {}, swatchOfCurve(number), classes[number])) : [];
+  panel.querySelector(".key").replaceChildren(...key);
+}
+
+function swatchOfCurve(number) {
+  const line = element("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colourOf(number), "stroke-width": 2.5, "stroke-dasharray": dashOf(number) });
+  return element("svg", { width: 26, height: 12, "aria-hidden": "true" }, line);
+}
+
+function renderHistogram(panel) {
+  const svg = panel.querySelector("svg"), width = svg.clientWidth, height = 300, bins = histogram();
+  const margins = { left: 56, top: 22, right: 12, bottom: 38 };
+  const from = BINS / 10, highest = Math.max(1, ...bins.slice(from).map(([hits, alarms]) => hits + alarms));
+  const ys = [0, 0.5, 1].map((share) => [share, Math.round(share * highest).toLocaleString("en")]);
+  const { parts, x } = axes(width, height, margins, TENTHS, ys, "score", "detections");
+  const bars = histogramBars(bins, width - margins.left - margins.right, height - margins.top - margins.bottom, height - margins.bottom, highest);
+  parts.push(
+    element("g", { transform: `translate(${margins.left} 0)` }, ...bars),
+    element("line", { x1: x(state.threshold), x2: x(state.threshold), y1: margins.top, y2: height - margins.bottom, stroke: "var(--ink)", "stroke-width": 2, "stroke-dasharray": "4 3" }),
+  );
+  svg.setAttribute("height", height);
+  svg.setAttribute("aria-label", `Detections by score; above the threshold ${count(tallies.all.hits, "hit")} and ${count(tallies.all.alarms, "false alarm")}.`);
+  svg.replaceChildren(...parts);
+}
+
+function panel(title, text, wide, ...children) {
+  return element("section", { class: wide ? "panel wide" : "panel" }, element("h2", {}, title), element("p", {}, text), ...children);
+}
+
+function tableOf(headings, rows, label) {
+  const head = element("tr", {}, ...headings.map((heading) => element("th", { scope: "col" }, heading)));
+  const body = rows.map(([first, ...cells]) =>
+    element("tr", {}, element("th", { scope: "row" }, first), ...cells.map((cell) => (cell instanceof Node ? cell : element("td", {}, cell)))));
+  const table = element("table", { "aria-label": label }, element("thead", {}, head), element("tbody", {}, ...body));
+  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, table);
+}
+
+// What does not depend on the sliders is made once.
+function makeFigures() {
+  const { metrics } = data;
+  const numbers = [
+    ["AP50", "AP at IoU 0.5"], ["AP", "AP, 0.5 to 0.95"], ["AP75", "AP at IoU 0.75"], ["AP_small", "AP, small"],
+    ["AP_medium", "AP, medium"], ["AP_large", "AP, large"], ["AR_100", "recall, 0.5 to 0.95"],
+  ];
+  const overall = element("dl", { class: "numbers" }, ...numbers.map(([name, text]) => element("div", {}, element("dt", {}, text), element("dd", {}, figure(metrics[name])))));
+  const gains = Object.keys(data.errors).map((kind) => metrics.errors[kind].AP50_gain), most = Math.max(0.01, ...gains);
+  const errors = Object.entries(data.errors).map(([kind, meaning], place) => {
+    const bar = element("span");
+    bar.style.width = `${(100 * gains[place]) / most}%`; // nothing where there is nothing to gain
+    return [element("span", {}, kind, element("small", {}, meaning)), metrics.errors[kind].count.toLocaleString("en"), `+${gains[place].toFixed(3)}`, element("td", { class: "bar-cell" }, bar)];
+  });
+  const choice = element("select", { "aria-label": "Class of the thick curve", onchange: (event) => {
+    curveClass = event.target.value === "" ? null : Number(event.target.value);
+    renderFigures();
+  } }, element("option", { value: "" }, "all classes"), ...classes.map((name, number) => element("option", { value: number }, name)));
+  const chart = () => element("svg", { class: "chart", role: "img" });
+  const curves = panel("Precision and recall", "The ring is where the slider stands; thin lines are the classes.", false, chart(), element("div", { class: "key" }));
+  curves.id = "curves";
+  curves.querySelector("h2").append(choice);
+  const scores = panel("Scores", "Good detectors have hits on the right and false alarms on the left. The dashed line is the slider; the lowest bins may be cut.", false, chart(),
+    element("div", { class: "key" }, element("span", {}, element("i", { class: "hit" }), "hits, below"), element("span", {}, element("i", { class: "alarm" }), "false alarms, above")));
+  scores.id = "scores";
+  const rest = metrics.errors;
+  byId("figures").replaceChildren(
+    element("section", { class: "panel wide" }, element("h2", {}, "Average precision"), overall),
+    curves,
+    scores,
+    panel("Typical errors", `At IoU 0.5, of detections of any score, and what mending all of a kind would add to the AP of ${rest.AP50.toFixed(3)}. Without any false alarm it would be ${(rest.AP50 + rest.without_false_alarms).toFixed(3)}, without any miss ${(rest.AP50 + rest.without_misses).toFixed(3)}. The definition is TIDE's.`, true,
+      tableOf(["error", "count", "AP50", ""], errors, "Typical errors")),
+    element("section", { class: "panel wide", id: "per-class" }),
+    element("section", { class: "panel wide", id: "confusion" }),
+  );
+}
+
+const MAX_CONFUSED = 24;
+
+function renderFigures() {
+  if (byId("figures").hidden) return;
+  renderCurves(byId("curves"));
+  renderHistogram(byId("scores"));
+  const { per_class: measured, best_f1: best } = data.metrics;
+  const rows = classes.map((name, number) => {
+    const now = rates(tallies.ofClass[number]), all = measured[name], good = best.per_class[name];
+    return [name, all.objects.toLocaleString("en"), ...["AP", "AP50", "AP_small", "AP_medium", "AP_large"].map((key) => figure(all[key])),
+      figure(now.precision), figure(now.recall), figure(now.f1), `${good.f1.toFixed(3)} at ${good.score_threshold.toFixed(2)}`];
+  });
+  byId("per-class").replaceChildren(
+    element("h2", {}, "Classes"),
+    element("p", {}, `Precision, recall and F1 at a score above ${state.threshold.toFixed(2)} and IoU ${state.iou.toFixed(2)}.`),
+    tableOf(["class", "objects", "AP", "AP50", "small", "medium", "large", "precision", "recall", "F1", "best F1"], rows, "Figures of each class"),
+  );
+  renderConfusion(byId("confusion"));
+}
+
+function renderConfusion(panel) {
+  const counts = new Map(), wrong = new Map();
+  for (const [label, seen] of confusions()) {
+    counts.set(`${label}_${seen}`, (counts.get(`${label}_${seen}`) ?? 0) + 1);
+    for (const one of label === seen ? [label] : [label, seen]) wrong.set(one, (wrong.get(one) ?? 0) + (label !== seen));
+  }
+  const present = [...wrong.keys()].filter((one) => one >= 0).sort((a, b) => wrong.get(b) - wrong.get(a));
+  const shown = present.slice(0, MAX_CONFUSED).sort((a, b) => a - b);
+  const rows = [...shown, -1].map((label) => {
+    const total = [...shown, -1].reduce((sum, seen) => sum + (counts.get(`${label}_${seen}`) ?? 0), 0);
+    const cells = [...shown, -1].map((seen) => {
+      if (label < 0 && seen < 0) return element("td", {});
+      const number = counts.get(`${label}_${seen}`) ?? 0;
+      const what = label < 0 ? `${classes[seen]} where no label is` : seen < 0 ? `${classes[label]} missed` : `${classes[label]} seen as ${classes[seen]}`;
+      const cell = element("button", { type: "button", disabled: !number, class: label === seen ? "right" : null, title: `${what}: ${number}`, "aria-label": `${what}: ${number}`, onclick: () => {
+        change({ pair: `${label}_${seen}`, tab: "images", show: "all", query: "" });
+        scrollTo(0, 0);
+      } }, number || "·");
+      if (number) cell.style.background = `rgba(var(--cell), ${(0.06 + 0.4 * number / total).toFixed(3)})`;
+      return element("td", {}, cell);
+    });
+    return [label < 0 ? "no label" : classes[label], ...cells];
+  });
+  const more = present.length > MAX_CONFUSED ? ` Shown are the ${MAX_CONFUSED} classes with the most errors.` : "";
+  panel.replaceChildren(
+    element("h2", {}, "What is taken for what"),
+    element("p", {}, `Rows are the labels, columns what was seen, at a score above ${state.threshold.toFixed(2)} and IoU ${state.iou.toFixed(2)}. A number opens its images.${more}`),
+    tableOf(["label", ...shown.map((seen) => classes[seen]), "missed"], rows, "Confusion matrix"),
+  );
+}
+
+// ---------------------------------------------------------------------------------------------- suspicious labels
+
+const ABOUT = {
+  "no label": ["Seen, but not labelled", "Sure detections on what the labels call background."],
+  "other class": ["Labelled as something else", "Sure detections of another class right on a label."],
+  "unseen label": ["Labelled, but not seen", "Labels that no detection comes near, the largest first."],
+};
+const AT_A_TIME = 48;
+const inView = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries)
+    if (isIntersecting) {
+      inView.unobserve(target);
+      target.src = target.dataset.link;
+    }
+}, { rootMargin: "300px" });
+
+function makeSuspicions() {
+  const section = byId("labels"), all = data.suspicions;
+  const file = element("a", { href: data.suspicions_file, download: true }, data.suspicions_file);
+  const cut = data.all_suspicions > all.length ? ` The page shows the first ${all.length.toLocaleString("en")}.` : "";
+  const intro = element("p", {}, `${count(data.all_suspicions, "label")} worth a second look, for what the detector makes of them at any setting of the sliders.${cut} As a table to work through: `, file);
+  const items = all.map(([kind, image, label, seen, score, box]) => ({ kind, image, label, seen, score, box }));
+  const parts = Object.entries(ABOUT).flatMap(([kind, [title, text]]) => {
+    const ofKind = items.filter((item) => item.kind === kind);
+    if (!ofKind.length) return [];
+    const list = element("ul", { class: "suspicions" });
+    const more = element("button", { type: "button", class: "more" }, "Show more");
+    const grow = () => {
+      for (const item of ofKind.slice(list.children.length, list.children.length + AT_A_TIME)) list.append(suspicionItem(item, items));
+      more.hidden = list.children.length >= ofKind.length;
+    };
+    more.addEventListener("click", grow);
+    grow();
+    return [element("h2", {}, `${title} (${ofKind.length.toLocaleString("en")})`), element("p", {}, text), list, more];
+  });
+  section.replaceChildren(...(items.length ? [intro, ...parts] : [element("p", {}, "No label stands out as suspicious.")]));
+}
+
+function suspicionItem(item, items) {
+  const { kind, image, label, seen, score, box } = item;
+  const text = kind === "no label" ? `${classes[seen]} ${percent(score)} %` : kind === "other class" ? `${classes[seen]} ${percent(score)} %, labelled ${classes[label]}` : classes[label];
+  const picture = element("img", { alt: "", decoding: "async", "data-link": linkOf(image) });
+  const svg = element("svg", { "aria-hidden": "true" }), crop = element("span", { class: "crop" }, picture, svg);
+  picture.addEventListener("load", () => {
+    // The box takes half of the square.
+    const side = 92, scale = Math.min(side / 2 / Math.max(box[2], box[3], 8), 4);
+    const left = side / 2 - (box[0] + box[2] / 2) * scale, top = side / 2 - (box[1] + box[3] / 2) * scale;
+    picture.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
+    const place = { x: box[0] * scale + left, y: box[1] * scale + top, width: box[2] * scale, height: box[3] * scale, fill: "none" };
+    const name = seen < 0 ? label : seen;
+    svg.replaceChildren(
+      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.55, "stroke-width": 4 }),
+      element("rect", { ...place, stroke: colourOf(name), "stroke-width": 2, "stroke-dasharray": seen < 0 ? MARK_DASHES.missed : null }),
+    );
+  });
+  picture.addEventListener("error", () => crop.classList.add("broken"));
+  inView.observe(picture);
+  const words = element("span", {}, element("strong", {}, text), element("small", {}, data.files[image]));
+  return element("li", {}, element("button", { type: "button", onclick: () => openViewer(items, items.indexOf(item)) }, crop, words));
+}
+
+// --------------------------------------------------------------------------------------------------------- start
+
+let telling = 0;
+
+function renderBar() {
+  byId("threshold").value = state.threshold;
+  byId("threshold-value").textContent = state.threshold.toFixed(2);
+  byId("iou").value = state.iou;
+  byId("iou-value").textContent = state.iou.toFixed(2);
+  const { all } = tallies, now = rates(all), withAny = tallies.ofImage.filter((of) => of.shown).length;
+  const rows = truth
+    ? [["✓ hits", all.hits, "hit"], ["○ missed", all.misses, "missed"], ["✗ false alarms", all.alarms, "alarm"],
+       ["precision", figure(now.precision)], ["recall", figure(now.recall)], ["F1", figure(now.f1)]]
+    : [["detections", all.shown], ["images with any", withAny], ["images without", images - withAny]];
+  byId("tally").replaceChildren(...rows.map(([name, value, kind]) =>
+    element("div", { "data-name": name.replace(/^\W+/, "") }, element("dt", {}, name), element("dd", { class: kind ?? null }, value.toLocaleString("en")))));
+  clearTimeout(telling);
+  telling = setTimeout(() => (byId("told").textContent = rows.map(([name, value]) => `${name.replace(/^\W+/, "")} ${value}`).join(", ")), 600);
+  renderSparkline();
+}
+
+function renderControls() {
+  byId("query").value = state.query;
+  byId("sort").value = state.sort;
+  byId("show").value = state.show;
+  for (const box of byId("marks").querySelectorAll("input")) box.checked = state.marks.has(box.value);
+  for (const chip of byId("classes").querySelectorAll("[data-class]")) {
+    const number = Number(chip.dataset.class), of = tallies.ofClass[number];
+    chip.setAttribute("aria-pressed", !state.off.has(number));
+    chip.querySelector("small").textContent = of.shown.toLocaleString("en");
+  }
+  for (const name of ["images", "figures", "labels"]) {
+    const on = state.tab === name;
+    byId(name).hidden = !on;
+    byId(`tab-${name}`).setAttribute("aria-selected", on);
+    byId(`tab-${name}`).tabIndex = on ? 0 : -1;
+  }
+}
+
+function render() {
+  if (matching.iou !== state.iou) matching = match(state.iou);
+  tallies = tally();
+  renderBar();
+  renderControls();
+  renderGallery();
+  if (truth) renderFigures();
+  renderViewer();
+  saveView();
+}
+
+function makeControls() {
+  document.body.classList.toggle("with-truth", truth);
+  byId("title").textContent = data.title;
+  byId("heading").textContent = data.heading;
+  for (const [id, choices] of [["sort", SORTS], ["show", SHOWS]]) {
+    byId(id).append(...Object.entries(choices).map(([value, text]) => element("option", { value }, text)));
+    byId(id).addEventListener("change", (event) => change({ [id]: event.target.value }));
+  }
+  byId("query").addEventListener("input", (event) => change({ query: event.target.value }));
+  byId("threshold").addEventListener("input", (event) => change({ threshold: Number(event.target.value) }));
+  byId("iou").addEventListener("input", (event) => change({ iou: Number(event.target.value) }));
+  const toggled = (set, one) => {
+    const other = new Set(set);
+    if (!other.delete(one)) other.add(one);
+    return other;
+  };
+  for (const [mark, text] of Object.entries(MARKS)) {
+    const box = element("input", { type: "checkbox", value: mark, onchange: () => change({ marks: toggled(state.marks, mark) }) });
+    const line = element("svg", { width: 26, height: 12, "aria-hidden": "true" }, element("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: "currentColor", "stroke-width": 2.5, "stroke-dasharray": MARK_DASHES[mark] }));
+    byId("marks").append(element("label", { class: "tick" }, box, line, text));
+  }
+  const used = new Set([...detections.classes, ...objects.classes]);
+  const chips = [...used].sort((a, b) => a - b).map((number) =>
+    element("button", { type: "button", class: "chip", "data-class": number, title: `${classes[number]}: click to switch on or off, double-click to see no other`,
+      onclick: () => change({ off: toggled(state.off, number) }),
+      ondblclick: () => change({ off: new Set([...used].filter((one) => one !== number)) }),
+    }, swatch(number), classes[number], element("small")));
+  byId("classes").append(...chips);
+  if (chips.length > 1) byId("classes").append(element("button", { type: "button", class: "chip", onclick: () => change({ off: state.off.size ? new Set() : new Set(used) }) }, "all / none"));
+  if (truth) {
+    const best = data.metrics.best_f1.score_threshold;
+    byId("best").textContent = `Best F1 at ${best.toFixed(2)}`;
+    byId("best").addEventListener("click", () => change({ threshold: best, iou: 0.5 }));
+    makeFigures();
+    makeSuspicions();
+  }
+  const tabs = ["images", "figures", "labels"];
+  tabs.forEach((name, place) => {
+    byId(name).setAttribute("role", truth ? "tabpanel" : "region");
+    byId(`tab-${name}`).addEventListener("click", () => change({ tab: name }));
+    byId(`tab-${name}`).addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (!step) return;
+      const to = tabs[(place + step + tabs.length) % tabs.length];
+      change({ tab: to });
+      byId(`tab-${to}`).focus();
+    });
+  });
+}
+
+function restore() {
+  const wanted = stateOf(location.hash);
+  const { image } = wanted;
+  state = wanted;
+  render();
+  if (image === null) {
+    if (viewer.open) viewer.close();
+  } else if (!viewer.open || sequence[at]?.image !== image) {
+    const place = order.indexOf(image);
+    if (place >= 0) openViewer(order.map((one) => ({ image: one })), place);
+    else openViewer([{ image }], 0);
+  }
+}
+
+addEventListener("scroll", fillGallery, { passive: true });
+addEventListener("hashchange", restore);
+addEventListener("resize", () => {
+  change({});
+  if (viewer.open) fit();
+});
+makeControls();
+restore();

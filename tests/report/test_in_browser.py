@@ -1,0 +1,410 @@
+"""report.html in a real browser: what it shows and counts, how it is used, and what it does not do."""
+
+import json
+from dataclasses import replace
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, chromium
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from report_pages import HOSTILE_NAME, evaluation_page, write_page
+
+from ssd300_vgg16.data.dataset import Category, Sample
+from ssd300_vgg16.metrics.coco_results import CocoResults
+from ssd300_vgg16.metrics.verification import coco_ground_truth
+from ssd300_vgg16.report.results_page import DetectionsPage
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """An evaluation's page, its results and metrics."""
+    return evaluation_page(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture
+def opened(browser):
+    """A function that opens a page with a hash; at the end nothing may stand in the console or have been fetched."""
+    pages = []
+
+    def open_page(path, hash_="", **options):
+        pages.append(browser.open(f"{path.as_uri()}#{hash_}", **options))
+        pages[-1].settle()
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        assert page.errors() == []
+        assert {address.split(":")[0] for address in page.requests()} <= {"file", "data"}
+        page.close()
+
+
+@pytest.fixture(scope="module")
+def detected(tmp_path_factory):
+    """A page of detections: one, two, none and three on four images."""
+    folder = tmp_path_factory.mktemp("detected")
+    page = DetectionsPage([Category(1, 1, "dog"), Category(2, 2, "cat")])
+    for name, scores, names in (
+        ("b10.jpg", [0.9], ["dog"]),
+        ("b2.jpg", [0.8, 0.3], ["cat", "dog"]),
+        ("c.jpg", [], []),
+        ("a.jpg", [0.7, 0.6, 0.5], ["cat", "cat", "dog"]),
+    ):
+        Image.new("RGB", (200, 100), (200, 200, 200)).save(folder / name)
+        boxes = np.array([[10 + 40 * n, 20, 40 + 40 * n, 80] for n in range(len(scores))], np.float32).reshape(-1, 4)
+        labels = np.array([1 if name == "dog" else 2 for name in names], dtype=int)
+        page.add(folder / name, {"boxes": boxes, "scores": np.array(scores), "labels": labels, "names": names})
+    (folder / "out").mkdir()
+    return page.write(folder / "out", "weights", 0.25)
+
+
+NAMES = "[...document.querySelectorAll('.card .name')].map((name) => name.textContent)"
+TALLY = (
+    "Object.fromEntries([...document.querySelectorAll('#tally div')]"
+    ".map((row) => [row.dataset.name, row.querySelector('dd').textContent]))"
+)
+BOXES = "document.querySelectorAll('.card rect.mark').length"
+
+
+def test_boxes_follow_the_slider_at_once(opened, detected):
+    page = opened(detected)
+    page.wait(f"{BOXES} === 6")
+    assert page.js(TALLY) == {"detections": "6", "images with any": "3", "images without": "1"}
+    page.set("threshold", 0.65)
+    assert page.js(BOXES) == 3
+    assert page.js(TALLY) == {"detections": "3", "images with any": "3", "images without": "1"}
+    assert page.js("document.getElementById('threshold-value').textContent") == "0.65"
+
+
+def test_boxes_lie_where_they_belong(opened, detected):
+    """A picture of 200 x 100 in its frame, to half a pixel."""
+    page = opened(detected, "query=b10")
+    page.wait(f"{BOXES} === 1")
+    box, frame = (
+        page.js(f"(({{ x, y, width, height }}) => [x, y, width, height])(document.querySelector('{selector}').{what})")
+        for selector, what in (("rect.mark", "getBBox()"), (".frame", "getBoundingClientRect()"))
+    )
+    scale = frame[2] / 200
+    top = (frame[3] - 100 * scale) / 2
+    assert box == pytest.approx([10 * scale, top + 20 * scale, 30 * scale, 60 * scale], abs=0.5)
+
+
+def test_filters(opened, detected):
+    page = opened(detected)
+    page.set("query", "B")
+    assert page.js(NAMES) == ["b2.jpg", "b10.jpg"], "as people count"
+    page.set("query", "nothing")
+    assert page.js("document.querySelector('#gallery').textContent") == "No image is left: choose other filters."
+    page.set("query", "")
+    page.wait(f"{BOXES} === 6")
+    page.click(".chip[data-class='0']")
+    assert page.js(BOXES) == 3, "without dogs"
+    assert page.js("document.querySelector('.chip[data-class=\"0\"]').getAttribute('aria-pressed')") == "false"
+
+
+@pytest.mark.parametrize(
+    ("order", "names"),
+    [
+        ("name", ["a.jpg", "b2.jpg", "b10.jpg", "c.jpg"]),
+        ("many", ["a.jpg", "b2.jpg", "b10.jpg", "c.jpg"]),
+        ("few", ["c.jpg", "b10.jpg", "b2.jpg", "a.jpg"]),
+        ("sure", ["b10.jpg", "b2.jpg", "a.jpg", "c.jpg"]),
+        ("unsure", ["b2.jpg", "a.jpg", "b10.jpg", "c.jpg"]),
+    ],
+)
+def test_sorting(opened, detected, order, names):
+    page = opened(detected)
+    page.set("sort", order, "change")
+    assert page.js(NAMES) == names
+
+
+def test_the_keyboard_is_enough(opened, detected):
+    page = opened(detected)
+    page.wait(f"{BOXES} === 6")
+    page.js("document.querySelector('.card button').focus()")
+    page.key("ArrowRight")
+    page.key("Enter")
+    shown = "document.getElementById('viewer-name').textContent"
+    assert page.js("document.getElementById('viewer').open") and page.js(shown) == "b2.jpg"
+    page.wait("document.querySelectorAll('#stage rect.mark').length === 2")
+    page.key("ArrowRight")
+    assert page.js(shown) == "b10.jpg"
+    page.key("ArrowLeft")
+    page.key("ArrowLeft")
+    page.key("ArrowLeft")
+    assert page.js(shown) == "a.jpg", "and not beyond it"
+    page.wait("view !== null")
+    page.key("+")
+    assert page.js("view.zoom") == pytest.approx(1.5)
+    page.key("0")
+    assert page.js("view.zoom") == 1
+    page.key("Escape")
+    assert not page.js("document.getElementById('viewer').open")
+    assert page.js("document.activeElement.title") == "a.jpg", "where one was"
+
+
+def test_zoomed_boxes_stay_on_the_image(opened, detected):
+    page = opened(detected, f"image={quote('b10.jpg')}")
+    page.wait("view !== null")
+    page.js("zoom(4, 100, 200)")
+    box = page.js(
+        "(({ x, y, width, height }) => [x, y, width, height])(document.querySelector('#stage rect.mark').getBBox())"
+    )
+    left, top, scale = page.js(
+        "(({ x, y, width }) => [x, y, width / 200])(document.getElementById('stage-image').getBoundingClientRect())"
+    )
+    stage = page.js("(({ x, y }) => [x, y])(stage.getBoundingClientRect())")
+    expected = [left - stage[0] + 10 * scale, top - stage[1] + 20 * scale, 30 * scale, 60 * scale]
+    assert box == pytest.approx(expected, abs=0.5)
+
+
+def test_a_link_restores_the_view(opened, evaluated):
+    path, _, _ = evaluated
+    page = opened(path)
+    page.set("threshold", 0.6)
+    page.set("iou", 0.7)
+    page.set("query", "0")
+    page.set("sort", "name", "change")
+    page.set("show", "wrong", "change")
+    page.click(".chip[data-class='1']")
+    page.click("#marks input[value='label']")
+    page.click(".card button")
+    page.wait("location.hash.includes('image')")
+    wanted = [TALLY, NAMES, "document.getElementById('viewer-name').textContent", "hashOf()"]
+    other = opened(path, page.js("location.hash.slice(1)"))
+    other.wait("viewer.open")
+    assert [other.js(what) for what in wanted] == [page.js(what) for what in wanted]
+    assert page.js("hashOf()").startswith("score=0.60&iou=0.70&off=1&query=0&sort=name&show=wrong&marks=")
+
+
+@pytest.mark.parametrize(
+    "hash_", ["score=9&iou=x&sort=constructor&off=77&image=none&tab=&pair=1", "%ff&=&#", "tab=toString"]
+)
+def test_a_broken_link_is_the_view_of_the_beginning(opened, evaluated, hash_):
+    page = opened(evaluated[0], hash_)
+    assert page.js("hashOf()") == ""
+
+
+def test_no_name_does_anything(opened, tmp_path):
+    names = [HOSTILE_NAME, "\"'><svg onload=alert(1)>.jpg", "a%20#?&.jpg", "&lt;b&gt;.jpg"]
+    page = DetectionsPage([Category(1, 1, "</script><script>alert(1)</script>"), Category(2, 2, "<b>bold</b>")])
+    for name in names:
+        Image.new("RGB", (40, 40)).save(tmp_path / name, "JPEG")
+        boxes = np.array([[1, 1, 30, 30], [5, 5, 20, 20]], np.float32)
+        found = {"boxes": boxes, "scores": np.array([0.9, 0.8]), "labels": np.array([1, 2])}
+        page.add(tmp_path / name, {**found, "names": ["</script><script>alert(1)</script>", "<b>bold</b>"]})
+    opened_page = opened(page.write(tmp_path, "<u>weights</u>", 0.25), "sort=name")
+    assert sorted(opened_page.js(NAMES)) == sorted(names)
+    opened_page.wait(f"{BOXES} === 8")  # each picture was found, whatever its name
+    opened_page.click(".card button")
+    opened_page.wait("document.querySelectorAll('#stage rect.mark').length === 2")
+    assert opened_page.js("document.querySelectorAll('b, u, svg[onload], img[onerror], img[src=x]').length") == 0
+    assert opened_page.js("document.scripts.length") == 2
+    chips = opened_page.js("[...document.querySelectorAll('.chip[data-class]')].map((chip) => chip.textContent)")
+    assert chips == ["</script><script>alert(1)</script>4", "<b>bold</b>4"]
+
+
+def confusion_by_pycocotools(results, threshold, iou):
+    """Counts of (label, detected), -1 for background: matched within classes first, then what is left across them."""
+
+    def matches(document, rows, by_class):
+        truth = COCO()
+        truth.dataset = document
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([dict(row) for row in rows]), "bbox")
+        evaluation.params.useCats = by_class
+        evaluation.params.iouThrs, evaluation.params.maxDets = np.array([iou]), [1000]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        pairs, ignored = {}, set()
+        for image in filter(None, evaluation.evalImgs):
+            for detection, match, ignore in zip(
+                image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], strict=True
+            ):
+                if ignore:
+                    ignored.add(detection)
+                elif match:
+                    pairs[detection] = int(match)
+        return pairs, ignored
+
+    document = coco_ground_truth(results)
+    ids = {category.id: number for number, category in enumerate(results.categories)}
+    rows = [row for row in results if row["score"] > threshold]
+    labels = {entry["id"]: ids[entry["category_id"]] for entry in document["annotations"] if not entry["iscrowd"]}
+    hits, ignored = matches(document, rows, by_class=1)
+    counts = {}
+
+    def add(label, seen):
+        counts[f"{label}_{seen}"] = counts.get(f"{label}_{seen}", 0) + 1
+
+    for object_ in hits.values():
+        add(labels[object_], labels[object_])
+    kept = [row for number, row in enumerate(rows, start=1) if number not in hits and number not in ignored]
+    left = [entry for entry in document["annotations"] if entry["id"] in set(labels) - set(hits.values())]
+    crossed, _ = matches(document | {"annotations": left}, kept, by_class=0)
+    for number, row in enumerate(kept, start=1):
+        add(labels[crossed[number]] if number in crossed else -1, ids[row["category_id"]])
+    for entry in left:
+        if entry["id"] not in crossed.values():
+            add(labels[entry["id"]], -1)
+    return counts
+
+
+@pytest.mark.parametrize(("threshold", "iou"), [(0.0, 0.5), (0.35, 0.5), (0.5, 0.75), (0.2, 0.3)])
+def test_the_counts_are_those_of_pycocotools_matching(opened, evaluated, threshold, iou):
+    path, results, _ = evaluated
+    expected = confusion_by_pycocotools(results, threshold, iou)
+    hits = sum(count for pair, count in expected.items() if len(set(pair.split("_"))) == 1)
+    labels = sum(count for pair, count in expected.items() if not pair.startswith("-1"))
+    seen = sum(count for pair, count in expected.items() if not pair.endswith("_-1"))
+    crossed = [pair for pair in expected if "-1" not in pair and len(set(pair.split("_"))) == 2]
+    assert 0 < hits < min(labels, seen) and crossed, "a case that says something"
+    page = opened(path, f"score={threshold}&iou={iou}&tab=figures")
+    counts = page.js(
+        "confusions().reduce((all, [a, b]) => ({ ...all, [`${a}_${b}`]: (all[`${a}_${b}`] ?? 0) + 1 }), {})"
+    )
+    assert counts == expected
+    tally = page.js(TALLY)
+    assert (int(tally["hits"]), int(tally["missed"])) == (hits, labels - hits)
+    assert int(tally["false alarms"]) == seen - hits
+    assert float(tally["precision"]) == pytest.approx(hits / seen, abs=5e-4)
+    assert float(tally["recall"]) == pytest.approx(hits / labels, abs=5e-4)
+    assert float(tally["F1"]) == pytest.approx(2 * hits / (seen + labels), abs=5e-4)
+
+
+def test_the_page_and_the_metrics_agree(opened, evaluated):
+    path, _, metrics = evaluated
+    page = opened(path)
+    best, tally = metrics["best_f1"], page.js(TALLY)
+    assert [int(tally[name]) for name in ("hits", "missed", "false alarms")] == [
+        best["hits"], best["misses"], best["false_alarms"]
+    ]  # fmt: skip
+    curve = page.js("curve(0)")
+    measured = next(iter(metrics["per_class"].values()))["AP50"]
+    at_recalls = [max([p for r, p in curve if r >= recall], default=0) for recall in np.arange(101) / 100]
+    assert np.mean(at_recalls) == pytest.approx(measured, abs=1e-6), "AP is the area under the curve that is shown"
+
+
+def test_figures_and_suspicious_labels_open_their_pictures(opened, evaluated):
+    path, _, _ = evaluated
+    page = opened(path, "tab=figures")
+    cell = "#confusion td button:not(:disabled):not(.right)"
+    about = page.js(f"document.querySelector('{cell}').title")
+    page.click(cell)
+    assert page.js("document.getElementById('count').textContent").endswith(f"only: {about.split(':')[0]} ✕")
+    assert 0 < page.js(f"{NAMES}.length") <= int(about.split(": ")[1])
+    page.click("#tab-labels")
+    page.click(".suspicions button")
+    page.wait("viewer.open && view !== null")
+    assert page.js("view.zoom") > 1, "near its box"
+
+
+@pytest.mark.parametrize("tab", ["images", "figures", "labels"])
+def test_a_detector_that_finds_nothing_has_a_page_too(opened, evaluated, tmp_path, tab):
+    nothing = {name: getattr(evaluated[1], name)[:0] for name in ("images", "classes", "boxes_xywh", "scores")}
+    path, results, _ = write_page(tmp_path / "out", replace(evaluated[1], **nothing))
+    labels = sum(int((~sample.crowd).sum()) for sample in results.samples)
+    tally = opened(path, f"tab={tab}").js(TALLY)
+    assert (tally["hits"], tally["missed"], tally["F1"]) == ("0", str(labels), "0.000")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """An evaluation of 5,000 images, with 20 detections each; there are ten pictures."""
+    folder, rng = tmp_path_factory.mktemp("large"), np.random.default_rng(0)
+    for number in range(10):
+        Image.new("RGB", (320, 240), (20 * number, 120, 90)).save(folder / f"{number}.jpg")
+    images, each, objects = 5000, 20, 3
+    categories = [Category(number + 1, number + 1, f"class {number}") for number in range(80)]
+    samples = []
+    for number in range(images):
+        corners = rng.uniform(0, 150, (objects, 2)).round(1)
+        boxes = np.concatenate((corners, corners + 60), axis=1)
+        labels, no = rng.integers(1, 81, objects), np.zeros(objects, dtype=bool)
+        areas = np.full(objects, 3600.0)
+        samples.append(Sample(number, folder / f"{number % 10}.jpg", 240, 320, boxes, labels, no, areas, no))
+    boxes = rng.uniform(0, 120, (images * each, 4)).round(1)
+    results = CocoResults(
+        samples,
+        categories,
+        np.repeat(np.arange(images), each),
+        rng.integers(0, 80, images * each),
+        boxes,
+        rng.uniform(0.01, 1, images * each),
+        named=True,
+    )
+    return write_page(folder / "out", results)[0]
+
+
+def test_only_rows_in_sight_are_there(opened, large):
+    page = opened(large, "sort=name")
+    assert page.js("data.files.length") == 5000
+    cards = "document.querySelectorAll('.card').length"
+    assert 8 <= page.js(cards) < 60
+    rows = set()
+    for _ in range(5):
+        page.js("scrollBy(0, 30000)")
+        page.settle()
+        assert 8 <= page.js(cards) < 60
+        rows.add(page.js("document.querySelector('.card').getAttribute('aria-posinset')"))
+    assert len(rows) == 5
+    page.js("document.querySelector('.card button').focus()")
+    page.key("End")
+    assert page.js("document.activeElement.parentElement.getAttribute('aria-posinset')") == "5000"
+    page.set("threshold", 0.9)
+    assert int(page.js(TALLY)["hits"].replace(",", "")) >= 0
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("tab", ["images", "figures", "labels"])
+def test_nothing_is_wider_than_the_screen(opened, evaluated, width, tab):
+    page = opened(evaluated[0], f"tab={tab}", width=width)
+    assert page.js("document.documentElement.scrollWidth") <= width
+
+
+def contrast(a, b):
+    def luminance(colour):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in np.array(colour) / 255]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out(opened, evaluated, dark):
+    """WCAG's 4.5 to 1, in both colour schemes."""
+    page = opened(evaluated[0], dark=dark)
+    colours = {
+        name: page.js(
+            f"(() => {{ const probe = document.createElement('p'); probe.style.color = 'var(--{name})'; "
+            "document.body.append(probe); "
+            "const found = getComputedStyle(probe).color.match(/\\d+/g).map(Number); probe.remove(); return found; })()"
+        )
+        for name in ("paper", "card", "ink", "quiet", "accent", "hit", "alarm", "missed")
+    }
+    assert (sum(colours["paper"]) < 3 * 128) == dark
+    for name in ("ink", "quiet", "accent", "hit", "alarm", "missed"):
+        for below in ("paper", "card"):
+            assert contrast(colours[name], colours[below]) >= 4.5, (name, below)
+
+
+def test_everything_has_a_name(opened, evaluated):
+    """For screen readers: no button, field or picture without one, in the browser's own accessibility tree."""
+    for tab in ("images", "figures", "labels"):
+        page = opened(evaluated[0], f"tab={tab}")
+        tree = page.call("Accessibility.getFullAXTree")["nodes"]
+        wanted = {"button", "slider", "searchbox", "combobox", "checkbox", "tab", "img", "table", "dialog"}
+        nodes = [node for node in tree if not node["ignored"] and node["role"]["value"] in wanted]
+        nameless = [json.dumps(node)[:300] for node in nodes if not node.get("name", {}).get("value")]
+        assert len(nodes) > 5 and nameless == []
