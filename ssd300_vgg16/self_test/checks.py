@@ -173,7 +173,7 @@ def postprocessing(device: str) -> Iterator[Check]:
     offsets, logits, _, _ = _given_answers()
     sizes = np.array([[480, 640]] * IMAGES)
     expected = postprocess(offsets, logits, sizes)
-    found = postprocess(*(flow.from_numpy(array).to(device) for array in (offsets, logits)), sizes)
+    found = postprocess(flow.from_numpy(offsets).to(device), flow.from_numpy(logits).to(device), sizes)
     for part in ("boxes", "scores", "labels"):
         worst = max(difference(one[part], other[part]) for one, other in zip(found, expected, strict=True))
         counts = " and ".join(str(len(one[part])) for one in found)
