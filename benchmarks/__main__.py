@@ -49,6 +49,7 @@ NAMES = (
     "input_pipeline",
     "around_network",
     "coco_ap",
+    "gpu_numbers",
     "memory",
     "scaling",
     "fine_tuning",

@@ -241,9 +241,9 @@ def report() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The report; with --self-test a comparison with flowvision too. Returns the exit status."""
+    """The report; with --self-test what `self_test` finds too. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -I -m ssd300_vgg16.runtime", description="What was found here.")
-    parser.add_argument("--self-test", action="store_true", help="compare the network with flowvision's own")
+    parser.add_argument("--self-test", action="store_true", help="check and measure a device")
     parser.add_argument("--device", help="of the self-test: cpu, cuda or cuda:N (default: cuda where it works)")
     options = parser.parse_args(arguments)
     try:

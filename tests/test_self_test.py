@@ -1,44 +1,139 @@
-"""The self-test: SSD300 here and flowvision's own agree, and it notices where they do not."""
+"""The self-test: what is right is ok, and what is broken is seen, named, and does not end the rest."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ssd300_vgg16 import runtime, self_test
+from ssd300_vgg16.network.cpu import convolution
+from ssd300_vgg16.network.cpu import loss as loss_kernels
+from ssd300_vgg16.self_test import checks, flowvision
+from ssd300_vgg16.self_test.checks import FLOAT32, HALF, TF32, Check, Way
+from ssd300_vgg16.training.step import GraphStep
 
 STAGES = ["image", "conv4_3", "fc7", "conv8_2", "conv9_2", "conv10_2", "conv11_2"]
 STAGES += ["offsets", "class logits", "default boxes"]
+TRAINING = ["loss of step 1", "loss of step 2", "gradients", "update", "resumed step"]
+COMPILED = Way("cpu", eager=False, amp=False, tolerance=FLOAT32)
 
 
-@pytest.fixture(scope="module")
-def comparisons():
-    return self_test.compare("cpu")
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """A network of a few channels, and no figures of another test's."""
+    monkeypatch.setattr(checks, "WIDTHS", {"cpu": 0.02})
+    for cached in (checks._expected_answers, checks._expected_training, checks._given_answers):
+        cached.cache_clear()
 
 
-def test_every_stage_agrees_with_flowvision(comparisons):
-    assert [each.stage for each in comparisons] == STAGES
-    for each in comparisons:
-        assert each.largest_value > 1, each
-        assert each.difference <= 1e-5 * each.largest_value, each
-    assert len(self_test.table(comparisons).splitlines()) == 1 + len(STAGES)
+def failed(found):
+    return [check.name for check in found if not check.ok]
 
 
-def test_the_command_ends_with_status_0_if_all_agree(comparisons, monkeypatch, capsys):
-    monkeypatch.setattr(self_test, "compare", lambda device: comparisons)
+def broken(function):
+    """Its answer, a tenth too large."""
+    return lambda *arguments, **options: function(*arguments, **options) * np.float32(1.1)
+
+
+def test_every_stage_agrees_with_flowvision():
+    found = list(flowvision.beside_flowvision("cpu"))
+    assert [check.name for check in found] == STAGES
+    assert max(check.difference for check in found) < 1e-5
+    assert found[1].note == "1 x 512 x 38 x 38"
+
+
+def test_what_is_compiled_agrees_with_single_operations():
+    assert not failed(checks.network(COMPILED)) and not failed(checks.loss(COMPILED))
+    assert not failed(checks.postprocessing("cpu"))
+    trained = list(checks.training(COMPILED))
+    assert [check.name for check in trained] == TRAINING and not failed(trained)
+    half = Way("cpu", eager=False, amp=True, tolerance=HALF)  # which changes nothing on the CPU, but takes its way
+    assert not failed(checks.training(half))
+
+
+def test_a_broken_kernel_is_seen(monkeypatch):
+    monkeypatch.setattr(convolution, "convolve", broken(convolution.convolve))
+    assert failed(checks.network(COMPILED)) == ["offsets", "class logits"]
+
+
+def test_a_broken_loss_is_seen(monkeypatch):
+    kernel = loss_kernels.multibox_loss
+    monkeypatch.setattr(
+        loss_kernels, "multibox_loss", lambda *tensors: (kernel(*tensors)[0] * 1.1, *kernel(*tensors)[1:])
+    )
+    assert failed(checks.loss(COMPILED)) == ["localization", "classification"]
+
+
+def test_a_training_that_does_not_go_on_where_it_stopped_is_seen(monkeypatch):
+    monkeypatch.setattr(GraphStep, "restore", lambda step, state: None)
+    assert failed(checks.training(COMPILED)) == ["resumed step"]
+
+
+def test_the_command_reports_everything_and_names_what_failed(monkeypatch, capsys):
+    def raises():
+        yield Check("first", 0.0, 1.0)
+        raise RuntimeError("no kernel\nimage")
+
+    groups = [
+        ("broken", raises),
+        ("differs", lambda: [Check("logits", 0.5, 0.1)]),
+        ("right", lambda: [Check("x", 0, 1)]),
+    ]
+    monkeypatch.setattr(self_test, "groups", lambda device: iter(groups))
+    monkeypatch.setattr(self_test, "speeds", lambda device: iter([("training", lambda: "9.0 images/s")]))
+    assert runtime.main(["--self-test", "--device", "cpu"]) == 1
+    report = capsys.readouterr().out
+    assert "oneflow   0.9.0" in report and "package   0.1.0" in report and "9.0 images/s" in report
+    assert "RuntimeError: no kernel image (self_test/__init__.py, line " in report
+    assert report.index("RuntimeError") < report.index("right")
+    verdict = report.splitlines()[-3:]
+    assert verdict[0].startswith("4 checks on cpu in ") and verdict[0].endswith("s: FAILED")
+    assert [line.strip() for line in verdict[1:]] == ["broken: error", "differs: logits"]
+    monkeypatch.setattr(self_test, "groups", lambda device: iter(groups[2:]))
     assert runtime.main(["--self-test", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.endswith("self-test on cpu: equal to flowvision\n")
+    assert capsys.readouterr().out.endswith("s: ok\n")
+
+
+def test_a_speed_that_cannot_be_measured_is_a_failure(monkeypatch, capsys):
+    monkeypatch.setattr(self_test, "groups", lambda device: iter(()))
+    monkeypatch.setattr(self_test, "speeds", lambda device: iter([("training", lambda: 1 / 0)]))
+    assert self_test.self_test("cpu") == 1
+    assert "FAILED  ZeroDivisionError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.array([1.0, 2.1], np.float32), np.array([1.0, np.nan], np.float32), np.ones(3, np.float32)]
+    ("found", "expected"), [([1.0, 2.1], 0.05), ([1.0, np.nan], np.nan), ([1.0, 2.0, 3.0], np.inf)]
 )
-def test_the_command_names_the_stage_that_differs(monkeypatch, capsys, wrong):
-    right = np.array([1.0, 2.0], dtype=np.float32)
-    made = [self_test._comparison("fc7", right, right), self_test._comparison("offsets", wrong, right)]
-    monkeypatch.setattr(self_test, "compare", lambda device: made)
-    assert runtime.main(["--self-test", "--device", "cpu"]) == 1
-    *_, row, last = capsys.readouterr().out.splitlines()
-    assert row.startswith("offsets") and row.endswith("DIFFERENT")
-    assert last == "self-test on cpu: DIFFERENT from flowvision: offsets"
+def test_differences_are_parts_of_the_largest_value(found, expected):
+    difference = checks.difference(np.array(found, np.float32), np.array([1.0, 2.0], np.float32))
+    np.testing.assert_allclose(difference, expected, rtol=1e-5)
+    assert not Check("x", difference, 1e-2).ok
+
+
+def test_float32_is_tf32_on_gpus_that_have_it(monkeypatch):
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    capabilities = {"cuda:0": (7, 5), "cuda:1": (8, 6)}
+    monkeypatch.setattr(checks.flow.cuda, "get_device_capability", capabilities.get)
+    assert [checks.float32_of(device) for device in ("cpu", "cuda:0", "cuda:1")] == [FLOAT32, FLOAT32, TF32]
+    assert [way.name for way in checks.ways_of("cuda:1")] == [
+        "in single operations, TF32",
+        "compiled, TF32",
+        "compiled, half",
+    ]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert checks.float32_of("cuda:1") is FLOAT32
+
+
+def test_gpu_and_driver_are_named(monkeypatch, tmp_path):
+    gpu = SimpleNamespace(name="NVIDIA T4", total_memory=15 << 30, major=7, minor=5)
+    monkeypatch.setattr(self_test.flow.cuda, "get_device_properties", lambda device: gpu)
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19\n")
+    monkeypatch.setattr(self_test, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(self_test, "_newest_cuda", lambda: "12.2")
+    assert self_test._facts("cuda").splitlines()[1:] == [
+        "gpu       NVIDIA T4, 15.0 GiB, compute capability 7.5",
+        "driver    535.104.05, CUDA 12.2",
+    ]
 
 
 def test_an_unknown_device_is_refused(capsys):
