@@ -1,5 +1,6 @@
 """The training loop: steps, reports, evaluations, checkpoints, and an end in good order whatever happens."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ Evaluate = Callable[..., Evaluation | None]
 
 # So short that the time left is seen on a terminal of 80 columns.
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
-# Images of an epoch so far that could not be read: with more than both, a disk or folder is gone rather than a file bad.
+# Images of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 3, 0.05
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
 NOT_FINITE_ADVICE = (
@@ -77,7 +78,8 @@ class Trainer:
         """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
 
         A signal ends with a checkpoint of the last whole step and Stopped; so does, as UserError, trouble with the
-        data; if many images have vanished, with one from before. A loss that is not finite raises UserError too and leaves the former checkpoint as it is.
+        data; where many images have vanished, the checkpoint is from before. A loss that is not finite raises UserError
+        too and leaves the former checkpoint as it is.
         """
         evaluation = None
         with self.stop:
@@ -163,11 +165,13 @@ class Trainer:
             self._save()
         self._unreadable += blank
         self._images += images
-        if self._unreadable > max(MAX_UNREADABLE, MAX_UNREADABLE_SHARE * self._images):
+        few = min(MAX_UNREADABLE, self.steps_per_epoch * self.config.batch.batch_size - 1)
+        if self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
             self.world.barrier()
             raise UserError(
-                f"{self._unreadable} of the last {self._images} training images could not be read: see that the disk or "
-                f"folder is there. The checkpoint is from before (step {self._saved_step}); go on with --resume"
+                f"{self._unreadable} of the last {self._images} training images cannot be read: see that their disk or "
+                f"folder is there. The checkpoint is that of step {self._saved_step}, from before; go on with "
+                f"bash train.sh --resume {shlex.quote(str(self.folder))}"
             )
 
     def _report(self, where: str, bar: tqdm) -> None:

@@ -217,6 +217,23 @@ def test_images_that_cannot_be_read_are_named_and_do_not_stop_a_training(tmp_pat
         train.main([str(a) for a in (*arguments, "--output-dir", tmp_path / "strict", "--strict-data")])
 
 
+def test_images_that_vanish_stop_a_training_before_steps_without_them(trained, place, tmp_path):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    for image in sorted((tmp_path / "shapes" / "train").iterdir())[1:]:
+        image.write_bytes(b"")
+    process = run("train", "--resume", "my run", "--epochs", EPOCHS + 2, folder=tmp_path)
+    assert process.returncode == 2
+    done = EPOCHS * STEPS
+    assert re.search(
+        r"train\.sh: (4 of the last 4|[4-8] of the last 8) training images cannot be read: .* "
+        rf"that of step {done}, from before; go on with bash train\.sh --resume 'my run'\n",
+        process.stderr,
+    )
+    _, header = read_weights(tmp_path / "my run" / LAST)
+    assert header["progress"]["step"] == done
+    assert "Traceback" not in process.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "lines"),
     [
