@@ -9,6 +9,7 @@ bash infer.sh --weights ssd300_vgg16_coco photos/                  the published
 import argparse
 import os
 import sys
+from collections import Counter
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,9 @@ from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.files import refuse_unwritable
 from ssd300_vgg16.signals import StopRequest
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import is_published_name
 
@@ -79,15 +82,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
-    images = find_images(options.paths) if options.paths else None  # before weights: a wrong path is told at once
+    output, skip = Path(options.output_dir), options.skip
+    others: Counter[str] = Counter()
+    # Before weights: a wrong path is told at once.
+    images = find_images(options.paths, leave_out=output, others=others) if options.paths else None
+    if others:
+        print(f"no image by their names, and left out: {listed([f'{n} {suffix}' for suffix, n in others.items()])}")
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
-    output, skip = Path(options.output_dir), options.skip
     # Before the detector, whose loading takes seconds.
     if skip >= len(images):
         raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
     if skip and (output / DETECTIONS).exists():
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
+    refuse_unwritable(output)
     detector = Detector.load(weights, options.device, options.score_threshold, options.engine)
     for note in detector.description.notes:
         print(note)
@@ -116,6 +124,8 @@ def _detect_all(
     output.mkdir(parents=True, exist_ok=True)
     numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
     broken, done = [], skip
+    if (output / DETECTIONS).exists():
+        print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
         detections_of_each = detect_each(detector, islice(numbered, skip, None), max_detections, batch_size)
         with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
@@ -147,12 +157,17 @@ def _picture_places(images: list[Path], output: Path) -> list[Path]:
     """
     places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
     base = os.path.commonpath([place.parent for place in places])
-    # Other formats keep their suffix, as a.jpg and a.png may lie side by side.
-    pictures = [
-        output / (place if place.suffix == ".jpg" else place.with_name(f"{place.name}.jpg")).relative_to(base)
-        for place in places
-    ]
-    lost = {picture.resolve() for picture in pictures} & {place.resolve() for place in places}
+    # Other formats keep their suffix, as a.jpg and a.png may lie side by side; and so may a.png and a.png.jpg.
+    taken = {place for place in places if place.suffix == ".jpg"}
+    names = {}
+    for place in places:
+        name = place
+        while place.suffix != ".jpg" and (name == place or name in taken):
+            name = name.with_name(f"{name.name}.jpg")
+        taken.add(name)
+        names[place] = name
+    pictures = [output / names[place].relative_to(base) for place in places]
+    lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
     if lost:
         raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
     return pictures

@@ -7,6 +7,7 @@ import stat
 import struct
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -159,18 +160,21 @@ def exif_orientation(path: str | os.PathLike) -> int:
         raise _unreadable(path, error) from None
 
 
-def find_images(paths: Sequence[str]) -> list[Path]:
+def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Counter[str] | None = None) -> list[Path]:
     """The image files that files, folders (searched with their sub-folders) and glob patterns stand for.
 
     Sorted by absolute path, each once. Files named outright are taken whatever their suffix; of folders and patterns
     only files with one of IMAGE_SUFFIXES, in any case. Hidden files and folders inside folders, and links to folders,
-    are skipped.
+    are skipped; so is leave_out inside them, the folder of results. others: takes how many files of which other
+    suffixes were passed over in folders.
     Raises UserError when a path does not exist, or a folder or pattern gives no image.
     """
     images: dict[str, Path] = {}
+    passed = Counter[str]() if others is None else others
+    results = os.path.realpath(leave_out) if leave_out else None
     for text in map(str, paths):
         try:
-            expanded = _expand(text)
+            expanded = _expand(text, results, passed)
         except OSError as error:
             raise UserError(f"{text}: cannot be read: {error.strerror}") from None
         for path in expanded:
@@ -412,14 +416,14 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _expand(text: str) -> list[Path]:
+def _expand(text: str, results: str | None, passed: Counter[str]) -> list[Path]:
     path = Path(text)
-    if text and path.is_file():
-        return [path]
     if text and path.is_dir():
-        return _some(_images_in_folder(path), f"{text}: no image in this folder or its sub-folders")
+        return _some(_images_in_folder(path, results, passed), f"{text}: no image in this folder or its sub-folders")
+    if text and path.exists():  # what is no file, such as a pipe, is named when it is read
+        return [path]
     if glob.has_magic(text):
-        return _some(_images_of_pattern(text), f"{text}: no image matches this pattern")
+        return _some(_images_of_pattern(text, results, passed), f"{text}: no image matches this pattern")
     raise UserError(f"{text!r}: no such file or folder")
 
 
@@ -431,20 +435,27 @@ def _some(images: Iterator[Path], complaint: str) -> list[Path]:
     return paths
 
 
-def _images_of_pattern(pattern: str) -> Iterator[Path]:
+def _images_of_pattern(pattern: str, results: str | None, passed: Counter[str]) -> Iterator[Path]:
     for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute ones
         if match.is_dir():
-            yield from _images_in_folder(match)
+            yield from _images_in_folder(match, results, passed)
         elif match.suffix.lower() in IMAGE_SUFFIXES:
             yield match
 
 
-def _images_in_folder(folder: Path) -> Iterator[Path]:
+def _images_in_folder(folder: Path, results: str | None, passed: Counter[str]) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) != results
+        ]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
                 yield Path(parent, name)
+            else:
+                passed[suffix or "without a suffix"] += 1
 
 
 def _refuse_unreadable(error: OSError) -> None:
