@@ -17,8 +17,10 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from ssd300_vgg16.data.images import ImageError, network_input, read_image
+from ssd300_vgg16.data.images import ImageError, decode_image, network_input
+from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import open_atomically, told
@@ -44,6 +46,7 @@ class _Image:
 
     pixels: np.ndarray
     prepared: np.ndarray
+    notes: tuple[Note, ...]
 
 
 def detect_each(
@@ -57,6 +60,7 @@ def detect_each(
     # Decoding, the network, and encoding all run without Python's lock: threads are enough to do them side by side.
     threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, batch_size)
+    notes = Notes(tqdm.write)
     with closing(images), Behind(threads) as drawing:
         while batch := list(islice(images, batch_size)):
             results = iter(_detected(detector, [image for _, image in batch if isinstance(image, _Image)]))
@@ -64,6 +68,7 @@ def detect_each(
                 if isinstance(image, ImageError):
                     yield file, image
                     continue
+                notes.add(image.notes)
                 detections = detector.named(next(results), max_detections)
                 drawing.do(_draw, image.pixels, detections, file.picture)
                 yield file, detections
@@ -112,10 +117,10 @@ class Behind:
 
 def _read(path: Path, image_size: int) -> _Image | ImageError:
     try:
-        pixels = read_image(path, upright=True)
+        pixels, _, _, notes = decode_image(path, upright=True)
     except ImageError as error:
         return error
-    return _Image(pixels, network_input(pixels, image_size))
+    return _Image(pixels, network_input(pixels, image_size), notes)
 
 
 def _detected(detector: Detector, images: list[_Image]) -> list[dict[str, np.ndarray]]:

@@ -29,7 +29,7 @@ from ssd300_vgg16.files import refuse_unwritable
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
-from ssd300_vgg16.weights.locate import is_published_name
+from ssd300_vgg16.weights.locate import is_published_name, refuse_run
 
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
@@ -83,6 +83,7 @@ def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
     output, skip = Path(options.output_dir), options.skip
+    refuse_run(output)
     others: Counter[str] = Counter()
     # Before weights: a wrong path is told at once.
     images = find_images(options.paths, leave_out=output, others=others) if options.paths else None

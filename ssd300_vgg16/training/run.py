@@ -77,6 +77,8 @@ def train(options: TrainOptions) -> int:
     """
     world = this_world()
     device, eager = _device_and_step(options, world)
+    if options.output_dir and not options.resume:
+        run_folder.refuse_second_run(Path(options.output_dir))  # before anything is read or downloaded
     world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
     weights = None if options.resume else _starting_weights(options)
