@@ -34,6 +34,7 @@ from ssd300_vgg16.weights.locate import is_published_name, refuse_run
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
 DETECTIONS = "detections.json"
+MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before the options are known to be good
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="W",
         help="run folder, file of weights, or name of published ones (default: the newest run)",
     )
-    parser.add_argument("--output-dir", metavar="DIR", default="detections", help="(default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=command_line.folder, metavar="DIR", default="detections", help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--score-threshold",
         type=command_line.fraction,
@@ -55,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-detections",
-        type=command_line.positive_int,
+        type=_max_detections,
         default=100,
         metavar="N",
         help="per image, the best ones (default: %(default)s)",
@@ -77,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command_line.add_engine_option(parser)
     return parser
+
+
+def _max_detections(text: str) -> int:
+    count = command_line.positive_int(text)
+    if count > MAX_DETECTIONS:
+        raise argparse.ArgumentTypeError(f"the detector gives {MAX_DETECTIONS} for each image at most")
+    return count
 
 
 def main(arguments: list[str]) -> int:

@@ -16,6 +16,8 @@ from small_data import run, shapes_folder, untrained_run
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.boxes import xywh_to_xyxy
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.infer import MAX_DETECTIONS
+from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
 
 IMAGES = 4
 LOW = ("--score-threshold", "0.01", "--device", "cpu")
@@ -250,3 +252,18 @@ def test_what_is_no_image_is_named_and_the_others_are_done(place, photos, capsys
     assert "not read: photos/p.jpg: a named pipe, not an image file\n" in errors
     assert re.search(r"not read: photos/IMG_1\.HEIC: .* pip install pillow-heif\n", errors)
     assert "not read: photos/self.jpg: " in errors
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--max-detections", MAX_DETECTIONS + 1, "the detector gives 200 for each image at most"),
+        ("--score-threshold", 1, "1 is not a number from 0 up to, but not including, 1"),
+        ("--output-dir", "", "it is empty: name a folder"),
+    ],
+)
+def test_values_without_sense_are_refused_in_plain_words(option, value, problem, capsys):
+    assert MAX_DETECTIONS == DETECTIONS_PER_IMAGE
+    with pytest.raises(SystemExit):
+        infer.main([option, str(value)])
+    assert problem in capsys.readouterr().err

@@ -102,8 +102,15 @@ def fraction(text: str) -> float:
     """For `type=`: a number from 0 up to, but not including, 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 up to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up to, but not including, 1")
     return value
+
+
+def folder(text: str) -> str:
+    """For `type=`: the name of a folder, which is not empty, as that of a shell's unset variable is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: name a folder (. is the current one)")
+    return text
 
 
 def not_negative(text: str) -> float:

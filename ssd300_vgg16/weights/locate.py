@@ -41,9 +41,7 @@ def find_weights(path: Path) -> Path:
 def refuse_run(folder: Path) -> None:
     """Raises UserError if results would go into the folder of a run, over its own figures."""
     if (folder / OPTIONS).exists():
-        raise UserError(
-            f"--output-dir {folder} holds a run, whose own figures would be lost: name another folder"
-        )
+        raise UserError(f"--output-dir {folder} holds a run, whose own figures would be lost: name another folder")
 
 
 def is_published_name(path: Path) -> bool:
