@@ -11,18 +11,23 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import TypeVar
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
-from ssd300_vgg16.data.images import ImageError, network_input, read_image
+from ssd300_vgg16.data.images import ImageError, decode_image, network_input
+from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.detector import Detections, Detector
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import open_atomically, told
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_CLOSED = b"\n]\n"
 MAX_THREADS = 8  # more would read no faster than the network computes
 
 
@@ -41,6 +46,7 @@ class _Image:
 
     pixels: np.ndarray
     prepared: np.ndarray
+    notes: tuple[Note, ...]
 
 
 def detect_each(
@@ -54,6 +60,7 @@ def detect_each(
     # Decoding, the network, and encoding all run without Python's lock: threads are enough to do them side by side.
     threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, batch_size)
+    notes = Notes(tqdm.write)
     with closing(images), Behind(threads) as drawing:
         while batch := list(islice(images, batch_size)):
             results = iter(_detected(detector, [image for _, image in batch if isinstance(image, _Image)]))
@@ -61,6 +68,7 @@ def detect_each(
                 if isinstance(image, ImageError):
                     yield file, image
                     continue
+                notes.add(image.notes)
                 detections = detector.named(next(results), max_detections)
                 drawing.do(_draw, image.pixels, detections, file.picture)
                 yield file, detections
@@ -109,10 +117,10 @@ class Behind:
 
 def _read(path: Path, image_size: int) -> _Image | ImageError:
     try:
-        pixels = read_image(path, upright=True)
+        pixels, _, _, notes = decode_image(path, upright=True)
     except ImageError as error:
         return error
-    return _Image(pixels, network_input(pixels, image_size))
+    return _Image(pixels, network_input(pixels, image_size), notes)
 
 
 def _detected(detector: Detector, images: list[_Image]) -> list[dict[str, np.ndarray]]:
@@ -127,11 +135,15 @@ def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
 
     drawn = draw_detections(image, detections["boxes"], detections["scores"], detections["names"], detections["labels"])
     picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
+    with open_atomically(picture, sync=False) as file:  # a picture that is there is whole
+        file.write(cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())
 
 
 class JsonList:
-    """A JSON file of a list that is written as it grows; it is `PATH.part` until the block ends, however it ends."""
+    """A JSON file of a list that is written as it grows: `PATH.part` until the block ends, whole at any time.
+
+    After an error it stays `PATH.part`: it must not look complete.
+    """
 
     def __init__(self, path: Path) -> None:
         self.count = 0
@@ -139,18 +151,37 @@ class JsonList:
         self._part = path.with_name(f"{path.name}.part")
 
     def __enter__(self) -> "JsonList":
-        self._file = self._part.open("w")
-        self._file.write("[")
+        self._file = self._part.open("wb")
+        self._end = 0  # of the rows, behind which the list is closed
+        self._write("[")
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        with self._file:
-            self._file.write("\n]\n")
-        self._part.replace(self._path)
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self._file.close()
+        if kind is None:
+            self._part.replace(self._path)
 
     def add(self, rows: list) -> None:
-        """Add the rows, a line each."""
-        for row in rows:
-            self._file.write(f"{',' if self.count else ''}\n{json.dumps(row)}")
-            self.count += 1
-        self._file.flush()
+        """Add the rows, a line each. Raises UserError if they cannot be written; those before are then whole."""
+        commas = chain(["," if self.count else ""], repeat(","))
+        self._write("".join(f"{comma}\n{json.dumps(row)}" for comma, row in zip(commas, rows, strict=False)))
+        self.count += len(rows)
+
+    def _write(self, text: str) -> None:
+        content = text.encode()
+        try:
+            self._put(content)
+        except OSError as error:
+            # The former end is there already, on a full disk too: it is written over itself.
+            self._file.truncate(self._end + len(_CLOSED))
+            if self._end:
+                self._put(b"")
+            raise UserError(f"{self._part}: {told(error)}; it holds the {self.count} detections so far") from error
+        self._end += len(content)
+
+    def _put(self, content: bytes) -> None:
+        view = memoryview(content + _CLOSED)
+        place = self._end
+        while view:
+            written = os.pwrite(self._file.fileno(), view, place)
+            place, view = place + written, view[written:]

@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-b", "--batch-size", type=command_line.positive_int, default=8, help="(default: %(default)s)")
     parser.add_argument(
         "--output-dir",
+        type=command_line.folder,
         metavar="DIR",
         help=f"for coco_metrics.json and detections.json (default: beside the weights; for published, {EVALUATIONS}/)",
     )

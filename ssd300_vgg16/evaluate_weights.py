@@ -1,5 +1,6 @@
 """Weights on the validation split of a data set: tables printed, metrics and detections written."""
 
+import json
 from pathlib import Path
 
 from ssd300_vgg16.data.dataset import Dataset
@@ -9,11 +10,11 @@ from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
-from ssd300_vgg16.files import write_json
+from ssd300_vgg16.files import refuse_unwritable, write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
-from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name
+from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name, refuse_run
 
 
 def evaluate_weights(
@@ -31,9 +32,12 @@ def evaluate_weights(
     verify: compare with pycocotools too. Returns the exit status: 1 if images were left out, or numbers differ.
     """
     world = this_world()
+    if output:
+        if output.resolve() != (weights if weights.is_dir() else weights.parent).resolve():
+            refuse_run(output)
+        refuse_unwritable(output)  # before minutes of work, or a download
     beside = EVALUATIONS / weights if is_published_name(weights) else None
     weights = find_weights(weights)
-    output = output or beside or weights.parent
     device = resolve_device(device, world.local_rank if world.world_size > 1 else None)
     world.refuse_shared_gpu(device)
     detector = Detector.load(weights, device, engine=engine)
@@ -41,6 +45,7 @@ def evaluate_weights(
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
         print(dataset.problems.message())
+    output = output or beside or _beside(weights, dataset)
     output.mkdir(parents=True, exist_ok=True)
     with WorkerPool(workers_for(device, workers)) as pool:
         size = detector.image_size
@@ -53,6 +58,17 @@ def evaluate_weights(
             complete &= _agrees_with_pycocotools(evaluation, dataset)
     world.barrier()
     return 0 if complete else 1
+
+
+def _beside(weights: Path, dataset: Dataset) -> Path:
+    """Where the figures go: with the weights; those of a run on other data than its own into a folder of theirs."""
+    folder = weights.parent
+    try:
+        own = json.loads((folder / "environment.json").read_text())["data"]["val"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder  # no run, or one that says nothing of its data
+    sha256 = str(dataset.fingerprint()["sha256"])
+    return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]
 
 
 def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path) -> None:

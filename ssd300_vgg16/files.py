@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +13,34 @@ from typing import BinaryIO
 from ssd300_vgg16.errors import UserError
 
 _BLOCK = 1 << 20
+_MIN_FREE = 1 << 20  # bytes, below which results are not begun
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Before work is begun: raises UserError if its results cannot be written to this folder, which need not exist."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:  # permissions say nothing about a disk that is read only
+            file.write(b"x")
+        usage = os.statvfs(place)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): name another folder") from error
+    free = usage.f_bavail * usage.f_frsize
+    if free < _MIN_FREE:
+        raise UserError(f"{folder}: the disk is full ({free:,} bytes are free): make room, or name another folder")
+
+
+def told(error: OSError) -> str:
+    """An error of the system for people: the file, what is wrong, and what to do where that is known."""
+    advice = ": make room on its disk, or name another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}{advice}"
 
 
 @contextmanager
-def open_atomically(path: Path) -> Iterator[BinaryIO]:
+def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, which takes its name at the end of the block, synced; UserError if it cannot be written.
 
     If the block fails, the former version stays and nothing else is left.
@@ -26,7 +52,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             yield file
             # Or a power cut after the renaming could leave an empty file under the name.
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
         raise UserError(

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -25,16 +26,19 @@ from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.files import refuse_unwritable
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
-from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
+from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name, refuse_run
 
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
 DETECTIONS = "detections.json"
 METRICS = "coco_metrics.json"
 BEST = "best"
+MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before the options are known to be good
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="W",
         help="run folder, file of weights, or name of published ones (default: the newest run)",
     )
-    parser.add_argument("--output-dir", metavar="DIR", default="detections", help="(default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=command_line.folder, metavar="DIR", default="detections", help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--score-threshold",
         type=_fraction_or_best,
@@ -56,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-detections",
-        type=command_line.positive_int,
+        type=_max_detections,
         default=100,
         metavar="N",
         help="per image, the best ones (default: %(default)s)",
@@ -80,19 +86,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _max_detections(text: str) -> int:
+    count = command_line.positive_int(text)
+    if count > MAX_DETECTIONS:
+        raise argparse.ArgumentTypeError(f"the detector gives {MAX_DETECTIONS} for each image at most")
+    return count
+
+
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
-    images = find_images(options.paths) if options.paths else None  # before weights: a wrong path is told at once
+    output, skip = Path(options.output_dir), options.skip
+    refuse_run(output)
+    others: Counter[str] = Counter()
+    # Before weights: a wrong path is told at once.
+    images = find_images(options.paths, leave_out=output, others=others) if options.paths else None
+    if others:
+        print(f"no image by their names, and left out: {listed([f'{n} {suffix}' for suffix, n in others.items()])}")
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
-    output, skip = Path(options.output_dir), options.skip
     # Before the detector, whose loading takes seconds.
     if skip >= len(images):
         raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
     if skip and (output / DETECTIONS).exists():
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
+    refuse_unwritable(output)
     detector = Detector.load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
@@ -144,6 +163,8 @@ def _detect_all(
     output.mkdir(parents=True, exist_ok=True)
     numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
     broken, done, page = [], skip, DetectionsPage(detector.description.categories)
+    if (output / DETECTIONS).exists():
+        print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
         detections_of_each = detect_each(detector, islice(numbered, skip, None), max_detections, batch_size)
         with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
@@ -178,12 +199,17 @@ def _picture_places(images: list[Path], output: Path) -> list[Path]:
     """
     places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
     base = os.path.commonpath([place.parent for place in places])
-    # Other formats keep their suffix, as a.jpg and a.png may lie side by side.
-    pictures = [
-        output / (place if place.suffix == ".jpg" else place.with_name(f"{place.name}.jpg")).relative_to(base)
-        for place in places
-    ]
-    lost = {picture.resolve() for picture in pictures} & {place.resolve() for place in places}
+    # Other formats keep their suffix, as a.jpg and a.png may lie side by side; and so may a.png and a.png.jpg.
+    taken = {place for place in places if place.suffix == ".jpg"}
+    names = {}
+    for place in places:
+        name = place
+        while place.suffix != ".jpg" and (name == place or name in taken):
+            name = name.with_name(f"{name.name}.jpg")
+        taken.add(name)
+        names[place] = name
+    pictures = [output / names[place].relative_to(base) for place in places]
+    lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
     if lost:
         raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
     return pictures

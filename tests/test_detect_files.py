@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from full_disk import full_disk
 from small_data import run, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
@@ -113,6 +114,13 @@ def test_a_picture_that_cannot_be_written_is_an_error(detector, files, tmp_path)
         list(detect_each(detector, files[:2], 100))
 
 
+def test_what_is_odd_about_an_image_is_told(detector, files, tmp_path, capsys):
+    dark = tmp_path / "dark.png"
+    cv2.imwrite(str(dark), np.full((40, 60), 4095, dtype=np.uint16))
+    list(detect_each(detector, [ImageFile(1, dark, tmp_path / "1.jpg")], 5))
+    assert capsys.readouterr().out == f"{dark}: 16-bit image, scaled to 8 by what is in it (12 bits)\n"
+
+
 @pytest.mark.parametrize("rows", [[], [[]], [[{"a": 1}], [], [{"b": "ä"}, {"c": 2.5}]]])
 def test_a_list_is_written_as_it_grows(tmp_path, rows):
     path, part = tmp_path / "list.json", tmp_path / "list.json.part"
@@ -120,7 +128,7 @@ def test_a_list_is_written_as_it_grows(tmp_path, rows):
     with JsonList(path) as written:
         for each in rows:
             written.add(each)
-            assert json.loads(part.read_text() + "]") == list(chain(*rows[: rows.index(each) + 1]))
+            assert json.loads(part.read_text()) == list(chain(*rows[: rows.index(each) + 1]))
         assert path.read_text() == "former"
     assert json.loads(path.read_text()) == list(chain(*rows)) and written.count == sum(map(len, rows))
     assert not part.exists()
@@ -130,7 +138,23 @@ def test_a_list_that_an_error_ends_is_whole(tmp_path):
     with pytest.raises(ZeroDivisionError), JsonList(tmp_path / "list.json") as written:
         written.add([1])
         written.add([1 / 0])
-    assert json.loads((tmp_path / "list.json").read_text()) == [1]
+    assert json.loads((tmp_path / "list.json.part").read_text()) == [1]
+    assert not (tmp_path / "list.json").exists(), "it would look complete"
+
+
+def test_a_list_on_a_full_disk_is_whole_and_does_not_look_complete(tmp_path):
+    refusal = pytest.raises(UserError, match=r"list\.json\.part: .*; it holds the \d+ detections so far")
+    with full_disk(at=1000), refusal, JsonList(tmp_path / "list.json") as written:
+        for number in range(1000):
+            written.add([{"number": number, "text": "x" * 30}] * 2)
+    rows = json.loads((tmp_path / "list.json.part").read_text())
+    assert 10 < len(rows) == written.count < 25 and not (tmp_path / "list.json").exists()
+
+
+def test_a_picture_is_whole_or_not_there(detector, files):
+    with full_disk(at=2000), pytest.raises(UserError, match=r"1\.jpg could not be written"):
+        list(detect_each(detector, files[:1], 5))
+    assert list(files[0].picture.parent.iterdir()) == []
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from small_data import run, shapes_folder, untrained_run
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.boxes import xywh_to_xyxy
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.infer import MAX_DETECTIONS
+from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
 
 IMAGES = 4
 LOW = ("--score-threshold", "0.01", "--device", "cpu")
@@ -244,7 +246,7 @@ def test_a_folder_that_cannot_be_written_is_no_traceback(place, photos):
     arguments = ("--weights", place / "runs" / "untrained", "photos/a.jpg", "--output-dir", "file/out")
     process = run("infer", *arguments, folder=photos.absolute().parent)
     assert process.returncode == 2
-    assert process.stderr == "infer.sh: [Errno 20] Not a directory: 'file/out'\n"
+    assert process.stderr == "infer.sh: file/out cannot be written (Not a directory): name another folder\n"
 
 
 def test_a_turned_photograph_is_shown_upright(place, photos):
@@ -257,3 +259,53 @@ def test_a_turned_photograph_is_shown_upright(place, photos):
     assert cv2.imread("detections/turned.jpg").shape == (width, height, 3)
     boxes = xywh_to_xyxy(np.array([result["bbox"] for result in detections()]))
     assert (boxes[:, 2] <= height + 0.01).all() and (boxes[:, 3] <= width + 0.01).all()
+
+
+def test_a_full_disk_is_known_before_detection_begins(place, photos, monkeypatch):
+    monkeypatch.setattr("ssd300_vgg16.files._MIN_FREE", 1 << 62)
+    with pytest.raises(UserError, match=r"detections: the disk is full \(.* bytes are free\): make room"):
+        detect(place, "photos")
+
+
+def test_names_that_meet_get_two_pictures(place, photos):
+    image = cv2.imread("photos/a.jpg")
+    for number, name in enumerate(("a.png", "a.png.jpg", "a.png.jpg.jpg"), start=1):
+        cv2.imwrite(f"photos/{name}", image[: 50 * number])
+    detect(place, *(f"photos/{name}" for name in ("a.png", "a.png.jpg", "a.png.jpg.jpg")))
+    heights = {path.name: cv2.imread(str(path)).shape[0] for path in Path("detections").glob("*.jpg")}
+    assert heights == {"a.png.jpg": 100, "a.png.jpg.jpg": 150, "a.png.jpg.jpg.jpg": 50}
+
+
+def test_results_inside_the_images_folder_are_never_taken_for_images(place, photos, capsys):
+    for _ in range(2):
+        assert detect(place, "photos", "--output-dir", "photos/out") == 0
+        assert len({row["file_name"] for row in detections("photos/out")}) == 4
+    assert "photos/out holds an earlier call's detections: detections.json and" in capsys.readouterr().out
+
+
+def test_what_is_no_image_is_named_and_the_others_are_done(place, photos, capsys):
+    os.mkfifo(photos / "p.jpg")
+    (photos / "self.jpg").symlink_to("self.jpg")
+    (photos / "scan.jp2").touch()
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    assert detect(place, "photos") == 1
+    output, errors = capsys.readouterr()
+    assert "no image by their names, and left out: 1 .jp2\n" in output and "4 images, " in output
+    assert "not read: photos/p.jpg: a named pipe, not an image file\n" in errors
+    assert re.search(r"not read: photos/IMG_1\.HEIC: .* pip install pillow-heif\n", errors)
+    assert "not read: photos/self.jpg: " in errors
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--max-detections", MAX_DETECTIONS + 1, "the detector gives 200 for each image at most"),
+        ("--score-threshold", 1, "1 is not a number from 0 up to, but not including, 1"),
+        ("--output-dir", "", "it is empty: name a folder"),
+    ],
+)
+def test_values_without_sense_are_refused_in_plain_words(option, value, problem, capsys):
+    assert MAX_DETECTIONS == DETECTIONS_PER_IMAGE
+    with pytest.raises(SystemExit):
+        infer.main([option, str(value)])
+    assert problem in capsys.readouterr().err

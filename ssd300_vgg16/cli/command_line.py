@@ -12,6 +12,7 @@ from typing import Any
 from ssd300_vgg16.data.formats import KINDS
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.files import told
 
 USAGE_STATUS = 2
 SIGNAL_STATUS = 128  # and the signal's number
@@ -40,7 +41,7 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
         status = 1
     except OSError as error:
         # A full disk, a folder that cannot be written to: the message names the file.
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {told(error)}", file=sys.stderr)
         status = USAGE_STATUS
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         # One of several processes: OneFlow's own way out waits for the others, who may have gone, for ever.
@@ -101,8 +102,15 @@ def fraction(text: str) -> float:
     """For `type=`: a number from 0 up to, but not including, 1."""
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 up to 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up to, but not including, 1")
     return value
+
+
+def folder(text: str) -> str:
+    """For `type=`: the name of a folder, which is not empty, as that of a shell's unset variable is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: name a folder (. is the current one)")
+    return text
 
 
 def not_negative(text: str) -> float:

@@ -263,7 +263,9 @@ def _add_update_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
-    group.add_argument("--output-dir", metavar="DIR", help="the run's folder (default: runs/DATE-TIME)")
+    group.add_argument(
+        "--output-dir", type=command_line.folder, metavar="DIR", help="the run's folder (default: runs/DATE-TIME)"
+    )
     group.add_argument(
         "--resume",
         metavar="RUN",

@@ -3,26 +3,33 @@
 import glob
 import io
 import os
+import stat
 import struct
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ssd300_vgg16.data import decoder
+from ssd300_vgg16.data.notes import Note
 from ssd300_vgg16.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-)
+_PLAIN_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = frozenset((*_PLAIN_SUFFIXES, ".avif", ".heic", ".heif"))
 
 # Only formats whose decoders fail with an error on damaged files: OpenCV's JPEG 2000 decoder ends the process.
 _SIGNATURES = {
@@ -34,6 +41,11 @@ _SIGNATURES = {
     "WebP": (b"RIFF",),
     "PPM or PGM": (b"P5", b"P6"),
 }
+# Containers of ISO's kind say which brands of images they hold. OpenCV's wheel reads neither; Pillow reads AVIF.
+_BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+_BY_PILLOW = ("GIF", "AVIF", "HEIC")
+HEIC_READER = "pillow_heif"
+_HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
 # How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
@@ -46,8 +58,13 @@ LYING = range(5, 9)  # those that exchange width and height
 _ORIENTATION_TAG = 0x0112
 # After a transposition, if it is LYING, which axes cv2.flip mirrors: 0 upside down, 1 left to right, -1 both.
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-# What reads the headers of files that are turned here. TIFF is left out: OpenCV and Pillow both turn it themselves.
-_EXIF_READERS = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile}
+# What reads the headers of files that are turned here. TIFF is left out: OpenCV and Pillow both turn it themselves. So
+# is HEIC, which its reader turns.
+_EXIF_READERS = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile, "AVIF": AvifImageFile}
+_TIFF_BITS = 0x0102
+# How many bits of 16 an image may be made of: those that cameras and scanners give.
+_DEPTHS = (8, 10, 12, 14, 16)
+_HARMLESS = "known incorrect sRGB profile"  # of libpng's warnings: so common that nobody wants to hear of it
 # Python's filters of warnings are those of the whole process, and images are read by threads.
 _without_warnings_in_turn = threading.RLock()
 
@@ -71,9 +88,10 @@ def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
     """The pixels of an image file: uint8 [height, width, 3], RGB, contiguous.
 
     Pixels come as stored, since most annotations refer to them; upright turns an image as its EXIF orientation says
-    (JPEG, PNG and WebP; a TIFF's orientation is always applied). Of 16 bits the upper 8 are kept. Transparency is
-    dropped and the colour underneath kept, as Pillow's convert("RGB") does, so that one file gives the same pixels here
-    and in other frameworks (TIFF: blended with black by its decoder). Of an animation the first frame is read.
+    (JPEG, PNG, WebP and AVIF; a TIFF's and a HEIC's orientation is always applied). Of 16 bits the upper 8 of those
+    that are used are kept: an image that holds 12 is not left dark. Transparency is dropped and the colour underneath
+    kept, as Pillow's convert("RGB") does, so that one file gives the same pixels here and in other frameworks (TIFF:
+    blended with black by its decoder). Of an animation the first frame is read.
     Raises ImageError when the file is missing, empty, no image, of an unsupported format, truncated or too large.
     """
     return decode_image(path, upright).pixels
@@ -82,12 +100,13 @@ def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
 class DecodedImage(NamedTuple):
     """What `read_image` gives, or that reduced by `factor`: side n has ceil(n / factor) pixels.
 
-    pixels: uint8 [h, w, 3]; size: (height, width) in pixels of the file.
+    pixels: uint8 [h, w, 3]; size: (height, width) in pixels of the file; notes: what is odd about it.
     """
 
     pixels: np.ndarray
     size: tuple[int, int]
     factor: int = 1
+    notes: tuple[Note, ...] = ()
 
 
 def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int | None = None) -> DecodedImage:
@@ -101,11 +120,11 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
         raise ImageError(path, f"the {kind} image is truncated: its end is missing; fetch or export it again")
     size = _jpeg_size(data) if kind == "JPEG" else None
     factor = reduction(*size, min_side) if size and min_side else 1
-    image = _decode_gif(data, path) if kind == "GIF" else _decode(data, kind, path, factor)
+    image, notes = _decode_by_pillow(data, kind, path) if kind in _BY_PILLOW else _decode(data, kind, path, factor)
     height, width = size if size and factor > 1 else image.shape[:2]
     orientation = _read_orientation(io.BytesIO(data), kind) if upright else AS_STORED
     turned_size = (width, height) if orientation in LYING else (height, width)
-    return DecodedImage(_turned(image, orientation), turned_size, factor)
+    return DecodedImage(_turned(image, orientation), turned_size, factor, notes)
 
 
 def reduction(height: int, width: int, min_side: int) -> int:
@@ -120,6 +139,7 @@ def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
+    _refuse_special(path)
     with _opened_by_pillow(path, path) as image:
         lying = upright and _orientation_in(image) in LYING
         return (image.width, image.height) if lying else (image.height, image.width)
@@ -130,27 +150,31 @@ def exif_orientation(path: str | os.PathLike) -> int:
 
     AS_STORED where the file says nothing that makes sense. Raises ImageError where it cannot be opened.
     """
+    _refuse_special(path)
     try:
         with Path(path).open("rb") as file:
-            kind = _kind_of(file.read(16))
+            kind = _kind_of(file.read(_HEADER))
             file.seek(0)
             return _read_orientation(file, kind)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
 
 
-def find_images(paths: Sequence[str]) -> list[Path]:
+def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Counter[str] | None = None) -> list[Path]:
     """The image files that files, folders (searched with their sub-folders) and glob patterns stand for.
 
     Sorted by absolute path, each once. Files named outright are taken whatever their suffix; of folders and patterns
     only files with one of IMAGE_SUFFIXES, in any case. Hidden files and folders inside folders, and links to folders,
-    are skipped.
+    are skipped; so is leave_out inside them, the folder of results. others: takes how many files of which other
+    suffixes were passed over in folders.
     Raises UserError when a path does not exist, or a folder or pattern gives no image.
     """
     images: dict[str, Path] = {}
+    passed = Counter[str]() if others is None else others
+    results = os.path.realpath(leave_out) if leave_out else None
     for text in map(str, paths):
         try:
-            expanded = _expand(text)
+            expanded = _expand(text, results, passed)
         except OSError as error:
             raise UserError(f"{text}: cannot be read: {error.strerror}") from None
         for path in expanded:
@@ -158,7 +182,19 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     return [images[path] for path in sorted(images)]
 
 
+def _refuse_special(path: str | os.PathLike) -> None:
+    """Raises ImageError for what is neither file nor folder: reading a pipe might wait for ever, a device not end."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return  # whoever reads it says what is wrong
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise ImageError(path, f"{kind}, not an image file")
+
+
 def _read_bytes(path: str | os.PathLike) -> bytes:
+    _refuse_special(path)
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
@@ -211,7 +247,7 @@ def _format_of(data: bytes, path: str | os.PathLike) -> str:
     kind = _kind_of(data)
     if kind:
         return kind
-    supported = ", ".join(_SIGNATURES)
+    supported = ", ".join((*_SIGNATURES, *_BRANDS))
     raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
 
 
@@ -219,7 +255,11 @@ def _kind_of(data: bytes) -> str | None:
     for kind, signatures in _SIGNATURES.items():
         if data.startswith(signatures) and (kind != "WebP" or data[8:12] == b"WEBP"):
             return kind
-    return None
+    if data[4:8] != b"ftyp":
+        return None
+    # The main brand, a version, and other brands; a general one such as mif1 may come first.
+    brands = {data[place : place + 4] for place in range(8, min(_HEADER, int.from_bytes(data[:4], "big")), 4)}
+    return next((kind for kind, names in _BRANDS.items() if brands.intersection(names)), None)
 
 
 def _is_truncated(data: bytes, kind: str) -> bool:
@@ -262,15 +302,60 @@ def _segments(data: bytes) -> Iterator[tuple[int | None, int]]:
     yield None, position
 
 
-def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> np.ndarray:
+def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> tuple[np.ndarray, tuple[Note, ...]]:
+    """The pixels as they are stored, RGB, by OpenCV; and what is odd about them."""
     flags = _REDUCED.get(factor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+    if _has_16_bits(data, kind):
+        flags |= cv2.IMREAD_ANYDEPTH
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        bgr, lines = decoder.decode(data, flags)
     except cv2.error as error:
         raise ImageError(path, _reason_of(error, kind)) from None
     if bgr is None:
-        raise ImageError(path, f"the {kind} image is damaged, truncated or of a kind that is not supported")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        said = f" ({lines[-1].partition(': ')[2]})" if lines else ""
+        raise ImageError(path, f"the {kind} image is damaged, truncated or of a kind that is not supported{said}")
+    notes = _damage(lines, path)
+    if bgr.dtype == np.uint16:
+        bits = next(depth for depth in _DEPTHS if int(bgr.max()) < 1 << depth)
+        bgr = (bgr >> (bits - 8)).astype(np.uint8)
+        if bits < 16:
+            notes = (*notes, Note(os.fspath(path), "16-bit image, scaled to 8 by what is in it", f"{bits} bits"))
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), notes
+
+
+def _damage(lines: list[str], path: str | os.PathLike) -> tuple[Note, ...]:
+    """A note of what the decoder's libraries printed about an image, if it is worth one."""
+    told = [line.partition(": ")[2] or line for line in lines if _HARMLESS not in line]
+    if not told:
+        return ()
+    if any(line.startswith("libpng") for line in lines):
+        return (Note(os.fspath(path), "a chunk of the PNG image is damaged, its pixels are not", told[0]),)
+    what = "the JPEG image is damaged, and part of it may be grey or shifted: fetch or export it again"
+    return (Note(os.fspath(path), what, told[0], harmful=True),)
+
+
+def _has_16_bits(data: bytes, kind: str) -> bool:
+    """Whether there are 16 bits a channel, by the header."""
+    if kind == "PNG":
+        return data[24:25] == b"\x10"
+    if kind == "TIFF":
+        order, entries = _tiff_entries(data)
+        place = entries.get(_TIFF_BITS)
+        if place is None:
+            return False
+        count = int.from_bytes(data[place + 4 : place + 8], order)
+        value = place + 8 if count <= 2 else int.from_bytes(data[place + 8 : place + 12], order)
+        return int.from_bytes(data[value : value + 2], order) == 16
+    return kind == "PPM or PGM"  # OpenCV finds out itself
+
+
+def _tiff_entries(data: bytes) -> tuple[Literal["little", "big"], dict[int, int]]:
+    """The order of a TIFF's bytes, and where the entry of each tag of its first image is."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    start = int.from_bytes(data[4:8], order)
+    count = int.from_bytes(data[start : start + 2], order)
+    places = range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12)
+    return order, {int.from_bytes(data[place : place + 2], order): place for place in places}
 
 
 def _reason_of(error: cv2.error, kind: str) -> str:
@@ -279,16 +364,34 @@ def _reason_of(error: cv2.error, kind: str) -> str:
     return f"the {kind} image cannot be decoded: {error.err or error}"
 
 
-def _decode_gif(data: bytes, path: str | os.PathLike) -> np.ndarray:
-    """The first frame [height, width, 3] RGB, by Pillow: the OpenCV wheel has no GIF decoder."""
+def _decode_by_pillow(data: bytes, kind: str, path: str | os.PathLike) -> tuple[np.ndarray, tuple[Note, ...]]:
+    """The first frame [height, width, 3] RGB, by Pillow: the OpenCV wheel has no decoder of these."""
     with _opened_by_pillow(io.BytesIO(data), path) as image:
-        return np.array(image.convert("RGB"))
+        return np.array(image.convert("RGB")), ()
+
+
+@cache
+def _reads_heic() -> bool:
+    """Whether Pillow can be taught to read HEIC; it is then."""
+    if find_spec(HEIC_READER) is None:
+        return False
+    import_module(HEIC_READER).register_heif_opener()
+    return True
+
+
+def _refuse_unread(header: bytes, path: str | os.PathLike) -> None:
+    """Raises ImageError for an image of which the reader is not installed."""
+    if _kind_of(header) == "HEIC" and not _reads_heic():
+        raise ImageError(
+            path, "HEIC images are read where pillow-heif is installed: .venv/bin/python -m pip install pillow-heif"
+        )
 
 
 @contextmanager
 def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.PathLike) -> Iterator[Image.Image]:
     """The opened image, without Pillow's warnings; what goes wrong while it is open is an ImageError about path."""
     try:
+        _refuse_unread(_header_of(source), path)
         with _without_warnings(), Image.open(source) as image:
             yield image
     except Image.UnidentifiedImageError:
@@ -299,6 +402,13 @@ def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.Pat
         raise _unreadable(path, error) from None
 
 
+def _header_of(source: io.BytesIO | str | os.PathLike) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:_HEADER]
+    with Path(source).open("rb") as file:
+        return file.read(_HEADER)
+
+
 @contextmanager
 def _without_warnings() -> Iterator[None]:
     with _without_warnings_in_turn, warnings.catch_warnings():
@@ -306,14 +416,14 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _expand(text: str) -> list[Path]:
+def _expand(text: str, results: str | None, passed: Counter[str]) -> list[Path]:
     path = Path(text)
-    if text and path.is_file():
-        return [path]
     if text and path.is_dir():
-        return _some(_images_in_folder(path), f"{text}: no image in this folder or its sub-folders")
+        return _some(_images_in_folder(path, results, passed), f"{text}: no image in this folder or its sub-folders")
+    if text and path.exists():  # what is no file, such as a pipe, is named when it is read
+        return [path]
     if glob.has_magic(text):
-        return _some(_images_of_pattern(text), f"{text}: no image matches this pattern")
+        return _some(_images_of_pattern(text, results, passed), f"{text}: no image matches this pattern")
     raise UserError(f"{text!r}: no such file or folder")
 
 
@@ -325,20 +435,27 @@ def _some(images: Iterator[Path], complaint: str) -> list[Path]:
     return paths
 
 
-def _images_of_pattern(pattern: str) -> Iterator[Path]:
+def _images_of_pattern(pattern: str, results: str | None, passed: Counter[str]) -> Iterator[Path]:
     for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute ones
         if match.is_dir():
-            yield from _images_in_folder(match)
+            yield from _images_in_folder(match, results, passed)
         elif match.suffix.lower() in IMAGE_SUFFIXES:
             yield match
 
 
-def _images_in_folder(folder: Path) -> Iterator[Path]:
+def _images_in_folder(folder: Path, results: str | None, passed: Counter[str]) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) != results
+        ]
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES:
                 yield Path(parent, name)
+            else:
+                passed[suffix or "without a suffix"] += 1
 
 
 def _refuse_unreadable(error: OSError) -> None:

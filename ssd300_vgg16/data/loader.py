@@ -4,15 +4,16 @@ Images are decoded anew in each epoch: workers outrun a GPU, and the system's pa
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.images import ImageError, decode_image, network_input, read_image
+from ssd300_vgg16.data.images import DecodedImage, ImageError, decode_image, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
+from ssd300_vgg16.data.notes import Note
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 
@@ -23,6 +24,7 @@ class TrainingBatch:
 
     images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image;
     unreadable: messages about images that could not be read. Such an image is blank, with no object: its loss is zero.
+    notes: what is odd about the others; whoever takes the batch has been told.
     """
 
     images: np.ndarray
@@ -30,6 +32,7 @@ class TrainingBatch:
     labels: np.ndarray
     files: list[str]
     unreadable: list[str]
+    notes: list[Note] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,19 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
     rows = epoch_order(len(samples), config.batch_size, config.seed, epoch)[start:, share]
-    return pool.map(partial(_training_batch, config, epoch), (_task(samples, row) for row in rows))
+    for batch in pool.map(partial(_training_batch, config, epoch), (_task(samples, row) for row in rows)):
+        pool.notes.add(batch.notes)
+        yield batch
+
+
+def _decoded(sample: Sample, strict: bool, notes: list[Note], min_side: int | None = None) -> DecodedImage:
+    """The sample's image; what is odd about it is added to notes. Raises ImageError; strict: if it is damaged too."""
+    decoded = decode_image(sample.path, sample.upright, min_side)
+    for note in decoded.notes:
+        if strict and note.harmful:
+            raise ImageError(note.path, note.what)
+        notes.append(note)
+    return decoded
 
 
 def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBatch:
@@ -102,7 +117,7 @@ def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBat
         # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
         rng = np.random.default_rng([config.seed, epoch, int(index)])
         try:
-            decoded = decode_image(sample.path, sample.upright, config.min_side)
+            decoded = _decoded(sample, config.strict, batch.notes, config.min_side)
         except ImageError as error:
             if config.strict:
                 raise
@@ -133,12 +148,14 @@ class EvaluationBatch:
 
     positions: which of the samples these are, int64 [B]; images uint8 [B, 3, S, S]; sizes_hw int64 [B, 2].
     unreadable: messages about samples that could not be read, which are not in the batch (it may even be empty).
+    notes: what is odd about those that are; whoever takes the batch has been told.
     """
 
     positions: np.ndarray
     images: np.ndarray
     sizes_hw: np.ndarray
     unreadable: list[str]
+    notes: list[Note]
 
 
 def evaluation_batches(
@@ -156,14 +173,17 @@ def evaluation_batches(
     starts = range(0, len(samples), batch_size)[share]
     positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
     tasks = (_task(samples, rows) for rows in positions)
-    return pool.map(partial(_evaluation_batch, image_size, strict), tasks)
+    for batch in pool.map(partial(_evaluation_batch, image_size, strict), tasks):
+        pool.notes.add(batch.notes)
+        yield batch
 
 
 def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationBatch:
     positions, images, sizes, unreadable = [], [], [], []
+    notes: list[Note] = []
     for position, sample in zip(task.indices, task.samples, strict=True):
         try:
-            image = read_image(sample.path, sample.upright)
+            image = _decoded(sample, strict, notes).pixels
         except ImageError as error:
             if strict:
                 raise
@@ -175,7 +195,7 @@ def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationB
     shape = (0, 3, image_size, image_size)
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)
-    return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable)
+    return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable, notes)
 
 
 def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:

@@ -16,7 +16,9 @@ from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
 from typing import Any, Generic, TypeVar
 
 import cv2
+from tqdm import tqdm
 
+from ssd300_vgg16.data.notes import Notes
 from ssd300_vgg16.data.shared_memory import Message, SharedMemory
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import keep_freed_memory
@@ -48,7 +50,8 @@ class WorkerPool:
 
     The processes are kept from one `map` to the next. Functions and tasks travel by pickle, a function once to each
     process, so what all tasks have in common is best bound to it; arrays in results come in shared memory. A process
-    that dies is replaced and its tasks done again, `restarts` times in all; `notify` is told each time.
+    that dies is replaced and its tasks done again, `restarts` times in all; `notify` is told each time. notes: what was
+    told of images, which is told once in the life of a pool.
     """
 
     def __init__(self, workers: int, restarts: int = 0, notify: Callable[[str], object] = print):
@@ -56,6 +59,7 @@ class WorkerPool:
         self.restarts = restarts
         self._restarts_left = restarts
         self._notify = notify
+        self.notes = Notes(tqdm.write)  # which keeps clear of a progress bar
         self._workers = [_Worker() for _ in range(workers)]
         self._waiting: deque[_Job[Any]] = deque()  # for a worker
         if not workers:

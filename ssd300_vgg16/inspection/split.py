@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.images import AS_STORED, ImageError, exif_orientation, read_image
+from ssd300_vgg16.data.images import AS_STORED, ImageError, decode_image, exif_orientation
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
@@ -47,12 +47,13 @@ class Finding(NamedTuple):
 def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
     """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what is wrong with the file."""
     try:
-        image = read_image(sample.path, sample.upright)
+        image, _, _, notes = decode_image(sample.path, sample.upright)
         orientation = AS_STORED if sample.upright else exif_orientation(sample.path)
     except ImageError as error:
         return None, Finding(str(error), None)
     rotation = None if orientation == AS_STORED else f"{sample.path} (orientation {orientation})"
-    return image, Finding(_wrong_size(sample, *image.shape[:2]), rotation)
+    damage = next((str(note) for note in notes if note.harmful), None)
+    return image, Finding(damage or _wrong_size(sample, *image.shape[:2]), rotation)
 
 
 def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:

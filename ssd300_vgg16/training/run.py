@@ -83,6 +83,8 @@ def train(options: TrainOptions) -> int:
     """
     world = this_world()
     device, eager = _device_and_step(options, world)
+    if options.output_dir and not options.resume:
+        run_folder.refuse_second_run(Path(options.output_dir))  # before anything is read or downloaded
     if _could_use_tensor_cores(options, device, eager):
         world.say(AMP_ADVICE)
     world.say(*options.notices)

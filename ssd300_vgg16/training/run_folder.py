@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -10,20 +11,19 @@ from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_json
-from ssd300_vgg16.weights.locate import BEST, LAST, find_weights
+from ssd300_vgg16.weights.locate import BEST, LAST, OPTIONS, find_weights
 
-OPTIONS = "options.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 RUNS = Path("runs")
+# A name of the run's own files, and mostly the number of the process that wrote it.
+LEFTOVER = re.compile(r"\.((last|best|step-\d{9}|replay-step-\d+)\.safetensors|\w+\.(json|png))(\.\d+)?\.tmp")
 
 
 def new_run_folder(chosen: Path | None) -> Path:
     """Make the folder of a new run: the chosen one, which must not hold a run yet, or runs/DATE-TIME."""
-    if chosen and (chosen / OPTIONS).exists():
-        raise UserError(
-            f"--output-dir {chosen} already holds a run: go on with it (--resume {chosen}), or name another folder"
-        )
+    if chosen:
+        refuse_second_run(chosen)
     folder = chosen or _unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,6 +31,14 @@ def new_run_folder(chosen: Path | None) -> Path:
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
     return folder
+
+
+def refuse_second_run(chosen: Path) -> None:
+    """Raises UserError if the folder for a new run holds one already."""
+    if (chosen / OPTIONS).exists():
+        raise UserError(
+            f"--output-dir {chosen} already holds a run: go on with it (--resume {chosen}), or name another folder"
+        )
 
 
 def folder_of(resume: str | None, output_dir: str | None) -> Path:
@@ -48,7 +56,8 @@ def resume_command(folder: Path) -> str:
 def clear_leftovers(folder: Path) -> None:
     """Remove the half-written files of a run that was killed while it saved."""
     for aside in folder.glob(".*.tmp"):
-        aside.unlink(missing_ok=True)
+        if LEFTOVER.fullmatch(aside.name):  # a user's own file is left
+            aside.unlink(missing_ok=True)
 
 
 def _unused(folder: Path) -> Path:

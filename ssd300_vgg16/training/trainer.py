@@ -1,5 +1,6 @@
 """The training loop: steps, reports, evaluations, checkpoints, and an end in good order whatever happens."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ Evaluate = Callable[..., Evaluation | None]
 
 # So short that the time left is seen on a terminal of 80 columns.
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
+# Images of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
+MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 3, 0.05
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
 NOT_FINITE_ADVICE = (
     "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
@@ -69,12 +72,14 @@ class Trainer:
         self.metrics = StepMetrics(self.step.metric_names, kept.get("values", []))
         self.pace = Pace(self.config.batch.batch_size)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
+        self._images = self._unreadable = 0  # of the epoch so far
 
     def train(self) -> Evaluation | None:
         """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
 
         A signal ends with a checkpoint of the last whole step and Stopped; so does, as UserError, trouble with the
-        data. A loss that is not finite raises UserError too and leaves the former checkpoint as it is.
+        data; where many images have vanished, the checkpoint is from before. A loss that is not finite raises UserError
+        too and leaves the former checkpoint as it is.
         """
         evaluation = None
         with self.stop:
@@ -96,6 +101,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> None:
         self.model.train()
+        self._images = self._unreadable = 0
         begun = epoch * self.steps_per_epoch
         start = self.progress.step - begun
         # The last epoch may be a part of one.
@@ -134,7 +140,11 @@ class Trainer:
         asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
         due = self.log is not None and self._save_is_due()  # the first process's clock counts
-        *stops, troubled, someone_due, total = self.world.all_reduce(*asked, trouble is not None, due, positives)
+        unreadable = 0 if batch is None else len(batch.unreadable)
+        *stops, troubled, someone_due, total, blank = self.world.all_reduce(
+            *asked, trouble is not None, due, positives, unreadable
+        )
+        self._refuse_blank(int(blank), 0 if batch is None else len(batch.files) * self.world.world_size)
         if any(stops) or troubled or someone_due:
             self._save()
         if any(stops) or troubled:
@@ -147,6 +157,24 @@ class Trainer:
             if processes:
                 raise Stopped(number)
         return int(total)
+
+    def _refuse_blank(self, blank: int, images: int) -> None:
+        """See that no more than a few images of a step about to be done are blank; saves before the first of an epoch.
+
+        In all processes alike. Steps on what is not there would count as done when the run is gone on with.
+        """
+        if blank and not self._unreadable:
+            self._save()
+        self._unreadable += blank
+        self._images += images
+        few = min(MAX_UNREADABLE, self.steps_per_epoch * self.config.batch.batch_size - 1)
+        if self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
+            self.world.barrier()
+            raise UserError(
+                f"{self._unreadable} of the last {self._images} training images cannot be read: see that their disk or "
+                f"folder is there. The checkpoint is that of step {self._saved_step}, from before; go on with "
+                f"bash train.sh --resume {shlex.quote(str(self.folder))}"
+            )
 
     def _report(self, where: str, bar: tqdm) -> None:
         """Fetch the step metrics from the device, check, show and keep them."""

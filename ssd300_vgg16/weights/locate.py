@@ -10,6 +10,7 @@ from ssd300_vgg16.weights.published import PUBLISHED
 # The checkpoints of a run's folder.
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+OPTIONS = "options.json"  # what makes a folder that of a run
 # Where evaluations of published weights go: not into the folder of downloads, where these are.
 EVALUATIONS = Path("evaluations")
 
@@ -35,6 +36,12 @@ def find_weights(path: Path) -> Path:
         f"{path}: this folder holds neither {BEST} nor {LAST}, nor OneFlow's {PICKLE}; "
         "name a run's folder or a file of weights"
     )
+
+
+def refuse_run(folder: Path) -> None:
+    """Raises UserError if results would go into the folder of a run, over its own figures."""
+    if (folder / OPTIONS).exists():
+        raise UserError(f"--output-dir {folder} holds a run, whose own figures would be lost: name another folder")
 
 
 def is_published_name(path: Path) -> bool:

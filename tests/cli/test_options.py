@@ -206,7 +206,7 @@ def test_other_names_and_bounds(arguments, expected):
         (["--lr", "nan"], "--lr: nan is not a number above 0"),
         (["--lr", "inf"], "--lr: inf is not a number above 0"),
         (["--lr", "fast"], "--lr"),
-        (["--momentum", "1"], "--momentum: 1 is not from 0 up to 1"),
+        (["--momentum", "1"], "--momentum: 1 is not a number from 0 up to, but not including, 1"),
         (["--wd", "-1"], "--wd: -1 is not a number from 0 up"),
         (["--lr-scheduler", "step"], "--lr-scheduler: step is neither multistep nor cosine"),
         (["--lr-steps"], "--lr-steps"),
@@ -234,7 +234,7 @@ def test_other_names_and_bounds(arguments, expected):
         (["--clip-norm", "0"], "--clip-norm: 0 is not a number above 0"),
         (["--bias-lr-factor", "0"], "--bias-lr-factor: 0 is not a number above 0"),
         (["--bias-wd", "-1"], "--bias-wd: -1 is not a number from 0 up"),
-        (["--ema", "1"], "--ema: 1 is not from 0 up to 1"),
+        (["--ema", "1"], "--ema: 1 is not a number from 0 up to, but not including, 1"),
         (["--trainable-backbone-layers", "6"], "--trainable-backbone-layers: invalid choice: 6"),
         (["--cache", "gpu"], "--cache: invalid choice: 'gpu'"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
@@ -621,7 +621,11 @@ def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys
 @pytest.mark.parametrize(
     ("module", "arguments", "problem"),
     [
-        ("infer", ["--score-threshold", "1"], "--score-threshold: 1 is not from 0 up to 1"),
+        (
+            "infer",
+            ["--score-threshold", "1"],
+            "--score-threshold: 1 is not a number from 0 up to, but not including, 1",
+        ),
         ("infer", ["--max-detections", "0"], "--max-detections: 0 is not a whole number from 1 up"),
         ("evaluate", ["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
         ("evaluate", ["--dataset", "lvis"], "--dataset: invalid choice"),
@@ -681,7 +685,7 @@ def test_a_usage_error_has_status_2_and_no_traceback(module, arguments, message)
         (
             OSError(28, "No space left on device", "runs/a"),
             2,
-            "train.sh: [Errno 28] No space left on device: 'runs/a'\n",
+            "train.sh: runs/a: No space left on device: make room on its disk, or name another folder\n",
         ),
         (None, 0, ""),
     ],

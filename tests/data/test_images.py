@@ -1,10 +1,12 @@
 """Reading and finding image files: every common kind comes out as RGB, every broken one says why."""
 
+import ctypes
 import io
 import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from ssd300_vgg16.data import images
+from ssd300_vgg16.data import decoder, images
 from ssd300_vgg16.data.images import (
     ImageError,
     decode_image,
@@ -23,6 +25,7 @@ from ssd300_vgg16.data.images import (
     read_image,
     reduction,
 )
+from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -285,7 +288,8 @@ def test_odd_file_names(write, name):
     [
         pytest.param(b"", "the file is empty", id="empty"),
         pytest.param(b"<!DOCTYPE html><title>404", "not an image", id="web page"),
-        pytest.param(b"\0\0\0\x20ftypavif" + bytes(50), "unsupported format", id="AVIF"),
+        pytest.param(b"\0\0\0\x20ftypavif" + bytes(50), "damaged", id="AVIF"),
+        pytest.param(b"\0\0\0\x20ftypmif1\0\0\0\0heic" + bytes(50), "pip install pillow-heif", id="HEIC"),
         pytest.param(b"RIFF\x24\0\0\0WAVEfmt ", "not an image", id="sound"),
         pytest.param(encoded(gradient(), "JPEG2000"), "unsupported format", id="JPEG 2000"),
         pytest.param(noise_jpeg()[:-2000], "its end is missing", id="JPEG"),
@@ -415,7 +419,7 @@ def test_a_large_jpeg_is_decoded_smaller(write, options, min_side, factor):
     pixels = np.asarray(gradient().resize((67, 41), Image.Resampling.BILINEAR))
     path = write(with_thumbnail(encoded(Image.fromarray(pixels), "JPEG", quality=95, **options)))
     found, plain = decode_image(path, min_side=min_side), read_image(path)
-    assert found[1:] == ((41, 67), factor)
+    assert found[1:3] == ((41, 67), factor)
     assert found.pixels.shape == (-(-41 // factor), -(-67 // factor), 3)
     rows, columns = 41 // factor, 67 // factor
     blocks = plain[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor, 3)
@@ -439,7 +443,7 @@ def test_only_jpegs_are_decoded_smaller(write, kind):
     path = write(encoded(gradient(), kind))
     found = decode_image(path, min_side=1)
     np.testing.assert_array_equal(found.pixels, read_image(path))
-    assert found[1:] == ((HEIGHT, WIDTH), 1)
+    assert found[1:3] == ((HEIGHT, WIDTH), 1)
 
 
 @pytest.mark.parametrize("cut", [3, 5, 25, 170, 200])
@@ -447,3 +451,108 @@ def test_a_jpeg_cut_in_its_header_is_no_crash(write, cut):
     data = noise_jpeg()[:cut] + b"\xff\xd9"
     with pytest.raises(ImageError):
         decode_image(write(data), min_side=1)
+
+
+def test_avif_is_read_and_turned(write):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write(encoded(gradient(), "AVIF", exif=exif, quality=95))
+    assert read_image(path).shape == (HEIGHT, WIDTH, 3) and exif_orientation(path) == 6
+    upright = read_image(path, upright=True)
+    expected = np.asarray(gradient().transpose(Image.Transpose.ROTATE_270))
+    assert np.abs(upright.astype(int) - expected).mean() < 3
+    assert image_size(path, upright=True) == (WIDTH, HEIGHT)
+
+
+def test_heic_is_read_where_its_reader_is_installed(write, tmp_path, monkeypatch):
+    """By a stand-in for the reader, which takes a PNG image behind HEIC's header."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from io import BytesIO\n"
+        "from PIL import Image\n"
+        "def register_heif_opener():\n"
+        "    Image.init()\n"
+        "    def accept(prefix): return prefix[8:12] == b'heic'\n"
+        "    Image.register_open('HEIF', lambda file, name: Image.open(BytesIO(file.read()[16:])), accept)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    images._reads_heic.cache_clear()
+    path = write(b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(gradient(), "PNG"), "IMG_1.HEIC")
+    try:
+        np.testing.assert_array_equal(read_image(path, upright=True), np.asarray(gradient()))
+        assert image_size(path) == (HEIGHT, WIDTH)
+    finally:
+        images._reads_heic.cache_clear()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize(("high", "bits"), [(200, 8), (1000, 10), (4095, 12), (4096, 14), (40_000, 16)])
+def test_as_many_bits_are_kept_as_there_are(write, suffix, high, bits):
+    pixels = np.random.default_rng(0).integers(0, high + 1, (HEIGHT, WIDTH), dtype=np.uint16)
+    pixels[0, 0] = high
+    decoded = decode_image(write(cv2.imencode(suffix, pixels)[1].tobytes()))
+    np.testing.assert_array_equal(decoded.pixels, np.stack([pixels >> (bits - 8)] * 3, axis=-1))
+    assert [note.detail for note in decoded.notes] == ([f"{bits} bits"] if bits < 16 else [])
+
+
+def damaged_jpeg() -> bytes:
+    jpeg = bytearray(noise_jpeg())
+    jpeg[len(jpeg) // 2 : len(jpeg) // 2 + 40] = bytes(range(60, 100))
+    return bytes(jpeg)
+
+
+def with_chunk(png: bytes, name: bytes, content: bytes) -> bytes:
+    """A PNG with a chunk of a wrong checksum before its pixels."""
+    return png[:33] + len(content).to_bytes(4, "big") + name + content + b"\0\0\0\5" + png[33:]
+
+
+def test_damage_within_is_noted_and_nothing_is_printed(write, capfd):
+    path = write(damaged_jpeg(), "in the middle.jpg")
+    (note,) = decode_image(path).notes
+    assert str(note).startswith(f"{path}: the JPEG image is damaged") and note.harmful
+    path = write(with_chunk(encoded(gradient(), "PNG"), b"gAMA", b"\0\0\0\1"), "chunk.png")
+    decoded = decode_image(path)
+    assert str(decoded.notes[0]) == f"{path}: a chunk of the PNG image is damaged, its pixels are not (gAMA: CRC error)"
+    np.testing.assert_array_equal(decoded.pixels, np.asarray(gradient()))
+    assert decode_image(write(noise_jpeg())).notes == ()
+    png = bytearray(encoded(gradient(), "PNG"))
+    png[-20] ^= 0x55
+    with pytest.raises(ImageError, match=r"damaged, truncated .* \(IDAT: "):
+        read_image(write(bytes(png)))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damage_is_noted_of_its_own_image_whatever_other_threads_read(write):
+    paths = [write(damaged_jpeg() if number % 5 == 0 else noise_jpeg(), f"{number}.jpg") for number in range(40)]
+    with ThreadPoolExecutor(4) as threads:
+        noted = [bool(decoded.notes) for decoded in threads.map(decode_image, paths)]
+    assert noted == [number % 5 == 0 for number in range(40)]
+
+
+def test_what_others_print_meanwhile_is_not_lost(capfd):
+    libc = ctypes.CDLL(None)
+    start = decoder._stderr.begin()
+    libc.perror(b"somebody else")
+    assert not decoder._stderr.end(start)
+    libc.perror(b"afterwards")
+    assert [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()] == ["somebody else", "afterwards"]
+
+
+def test_notes_are_told_once_and_not_without_end():
+    told = []
+    notes = Notes(told.append)
+    for _ in range(2):
+        notes.add([Note(f"{number}.jpg", "odd", "12 bits") for number in range(20)])
+        notes.add([Note("0.jpg", "other")])
+    assert told == [*(f"{number}.jpg: odd (12 bits)" for number in range(10)), "and more images: odd", "0.jpg: other"]
+
+
+@pytest.mark.parametrize("read", [read_image, image_size, exif_orientation])
+def test_a_named_pipe_or_device_is_no_image(tmp_path, read):
+    pipe = tmp_path / "p.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(ImageError, match=r"p\.jpg: a named pipe, not an image file"):
+        read(pipe)
+    with pytest.raises(ImageError, match="/dev/zero: a device or socket"):
+        read("/dev/zero")

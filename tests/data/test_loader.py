@@ -280,5 +280,25 @@ def test_a_task_holds_only_its_own_samples(samples, monkeypatch):
             sizes.extend(len(task.samples) for task in tasks)
             return iter(())
 
-    training_batches(samples, batch_config(), 0, Pool())
+    list(training_batches(samples, batch_config(), 0, Pool()))
     assert sizes == [2, 2, 2]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_within_an_image_is_told_once_and_strict_stops_at_it(samples, tmp_path, workers, capsys):
+    damaged = tmp_path / "damaged.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    cv2.imwrite(str(damaged), noise)
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(range(60, 100))
+    damaged.write_bytes(content)
+    few = [replace(samples[0], path=damaged), samples[1]]
+    with WorkerPool(workers) as pool:
+        for epoch in range(2):
+            (batch,) = training_batches(few, batch_config(batch_size=2), epoch, pool)
+            assert batch.unreadable == [] and batch.images.any(axis=(1, 2, 3)).all()
+        list(evaluation_batches(few, 2, SIZE, pool))
+        told = capsys.readouterr().out.splitlines()
+        assert len(told) == 1 and told[0].startswith(f"{damaged}: the JPEG image is damaged")
+        with pytest.raises(ImageError, match=r"damaged\.jpg: the JPEG image is damaged"):
+            list(training_batches(few, batch_config(batch_size=2, strict=True), 0, pool))

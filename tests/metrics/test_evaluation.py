@@ -416,7 +416,7 @@ def test_where_results_cannot_be_written_is_told_before_the_work(place, tmp_path
     arguments = ("--weights", place / "runs" / "untrained", "--data-path", place / "shapes", "--device", "cpu")
     process = run("evaluate", *arguments, "--output-dir", tmp_path / "file" / "out", folder=place)
     assert process.returncode == 2
-    assert re.fullmatch(r"eval\.sh: \[Errno 20\] Not a directory: '.*file/out'\n", process.stderr)
+    assert re.fullmatch(r"eval\.sh: .*file/out cannot be written \(Not a directory\): name .*\n", process.stderr)
     assert process.stdout == ""
 
 

@@ -201,3 +201,12 @@ def test_a_published_name_that_is_nearly_right_is_guessed():
     with pytest.raises(UserError, match=r"^ssd300_vgg16-coco: .* did you mean the published ssd300_vgg16_coco\?$"):
         find_weights(Path("ssd300_vgg16-coco"))
     assert find_weights(Path("weights.pth")) == Path("weights.pth")
+
+
+def test_a_users_own_temporary_files_are_left(tmp_path):
+    ours = (".last.safetensors.tmp", ".step-000000012.safetensors.77.tmp", ".options.json.5.tmp", ".curves.png.5.tmp")
+    theirs = (".notes.tmp", ".my.safetensors.tmp", ".last.safetensors.old.tmp", "options.json.5.tmp")
+    for name in (*ours, *theirs):
+        (tmp_path / name).touch()
+    clear_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(theirs)

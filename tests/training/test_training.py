@@ -217,6 +217,23 @@ def test_images_that_cannot_be_read_are_named_and_do_not_stop_a_training(tmp_pat
         train.main([str(a) for a in (*arguments, "--output-dir", tmp_path / "strict", "--strict-data")])
 
 
+def test_images_that_vanish_stop_a_training_before_steps_without_them(trained, place, tmp_path):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    for image in sorted((tmp_path / "shapes" / "train").iterdir())[1:]:
+        image.write_bytes(b"")
+    process = run("train", "--resume", "my run", "--epochs", EPOCHS + 2, folder=tmp_path)
+    assert process.returncode == 2
+    done = EPOCHS * STEPS
+    assert re.search(
+        r"train\.sh: (4 of the last 4|[4-8] of the last 8) training images cannot be read: .* "
+        rf"that of step {done}, from before; go on with bash train\.sh --resume 'my run'\n",
+        process.stderr,
+    )
+    _, header = read_weights(tmp_path / "my run" / LAST)
+    assert header["progress"]["step"] == done
+    assert "Traceback" not in process.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "lines"),
     [
@@ -316,3 +333,16 @@ def test_a_killed_worker_that_is_not_replaced_ends_the_training_with_a_word(with
     assert "000" in errors and ".jpg" in errors and "-j 1" in errors and "Traceback" not in errors
     # What was trained until then is kept.
     assert read_weights(folder / LAST)[1]["progress"]["step"] >= read_metrics(folder)[-1]["step"] > 0
+
+
+def test_a_runs_own_figures_stay_when_it_is_evaluated_on_other_data(trained, place, tmp_path):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    figures = (tmp_path / "my run" / "coco_metrics.json").read_bytes()
+    shapes_folder(tmp_path / "other", 1, 2)
+    evaluated = run("evaluate", "--weights", "my run", "--data-path", "other/shapes", "-j", 0, folder=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert (tmp_path / "my run" / "coco_metrics.json").read_bytes() == figures
+    assert re.search(r"^written: my run/evaluations/[0-9a-f]{8}/coco_metrics\.json, ", evaluated.stdout, re.MULTILINE)
+    shutil.copytree(tmp_path / "my run", tmp_path / "another")
+    refused = run("evaluate", "--weights", "my run", "--output-dir", "another", folder=tmp_path)
+    assert refused.returncode == 2 and "--output-dir another holds a run" in refused.stderr
