@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names
+from ssd300_vgg16.data.coco_layout import find_image
 from ssd300_vgg16.data.dataset import (
     MAX_COORDINATE,
     UNKNOWN_CATEGORY,
@@ -62,7 +63,7 @@ def load_coco(
         _section(document, name, annotation_file) for name in ("images", "annotations", "categories")
     )
     problems = Problems(str(annotation_file))
-    names = _read_categories(categories_section, problems)
+    names = _without_root(_read_categories(categories_section, problems), categories_section, annotations_section)
     images = _read_images(images_section, Path(image_folder), problems)
     entries = _usable_annotations(annotations_section, images, names, problems)
     chosen = _choose_categories(names, categories, entries, problems)
@@ -70,29 +71,6 @@ def load_coco(
     if strict:
         problems.refuse()
     return Dataset(str(annotation_file), chosen, samples, problems)
-
-
-def find_coco_split(data_path: str | os.PathLike, split: str) -> tuple[Path, Path]:
-    """(annotation file, image folder) of the split, "train" or "val", of a data set in COCO's layout.
-
-    DATA/annotations/instances_{split}2017.json or instances_{split}.json, with the images in DATA or DATA/images,
-    in a folder {split}2017 or {split}, or all in DATA/images or DATA/JPEGImages. Raises UserError when not found.
-    """
-    data = Path(data_path)
-    # COCO's own layout goes first, then that of tools which write COCO's format.
-    files = [data / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
-    folders = [data / name for name in (f"{split}2017", split, f"images/{split}2017", f"images/{split}")]
-    folders += [data / "images", data / "JPEGImages"]
-    annotation_file = _first(Path.is_file, files, f"{split} annotations", f"--{split}-annotations FILE")
-    image_folder = _first(Path.is_dir, folders, f"folder of {split} images", f"--{split}-images FOLDER")
-    return annotation_file, image_folder
-
-
-def _first(exists: Callable[[Path], bool], candidates: Sequence[Path], what: str, option: str) -> Path:
-    for path in candidates:
-        if exists(path):
-            return path
-    raise UserError(f"no {what}: looked for {', '.join(map(str, candidates))}. Or give it with {option}.")
 
 
 def _read_json(path: Path) -> dict:
@@ -142,6 +120,15 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
+def _without_root(names: dict[int, str], entries: list, annotations: list) -> dict[int, str]:
+    """The names without that of Roboflow's category 0, which stands above the others and has no objects."""
+    above = {entry.get("supercategory") for entry in entries if isinstance(entry, dict) and entry.get("id") != 0}
+    is_root = len(names) > 1 and names.get(0) in above
+    if not is_root or any(isinstance(entry, dict) and entry.get("category_id") == 0 for entry in annotations):
+        return names
+    return {id_: name for id_, name in names.items() if id_ != 0}
+
+
 def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, ImageRow | None]:
     """Images by id, in the file's order; None for those that are dropped."""
     if not folder.is_dir():
@@ -169,12 +156,10 @@ def _read_image_entry(
     fault = _text_fault(entry, "file_name")
     if fault:
         return None, fault
-    parent, _, name = entry["file_name"].rpartition("/")
-    if entry["file_name"].startswith("/") or ".." in parent.split("/"):
-        return None, "with a file_name that leads out of the image folder"
-    if name not in files_in(parent):
+    file = find_image(entry["file_name"], files_in)
+    if file is None:
         return None, f"missing in {folder}"
-    path = folder / entry["file_name"]
+    path = folder / file
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
         try:

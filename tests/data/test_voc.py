@@ -9,7 +9,8 @@ from places import BCCD
 from voc_files import image_set, one_cat_each, thing, write_pairs, write_voc, xml
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
-from ssd300_vgg16.data.coco import find_coco_split, load_coco
+from ssd300_vgg16.data.coco import load_coco
+from ssd300_vgg16.data.coco_layout import find_coco_split
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.voc_sets import find_voc_split, voc_folders
@@ -159,9 +160,9 @@ def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, fo
 
 
 def test_images_that_are_elsewhere(tmp_path):
-    write_pairs(tmp_path / "xml", one_cat_each("1"), tmp_path / "images")
+    write_pairs(tmp_path / "data" / "xml", one_cat_each("1"), tmp_path / "images")
     with pytest.raises(UserError, match=r"(?s)image missing in .*xml: 1\nNo image is left: .* with --train-images"):
-        load_voc([tmp_path / "xml"])
+        load_voc([tmp_path / "data" / "xml"])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "{}">]>'.format("x" * 100)
         ("no XML", "that is not valid XML (syntax error: line 1, column 0)"),
         (
             b"<annotation>\xff</annotation>",
-            "that is not valid XML (not well-formed (invalid token): line 1, column 12)",
+            "that is not valid XML ('utf-8' codec can't decode byte 0xff in position 12: invalid start byte)",
         ),
         ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "that is not valid XML"),
         (BOMB + xml(thing()), "that is no plain XML (it has a DTD or null bytes)"),

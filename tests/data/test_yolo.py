@@ -8,7 +8,8 @@ from yolo_files import GOOD, HEIGHT, WIDTH, YAML, picture, sideways, write_yolo
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo, read_yaml
+from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
+from ssd300_vgg16.data.yolo_layout import read_yaml
 from ssd300_vgg16.errors import UserError
 
 
