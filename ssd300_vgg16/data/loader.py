@@ -11,8 +11,9 @@ import numpy as np
 
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.images import ImageError, decode_image, network_input, read_image
+from ssd300_vgg16.data.images import ImageError, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
+from ssd300_vgg16.data.sizes import read_as_annotated, scaled
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 
@@ -102,16 +103,16 @@ def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBat
         # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
         rng = np.random.default_rng([config.seed, epoch, int(index)])
         try:
-            decoded = decode_image(sample.path, sample.upright, config.min_side)
+            decoded, annotated = read_as_annotated(sample, config.min_side)
         except ImageError as error:
             if config.strict:
                 raise
             # The row stays blank rather than being left out: compiled steps take batches of one shape.
             batch.unreadable.append(str(error))
             continue
-        # The size of the file, which annotations may have wrong.
-        objects = sample.objects(*decoded.size)
-        boxes, labels = augment(decoded, *objects, rng, config.augmentation, batch.images[row])
+        boxes, labels = sample.objects(*annotated)
+        boxes = scaled(boxes, annotated, decoded.size)
+        boxes, labels = augment(decoded, boxes, labels, rng, config.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
@@ -163,15 +164,15 @@ def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationB
     positions, images, sizes, unreadable = [], [], [], []
     for position, sample in zip(task.indices, task.samples, strict=True):
         try:
-            image = read_image(sample.path, sample.upright)
+            decoded, annotated = read_as_annotated(sample)
         except ImageError as error:
             if strict:
                 raise
             unreadable.append(str(error))
             continue
         positions.append(position)
-        sizes.append(image.shape[:2])
-        images.append(network_input(image, image_size))
+        sizes.append(annotated)  # detections are held against boxes as they are annotated
+        images.append(network_input(decoded.pixels, image_size))
     shape = (0, 3, image_size, image_size)
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)

@@ -23,8 +23,10 @@ from ssd300_vgg16.data.dataset import (
     Problems,
     report_boxes,
     samples_of,
+    without_repeated,
 )
 from ssd300_vgg16.data.images import ImageError, image_size
+from ssd300_vgg16.data.sizes import report_sizes
 from ssd300_vgg16.data.voc_sets import ImageNames, ImageSet, image_names, joined_name, read_image_set, xml_file
 from ssd300_vgg16.errors import UserError
 
@@ -178,10 +180,12 @@ def load_voc(
         return f"{path}, object {content.number} ({content.name}; {images[index]}): xyxy {content.box}"
 
     report_boxes(images, table, described, problems)
+    samples = samples_of(images, without_repeated(table, described, problems))
+    report_sizes(samples, problems)
     if strict:
         problems.refuse()
     chosen = tuple(sorted(category_of.values(), key=lambda category: category.label))
-    return Dataset(problems.source, chosen, samples_of(images, table), problems, kind="voc")
+    return Dataset(problems.source, chosen, samples, problems, kind="voc")
 
 
 def _read(

@@ -22,6 +22,7 @@ from ssd300_vgg16.data.dataset import (
     Problems,
     report_boxes,
     samples_of,
+    without_repeated,
 )
 from ssd300_vgg16.data.images import ImageError, find_images, image_size
 from ssd300_vgg16.data.layout import shorter_paths
@@ -69,9 +70,9 @@ def load_yolo(
         return f"{objects[row].place} ({images[objects[row].image_index]})"
 
     report_boxes(images, table, described, problems)
+    samples = samples_of(images, without_repeated(table, described, problems), upright=True)
     if strict:
         problems.refuse()
-    samples = samples_of(images, table, upright=True)
     return Dataset(problems.source, tuple(category_of.values()), samples, problems, kind="yolo")
 
 

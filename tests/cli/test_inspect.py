@@ -123,11 +123,15 @@ def test_years_of_voc_are_shown_together(elsewhere, capsys):
 def test_rotations_that_are_not_applied_are_told(elsewhere, capsys):
     """Of a folder of images with their XML files, which says what an upright image is like, and of the same in YOLO."""
     size = "<size><width>50</width><height>100</height></size>"
-    write_pairs(elsewhere / "voc" / "train", {"a": xml(thing(), size=size), "b": xml(thing())})
-    sideways(elsewhere / "voc" / "train" / "a.jpg")
-    assert inspect.main(["inspect", "voc", "--read-all"]) == 1
+    stored = "<size><width>100</width><height>50</height></size>"
+    files = {"a": xml(thing(), size=stored), "b": xml(thing(), size=size)}
+    for split in ("train", "val"):
+        write_pairs(elsewhere / "voc" / split, files)
+        for name in files:
+            sideways(elsewhere / "voc" / split / f"{name}.jpg")
+    assert inspect.main(["inspect", "voc", "--split", "train", "--read-all"]) == 0
     output = capsys.readouterr().out
-    assert "a.jpg: 100 x 50 pixels, by the annotations 50 x 100, as if turned" in output
+    assert "1 x image that its EXIF orientation turns to the declared size: read upright: b.jpg: 100 x 50" in output
     assert "images with an EXIF rotation: 1 of these, such as voc/train/a.jpg (orientation 6); their boxes" in output
     write_yolo(elsewhere / "yolo", {"a": "0 0.5 0.5 0.2 0.4"})
     sideways(elsewhere / "yolo/images/train/a.jpg")

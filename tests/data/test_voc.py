@@ -388,7 +388,7 @@ def test_labels_are_in_alphabetical_order_which_is_that_of_voc(load):
 
 
 def test_spellings_that_differ_in_case_are_one_category(load):
-    dataset = load({"1": xml(thing("rbc"), thing("RBC"), thing("RBC"), thing("Wbc"))})
+    dataset = load({"1": xml(thing("rbc"), thing("RBC", (1, 1, 9, 9)), thing("RBC", (1, 1, 8, 9)), thing("Wbc"))})
     assert dataset.categories == (Category(1, 1, "RBC"), Category(2, 2, "Wbc"))
     assert dataset.samples[0].labels.tolist() == [1, 1, 1, 2]
     assert dataset.problems.counts == {"category in several spellings": 1}
