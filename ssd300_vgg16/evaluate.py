@@ -1,7 +1,7 @@
 """Evaluate weights: COCO's twelve numbers and AP per class; for VOC's data its mAP too.
 
 bash eval.sh --weights runs/RUN --data-path /data/coco
-bash eval.sh --weights runs/RUN --dataset voc --data-path /data/VOCdevkit
+bash eval.sh --weights runs/RUN --data-path /data/VOCdevkit
 """
 
 # As in train.py, imports that bring OneFlow are made inside functions.
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
         Path(options.data_path) if options.data_path else None,
         val=split_location("val", options.val_annotations, options.val_images),
         strict=options.strict_data,
+        val_fraction=options.val_fraction,
     )
     output = Path(options.output_dir) if options.output_dir else None
     job = job_from(os.environ)

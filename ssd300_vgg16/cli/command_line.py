@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd300_vgg16.data.formats import KINDS
+from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT
+from ssd300_vgg16.data.layout import VAL_FRACTION
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told
@@ -113,6 +114,14 @@ def folder(text: str) -> str:
     return text
 
 
+def share(text: str) -> float:
+    """For `type=`: a number above 0, up to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to 1")
+    return value
+
+
 def not_negative(text: str) -> float:
     """For `type=`: a finite number from 0 up."""
     value = float(text)
@@ -131,21 +140,28 @@ def refuse_as_target(path: Path, suffix: str, kind: str) -> None:
         raise UserError(f"{path.parent}: there is no such folder to write to")
 
 
-def add_data_options(parser: argparse.ArgumentParser, kind: str | None = "coco") -> None:
-    """Where the data is, and what to do about its faults; kind: what --dataset is when not given."""
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Where the data is, and what to do about its faults."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data-path",
         metavar="DIR",
-        help="data set in the layout of its kind; yolo: data.yaml or its folder (default: data/coco)",
+        help="folder of the data set, or the file that describes it (default: data/coco)",
     )
     group.add_argument(
         "--dataset",
         choices=KINDS,
-        default=kind,
-        help="coco: COCO-style JSON and images; voc: VOCdevkit, a folder like VOC2007, or train/ and valid/ of images "
-        "with XML files; yolo: data.yaml and text files; shapes: generated pictures, to try things "
-        f"(default: {kind or 'told by the content'})",
+        default=TOLD_BY_CONTENT,
+        help="auto: told by the content; coco: COCO-style JSON and images; voc: VOCdevkit, a folder like VOC2007, or "
+        "images and XML files; yolo: data.yaml, obj.data or a list of class names, and text files; shapes: generated "
+        "pictures, to try things (default: %(default)s)",
+    )
+    group.add_argument(
+        "--val-fraction",
+        type=share,
+        metavar="X",
+        help="part of the images that is for validation, if the data set has no split: told by their names, so that it "
+        f"is the same in each command (default: {VAL_FRACTION})",
     )
     for split in ("train", "val"):
         group.add_argument(

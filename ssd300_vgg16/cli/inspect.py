@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.data.formats import DEFAULT_COCO, DataSource, guess_kind, split_location
+from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
 from ssd300_vgg16.inspection.report import describe_unseen
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
     inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
     inspect.add_argument("--output-dir", metavar="DIR", help="where inspection/ goes (default: the current folder)")
-    command_line.add_data_options(inspect, kind=None)
+    command_line.add_data_options(inspect)
     return parser
 
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     source = _source(options)
     splits = _splits(source, options.split)
     output = _output(options, source)
-    box_sizes = options.default_boxes or ("voc" if source.kind == "voc" else "coco")
+    box_sizes = options.default_boxes or ("voc" if source.format == "voc" else "coco")
     chosen, candidates = _candidates(options.model, box_sizes)
     settings = Settings(chosen, options.images, options.seed, options.read_all, output)
     inspected: dict[str, Inspected] = {}
@@ -86,22 +86,9 @@ def _source(options: argparse.Namespace) -> DataSource:
     val = split_location("val", options.val_annotations, options.val_images)
     named = options.folder or options.data_path
     path = Path(named) if named else None
-    given = train or val
-    if not (path or given) and options.dataset in (None, "coco"):
+    if not (path or train or val) and options.dataset in (TOLD_BY_CONTENT, "coco"):
         path = DEFAULT_COCO
-    if path and options.dataset != "shapes" and not path.exists():
-        raise UserError(f"{path}: no such folder; name that of a data set")
-    kind = options.dataset or _kind(path or (given[0] if given else DEFAULT_COCO))
-    return DataSource(kind, path, train, val, options.strict_data)
-
-
-def _kind(path: Path) -> str:
-    kind = guess_kind(path)
-    if kind is None:
-        raise UserError(
-            f"{path}: no COCO-style, VOC or YOLO data set found; --dataset with one of them says what is missing"
-        )
-    return kind
+    return DataSource(options.dataset, path, train, val, options.strict_data, options.val_fraction)
 
 
 def _splits(source: DataSource, asked: str | None) -> list[str]:

@@ -127,7 +127,7 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--default-boxes",
         choices=BOX_SIZES,
-        help="whose sizes the default boxes have (default: the weights', else voc for --dataset voc, else coco)",
+        help="whose sizes the default boxes have (default: the weights', else voc for VOC's data, else coco)",
     )
     group.add_argument(
         "--width",

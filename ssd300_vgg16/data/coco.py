@@ -1,10 +1,11 @@
 """Data sets in COCO's annotation format, checked while they are read."""
 
+import contextlib
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names
+from ssd300_vgg16.data.coco_layout import find_image
 from ssd300_vgg16.data.dataset import (
     MAX_COORDINATE,
     UNKNOWN_CATEGORY,
@@ -25,12 +27,21 @@ from ssd300_vgg16.data.dataset import (
     file_names,
     report_boxes,
     samples_of,
+    without_repeated,
 )
 from ssd300_vgg16.data.images import ImageError, image_size
+from ssd300_vgg16.data.sizes import report_sizes
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import listed
 
+JOINED = "image that is there again: joined with the first"
 MAX_SECTIONS = 20  # in a message
+# Boxes that are fractions of the image may stick out of it a little.
+FRACTION_LIMIT = 1.01
+SMALLEST_IMAGE = 8  # pixels a side; in smaller ones a box may be within 0 to 1 by right
+# From how many boxes, and which part of them beyond the image, it is told that they are corners.
+FEWEST_TELLING = 4
+BEYOND_TELLING = 0.25
 MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
 
 
@@ -62,37 +73,17 @@ def load_coco(
         _section(document, name, annotation_file) for name in ("images", "annotations", "categories")
     )
     problems = Problems(str(annotation_file))
-    names = _read_categories(categories_section, problems)
+    names = _without_root(_read_categories(categories_section, problems), categories_section, annotations_section)
     images = _read_images(images_section, Path(image_folder), problems)
+    if any(_with_numbers(entry) is not entry for entry in (*images_section, *annotations_section)):
+        problems.notes.append(f"{annotation_file}: numbers that are written as texts are read as numbers")
     entries = _usable_annotations(annotations_section, images, names, problems)
     chosen = _choose_categories(names, categories, entries, problems)
-    samples = _samples(list(filter(None, images.values())), entries, chosen, problems)
+    rows = list(dict.fromkeys(filter(None, images.values())))
+    samples = _samples(rows, entries, chosen, problems)
     if strict:
         problems.refuse()
     return Dataset(str(annotation_file), chosen, samples, problems)
-
-
-def find_coco_split(data_path: str | os.PathLike, split: str) -> tuple[Path, Path]:
-    """(annotation file, image folder) of the split, "train" or "val", of a data set in COCO's layout.
-
-    DATA/annotations/instances_{split}2017.json or instances_{split}.json, with the images in DATA or DATA/images,
-    in a folder {split}2017 or {split}, or all in DATA/images or DATA/JPEGImages. Raises UserError when not found.
-    """
-    data = Path(data_path)
-    # COCO's own layout goes first, then that of tools which write COCO's format.
-    files = [data / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
-    folders = [data / name for name in (f"{split}2017", split, f"images/{split}2017", f"images/{split}")]
-    folders += [data / "images", data / "JPEGImages"]
-    annotation_file = _first(Path.is_file, files, f"{split} annotations", f"--{split}-annotations FILE")
-    image_folder = _first(Path.is_dir, folders, f"folder of {split} images", f"--{split}-images FOLDER")
-    return annotation_file, image_folder
-
-
-def _first(exists: Callable[[Path], bool], candidates: Sequence[Path], what: str, option: str) -> Path:
-    for path in candidates:
-        if exists(path):
-            return path
-    raise UserError(f"no {what}: looked for {', '.join(map(str, candidates))}. Or give it with {option}.")
 
 
 def _read_json(path: Path) -> dict:
@@ -127,7 +118,7 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     """Names by id, in order of id."""
     names: dict[int, str] = {}
     ids_by_name: dict[str, int] = {}
-    for position, entry in enumerate(entries):
+    for position, entry in enumerate(map(_with_numbers, entries)):
         fault = _id_fault(entry, names) or _text_fault(entry, "name")
         if fault:
             problems.add(f"category {fault}", _located("categories", entry, position))
@@ -142,6 +133,15 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
+def _without_root(names: dict[int, str], entries: list, annotations: list) -> dict[int, str]:
+    """The names without that of Roboflow's category 0, which stands above the others and has no objects."""
+    above = {entry.get("supercategory") for entry in entries if isinstance(entry, dict) and entry.get("id") != 0}
+    is_root = len(names) > 1 and names.get(0) in above
+    if not is_root or any(isinstance(entry, dict) and entry.get("category_id") == 0 for entry in annotations):
+        return names
+    return {id_: name for id_, name in names.items() if id_ != 0}
+
+
 def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, ImageRow | None]:
     """Images by id, in the file's order; None for those that are dropped."""
     if not folder.is_dir():
@@ -149,12 +149,22 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, I
     # Each folder is listed once: to ask for each of 100,000 files takes long on a network drive.
     files_in = cache(lambda parent: file_names(folder / parent))
     images: dict[int, ImageRow | None] = {}
-    for position, entry in enumerate(entries):
+    id_of: dict[str, int] = {}  # by file_name
+    for position, entry in enumerate(map(_with_numbers, entries)):
+        file_name = entry.get("file_name") if type(entry) is dict else None
+        first_id = id_of.get(file_name) if isinstance(file_name, str) else None
+        # Some tools write an image once for each of its boxes, with the same id or another.
+        if first_id is not None and not _id_fault(entry, set() if entry.get("id") == first_id else images):
+            images[entry["id"]] = images[first_id]
+            problems.add(JOINED, _located("images", entry, position))
+            continue
         fault = _id_fault(entry, images)
         if fault:
             problems.add(f"image {fault}", _located("images", entry, position))
             continue
         images[entry["id"]], fault = _read_image_entry(entry, folder, files_in)
+        if isinstance(file_name, str):
+            id_of.setdefault(file_name, entry["id"])
         if fault:
             problems.add(f"image {fault}", f"image {entry['id']} ({entry.get('file_name')})")
     if not any(images.values()):
@@ -169,12 +179,10 @@ def _read_image_entry(
     fault = _text_fault(entry, "file_name")
     if fault:
         return None, fault
-    parent, _, name = entry["file_name"].rpartition("/")
-    if entry["file_name"].startswith("/") or ".." in parent.split("/"):
-        return None, "with a file_name that leads out of the image folder"
-    if name not in files_in(parent):
+    file = find_image(entry["file_name"], files_in)
+    if file is None:
         return None, f"missing in {folder}"
-    path = folder / entry["file_name"]
+    path = folder / file
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
         try:
@@ -195,22 +203,40 @@ def _usable_annotations(
 ) -> list[dict]:
     """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
     usable = []
-    seen: set[int] = set()
-    for position, entry in enumerate(map(_with_box_of_mask, entries)):
-        fault = _annotation_fault(entry, seen, images, names)
+    for position, entry in enumerate(_with_box_of_mask(_with_numbers(entry)) for entry in entries):
+        fault = _annotation_fault(entry, images, names)
         if fault:
             problems.add(f"annotation {fault}", _located("annotations", entry, position))
             continue
-        seen.add(entry["id"])
-        if images[entry["image_id"]]:  # else its image is dropped, which has been counted
-            usable.append(entry)
+        image = images[entry["image_id"]]
+        if image:  # else its image is dropped, which has been counted
+            usable.append(entry if image.id == entry["image_id"] else entry | {"image_id": image.id})
     return usable
 
 
-def _annotation_fault(entry: Any, seen: set[int], images: dict, names: dict) -> str | None:
-    fault = _id_fault(entry, seen)
-    if fault:
-        return fault
+def _with_numbers(entry: Any) -> Any:
+    """The entry with numbers where some tools write them as texts: "7", ["1.5", "2", "10", "20"]."""
+    if type(entry) is not dict:
+        return entry
+    ids = {
+        name: int(value)
+        for name in ("id", "image_id", "category_id", "iscrowd")
+        if isinstance(value := entry.get(name), str) and _WHOLE_NUMBER.fullmatch(value)
+    }
+    bbox = entry.get("bbox")
+    if type(bbox) is list and any(type(value) is str for value in bbox):
+        with contextlib.suppress(ValueError, TypeError):
+            ids["bbox"] = [float(value) for value in bbox]
+    return entry | ids if ids else entry
+
+
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
+
+
+def _annotation_fault(entry: Any, images: dict, names: dict) -> str | None:
+    # Its own id is not asked for: some tools count anew in each image, and nothing here refers to it.
+    if type(entry) is not dict:
+        return "that is not an object"
     for field, known in (("image_id", images), ("category_id", names)):
         value = entry.get(field)
         if type(value) is not int:  # not isinstance: true is an int too
@@ -270,7 +296,7 @@ def _box_of_mask(size: object, counts: object) -> list[float] | None:
     return [x, y, box_width, box_height] if is_within else None
 
 
-def _id_fault(entry: object, known: dict | set) -> str | None:
+def _id_fault(entry: Any, known: dict | set) -> str | None:
     if type(entry) is not dict:
         return "that is not an object"
     if type(entry.get("id")) is not int:
@@ -327,10 +353,36 @@ def _samples(
 
     def described(row: int) -> str:
         image = images[table.image_index[row]]
-        return f"annotation {entries[row]['id']} (image {image.id}, {image}): bbox {entries[row]['bbox']}"
+        return f"annotation {entries[row].get('id')} (image {image.id}, {image}): bbox {entries[row]['bbox']}"
 
     report_boxes(images, table, described, problems)
-    return samples_of(images, table)
+    _refuse_other_boxes(table, images, problems.source)
+    # COCO's own published figures count what is in its files, twice where it is there twice.
+    if not all(category in COCO_CATEGORIES for category in chosen):
+        table = without_repeated(table, described, problems)
+    samples = samples_of(images, table)
+    report_sizes(samples, problems)
+    return samples
+
+
+def _refuse_other_boxes(table: ObjectTable, images: list[ImageRow], source: str) -> None:
+    """UserError if all boxes of the file say that they are written in another way than COCO's."""
+    height, width = np.array([image[2:] for image in images], dtype=np.float64)[table.image_index].T
+    x, y, x_end, y_end = table.boxes.T
+    right, bottom = x_end - x, y_end - y  # what is the width in COCO's sense would be the right edge
+    is_fraction = (table.boxes <= FRACTION_LIMIT).all() and (table.boxes >= 0).all() and (right * bottom > 0).any()
+    if is_fraction and min(height.min(), width.min()) > SMALLEST_IMAGE:
+        raise UserError(
+            f"{source}: all {len(x)} boxes are within 0 to 1: they are fractions of the image, and COCO's bbox is in "
+            "pixels: x, y, width, height; multiply them by width and height"
+        )
+    corners = (right > x) & (bottom > y) & (right <= width + 1) & (bottom <= height + 1)
+    beyond = (x_end > width + 1) | (y_end > height + 1)
+    if len(x) >= FEWEST_TELLING and corners.all() and beyond.mean() >= BEYOND_TELLING:
+        raise UserError(
+            f"{source}: {beyond.sum()} of {len(x)} boxes lead out of their images, and all fit as x1, y1, x2, y2; "
+            "COCO's bbox is x, y, width, height: correct what wrote the file"
+        )
 
 
 def _table(entries: list[dict], images: list[ImageRow], label_of: dict[int, int], problems: Problems) -> ObjectTable:
@@ -353,5 +405,5 @@ def _areas(entries: list[dict], boxes_xywh: np.ndarray, problems: Problems) -> n
         if type(area) in (int, float) and abs(area) < MAX_COORDINATE**2:
             areas[row] = area
         elif area is not None:
-            problems.add("area that is not a number", f"annotation {entry['id']} (area {str(area)[:80]})")
+            problems.add("area that is not a number", f"annotation {entry.get('id')} (area {str(area)[:80]})")
     return areas

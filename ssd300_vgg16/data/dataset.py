@@ -60,12 +60,16 @@ class Sample:
 
 @dataclass
 class Problems:
-    """Counts and first examples of what was wrong, by kind, so that one message can tell all of it."""
+    """Counts and first examples of what was wrong, by kind, so that one message can tell all of it.
+
+    notes: what is not wrong, and to be known all the same.
+    """
 
     source: str
     examples_kept: int = 3
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, kind: str, example: str) -> None:
         """Count one problem of this kind ("box of no area"), with an example that locates it ("annotation 17")."""
@@ -75,16 +79,18 @@ class Problems:
             examples.append(example)
 
     def __bool__(self) -> bool:
-        return bool(self.counts)
+        return bool(self.counts or self.notes)
 
     def refuse(self) -> None:
         """Raise UserError if there is any problem, for data that is to be read strictly."""
-        if self:
+        if self.counts:
             raise UserError(f"{self.message()}\nCorrect the file, or load it without strict to leave these out.")
 
     def message(self) -> str:
-        """All problems in one text, a line a kind: count, kind, examples."""
-        lines = [f"{self.source}: {sum(self.counts.values())} problem(s)"]
+        """All notes and problems in one text, a line a kind: count, kind, examples."""
+        lines = [printable(note, MAX_EXAMPLE_LETTERS) for note in self.notes]
+        if self.counts or not lines:
+            lines.append(f"{self.source}: {sum(self.counts.values())} problem(s)")
         for kind, count in self.counts.items():
             # Examples quote the file, and so may hold anything; a path and what is wrong there are to fit.
             examples = [printable(example, MAX_EXAMPLE_LETTERS) for example in self.examples[kind]]
@@ -176,6 +182,16 @@ def samples_of(images: list[ImageRow], table: ObjectTable, upright: bool = False
         )
         for image, (first, last) in zip(images, pairwise(starts), strict=True)
     )
+
+
+def without_repeated(table: ObjectTable, described: Callable[[int], str], problems: Problems) -> ObjectTable:
+    """Each object once; those that are there again, with the same box and label, are counted. Boxes of no area stay."""
+    rows = np.column_stack((table.image_index, table.labels, table.crowd, table.boxes))
+    _, first = np.unique(rows, axis=0, return_index=True)
+    keep = (box_math.area(table.boxes) <= 0) | np.isin(np.arange(len(rows)), first)
+    for row in np.flatnonzero(~keep).tolist():
+        problems.add("object that is there twice, with the same box: counted once", described(row))
+    return ObjectTable(*(column[keep] for column in table))
 
 
 def report_boxes(

@@ -1,18 +1,27 @@
 """Where a data set comes from: options of the command lines to `Dataset` objects."""
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from ssd300_vgg16.data.coco import find_coco_split, load_coco
+from ssd300_vgg16.data.coco import load_coco
+from ssd300_vgg16.data.coco_layout import coco_files, find_coco_split, find_coco_splits
 from ssd300_vgg16.data.dataset import Category, Dataset
+from ssd300_vgg16.data.foreign import foreign_format
+from ssd300_vgg16.data.layout import VAL_FRACTION, WHOLE, divided
 from ssd300_vgg16.data.shapes import write_shapes
 from ssd300_vgg16.data.voc import load_voc
-from ssd300_vgg16.data.voc_sets import find_voc_split, holds_xml, read_image_set, voc_folders
-from ssd300_vgg16.data.yolo import find_yaml, find_yolo_split, load_yolo
+from ssd300_vgg16.data.voc_layout import find_voc_splits, xml_folders
+from ssd300_vgg16.data.voc_sets import find_voc_split, read_image_set, voc_folders
+from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
+from ssd300_vgg16.data.yolo_layout import find_description, find_yolo_splits
 from ssd300_vgg16.errors import UserError
 
-KINDS = ("coco", "voc", "yolo", "shapes")
+TOLD_BY_CONTENT = "auto"
+KINDS = (TOLD_BY_CONTENT, "coco", "voc", "yolo", "shapes")
 DEFAULT_COCO = Path("data/coco")
 DEFAULT_SHAPES = Path("data/shapes")
 SHAPES_IMAGES = {"train_images": 1200, "val_images": 100}
@@ -23,73 +32,148 @@ SHAPES_SEED = 0
 Location = tuple[Path, Path | None]
 
 
+class Found(NamedTuple):
+    """Where a split is: its name in the data set, which may be another's, its places, and what is to be said of it."""
+
+    split: str
+    places: tuple[Path, ...]
+    note: str = ""
+    fraction: float | None = None  # of a data set without a split of its own, the part that is for validation
+
+
 @dataclass(frozen=True)
 class DataSource:
     """A data set by kind, one of KINDS, and place; a split's own annotation file and image folder go first.
 
-    Raises UserError for a split's own place that this kind has no use for.
+    val_fraction: the part of the images that is for validation where the data set has no split of its own; None:
+    VAL_FRACTION. Raises UserError for a split's own place that the kind has no use for.
     """
 
-    kind: str = "coco"
+    kind: str = TOLD_BY_CONTENT
     path: Path | None = None
     train: Location | None = None
     val: Location | None = None
     strict: bool = False
+    val_fraction: float | None = None
 
     def __post_init__(self) -> None:
         for split, given in (("train", self.train), ("val", self.val)):
             if given and self.kind == "yolo":
                 raise UserError(f"--{split}-annotations: the places of a YOLO data set's splits are in its data.yaml")
-            if given and self.kind != "voc" and given[1] is None:
+            is_coco = self.kind in ("coco", "shapes") or (self.kind == TOLD_BY_CONTENT and given and _is_json(given[0]))
+            if given and is_coco and given[1] is None:
                 raise UserError(f"--{split}-annotations needs --{split}-images with it")
 
     def is_absent(self) -> bool:
         """Whether nothing was said about the data and the default place is empty too."""
-        return self.kind == "coco" and not (self.path or self.train or self.val or DEFAULT_COCO.is_dir())
+        said = self.path or self.train or self.val or DEFAULT_COCO.is_dir()
+        return self.kind in (TOLD_BY_CONTENT, "coco") and not said
+
+    @cached_property
+    def format(self) -> str:
+        """The kind, told by the content if need be. Raises UserError if nothing, or too much, is found there."""
+        if self.kind != TOLD_BY_CONTENT:
+            return self.kind
+        given = self.train or self.val
+        if given:
+            return "coco" if _is_json(given[0]) else "voc"
+        folder = self._folder()
+        kind = guess_kind(folder)
+        if kind is None:
+            raise UserError(nothing_found(folder))
+        return kind
 
     def locate(self, split: str) -> tuple[Path, ...]:
         """The files and folders that "train" or "val" will be read from; generated now if need be.
 
-        coco and shapes: annotation file, image folder; voc: image sets, or a folder of XML files; yolo: folders of
+        coco and shapes: annotation file, image folder; voc: image sets, or folders of XML files; yolo: folders of
         images, or lists of them.
         Raises UserError when they are not there.
         """
-        given = self._given(split)
-        if self.kind == "voc" and given:
-            read_image_set(given[0])
-            return given[:1]
-        if given:
-            return tuple(place for place in given if place)
-        if self.kind == "shapes":
-            write_shapes(self._folder(), **SHAPES_IMAGES, seed=SHAPES_SEED)
-        find = {"voc": find_voc_split, "yolo": find_yolo_split}.get(self.kind, find_coco_split)
-        folder = self._folder()
-        try:
-            return find(folder, split)
-        except UserError:
-            # A folder of another kind is the likelier mistake than a file that is missing.
-            _refuse_other_kind(folder, self.kind)
-            raise
+        found = self._find(split)
+        # What data.yaml names need not be there.
+        return find_yolo_split(self._folder(), found.split) if self.format == "yolo" else found.places
 
     def load(self, split: str, categories: tuple[Category, ...] | None = None) -> Dataset:
         """The "train" or "val" split; with `categories`, its labels are theirs."""
-        places = self.locate(split)
-        if self.kind == "voc":
+        found = self._find(split)
+        if self.format == "voc":
             _, given_folder = self._given(split) or (None, None)
-            return load_voc(places, given_folder, categories, self.strict)
-        if self.kind == "yolo":
-            return load_yolo(self._folder(), split, categories, self.strict)
-        annotation_file, image_folder = places
-        return load_coco(annotation_file, image_folder, categories, self.strict)
+            dataset = load_voc(found.places, given_folder, categories, self.strict)
+        elif self.format == "yolo":
+            dataset = load_yolo(self._folder(), found.split, categories, self.strict)
+        else:
+            annotation_file, image_folder = found.places
+            dataset = load_coco(annotation_file, image_folder, categories, self.strict)
+        if found.note:
+            dataset.problems.notes.append(found.note)
+        return dataset if found.fraction is None else divided(dataset, split, found.fraction)
+
+    def _find(self, split: str) -> Found:
+        given = self._given(split)
+        if given and self.format == "voc":
+            read_image_set(given[0])
+            return Found(split, given[:1])
+        if given:
+            return Found(split, tuple(place for place in given if place))
+        folder = self._folder()
+        if self.format == "shapes":
+            write_shapes(folder, **SHAPES_IMAGES, seed=SHAPES_SEED)
+        try:
+            splits = _FIND[self.format](folder)
+        except UserError:
+            # A folder of another kind is the likelier mistake than a file that is missing.
+            _refuse_other_kind(folder, self.format)
+            raise
+        has_val = bool(self.val or {"val", "test"} & splits.keys())
+        if has_val and self.val_fraction is not None:
+            places = self.val or splits.get("val") or splits["test"]
+            raise UserError(f"--val-fraction: the data has a validation split, {places[0]}: leave the option out")
+        if split in splits and (split == "val" or has_val):
+            return Found(split, splits[split])
+        if split == "val" and "test" in splits:
+            return Found("test", splits["test"], f"no val split: the test split is used, {splits['test'][0]}")
+        whole = "train" if "train" in splits else WHOLE
+        if whole in splits and has_val:
+            return Found(whole, splits[whole])
+        if whole in splits:
+            fraction = VAL_FRACTION if self.val_fraction is None else self.val_fraction
+            note = (
+                f"{splits[whole][0]}: no validation split there: {fraction:.0%} of the images are kept for it, "
+                "told by a hash of their names (--val-fraction)"
+            )
+            return Found(whole, splits[whole], note, fraction)
+        _refuse_other_kind(folder, self.format)
+        return Found(split, _FIND_OR_SAY[self.format](folder, split))
 
     def _given(self, split: str) -> Location | None:
         return self.train if split == "train" else self.val
 
     def _folder(self) -> Path:
-        folder = self.path or {"coco": DEFAULT_COCO, "shapes": DEFAULT_SHAPES}.get(self.kind)
+        usual = {TOLD_BY_CONTENT: DEFAULT_COCO, "coco": DEFAULT_COCO, "shapes": DEFAULT_SHAPES}
+        folder = self.path or usual.get(self.kind)
         if folder is None:
             raise UserError(f"--dataset {self.kind} needs --data-path with it")
+        folder = folder.expanduser()
+        if self.kind != "shapes" and self.path and not folder.exists():
+            raise UserError(f"{folder}: no such folder; name that of a data set")
         return folder
+
+
+# For each kind: the places of the splits that are there, by name; and those of one split, or a UserError that says
+# what was looked for.
+_FIND: dict[str, Callable[[Path], Mapping[str, tuple[Path, ...]]]] = {
+    "coco": find_coco_splits,
+    "shapes": find_coco_splits,
+    "voc": find_voc_splits,
+    "yolo": find_yolo_splits,
+}
+_FIND_OR_SAY: dict[str, Callable[[Path, str], tuple[Path, ...]]] = {
+    "coco": find_coco_split,
+    "shapes": find_coco_split,
+    "voc": find_voc_split,
+    "yolo": find_yolo_split,
+}
 
 
 def split_location(split: str, annotations: str | None, images: str | None) -> Location | None:
@@ -100,20 +184,48 @@ def split_location(split: str, annotations: str | None, images: str | None) -> L
 
 
 def guess_kind(path: str | os.PathLike) -> str | None:
-    """The kind of data set that a folder or file holds, by its content: "coco", "voc", "yolo", or None."""
+    """The kind of data set that a folder or file holds, by its content: "coco", "voc", "yolo", or None.
+
+    Raises UserError, which names what was seen, where it holds several.
+    """
     path = Path(path)
-    if path.suffix.lower() == ".json" or any(path.glob("annotations/instances_*.json")):
+    if _is_json(path) or any(path.glob("annotations/instances_*.json")):
         return "coco"
-    # VOC before YOLO: a YAML file may lie beside anything, image sets have one meaning.
+    # Image sets have one meaning; the other layouts are told by files that may lie beside anything.
     if voc_folders(path) or path.parent.parent.name == "ImageSets" or path.suffix.lower() == ".xml":
         return "voc"
-    if find_yaml(path):
-        return "yolo"
-    return "voc" if holds_xml(path) else None
+    seen: dict[str, Path | None] = {
+        "coco": next((file.path for file in coco_files(path)), None),
+        "voc": next(iter(xml_folders(path)), None),
+        "yolo": find_description(path),
+    }
+    kinds = [kind for kind, place in seen.items() if place]
+    if len(kinds) > 1:
+        all_seen = " and ".join(f"{_NAMES[kind]} ({seen[kind]})" for kind in kinds)
+        choice = " or ".join(kinds)
+        raise UserError(f"{path}: there is {all_seen}: say which is meant with --dataset {choice}")
+    return kinds[0] if kinds else None
+
+
+_NAMES = {"coco": "a COCO-style data set", "voc": "VOC", "yolo": "a YOLO data set"}
+
+
+def nothing_found(path: Path) -> str:
+    """That there is no data set in a format that is read, and what else there is."""
+    foreign = foreign_format(path)
+    if foreign:
+        return f"{path}: {foreign}"
+    return (
+        f"{path}: no COCO-style, VOC or YOLO data set found: looked for COCO's JSON, XML files, data.yaml, obj.data "
+        "or a list of class names; --dataset with one of coco, voc, yolo says what is missing"
+    )
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
 
 
 def _refuse_other_kind(path: Path, kind: str) -> None:
     other = guess_kind(path)
     if other and other != ("coco" if kind == "shapes" else kind):
-        name = {"coco": "a COCO-style data set", "voc": "VOC", "yolo": "a YOLO data set"}[other]
-        raise UserError(f"{path}: this looks like {name}: add --dataset {other}")
+        raise UserError(f"{path}: this looks like {_NAMES[other]}: add --dataset {other}")

@@ -11,9 +11,10 @@ import numpy as np
 
 from ssd300_vgg16.data.augment import augment, policy_of
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.images import DecodedImage, ImageError, decode_image, network_input
+from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
 from ssd300_vgg16.data.notes import Note
+from ssd300_vgg16.data.sizes import read_as_annotated, scaled
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 
@@ -100,14 +101,19 @@ def training_batches(
         yield batch
 
 
-def _decoded(sample: Sample, strict: bool, notes: list[Note], min_side: int | None = None) -> DecodedImage:
-    """The sample's image; what is odd about it is added to notes. Raises ImageError; strict: if it is damaged too."""
-    decoded = decode_image(sample.path, sample.upright, min_side)
+def _decoded(
+    sample: Sample, strict: bool, notes: list[Note], min_side: int | None = None
+) -> tuple[DecodedImage, tuple[int, int]]:
+    """What `read_as_annotated` gives; what is odd about the image is added to notes.
+
+    Raises ImageError; strict: if it is damaged too.
+    """
+    decoded, annotated = read_as_annotated(sample, min_side)
     for note in decoded.notes:
         if strict and note.harmful:
             raise ImageError(note.path, note.what)
         notes.append(note)
-    return decoded
+    return decoded, annotated
 
 
 def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBatch:
@@ -117,16 +123,16 @@ def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBat
         # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
         rng = np.random.default_rng([config.seed, epoch, int(index)])
         try:
-            decoded = _decoded(sample, config.strict, batch.notes, config.min_side)
+            decoded, annotated = _decoded(sample, config.strict, batch.notes, config.min_side)
         except ImageError as error:
             if config.strict:
                 raise
             # The row stays blank rather than being left out: compiled steps take batches of one shape.
             batch.unreadable.append(str(error))
             continue
-        # The size of the file, which annotations may have wrong.
-        objects = sample.objects(*decoded.size)
-        boxes, labels = augment(decoded, *objects, rng, config.augmentation, batch.images[row])
+        boxes, labels = sample.objects(*annotated)
+        boxes = scaled(boxes, annotated, decoded.size)
+        boxes, labels = augment(decoded, boxes, labels, rng, config.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
@@ -183,15 +189,15 @@ def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationB
     notes: list[Note] = []
     for position, sample in zip(task.indices, task.samples, strict=True):
         try:
-            image = _decoded(sample, strict, notes).pixels
+            decoded, annotated = _decoded(sample, strict, notes)
         except ImageError as error:
             if strict:
                 raise
             unreadable.append(str(error))
             continue
         positions.append(position)
-        sizes.append(image.shape[:2])
-        images.append(network_input(image, image_size))
+        sizes.append(annotated)  # detections are held against boxes as they are annotated
+        images.append(network_input(decoded.pixels, image_size))
     shape = (0, 3, image_size, image_size)
     stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)

@@ -1,5 +1,7 @@
 """Data sets in PASCAL VOC's layout: image sets, an XML file for each image, checked while they are read."""
 
+import codecs
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,12 +23,17 @@ from ssd300_vgg16.data.dataset import (
     Problems,
     report_boxes,
     samples_of,
+    without_repeated,
 )
 from ssd300_vgg16.data.images import ImageError, image_size
-from ssd300_vgg16.data.voc_sets import ImageNames, ImageSet, image_names, joined_name, read_image_set
+from ssd300_vgg16.data.sizes import report_sizes
+from ssd300_vgg16.data.voc_sets import ImageNames, ImageSet, image_names, joined_name, read_image_set, xml_file
 from ssd300_vgg16.errors import UserError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+_ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 
 
 class VocFault(Exception):
@@ -87,16 +94,26 @@ def _parse(path: Path) -> ElementTree.Element:
         raise VocFault(f"that cannot be read ({error.strerror})") from None
     if not data.strip():
         raise VocFault("that is empty")
-    # Entities can be defined in a DTD only; in UTF-16, which VOC's files are not in, it would go unnoticed here.
-    if b"\0" in data or b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise VocFault("that is no plain XML (it has a DTD or null bytes)")
     try:
-        root = ElementTree.fromstring(data)
+        text = _decoded(data)
+        # Entities can be defined in a DTD only. In UTF-16 and others it would go unnoticed before decoding.
+        if "\0" in text or "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise VocFault("that is no plain XML (it has a DTD or null bytes)")
+        root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise VocFault(f"that is not valid XML ({error})") from None
     if root.tag != "annotation":
         raise VocFault("that is not VOC's: its outermost element is not <annotation>")
     return root
+
+
+def _decoded(data: bytes) -> str:
+    """The text of an XML file in the encoding that it declares, which Python knows more of than its XML parser."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    declared = _ENCODING.match(data)
+    encoding = declared[1].decode() if declared else "utf-8-sig"
+    return data.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
 
 
 def _box(element: ElementTree.Element) -> tuple[float, float, float, float] | str:
@@ -163,10 +180,12 @@ def load_voc(
         return f"{path}, object {content.number} ({content.name}; {images[index]}): xyxy {content.box}"
 
     report_boxes(images, table, described, problems)
+    samples = samples_of(images, without_repeated(table, described, problems))
+    report_sizes(samples, problems)
     if strict:
         problems.refuse()
     chosen = tuple(sorted(category_of.values(), key=lambda category: category.label))
-    return Dataset(problems.source, chosen, samples_of(images, table), problems, kind="voc")
+    return Dataset(problems.source, chosen, samples, problems, kind="voc")
 
 
 def _read(
@@ -178,7 +197,7 @@ def _read(
     # Each folder is listed once: to ask for each of 16,000 files takes long on a network drive.
     names_in = cache(image_names)
     for number, (image_set, name) in enumerate(_listed_images(image_sets, problems), start=1):
-        path = image_set.annotations / f"{name}.xml"
+        path = xml_file(image_set.annotations, name)
         try:
             annotation = read_voc_xml(path)
         except VocFault as fault:

@@ -1,5 +1,6 @@
 """Which images a split of a VOC data set has: image sets, or folders of XML files."""
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -33,20 +34,31 @@ class ImageNames(NamedTuple):
 
 
 def read_image_set(path: Path) -> ImageSet:
-    """The image set in this file, or all XML files in this folder, sorted; the images are in JPEGImages.
+    """The image set in this file, or all XML files in this folder, sorted; the former's images are in JPEGImages.
 
-    A folder of XML files has its images in it, unless it is called Annotations and JPEGImages is beside it.
+    The images of a folder of XML files are in it, in a folder beside it, or in the folder that it is in.
     Raises UserError when it is neither, or of no use.
     """
     if not path.is_dir():
         folder = voc_folder_of(path)
         return ImageSet(path, folder / "Annotations", folder / "JPEGImages", _lines(path))
-    names = _xml_names(path)
+    names = xml_names(path)
     if not names:
         raise UserError(f"{path}: no XML file in this folder")
-    beside = Path(os.path.normpath(path / ".." / "JPEGImages"))
-    in_annotations = os.path.basename(os.path.abspath(path)) == "Annotations"  # noqa: PTH100, PTH119 - "." has no name
-    return ImageSet(path, path, beside if in_annotations and beside.is_dir() else path, names)
+    return ImageSet(path, path, _images_of(path, names), names)
+
+
+def _images_of(xml_folder: Path, names: Sequence[str]) -> Path:
+    """The folder with most of the images that XML files of these names are for: the folder itself, or one near it."""
+    stems = set(names)
+    above = Path(os.path.normpath(xml_folder / ".."))
+    own_name = Path(os.path.abspath(xml_folder)).name  # noqa: PTH100 - "." has no name
+    near = [xml_folder, above / "JPEGImages", *sorted(path for path in above.iterdir() if path.is_dir()), above]
+    # DATA/annotations/train goes with DATA/images/train.
+    near += sorted(path for path in Path(os.path.normpath(above / "..")).glob(f"*/{glob.escape(own_name)}"))
+    images = {folder: image_names(folder) for folder in dict.fromkeys(near)}
+    # An XML file may also name its image, which then has another name: so any images are better than none.
+    return max(images, key=lambda folder: (len(stems & images[folder].by_stem.keys()), bool(images[folder].all)))
 
 
 def find_voc_split(data_path: str | os.PathLike, split: str) -> tuple[Path, ...]:
@@ -98,16 +110,12 @@ def voc_folder_of(image_set: Path) -> Path:
     return folder
 
 
-def holds_xml(data_path: Path) -> bool:
-    """Whether there are XML files in this folder, or in those of it that could be a data set without image sets."""
-    names = ("Annotations", *(name for names in SPLIT_FOLDERS.values() for name in names))
-    return any(_xml_names(folder) for folder in (data_path, *(data_path / name for name in names)))
-
-
 def joined_name(image_sets: Sequence[Path]) -> str:
     """The file, or the folder of several with their years: data/VOCdevkit (VOC2007 trainval + VOC2012 trainval)."""
     if len(image_sets) == 1:
         return str(image_sets[0])
+    if any(path.is_dir() for path in image_sets):
+        return ", ".join(map(str, image_sets))
     folders = [voc_folder_of(path) for path in image_sets]
     sets = [f"{folder.name} {path.stem}" for folder, path in zip(folders, image_sets, strict=True)]
     return f"{folders[0].parent} ({' + '.join(sets)})"
@@ -129,16 +137,23 @@ def _image_set(folder: Path, name: str) -> Path:
     return folder / "ImageSets" / "Main" / f"{name}.txt"
 
 
-def _xml_names(folder: Path) -> list[str]:
+def xml_names(folder: Path) -> list[str]:
     """The XML files in a folder, sorted, without suffix; not the hidden ones, which some systems put into archives."""
-    names = [name for name in file_names(folder) if name.endswith(".xml") and not name.startswith(".")]
-    return sorted(name.removesuffix(".xml") for name in names)
+    names = [Path(name) for name in file_names(folder) if not name.startswith(".")]
+    return sorted({name.stem for name in names if name.suffix.lower() == ".xml"})
+
+
+def xml_file(folder: Path, name: str) -> Path:
+    """The XML file of this name, whose suffix may be in capitals."""
+    path = folder / f"{name}.xml"
+    capitals = folder / f"{name}.XML"
+    return capitals if not path.exists() and capitals.exists() else path
 
 
 def _split_folder(data: Path, split: str) -> Path:
     """The folder of XML files for a split. Raises UserError, which says what to do, if there is none."""
     folders = {name: [data / folder for folder in SPLIT_FOLDERS[name]] for name in SPLIT_FOLDERS}
-    first_of = {name: next(filter(_xml_names, folders[name]), None) for name in folders}
+    first_of = {name: next(filter(xml_names, folders[name]), None) for name in folders}
     if folder := first_of[split]:
         return folder
     if any(first_of.values()):
@@ -146,10 +161,10 @@ def _split_folder(data: Path, split: str) -> Path:
         option = f"--{split}-annotations FOLDER"
         raise UserError(f"no folder of {split} XML files: looked for {looked}. Or give it with {option}.")
     undivided = "XML files that are not divided into a train and a val split"
-    if _xml_names(data / "Annotations"):
+    if xml_names(data / "Annotations"):
         sets = "the names of those of each, without .xml, in ImageSets/Main/train.txt and val.txt"
         raise UserError(f"{data / 'Annotations'}: {undivided}: list {sets} beside this folder")
-    if _xml_names(data):
+    if xml_names(data):
         raise UserError(f"{data}: {undivided}: move them, with their images, into folders train and val in it")
     raise UserError(
         f"{data}: no VOC data set: it, or folders in it or in its VOCdevkit, should have ImageSets/Main and "

@@ -4,12 +4,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import yaml
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import match_names
@@ -24,109 +22,12 @@ from ssd300_vgg16.data.dataset import (
     Problems,
     report_boxes,
     samples_of,
+    without_repeated,
 )
 from ssd300_vgg16.data.images import ImageError, find_images, image_size
+from ssd300_vgg16.data.layout import shorter_paths
+from ssd300_vgg16.data.yolo_layout import YoloDescription, read_description
 from ssd300_vgg16.errors import UserError
-
-SPLITS = ("train", "val")
-FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
-
-
-@dataclass(frozen=True)
-class YoloDescription:
-    """What data.yaml says: the class names in order of their index, the folder that paths are relative to, and for
-    each split that it names where its images are: folders, or text files that list them."""
-
-    file: Path
-    names: tuple[str, ...]
-    root: Path
-    places: dict[str, tuple[Path, ...]]
-
-
-def find_yaml(data_path: Path) -> Path | None:
-    """data_path if it is a YAML file; in a folder the file of a usual name, else its only YAML file."""
-    if data_path.is_file():
-        return data_path if data_path.suffix.lower() in (".yaml", ".yml") else None
-    usual = [data_path / name for name in FILE_NAMES if (data_path / name).is_file()]
-    if usual:
-        return usual[0]
-    others = [*data_path.glob("*.yaml"), *data_path.glob("*.yml")]
-    return others[0] if len(others) == 1 else None
-
-
-def read_yaml(data_path: Path) -> YoloDescription:
-    """The description in this file, or in this folder. Places need not exist. Raises UserError, naming the key."""
-    file = find_yaml(data_path)
-    if file is None:
-        raise UserError(f"{data_path}: no data.yaml there; name a YOLO data set's YAML file, or its folder")
-    content = _content(file)
-    if "kpt_shape" in content:
-        raise UserError(f"{file}: kpt_shape: the labels are key points, not boxes; they cannot be used")
-    root = _root(content.get("path"), file)
-    places = {split: _places(content[split], split, root, file) for split in SPLITS if content.get(split) is not None}
-    return YoloDescription(file, _names(content, file), root, places)
-
-
-def _content(file: Path) -> dict:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{file}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise UserError(f"{file}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: a YOLO data set's YAML has keys train, val and names; this has none")
-    return content
-
-
-def _root(path: object, file: Path) -> Path:
-    """The folder that `path` means: relative to the file, which itself is in it if there is no `path`."""
-    if path is None:
-        return file.parent
-    if not isinstance(path, str):
-        raise UserError(f"{file}: path: must be the name of a folder, not {path!r:.80}")
-    root = file.parent / path  # an absolute path stays as it is
-    if not root.is_dir():
-        raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
-    return root
-
-
-def _places(value: Any, split: str, root: Path, file: Path) -> tuple[Path, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values or not all(isinstance(entry, str) and entry.strip() for entry in values):
-        raise UserError(f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {value!r:.80}")
-    return tuple(_place(entry.strip(), root) for entry in values)
-
-
-def _place(entry: str, root: Path) -> Path:
-    place = root / entry
-    inside = root / entry.removeprefix("../")
-    # Exports of some tools say ../train/images for a folder beside the file.
-    return inside if not place.exists() and inside.exists() else place
-
-
-def _names(content: dict, file: Path) -> tuple[str, ...]:
-    names = content.get("names")
-    if isinstance(names, dict):
-        if not names or any(type(key) is not int for key in names) or sorted(names) != list(range(len(names))):
-            raise UserError(f"{file}: names: its numbers must be 0, 1, 2 and so on, one for each class")
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{file}: names: must be a list of the classes' names" + (", it is absent" * (names is None)))
-    for index, name in enumerate(names):
-        if type(name) not in (str, int) or not str(name).strip():
-            raise UserError(f"{file}: names: the name of class {index} is {name!r:.80}; put names in quotes")
-    _refuse_other_count(content.get("nc"), len(names), file)
-    return tuple(str(name).strip() for name in names)
-
-
-def _refuse_other_count(nc: object, count: int, file: Path) -> None:
-    if nc is not None and (type(nc) is not int or nc != count):
-        raise UserError(f"{file}: nc: {nc!r:.80}, but there are {count} names")
-
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
@@ -142,7 +43,7 @@ class _Object(NamedTuple):
 def load_yolo(
     data_path: str | os.PathLike, split: str, categories: tuple[Category, ...] | None = None, strict: bool = False
 ) -> Dataset:
-    """The split, "train" or "val", of the data set that a data.yaml, or the folder with it, describes.
+    """One split of the data set that a data.yaml, or the folder with it, describes (`read_description`).
 
     The labels of DIR/images/x.jpg are in DIR/labels/x.txt (beside the image, if no folder is called images): a line
     "class cx cy width height" for each object, or its class and the points of its outline, which stands for the box
@@ -156,8 +57,8 @@ def load_yolo(
     Dataset.problems. Raises UserError when data.yaml cannot be used, nothing in the split is usable, categories have
     no name in common with it, or, if strict, when there is any problem.
     """
-    description = read_yaml(Path(data_path))
-    problems = Problems(f"{description.file} ({split})")
+    description = read_description(Path(data_path))
+    problems = Problems(f"{description.file} ({split})", notes=description.notes)
     images, objects = _read(description, split, problems)
     category_of = _categories(description.names, objects, categories, problems)
     objects = [entry for entry in objects if entry.class_index in category_of]
@@ -169,9 +70,9 @@ def load_yolo(
         return f"{objects[row].place} ({images[objects[row].image_index]})"
 
     report_boxes(images, table, described, problems)
+    samples = samples_of(images, without_repeated(table, described, problems), upright=True)
     if strict:
         problems.refuse()
-    samples = samples_of(images, table, upright=True)
     return Dataset(problems.source, tuple(category_of.values()), samples, problems, kind="yolo")
 
 
@@ -197,7 +98,10 @@ def _read(description: YoloDescription, split: str, problems: Problems) -> tuple
 
 def find_yolo_split(data_path: str | os.PathLike, split: str) -> tuple[Path, ...]:
     """The folders of images, or text files that list images, of the split. Raises UserError when not found."""
-    description = read_yaml(Path(data_path))
+    return _places(read_description(Path(data_path)), split)
+
+
+def _places(description: YoloDescription, split: str) -> tuple[Path, ...]:
     places = description.places.get(split, ())
     if not places:
         raise UserError(f"{description.file}: {split}: this key is absent; it names the folder of the {split} images")
@@ -210,7 +114,7 @@ def find_yolo_split(data_path: str | os.PathLike, split: str) -> tuple[Path, ...
 def _image_paths(description: YoloDescription, split: str, problems: Problems) -> Iterator[Path]:
     """The images of a split, each once."""
     seen = set()
-    for place in find_yolo_split(description.file, split):
+    for place in _places(description, split):
         paths = find_images([str(place)]) if place.is_dir() else _listed_images(place, description.root, problems)
         # A list may name an image that a folder holds too; twice in an epoch, it would weigh double.
         for path in paths:
@@ -234,7 +138,10 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
         entry = line.strip()
         if not entry:
             continue
-        path = next((path for folder in (file.parent, root) if (path := folder / entry).is_file()), None)
+        # As it is, else as far as its end goes: the list may be of another machine.
+        entries = (entry, *shorter_paths(entry))
+        paths = (folder / path for path in entries for folder in (file.parent, root))
+        path = next((path for path in paths if path.is_file()), None)
         if path:
             images.append(path)
         else:

@@ -8,11 +8,13 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.images import AS_STORED, ImageError, decode_image, exif_orientation
+from ssd300_vgg16.data.images import AS_STORED, ImageError, exif_orientation, image_size
+from ssd300_vgg16.data.sizes import read_as_annotated
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
@@ -47,13 +49,17 @@ class Finding(NamedTuple):
 def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
     """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what is wrong with the file."""
     try:
-        image, _, _, notes = decode_image(sample.path, sample.upright)
-        orientation = AS_STORED if sample.upright else exif_orientation(sample.path)
+        decoded, annotated = read_as_annotated(sample)
+        stored = image_size(sample.path, sample.upright)
+        orientation = AS_STORED if sample.upright or decoded.size != stored else exif_orientation(sample.path)
     except ImageError as error:
         return None, Finding(str(error), None)
     rotation = None if orientation == AS_STORED else f"{sample.path} (orientation {orientation})"
-    damage = next((str(note) for note in notes if note.harmful), None)
-    return image, Finding(damage or _wrong_size(sample, *image.shape[:2]), rotation)
+    damage = next((str(note) for note in decoded.notes if note.harmful), None)
+    image = decoded.pixels
+    if annotated != decoded.size:
+        image = cv2.resize(image, annotated[::-1], interpolation=cv2.INTER_AREA)
+    return image, Finding(damage or _wrong_size(sample, *decoded.size), rotation)
 
 
 def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:

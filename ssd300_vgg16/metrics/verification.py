@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.coco import JOINED
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.metrics.coco_ap import STATISTICS, CocoMetrics
 from ssd300_vgg16.metrics.coco_results import CocoResults
@@ -62,9 +63,11 @@ def verification_of(metrics: CocoMetrics, results: CocoResults, dataset: Dataset
     """
     notes = []
     truth = json.loads(Path(dataset.name).read_text(encoding="utf-8-sig")) if dataset.kind == "coco" else None
-    if truth and len(truth["annotations"]) == sum(len(sample.labels) for sample in dataset.samples):
+    # Images that were joined and numbers that were texts are not what pycocotools would read.
+    is_plain = truth and not (dataset.problems.notes or JOINED in dataset.problems.counts)
+    if truth and is_plain and len(truth["annotations"]) == sum(len(sample.labels) for sample in dataset.samples):
         if _complete(truth["annotations"]):
-            notes.append("The file has an annotation with id 0, which pycocotools never counts as found: renumbered.")
+            notes.append("Annotations have id 0, none, or that of another, which pycocotools cannot count: renumbered.")
     else:
         truth = coco_ground_truth(results)
         notes.append("The annotations were converted to COCO's form for pycocotools.")
@@ -81,7 +84,7 @@ def _complete(annotations: list[dict[str, Any]]) -> bool:
             entry["area"] = width * height
         entry["iscrowd"] = entry.get("iscrowd") or 0
     # pycocotools notes the id of the annotation that a detection found, and reads 0 as "none".
-    renumbered = any(entry["id"] == 0 for entry in annotations)
+    renumbered = len({entry.get("id") for entry in annotations} - {0, None}) < len(annotations)
     if renumbered:
         for number, entry in enumerate(annotations, start=1):
             entry["id"] = number

@@ -27,6 +27,7 @@ class TrainOptions:
     train_images: str | None
     val_annotations: str | None
     val_images: str | None
+    val_fraction: float | None
     strict_data: bool
     data_augmentation: str
     # Network
@@ -94,6 +95,7 @@ class TrainOptions:
             train=split_location("train", self.train_annotations, self.train_images),
             val=split_location("val", self.val_annotations, self.val_images),
             strict=self.strict_data,
+            val_fraction=self.val_fraction,
         )
 
     def optimizer_config(self) -> OptimizerConfig:

@@ -143,7 +143,8 @@ def _load_data(options: TrainOptions, world: World) -> tuple[Dataset, Dataset]:
     source = options.source()
     train_set = source.load("train")
     val_set = source.load("val", train_set.categories)
-    world.say(*(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
+    # Of one file that both come from, all is said once.
+    world.say(*dict.fromkeys(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
     if options.num_classes and options.num_classes < train_set.num_classes:
         raise UserError(f"--num_classes {options.num_classes}: {train_set.name} needs at least {train_set.num_classes}")
     return train_set, val_set
@@ -164,7 +165,7 @@ def _description(options: TrainOptions, train_set: Dataset, weights: Weights | N
     if theirs:
         model, boxes, width = theirs.variant.model, theirs.variant.boxes, theirs.width
     else:
-        model, boxes, width = SSD300_VGG16.model, "voc" if options.dataset == "voc" else "coco", 1.0
+        model, boxes, width = SSD300_VGG16.model, "voc" if train_set.kind == "voc" else "coco", 1.0
     return ModelDescription(
         options.num_classes or train_set.num_classes,
         width if options.width is None else options.width,

@@ -90,7 +90,8 @@ def test_default_boxes_are_those_that_training_would_take(elsewhere, capsys):
     voc = elsewhere / "VOC2007"
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (voc / name).mkdir(parents=True)
-    (voc / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    for split in ("train", "val"):
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("a\n")
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>"
     objects = "".join(f"<object><name>cat</name><difficult>{flag}</difficult>{box}</object>" for flag in (0, 1))
     size = "<size><width>60</width><height>50</height><depth>3</depth></size>"
@@ -122,12 +123,15 @@ def test_years_of_voc_are_shown_together(elsewhere, capsys):
 def test_rotations_that_are_not_applied_are_told(elsewhere, capsys):
     """Of a folder of images with their XML files, which says what an upright image is like, and of the same in YOLO."""
     size = "<size><width>50</width><height>100</height></size>"
-    write_pairs(elsewhere / "voc" / "train", {"a": xml(thing(), size=size), "b": xml(thing())})
-    sideways(elsewhere / "voc" / "train" / "a.jpg")
-    assert inspect.main(["inspect", "voc", "--read-all"]) == 1
+    stored = "<size><width>100</width><height>50</height></size>"
+    files = {"a": xml(thing(), size=stored), "b": xml(thing(), size=size)}
+    for split in ("train", "val"):
+        write_pairs(elsewhere / "voc" / split, files)
+        for name in files:
+            sideways(elsewhere / "voc" / split / f"{name}.jpg")
+    assert inspect.main(["inspect", "voc", "--split", "train", "--read-all"]) == 0
     output = capsys.readouterr().out
-    assert "not inspected: no folder of val XML files" in output
-    assert "a.jpg: 100 x 50 pixels, by the annotations 50 x 100, as if turned" in output
+    assert "1 x image that its EXIF orientation turns to the declared size: read upright: b.jpg: 100 x 50" in output
     assert "images with an EXIF rotation: 1 of these, such as voc/train/a.jpg (orientation 6); their boxes" in output
     write_yolo(elsewhere / "yolo", {"a": "0 0.5 0.5 0.2 0.4"})
     sideways(elsewhere / "yolo/images/train/a.jpg")
@@ -195,10 +199,10 @@ def test_names_that_are_hard_to_draw(folder, elsewhere):
 
 def test_missing_split_is_told_unless_it_was_asked_for(elsewhere, capsys):
     folder = shapes_folder(elsewhere)
-    (folder / "annotations" / "instances_val.json").unlink()
+    (folder / "annotations" / "instances_train.json").unlink()
     assert inspect.main(["inspect", str(folder)]) == 0
-    assert "not inspected: no val annotations" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no val annotations"):
+    assert "not inspected: no train annotations" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no train annotations"):
         inspect.main(["inspect", str(folder), "--split", "both"])
 
 

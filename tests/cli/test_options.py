@@ -28,7 +28,7 @@ RECIPE = {
     "default_boxes": None,
     "width": None,
     "num_classes": None,
-    "dataset": "coco",
+    "dataset": "auto",
     "epochs": 120,
     "iterations": None,
     "batch_size": 32,
@@ -115,6 +115,7 @@ def test_the_defaults_are_the_published_recipe():
         "train_images",
         "val_annotations",
         "val_images",
+        "val_fraction",
         "workers",
         "notices",
     }
@@ -355,8 +356,8 @@ def test_where_weights_come_from(arguments, expected):
     [
         ("voc300", None, "voc", 120_000, (80_000, 100_000)),
         ("voc512", "ssd512_vgg16", "voc", 120_000, (80_000, 100_000)),
-        ("coco300", None, "coco", 240_000, (160_000, 200_000)),
-        ("coco512", "ssd512_vgg16", "coco", 240_000, (160_000, 200_000)),
+        ("coco300", None, "auto", 240_000, (160_000, 200_000)),
+        ("coco512", "ssd512_vgg16", "auto", 240_000, (160_000, 200_000)),
     ],
 )
 def test_the_papers_runs(preset, model, dataset, iterations, steps):
@@ -544,14 +545,14 @@ def test_with_data_nothing_is_chosen_for_the_user(arguments):
 def test_data_in_its_usual_place_is_used(tmp_path):
     (tmp_path / "data" / "coco").mkdir(parents=True)
     options = parse()
-    assert (options.dataset, options.preset) == ("coco", "coco")
+    assert (options.dataset, options.preset) == ("auto", "coco")
     assert options.source() == DataSource()
 
 
 def test_the_data_of_each_split_can_be_named():
     options = with_data("--train-annotations", "t.json", "--train-images", "t", "--strict-data")
     source = options.source()
-    assert (source.kind, str(source.path), source.val, source.strict) == ("coco", "somewhere", None, True)
+    assert (source.kind, str(source.path), source.val, source.strict) == ("auto", "somewhere", None, True)
     assert [str(path) for path in source.train] == ["t.json", "t"]
     assert source.locate("train") == source.train
 
@@ -780,7 +781,7 @@ def test_what_a_compiled_step_cannot_do_is_refused_before_data_is_read(tmp_path,
     command = ["--data-path", str(tmp_path / "nowhere"), "--device", "cpu", *options]
     with pytest.raises(UserError, match=message):
         train.main([*command, "--no-eager"])
-    with pytest.raises(UserError, match="no train annotations"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         train.main([*command, "--eager"])
 
 

@@ -10,7 +10,7 @@ from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16.data.categories import match_names, same_name
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.formats import KINDS, DataSource, guess_kind, split_location
+from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT, DataSource, guess_kind, split_location
 from ssd300_vgg16.errors import UserError
 
 
@@ -132,7 +132,7 @@ def test_an_incomplete_data_set_of_the_kind_says_what_is_missing(places, tmp_pat
     (tmp_path / "annotations" / "instances_val.json").touch()
     with pytest.raises(UserError, match=r"no train annotations: looked for .*instances_train\.json"):
         DataSource("coco", tmp_path).locate("train")
-    with pytest.raises(UserError, match=r"no train annotations"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder; name that of a data set"):
         DataSource("coco", tmp_path / "nowhere").locate("train")
 
 
@@ -148,11 +148,14 @@ def test_the_kind_is_guessed_from_the_content(places, tmp_path):
     for name in ("train", "val", "valid", "Annotations"):
         pairs = write_pairs(tmp_path / name / name, one_cat_each("1"))
         assert guess_kind(pairs) == guess_kind(pairs.parent) == "voc"
-    (tmp_path / "train" / "data.yaml").touch()
-    assert guess_kind(tmp_path / "train") == "yolo"
+    (tmp_path / "train" / "environment.yml").write_text("name: cats\ndependencies: [python]\n")
+    assert guess_kind(tmp_path / "train") == "voc"
+    (tmp_path / "train" / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    with pytest.raises(UserError, match=r"VOC \(.*\) and a YOLO data set \(.*data\.yaml\): .*--dataset voc or yolo"):
+        guess_kind(tmp_path / "train")
     with pytest.raises(UserError, match="looks like VOC: add --dataset voc"):
         DataSource("coco", tmp_path / "val").locate("train")
-    assert {*places, "shapes"} == set(KINDS)
+    assert {*places, "shapes", TOLD_BY_CONTENT} == set(KINDS)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from places import BCCD
 from voc_files import image_set, one_cat_each, thing, write_pairs, write_voc, xml
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
-from ssd300_vgg16.data.coco import find_coco_split, load_coco
+from ssd300_vgg16.data.coco import load_coco
+from ssd300_vgg16.data.coco_layout import find_coco_split
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.voc_sets import find_voc_split, voc_folders
@@ -159,9 +160,9 @@ def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, fo
 
 
 def test_images_that_are_elsewhere(tmp_path):
-    write_pairs(tmp_path / "xml", one_cat_each("1"), tmp_path / "images")
+    write_pairs(tmp_path / "data" / "xml", one_cat_each("1"), tmp_path / "images")
     with pytest.raises(UserError, match=r"(?s)image missing in .*xml: 1\nNo image is left: .* with --train-images"):
-        load_voc([tmp_path / "xml"])
+        load_voc([tmp_path / "data" / "xml"])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "{}">]>'.format("x" * 100)
         ("no XML", "that is not valid XML (syntax error: line 1, column 0)"),
         (
             b"<annotation>\xff</annotation>",
-            "that is not valid XML (not well-formed (invalid token): line 1, column 12)",
+            "that is not valid XML ('utf-8' codec can't decode byte 0xff in position 12: invalid start byte)",
         ),
         ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "that is not valid XML"),
         (BOMB + xml(thing()), "that is no plain XML (it has a DTD or null bytes)"),
@@ -387,7 +388,7 @@ def test_labels_are_in_alphabetical_order_which_is_that_of_voc(load):
 
 
 def test_spellings_that_differ_in_case_are_one_category(load):
-    dataset = load({"1": xml(thing("rbc"), thing("RBC"), thing("RBC"), thing("Wbc"))})
+    dataset = load({"1": xml(thing("rbc"), thing("RBC", (1, 1, 9, 9)), thing("RBC", (1, 1, 8, 9)), thing("Wbc"))})
     assert dataset.categories == (Category(1, 1, "RBC"), Category(2, 2, "Wbc"))
     assert dataset.samples[0].labels.tolist() == [1, 1, 1, 2]
     assert dataset.problems.counts == {"category in several spellings": 1}

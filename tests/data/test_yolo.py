@@ -8,7 +8,8 @@ from yolo_files import GOOD, HEIGHT, WIDTH, YAML, picture, sideways, write_yolo
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo, read_yaml
+from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
+from ssd300_vgg16.data.yolo_layout import read_yaml
 from ssd300_vgg16.errors import UserError
 
 
@@ -124,6 +125,13 @@ def test_an_outline_stands_for_the_box_around_it(load):
     assert dataset.samples[0].labels.tolist() == [2, 1]
 
 
+def test_a_line_that_is_there_twice_counts_once(load):
+    dataset = load({"a": f"{GOOD}1 0.5 0.5 0.2 0.4\n{GOOD}"})
+    assert dataset.problems.counts == {"object that is there twice, with the same box: counted once": 1}
+    assert "labels/train/a.txt, line 3" in dataset.problems.message()
+    assert dataset.samples[0].labels.tolist() == [1, 2]
+
+
 COUNT = "line that is neither a class with 4 numbers nor one with 3 or more points"
 
 
@@ -146,7 +154,7 @@ COUNT = "line that is neither a class with 4 numbers nor one with 3 or more poin
     ],
 )
 def test_malformed_lines_are_dropped_and_counted(load, line, kind):
-    dataset = load({"a": f"{GOOD}\n{line}\n{GOOD}"})
+    dataset = load({"a": f"{GOOD}\n{line}\n{GOOD.replace('0.2', '0.3')}"})
     assert dataset.problems.counts == {kind: 1}
     assert f"labels/train/a.txt, line 3: {line}" in dataset.problems.message()
     assert len(dataset.samples[0].labels) == 2

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from places import REPOSITORY
 
-from ssd300_vgg16.data.coco import find_coco_split, load_coco
+from ssd300_vgg16.data.coco import load_coco
+from ssd300_vgg16.data.coco_layout import find_coco_split
 from ssd300_vgg16.data.shapes import CATEGORY_IDS, write_shapes
 
 # Channels of the smallest network that is still one of SSD's: the first layer has a single one.

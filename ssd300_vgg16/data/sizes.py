@@ -1,0 +1,100 @@
+"""Image files of another size than their annotations declare: turned by EXIF, or resized after labelling."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Problems, Sample
+from ssd300_vgg16.data.images import LYING, DecodedImage, ImageError, decode_image, exif_orientation, image_size
+from ssd300_vgg16.errors import UserError
+
+FILES_LOOKED_AT = 200  # when a data set is loaded; the others tell as they are read
+SAME_SHAPE = 0.02  # how far width / height of a resized image may be from the declared one
+TURNED = "image that its EXIF orientation turns to the declared size: read upright"
+RESIZED = "image of another size than declared: its boxes are scaled to it"
+MISDECLARED = "image of another size than declared, to which its boxes fit: they are taken as they are"
+
+
+def read_as_annotated(sample: Sample, min_side: int | None = None) -> tuple[DecodedImage, tuple[int, int]]:
+    """The image as the boxes see it, and the (height, width) of the image that their numbers refer to.
+
+    These are the file's own, unless it was resized after labelling. Raises ImageError where the sizes cannot both be
+    right.
+    """
+    decoded = decode_image(sample.path, sample.upright, min_side)
+    if decoded.size == (sample.height, sample.width):
+        return decoded, decoded.size
+    if _is_turned(sample, decoded.size):
+        return decode_image(sample.path, True, min_side), (sample.height, sample.width)
+    return decoded, _annotated_size(sample, decoded.size)
+
+
+def scaled(boxes: np.ndarray, annotated: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Boxes [N, 4] xyxy of an image of the annotated (height, width) in one of this size, in their own type."""
+    if annotated == size:
+        return boxes
+    (height, width), (new_height, new_width) = annotated, size
+    return boxes * np.array([new_width / width, new_height / height] * 2, dtype=boxes.dtype)
+
+
+def report_sizes(samples: Sequence[Sample], problems: Problems) -> None:
+    """Count images of another size than declared, among some from all over the data set, by what becomes of them.
+
+    Raises UserError if most have a size that cannot be right.
+    """
+    looked_at = samples[:: max(1, -(-len(samples) // FILES_LOOKED_AT))]
+    faults = []
+    for sample in looked_at:
+        try:
+            size = image_size(sample.path, sample.upright)
+            kind = None if size == (sample.height, sample.width) else _kind(sample, size)
+        except ImageError as error:
+            if isinstance(error, _WrongSize):
+                faults.append(str(error))
+            continue  # else it will be said when it is read
+        if kind:
+            width_height = f"{sample.path.name}: {size[1]} x {size[0]}, declared {sample.width} x {sample.height}"
+            problems.add(kind, width_height)
+    if len(faults) > len(looked_at) / 2:
+        raise UserError(f"{problems.source}: {len(faults)} of {len(looked_at)} images looked at are so: {faults[0]}")
+    for fault in faults:
+        problems.add("image of another size and shape than declared: left out", fault)
+
+
+class _WrongSize(ImageError):
+    pass
+
+
+def _kind(sample: Sample, size: tuple[int, int]) -> str:
+    if _is_turned(sample, size):
+        return TURNED
+    return MISDECLARED if _annotated_size(sample, size) == size else RESIZED
+
+
+def _is_turned(sample: Sample, size: tuple[int, int]) -> bool:
+    is_swapped = size == (sample.width, sample.height)
+    return is_swapped and not sample.upright and exif_orientation(sample.path) in LYING
+
+
+def _annotated_size(sample: Sample, size: tuple[int, int]) -> tuple[int, int]:
+    """Of a file of another size than declared: the size that the boxes refer to, the declared one or the file's."""
+    declared = sample.height, sample.width
+    if not _fits(sample, declared) and _fits(sample, size):
+        return size
+    ratio = (size[1] / size[0]) / (sample.width / sample.height)
+    # Rounding to whole pixels changes the shape of small images.
+    tolerance = max(SAME_SHAPE, 1 / min(size), 1 / min(declared))
+    if abs(ratio - 1) <= tolerance or not _fits(sample, size):
+        return declared
+    turned = ", as if turned" if size == (sample.width, sample.height) else ""
+    raise _WrongSize(
+        sample.path,
+        f"{size[1]} x {size[0]} pixels, by the annotations {sample.width} x {sample.height}{turned}: which of "
+        "them the boxes refer to cannot be told; correct width and height, or label these files anew",
+    )
+
+
+def _fits(sample: Sample, size: tuple[int, int]) -> bool:
+    height, width = size
+    limits = np.array([width, height]) + PIXELS_BEYOND_IMAGE
+    return bool((sample.boxes[:, 2:] <= limits).all())

@@ -1,0 +1,278 @@
+"""What describes a data set in YOLO's layout: data.yaml, darknet's obj.data, or a list of class names."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssd300_vgg16.data.dataset import file_names
+from ssd300_vgg16.data.images import IMAGE_SUFFIXES
+from ssd300_vgg16.data.layout import WHOLE, folders_below, shorter_paths, split_named
+from ssd300_vgg16.errors import UserError
+
+SPLITS = ("train", "val", "test")
+FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+# Lists of class names; the first is Roboflow's, and lies in each split's folder.
+ROBOFLOW_NAMES = "_darknet.labels"
+NAMES_FILES = ("obj.names", "classes.txt", "labels.txt", "classes.names")
+FILES_LOOKED_AT = 20
+
+
+@dataclass(frozen=True)
+class YoloDescription:
+    """What data.yaml or its like says: the class names in order of their index, the folder that paths are relative to,
+    and for each split that it names where its images are: folders, or text files that list them.
+
+    notes: what was taken otherwise than it is written."""
+
+    file: Path
+    names: tuple[str, ...]
+    root: Path
+    places: dict[str, tuple[Path, ...]]
+    notes: list[str] = field(default_factory=list)
+
+
+def find_description(data: Path) -> Path | None:
+    """The file that describes a YOLO data set, if the folder or file holds one; other programs' YAML does not count."""
+    file = find_yaml(data)
+    if file and _is_description(file):
+        return file
+    return _darknet_file(data)
+
+
+def find_yolo_splits(data: Path) -> dict[str, tuple[Path, ...]]:
+    """The folders of images, or lists of them, of each split that is described; or layout.WHOLE.
+
+    They need not be there, but for a test split: many files name one that was never made.
+    """
+    places = read_description(data).places
+    is_there = all(place.exists() for place in places.get("test", ()))
+    return {split: those for split, those in places.items() if split != "test" or is_there}
+
+
+def read_description(data: Path) -> YoloDescription:
+    """The description in this file or folder, of whichever form. Raises UserError, naming the key."""
+    if find_yaml(data) is None and (file := _darknet_file(data)):
+        return _read_data_file(file) if file.suffix == ".data" else _described_by_names(file, data)
+    return read_yaml(data)
+
+
+def find_yaml(data_path: Path) -> Path | None:
+    """data_path if it is a YAML file; in a folder the file of a usual name, else its only one that has class names."""
+    if data_path.is_file():
+        return data_path if data_path.suffix.lower() in (".yaml", ".yml") else None
+    usual = [data_path / name for name in FILE_NAMES if (data_path / name).is_file()]
+    if usual:
+        return usual[0]
+    others = [*data_path.glob("*.yaml"), *data_path.glob("*.yml")][:FILES_LOOKED_AT]
+    others = [file for file in others if _is_description(file)]
+    return others[0] if len(others) == 1 else None
+
+
+def _is_description(file: Path) -> bool:
+    """Whether this is data.yaml by its keys; one that cannot be read, by its name."""
+    try:
+        content = _content(file)
+    except UserError:
+        return file.name in FILE_NAMES and file.stat().st_size > 0
+    return bool({"names", "nc"} & content.keys()) or {"train", "val"} <= content.keys()
+
+
+def read_yaml(data_path: Path) -> YoloDescription:
+    """The description in this file, or in this folder. Places need not exist. Raises UserError, naming the key."""
+    file = find_yaml(data_path)
+    if file is None:
+        raise UserError(f"{data_path}: no data.yaml there; name a YOLO data set's YAML file, or its folder")
+    content = _content(file)
+    if "kpt_shape" in content:
+        raise UserError(f"{file}: kpt_shape: the labels are key points, not boxes; they cannot be used")
+    keys = {split: "valid" if split == "val" and "val" not in content else split for split in SPLITS}
+    named = {split: _entries(content[key], key, file) for split, key in keys.items() if content.get(key) is not None}
+    notes: list[str] = []
+    root = _root(content.get("path"), file, named, notes)
+    places = {split: tuple(_place(entry, root) for entry in entries) for split, entries in named.items()}
+    return YoloDescription(file, _names(content, file), root, places, notes)
+
+
+def _content(file: Path) -> dict:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{file}{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{file}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a YOLO data set's YAML has keys train, val and names; this has none")
+    return content
+
+
+def _root(path: object, file: Path, named: dict[str, list[str]], notes: list[str]) -> Path:
+    """The folder that `path` means: relative to the file, which itself is in it if there is no `path`.
+
+    Of a set that has moved it is the folder near the file that has its images.
+    """
+    if path is None:
+        return file.parent
+    if not isinstance(path, str):
+        raise UserError(f"{file}: path: must be the name of a folder, not {path!r:.80}")
+    root = file.parent / _expanded(path)  # an absolute path stays as it is
+    if root.is_dir():
+        return root
+    moved = [*(file.parent / shorter for shorter in shorter_paths(path)), file.parent, file.parent.parent / path]
+    first = next((entry for entries in named.values() for entry in entries), None)
+    for folder in moved:
+        if first and _place(first, folder).exists():
+            notes.append(f"{file}: path: there is no {root}; taken to be {folder}, where the images are")
+            return folder
+    raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # of a user who is not known here
+        return Path(path)
+
+
+def _entries(value: Any, split: str, file: Path) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(entry, str) and entry.strip() for entry in values):
+        raise UserError(f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {value!r:.80}")
+    return [entry.strip() for entry in values]
+
+
+def _place(entry: str, root: Path) -> Path:
+    """A folder or list by its path, from another machine maybe; ../train/images may be meant for train/images."""
+    place = root / _expanded(entry)
+    if place.exists():
+        return place
+    for shorter in shorter_paths(entry):
+        # The last folder alone is often called images, for each of the splits.
+        if (root / shorter).exists() and ("/" in shorter or split_named(Path(shorter), root) != WHOLE):
+            return root / shorter
+    return place
+
+
+def _names(content: dict, file: Path) -> tuple[str, ...]:
+    names = content.get("names")
+    if isinstance(names, dict):
+        if not names or any(type(key) is not int for key in names) or sorted(names) != list(range(len(names))):
+            raise UserError(f"{file}: names: its numbers must be 0, 1, 2 and so on, one for each class")
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{file}: names: must be a list of the classes' names" + (", it is absent" * (names is None)))
+    for index, name in enumerate(names):
+        if type(name) not in (str, int) or not str(name).strip():
+            raise UserError(f"{file}: names: the name of class {index} is {name!r:.80}; put names in quotes")
+    _refuse_other_count(content.get("nc"), len(names), file)
+    return tuple(str(name).strip() for name in names)
+
+
+def _refuse_other_count(nc: object, count: int, file: Path) -> None:
+    if nc is not None and (type(nc) is not int or nc != count):
+        raise UserError(f"{file}: nc: {nc!r:.80}, but there are {count} names")
+
+
+def _darknet_file(data: Path) -> Path | None:
+    """darknet's .data file, else the list of class names that lies with YOLO's label files; None without either."""
+    if data.is_file():
+        is_one = data.suffix == ".data" or data.name in (ROBOFLOW_NAMES, *NAMES_FILES)
+        return data if is_one else None
+    folders = folders_below(data)
+    files = {folder: file_names(folder) for folder in folders}
+    data_files = [folder / name for folder in folders for name in sorted(files[folder]) if name.endswith(".data")]
+    # Other programs' files end so too.
+    data_files = [file for file in data_files[:FILES_LOOKED_AT] if any(_KEY.match(line) for line in _some_lines(file))]
+    if data_files:
+        return data_files[0]
+    lists = [folder / name for name in (ROBOFLOW_NAMES, *NAMES_FILES) for folder in folders if name in files[folder]]
+    return lists[0] if lists and (lists[0].name == ROBOFLOW_NAMES or _has_labels(folders, files)) else None
+
+
+_KEY = re.compile(r"names\s*=")
+_LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
+
+
+def _has_labels(folders: list[Path], files: dict[Path, frozenset[str]]) -> bool:
+    """Whether one of the first text files of some folder has a line that is a label."""
+    for folder in folders:
+        texts = sorted(name for name in files[folder] if name.endswith(".txt") and name not in NAMES_FILES)
+        for name in texts[:FILES_LOOKED_AT]:
+            if any(_LABEL_LINE.fullmatch(line) for line in _some_lines(folder / name)[:1]):
+                return True
+    return False
+
+
+def _some_lines(file: Path) -> list[str]:
+    try:
+        return _lines(file)
+    except UserError:
+        return []
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _read_data_file(file: Path) -> YoloDescription:
+    """darknet's .data: lines like "train = data/train.txt"; paths are those of the machine that it was trained on."""
+    pairs = [line.partition("=") for line in _lines(file) if "=" in line]
+    content = {key.strip(): value.strip() for key, _, value in pairs}
+    if not content.get("names"):
+        raise UserError(f"{file}: names: this key is absent; it names the file of the classes' names")
+    names_file = _place_of_data_file(content["names"], file)
+    names = tuple(_lines(names_file))
+    if not names:
+        raise UserError(f"{names_file}: no class names there")
+    count = content.get("classes", str(len(names)))
+    if count != str(len(names)):
+        raise UserError(f"{file}: classes: {count}, but there are {len(names)} names in {names_file}")
+    keys = {"train": "train", "valid": "val", "val": "val", "test": "test"}
+    places: dict[str, tuple[Path, ...]] = {}
+    for key, split in keys.items():
+        if content.get(key):
+            places[split] = (_place_of_data_file(content[key], file),)
+    # Tools write "valid = data/valid.txt" whether there is one or not.
+    places = {split: those for split, those in places.items() if split == "train" or those[0].exists()}
+    return YoloDescription(file, names, file.parent, places)
+
+
+def _place_of_data_file(written: str, file: Path) -> Path:
+    """A path in darknet's .data file, as it is or as far as its end goes."""
+    if (file.parent / written).exists():
+        return file.parent / written
+    shorter = (file.parent / path for path in shorter_paths(written))
+    return next((place for place in shorter if place.exists()), file.parent / written)
+
+
+def _described_by_names(file: Path, data: Path) -> YoloDescription:
+    """The data set of a list of class names: all folders near it that have images, each for the split that it names."""
+    root = data if data.is_dir() else file.parent
+    names = tuple(_lines(file))
+    if not names:
+        raise UserError(f"{file}: no class names there")
+    places: dict[str, tuple[Path, ...]] = {}
+    for folder in folders_below(root):
+        inside = file_names(folder)
+        taken = [place for those in places.values() for place in those]
+        if not _holds_images(inside) or any(folder.is_relative_to(place) for place in taken):
+            continue
+        other = folder / ROBOFLOW_NAMES
+        if ROBOFLOW_NAMES in inside and tuple(_lines(other)) != names:
+            raise UserError(f"{other}: other class names than in {file}, and both are for one data set")
+        split = split_named(folder, root)
+        places[split] = (*places.get(split, ()), folder)
+    return YoloDescription(file, names, root, places)
+
+
+def _holds_images(names: frozenset[str]) -> bool:
+    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)
