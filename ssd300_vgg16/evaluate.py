@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         metavar="W",
-        help="run folder, file of weights, or name of published ones (default: the newest run)",
+        help="run folder, file of weights, exported ONNX model, or name of published weights (default: the newest run)",
     )
     parser.add_argument("-b", "--batch-size", type=command_line.positive_int, default=8, help="(default: %(default)s)")
     parser.add_argument(
