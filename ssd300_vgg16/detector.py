@@ -13,8 +13,8 @@ import numpy as np
 
 from ssd300_vgg16.data.images import network_input, read_image
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
+from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
-from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -41,16 +41,19 @@ class Detector:
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,
         network: Callable[[np.ndarray], Sequence] | None = None,
+        postprocessed: bool = False,
     ):
         """model: the network in OneFlow, or the file to read it from if it is asked for, where `network` computes.
 
         network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's).
+        postprocessed: it gives detections instead, as an exported model does.
         """
         self.description = description
         self.device = device
         self.score_threshold = score_threshold
         self._model = model if isinstance(model, Path) else model.to(device).eval()
         self._network = network or self._by_oneflow
+        self._postprocessed = postprocessed
         self._names = description.names()
 
     @classmethod
@@ -61,16 +64,22 @@ class Detector:
         score_threshold: float = SCORE_THRESHOLD,
         engine: str = AUTO,
     ) -> "Detector":
-        """A detector from a file of weights or a run's folder; device "cpu", "cuda", "cuda:N", or the best one here.
+        """A detector from a file of weights, a run's folder or an exported ONNX model.
 
-        engine: "oneflow", or "onnxruntime", which gives the same answers, is faster on the CPU, and runs there only;
-        "auto" takes it there. Its model is made once, and kept beside the weights in a hidden file.
+        device: "cpu", "cuda", "cuda:N", or the best one here.
+
+        engine: "oneflow", or "onnxruntime", which gives the same answers, is faster on the CPU, and runs on a GPU where
+        onnxruntime-gpu is installed; "auto" takes it on the CPU. Its model is made once, and kept beside the weights in
+        a hidden file.
         """
-        device = resolve_device(device)
-        engine = resolve_engine(engine, device)
+        exported = is_exported(Path(path))
+        engine, device = resolve_engine(engine, device, exported=exported)
         weights = find_weights(Path(path))
+        if exported:
+            network, description, postprocessed = exported_network(weights, device)
+            return cls(weights, description, device, score_threshold, network, postprocessed)
         if engine == ONNX_RUNTIME:
-            network, description = onnx_runtime_network(weights)
+            network, description = onnx_runtime_network(weights, device)
             return cls(weights, description, device, score_threshold, network)
         return cls(*_load_model(weights), device, score_threshold)
 
@@ -95,6 +104,8 @@ class Detector:
 
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
+        if self._postprocessed:
+            return split_detections(self._network(images), sizes_hw, self.score_threshold)
         offsets, logits = self._network(images)
         return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 

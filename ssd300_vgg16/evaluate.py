@@ -12,7 +12,9 @@ from pathlib import Path
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.formats import DataSource, split_location
-from ssd300_vgg16.devices import local_rank, resolve_device
+from ssd300_vgg16.deploy.exported import is_exported
+from ssd300_vgg16.deploy.session import resolve_engine
+from ssd300_vgg16.devices import local_rank
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.training.run_folder import newest_run
@@ -25,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         metavar="W",
-        help="run folder, file of weights, or name of published ones (default: the newest run)",
+        help="run folder, file of weights, exported ONNX model, or name of published weights (default: the newest run)",
     )
     parser.add_argument("-b", "--batch-size", type=command_line.positive_int, default=8, help="(default: %(default)s)")
     parser.add_argument(
@@ -62,7 +64,8 @@ def main(arguments: list[str]) -> int:
         source.locate("val")  # what is missing is said once
         command = [*start.command("ssd300_vgg16.evaluate"), *arguments]
         return supervise(job, command, lambda: command, restarts=0, advice="", options=arguments)
-    resolve_device(options.device, local_rank())  # before OneFlow is imported, which then sees what is chosen
+    # Before OneFlow is imported, which then sees what is chosen.
+    resolve_engine(options.engine, options.device, local_rank(), is_exported(weights))
     # OneFlow comes in here: --help and wrong options answer at once.
     from ssd300_vgg16.evaluate_weights import evaluate_weights
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
-from ssd300_vgg16.deploy.session import AUTO
+from ssd300_vgg16.deploy.exported import is_exported
+from ssd300_vgg16.deploy.session import AUTO, resolve_engine
 from ssd300_vgg16.detector import Detector
-from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import refuse_unwritable, write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
@@ -38,7 +38,8 @@ def evaluate_weights(
         refuse_unwritable(output)  # before minutes of work, or a download
     beside = EVALUATIONS / weights if is_published_name(weights) else None
     weights = find_weights(weights)
-    device = resolve_device(device, world.local_rank if world.world_size > 1 else None)
+    local_rank = world.local_rank if world.world_size > 1 else None
+    engine, device = resolve_engine(engine, device, local_rank, is_exported(weights))
     world.refuse_shared_gpu(device)
     detector = Detector.load(weights, device, engine=engine)
     world.say(*detector.description.notes)

@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         metavar="W",
-        help="run folder, file of weights, or name of published ones (default: the newest run)",
+        help="run folder, file of weights, exported ONNX model, or name of published weights (default: the newest run)",
     )
     parser.add_argument(
         "--output-dir", type=command_line.folder, metavar="DIR", default="detections", help="(default: %(default)s)"

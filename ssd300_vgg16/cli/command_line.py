@@ -184,7 +184,8 @@ def add_engine_option(parser: argparse._ActionsContainer) -> None:
         "--engine",
         choices=ENGINES,
         default=AUTO,
-        help="what computes the network; auto: ONNX Runtime on the CPU, OneFlow on a GPU (default: %(default)s)",
+        help="what computes the network; auto: ONNX Runtime on the CPU, OneFlow on a GPU; "
+        "onnxruntime on a GPU needs onnxruntime-gpu (default: %(default)s)",
     )
 
 

@@ -18,8 +18,8 @@ from ssd300_vgg16.boxes import CENTRE_VARIANCE, SIZE_VARIANCE
 from ssd300_vgg16.data.images import ImageError, network_input, read_image
 from ssd300_vgg16.deploy.graph import Graph
 from ssd300_vgg16.deploy.network import add_network
-from ssd300_vgg16.deploy.postprocess import BATCH_INDEX, BOXES, LABELS, SCORES, add_postprocess
-from ssd300_vgg16.deploy.session import IMAGES, LOGITS, OFFSETS
+from ssd300_vgg16.deploy.postprocess import add_postprocess
+from ssd300_vgg16.deploy.session import BATCH_INDEX, BOXES, IMAGES, LABELS, LOGITS, OFFSETS, SCORES
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU, SCORE_THRESHOLD

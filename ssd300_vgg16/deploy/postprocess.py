@@ -4,10 +4,9 @@ import numpy as np
 
 from ssd300_vgg16.boxes import CENTRE_VARIANCE, MAX_LOG_RATIO, SIZE_VARIANCE, xyxy_to_cxcywh
 from ssd300_vgg16.deploy.graph import Graph
+from ssd300_vgg16.deploy.session import BATCH_INDEX, BOXES, LABELS, SCORES
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU
 from ssd300_vgg16.network.variants import DefaultBoxLayout, default_boxes
-
-BOXES, SCORES, LABELS, BATCH_INDEX = "boxes", "scores", "labels", "batch_index"
 
 
 def add_postprocess(

@@ -1,41 +1,77 @@
-"""A network in ONNX Runtime on the CPU, called like one of OneFlow's. Imports neither OneFlow nor onnx."""
+"""A network in ONNX Runtime, called like one of OneFlow's. Imports neither OneFlow nor onnx."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import thread_count
 
 # What goes into the network and comes out of it, by their names in the model.
 IMAGES, OFFSETS, LOGITS = "images", "offsets", "logits"
+BOXES, SCORES, LABELS, BATCH_INDEX = "boxes", "scores", "labels", "batch_index"  # of one with post-processing in it
 ONEFLOW, ONNX_RUNTIME, AUTO = "oneflow", "onnxruntime", "auto"
 ENGINES = (AUTO, ONEFLOW, ONNX_RUNTIME)
+CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
+# 1.23.0 has no code for Blackwell. 1.18.0 is the last of PyPI's for cuDNN 8, and 1.19 the first for CUDA 12.
+FOR_CUDA_12, FOR_CUDA_11 = "onnxruntime-gpu[cuda,cudnn]==1.22.0", "onnxruntime-gpu==1.18.0"
+# The same answers as in float32 elsewhere (TF32 has three digits), and convolutions that are not chosen by a race.
+CUDA_SETTINGS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
-def resolve_engine(name: str, device: str) -> str:
-    """ONEFLOW or ONNX_RUNTIME for one of ENGINES on a device: AUTO is the latter on the CPU, where it is faster.
+def resolve_engine(
+    engine: str, device: str | None, local_rank: int | None = None, exported: bool = False
+) -> tuple[str, str]:
+    """ONEFLOW or ONNX_RUNTIME for one of ENGINES, and the device: AUTO is the latter on the CPU, where it is faster.
 
-    Raises UserError for another name, and for ONNX_RUNTIME on a GPU.
+    exported: the weights are an ONNX model, which is ONNX Runtime's on any device. local_rank: as of `resolve_device`.
+    A GPU that ONNX Runtime is to use need not be one that OneFlow can use. Raises UserError for another name, and for
+    a device that the engine cannot use here.
     """
-    if name not in ENGINES:
-        raise UserError(f"--engine {name}: write one of {', '.join(ENGINES)}")
-    if name == AUTO:
-        return ONNX_RUNTIME if device == "cpu" else ONEFLOW
-    if name == ONNX_RUNTIME and device != "cpu":
-        raise UserError(f"--engine {ONNX_RUNTIME} computes on the CPU here, not on {device}: add --device cpu")
-    return name
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine}: write one of {', '.join(ENGINES)}")
+    if exported and engine == ONEFLOW:
+        raise UserError(f"--engine {ONEFLOW}: an ONNX model is computed by ONNX Runtime; leave --engine out")
+    by_onnx_runtime = exported or engine == ONNX_RUNTIME
+    if not by_onnx_runtime or device is None or device == "cpu":
+        device = resolve_device(device, local_rank)
+    elif not re.fullmatch("cuda(:[0-9]+)?", device):
+        raise UserError(f"--device {device}: write cpu, cuda or cuda:N")
+    elif local_rank is not None:
+        if device not in ("cuda", f"cuda:{local_rank}"):
+            raise UserError(f"--device {device}: several processes take GPUs 0, 1, ... in turn: write cuda")
+        device = f"cuda:{local_rank}"
+    if by_onnx_runtime and device != "cpu" and CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        raise UserError(
+            f"--device {device}: ONNX Runtime {onnxruntime.__version__} is here without its part for NVIDIA's GPUs: "
+            f"`.venv/bin/pip uninstall -y onnxruntime; .venv/bin/pip install '{FOR_CUDA_12}'` (for a driver of CUDA "
+            f"11: {FOR_CUDA_11}), or add --device cpu"
+        )
+    if engine == AUTO and not exported:
+        return (ONNX_RUNTIME if device == "cpu" else ONEFLOW), device
+    return (ONNX_RUNTIME if by_onnx_runtime else ONEFLOW), device
 
 
 class OnnxRuntimeNetwork:
-    """Offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S]."""
+    """Offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S], or a model's other outputs."""
 
-    def __init__(self, model: bytes, optimised: bool = False, write_to: Path | None = None):
+    def __init__(
+        self,
+        model: bytes,
+        optimised: bool = False,
+        write_to: Path | None = None,
+        device: str = "cpu",
+        outputs: tuple[str, ...] = (OFFSETS, LOGITS),
+    ):
         """model: an exported network; optimised: a former `write_to` has made it, so it is taken as it is.
 
         write_to: where to write the optimised model, which is for processors and an ONNX Runtime like these. Raises
-        one of ONNX Runtime's exceptions, which share no base class, if it is no model or cannot be written.
+        one of ONNX Runtime's exceptions, which share no base class, if it is no model or cannot be written, and
+        UserError if it cannot compute on the device, which is never replaced by the CPU.
         """
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = thread_count()
@@ -48,12 +84,53 @@ class OnnxRuntimeNetwork:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if write_to:
             settings.optimized_model_filepath = str(write_to)
-        self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        self._outputs, self._device = outputs, device
+        self._session = _session(model, settings, device)
 
     @property
     def metadata(self) -> dict[str, str]:
         """Texts that the model holds about itself."""
         return self._session.get_modelmeta().custom_metadata_map
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What the model gives, in its own order."""
+        return tuple(output.name for output in self._session.get_outputs())
+
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return self._session.run([OFFSETS, LOGITS], {IMAGES: images})
+        try:
+            return self._session.run(self._outputs, {IMAGES: images})
+        except Exception as error:
+            if self._device == "cpu":
+                raise
+            raise _cuda_problem(self._device, error) from error
+
+
+def _session(model: bytes, settings: Any, device: str) -> Any:
+    if device == "cpu":
+        return onnxruntime.InferenceSession(model, settings, providers=[CPU_PROVIDER])
+    if hasattr(onnxruntime, "preload_dlls"):  # those of pip's packages, which the system does not look for
+        onnxruntime.preload_dlls()
+    cuda = (CUDA_PROVIDER, {"device_id": device.partition(":")[2] or "0", **CUDA_SETTINGS})
+    # The CPU too, for what has no code for a GPU, such as the shapes of tensors.
+    try:
+        session = onnxruntime.InferenceSession(model, settings, providers=[cuda, CPU_PROVIDER], enable_fallback=0)
+    except Exception as error:  # those of ONNX Runtime share no base class
+        raise _cuda_problem(device, error) from error
+    session.disable_fallback()
+    # A provider whose libraries are not found, or whose GPU is not there, is left out with no more than a warning.
+    if CUDA_PROVIDER not in session.get_providers():
+        raise UserError(
+            f"--device {device}: ONNX Runtime {onnxruntime.__version__} could not start on this GPU: see what it says "
+            f"above, and whether CUDA and cuDNN are those it needs ('{FOR_CUDA_12}' brings them), or add --device cpu"
+        )
+    return session
+
+
+def _cuda_problem(device: str, error: Exception) -> UserError:
+    """For a GPU that is not there, is out of memory, or that this ONNX Runtime has no code for."""
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"--device {device}: ONNX Runtime {onnxruntime.__version__} cannot compute there ({reason}); see docs/onnx.md, "
+        "or add --device cpu"
+    )

@@ -8,6 +8,7 @@ import pytest
 from small_data import shapes_folder, untrained_run
 
 from ssd300_vgg16 import evaluate, infer
+from ssd300_vgg16.deploy import session
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
@@ -68,12 +69,17 @@ def test_a_detector_of_a_network_in_training_goes_with_its_weights(run, image, s
     assert sessions == []
 
 
-def test_which_engine():
-    assert resolve_engine("auto", "cpu") == "onnxruntime"
-    assert resolve_engine("auto", "cuda:1") == "oneflow"
-    assert [resolve_engine(name, "cpu") for name in ENGINES] == list(ENGINES)
-    with pytest.raises(UserError, match="--engine onnxruntime computes on the CPU here, not on cuda: add --device cpu"):
-        resolve_engine("onnxruntime", "cuda")
+def test_which_engine(monkeypatch):
+    monkeypatch.setattr(session, "resolve_device", lambda name, local_rank: name or "cuda")
+    assert resolve_engine("auto", "cpu") == ("onnxruntime", "cpu")
+    assert resolve_engine("auto", "cuda:1") == ("oneflow", "cuda:1")
+    assert [resolve_engine(name, "cpu")[0] for name in ENGINES] == list(ENGINES)
+    without = "ONNX Runtime .* without its part for NVIDIA's GPUs: .*onnxruntime-gpu.*, or add --device cpu"
+    for device in ("cuda", "cuda:1", None):
+        with pytest.raises(UserError, match=without):
+            resolve_engine("onnxruntime", device)
+    with pytest.raises(UserError, match="--engine oneflow: an ONNX model is computed by ONNX Runtime"):
+        resolve_engine("oneflow", "cpu", exported=True)
     with pytest.raises(UserError, match="--engine caffe: write one of auto, oneflow, onnxruntime"):
         Detector.load("no weights, which are not looked for", engine="caffe")
 

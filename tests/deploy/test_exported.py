@@ -1,0 +1,83 @@
+"""Exported ONNX models as weights of infer.sh, eval.sh and Detector."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from small_data import shapes_folder, untrained_run
+
+from ssd300_vgg16 import Detector, evaluate, export, infer
+from ssd300_vgg16.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    shapes_folder(folder, 1, 3)
+    run = untrained_run(folder / "run", seed=1)
+    images = str(folder / "shapes" / "val")
+    for name, options in {"whole": [], "raw": ["--outputs", "raw"], "high": ["--score-threshold", "0.3"]}.items():
+        assert export.main([str(run), "--to", str(folder / f"{name}.onnx"), *options]) == 0
+    small = ["--outputs", "raw", "--int8", "--calibrate", images]
+    assert export.main([str(run), "--to", str(folder / "small.onnx"), *small]) == 0
+    return folder
+
+
+def measured(folder, weights, output, *options):
+    common = ["--data-path", str(folder / "shapes"), "--device", "cpu", "-j", "0", "-b", "2"]
+    assert evaluate.main(["--weights", str(weights), "--output-dir", str(output), *common, *options]) == 0
+    return json.loads((output / "detections.json").read_text())
+
+
+def test_they_are_measured_as_their_weights_are(folder, tmp_path):
+    expected = measured(folder, folder / "run", tmp_path / "run")
+    for name in ("whole", "raw"):
+        rows = measured(folder, folder / f"{name}.onnx", tmp_path / name)
+        assert [row["image_id"] for row in rows] == [row["image_id"] for row in expected]
+        np.testing.assert_allclose([row["score"] for row in rows], [row["score"] for row in expected], rtol=1e-4)
+    assert len(measured(folder, folder / "small.onnx", tmp_path / "small")) > 0
+
+
+def test_detections_of_images_of_several_sizes(folder):
+    image = np.random.default_rng(2).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    expected, found = (
+        Detector.load(folder / name, "cpu", 0.05)(image) for name in ("run/best.safetensors", "whole.onnx")
+    )
+    assert len(expected["scores"]) > 10 and expected["boxes"][:, 2].max() > 50
+    assert found["names"] == expected["names"]
+    np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-4)
+    np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.01)
+
+
+def test_infer_takes_them(folder, tmp_path):
+    options = ["--device", "cpu", "--score-threshold", "0.1"]
+    val = str(folder / "shapes" / "val")
+    for name in ("run", "whole.onnx"):
+        assert infer.main([val, "--weights", str(folder / name), "--output-dir", str(tmp_path / name), *options]) == 0
+    found, expected = (json.loads((tmp_path / n / "detections.json").read_text()) for n in ("whole.onnx", "run"))
+    assert len(expected) > 0
+    assert [row["category_name"] for row in found] == [row["category_name"] for row in expected]
+
+
+def test_a_threshold_in_the_file_is_told(folder):
+    assert Detector.load(folder / "whole.onnx", "cpu").description.notes == ()
+    (note,) = Detector.load(folder / "high.onnx", "cpu").description.notes
+    assert note.endswith("high.onnx holds detections scored above 0.3: those below are not measured")
+
+
+def test_what_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="--engine oneflow: an ONNX model is computed by ONNX Runtime"):
+        Detector.load(folder / "raw.onnx", "cpu", engine="oneflow")
+    with pytest.raises(UserError, match=r"nothing.onnx: No such file or directory"):
+        Detector.load(tmp_path / "nothing.onnx", "cpu")
+    (tmp_path / "text.onnx").write_text("text")
+    with pytest.raises(UserError, match=r"text.onnx: not a whole ONNX model"):
+        Detector.load(tmp_path / "text.onnx", "cpu")
+    model = onnx.load(folder / "raw.onnx")
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    for foreign in ({}, about | {"package": "other"}, about | {"categories": "[1]"}, about | {"variant": "ssd7"}):
+        onnx.helper.set_model_props(model, foreign)
+        onnx.save(model, tmp_path / "foreign.onnx")
+        with pytest.raises(UserError, match=r"foreign.onnx: not a model that this package has exported"):
+            Detector.load(tmp_path / "foreign.onnx", "cpu")
