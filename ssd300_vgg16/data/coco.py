@@ -218,7 +218,7 @@ def _with_numbers(entry: Any) -> Any:
     """The entry with numbers where some tools write them as texts: "7", ["1.5", "2", "10", "20"]."""
     if type(entry) is not dict:
         return entry
-    ids = {
+    numbers: dict[str, Any] = {
         name: int(value)
         for name in ("id", "image_id", "category_id", "iscrowd")
         if isinstance(value := entry.get(name), str) and _WHOLE_NUMBER.fullmatch(value)
@@ -226,8 +226,8 @@ def _with_numbers(entry: Any) -> Any:
     bbox = entry.get("bbox")
     if type(bbox) is list and any(type(value) is str for value in bbox):
         with contextlib.suppress(ValueError, TypeError):
-            ids["bbox"] = [float(value) for value in bbox]
-    return entry | ids if ids else entry
+            numbers["bbox"] = [float(value) for value in bbox]
+    return entry | numbers
 
 
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
