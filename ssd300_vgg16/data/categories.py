@@ -57,6 +57,14 @@ def folded(name: str) -> str:
     return name.strip().casefold()
 
 
+def told_apart(names: dict[int, str]) -> dict[int, str]:
+    """Names by id, those that are there already with their id: "cat (id 7)", or tables would lose a row."""
+    apart: dict[int, str] = {}
+    for id_, name in names.items():
+        apart[id_] = f"{name} (id {id_})" if name in apart.values() else name
+    return apart
+
+
 def match_names(names: dict[Key, str], given: tuple[Category, ...], source: str) -> dict[Key, Category]:
     """The given category for each of a data set's categories (names by id or any key) that has one, each used once.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names, told_apart
 from ssd300_vgg16.data.coco_layout import find_image
 from ssd300_vgg16.data.dataset import (
     MAX_COORDINATE,
@@ -130,7 +130,7 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
         ids_by_name.setdefault(folded(name), id_)
     if not names:
         raise UserError(f"{problems.message()}\nNo category is left.")
-    return dict(sorted(names.items()))
+    return told_apart(dict(sorted(names.items())))
 
 
 def _without_root(names: dict[int, str], entries: list, annotations: list) -> dict[int, str]:

@@ -134,6 +134,31 @@ class Dataset:
         return {"images": len(self.samples), "objects": objects, "sha256": digest.hexdigest()}
 
 
+def shared_images(train: Dataset, val: Dataset) -> str | None:
+    """A sentence on images that are in both: the same files, or files of the same name and size in bytes."""
+    in_train: dict[str, list[Path]] = {}
+    for sample in train.samples:
+        in_train.setdefault(sample.path.name, []).append(sample.path)
+    shared = [
+        sample.path
+        for sample in val.samples
+        if any(_is_same(sample.path, path) for path in in_train.get(sample.path.name, ()))
+    ]
+    if not shared:
+        return None
+    return (
+        f"{len(shared)} of the {len(val.samples)} validation images are training images too, such as {shared[0]}: "
+        "what is measured on them says little about others"
+    )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.stat().st_size == other.stat().st_size
+    except OSError:
+        return False
+
+
 # COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
 PIXELS_BEYOND_IMAGE = 1.0
 # Coordinates must fit float32, the sum of two included.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.categories import match_names
+from ssd300_vgg16.data.categories import match_names, told_apart
 from ssd300_vgg16.data.dataset import (
     MAX_COORDINATE,
     PIXELS_BEYOND_IMAGE,
@@ -60,7 +60,11 @@ def load_yolo(
     description = read_description(Path(data_path))
     problems = Problems(f"{description.file} ({split})", notes=description.notes)
     images, objects = _read(description, split, problems)
-    category_of = _categories(description.names, objects, categories, problems)
+    names = told_apart(dict(enumerate(description.names)))
+    for index, name in enumerate(description.names):
+        if names[index] != name:
+            problems.add("category name used twice", f"{name!r} (class {index})")
+    category_of = _categories(tuple(names.values()), objects, categories, problems)
     objects = [entry for entry in objects if entry.class_index in category_of]
     if not objects:
         raise UserError(f"{problems.message()}\nNo object is left.")

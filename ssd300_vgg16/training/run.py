@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.data.dataset import Dataset, Sample, shared_images
 from ssd300_vgg16.data.loader import BatchConfig, evaluation_batches, samples_with_objects, steps_per_epoch
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.detector import Detector
@@ -145,6 +145,8 @@ def _load_data(options: TrainOptions, world: World) -> tuple[Dataset, Dataset]:
     val_set = source.load("val", train_set.categories)
     # Of one file that both come from, all is said once.
     world.say(*dict.fromkeys(dataset.problems.message() for dataset in (train_set, val_set) if dataset.problems))
+    if shared := shared_images(train_set, val_set):
+        world.say(shared)
     if options.num_classes and options.num_classes < train_set.num_classes:
         raise UserError(f"--num_classes {options.num_classes}: {train_set.name} needs at least {train_set.num_classes}")
     return train_set, val_set

@@ -10,6 +10,7 @@ from voc_files import thing, xml
 
 from ssd300_vgg16 import evaluate
 from ssd300_vgg16.cli import inspect, train_options
+from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.voc import read_voc_xml
 from ssd300_vgg16.errors import UserError
@@ -76,6 +77,17 @@ def test_a_split_by_names_is_the_same_whatever_else_there_is(tmp_path):
     assert names("val", 0.5) == before & set(NAMES[:5])
     with pytest.raises(UserError, match="none is left for train with --val-fraction 1"):
         names("train", 1.0)
+
+
+def test_images_that_are_in_both_splits_are_told(tmp_path):
+    for split, names in (("train", TRAIN), ("val", (*VAL, TRAIN[0]))):
+        images(tmp_path / split, names)
+        coco(tmp_path / split / "a.json", names)
+    train, val = (DataSource(path=tmp_path).load(split) for split in ("train", "val"))
+    assert "1 of the 3 validation images are training images too, such as" in shared_images(train, val)
+    assert "3 of the 3 validation" in shared_images(val, val)
+    (tmp_path / "val" / TRAIN[0]).write_bytes(b"another")
+    assert shared_images(train, val) is None
 
 
 def test_a_fraction_of_divided_data_is_refused(tmp_path):

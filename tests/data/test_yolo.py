@@ -132,6 +132,12 @@ def test_a_line_that_is_there_twice_counts_once(load):
     assert dataset.samples[0].labels.tolist() == [1, 2]
 
 
+def test_two_classes_of_one_name_are_told_apart(load):
+    dataset = load({"a": f"{GOOD}1 0.5 0.5 0.2 0.4\n"}, YAML.replace("dog", "cat"))
+    assert [category.name for category in dataset.categories] == ["cat", "cat (id 1)"]
+    assert dataset.problems.counts == {"category name used twice": 1}
+
+
 COUNT = "line that is neither a class with 4 numbers nor one with 3 or more points"
 
 
