@@ -3,6 +3,7 @@
 bash infer.sh                                  the newest run, on images of its validation set
 bash infer.sh PATH...                          images, folders (searched through) or globs
 bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
+NPROC=2 bash infer.sh photos/                  on two GPUs, or in two processes on the CPU
 bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
 """
 
@@ -23,8 +24,12 @@ from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.images import ImageError, find_images
+from ssd300_vgg16.deploy.exported import is_exported
+from ssd300_vgg16.deploy.session import resolve_engine
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
+from ssd300_vgg16.detect_in_processes import DetectorProcesses
 from ssd300_vgg16.detector import Detections, Detector
+from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import refuse_unwritable
 from ssd300_vgg16.report.results_page import DetectionsPage
@@ -112,7 +117,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
     refuse_unwritable(output)
-    detector = Detector.load(weights, options.device, threshold, options.engine)
+    detector = _load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
     batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
@@ -136,6 +141,19 @@ def _best_threshold(weights: Path) -> float:
         ) from error
 
 
+def _load(weights: Path, device: str | None, score_threshold: float, engine: str) -> Detector | DetectorProcesses:
+    """A detector; with NPROC in the environment, as many."""
+    job = job_from(os.environ)
+    if job is None:
+        return Detector.load(weights, device, score_threshold, engine)
+    if job.hosts > 1:
+        raise UserError(f"NNODES={job.hosts}: infer.sh is for one machine; give each its own images, without NNODES")
+    engine, device = resolve_engine(engine, device, exported=is_exported(weights))
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: several processes take GPUs 0, 1, ... in turn: write cuda")
+    return DetectorProcesses(job.processes, weights, device, score_threshold, engine)
+
+
 def _samples_of(weights: Path) -> list[Path]:
     """Some images of the validation set that a run was evaluated on."""
     if is_published_name(weights):
@@ -152,7 +170,7 @@ def _samples_of(weights: Path) -> list[Path]:
 
 
 def _detect_all(
-    detector: Detector,
+    detector: Detector | DetectorProcesses,
     weights: Path,
     images: list[Path],
     output: Path,
@@ -166,7 +184,11 @@ def _detect_all(
     if (output / DETECTIONS).exists():
         print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
-        detections_of_each = detect_each(detector, islice(numbered, skip, None), max_detections, batch_size)
+        files = islice(numbered, skip, None)
+        if isinstance(detector, Detector):
+            detections_of_each = detect_each(detector, files, max_detections, batch_size)
+        else:
+            detections_of_each = detector.detect_each(files, max_detections, batch_size)
         with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
             for file, detections in detections_of_each:
                 if isinstance(detections, ImageError):
@@ -215,7 +237,7 @@ def _picture_places(images: list[Path], output: Path) -> list[Path]:
     return pictures
 
 
-def _as_json(detections: Detections, number: int, file_name: str, detector: Detector) -> list[dict]:
+def _as_json(detections: Detections, number: int, file_name: str, detector: Detector | DetectorProcesses) -> list[dict]:
     """Detections of one image in COCO's results format, with file and category names added."""
     ids = {category.label: category.id for category in detector.description.categories}
     boxes = xyxy_to_xywh(detections["boxes"]).tolist()

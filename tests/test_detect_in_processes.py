@@ -1,0 +1,95 @@
+"""NPROC=2 bash infer.sh: the files of one process, whatever becomes of the processes."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from small_data import run, shapes_folder, start, untrained_run
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    shapes_folder(folder, 1, IMAGES)
+    (folder / "shapes" / "val" / "000003.jpg").write_bytes(b"no image")
+    untrained_run(folder / "run")
+    return folder
+
+
+def arguments(place, output, *images):
+    images = images or [place / "shapes" / "val"]
+    return ("--weights", place / "run", "--device", "cpu", "--score-threshold", "0.1", "--output-dir", output, *images)
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_the_same_files_as_with_one_process(place):
+    outputs = []
+    for count, extra in ((1, ()), (2, ()), (2, ("-b", "2"))):
+        done = run(
+            "infer", *arguments(place, f"n{count}{len(extra)}"), *extra, folder=place, variables={"NPROC": count}
+        )
+        assert done.returncode == 1 and "not read: " in done.stderr and "000003.jpg" in done.stderr
+        assert "Traceback" not in done.stderr
+        outputs.append(files_in(place / f"n{count}{len(extra)}"))
+    assert len(json.loads(outputs[0]["detections.json"])) > 10 and len(outputs[0]) == IMAGES
+    assert outputs[1] == outputs[0] and outputs[2].keys() == outputs[0].keys()
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def begun(place, output):
+    """A process with two of its own that has many images to go, and has begun."""
+    many = place / "many"
+    many.mkdir(exist_ok=True)
+    for number in range(1500):
+        copy = many / f"{number}.jpg"
+        copy.exists() or copy.hardlink_to(place / "shapes" / "val" / "000001.jpg")
+    process = start("infer", *arguments(place, output, many), folder=place, variables={"NPROC": 2})
+    part, deadline = place / output / "detections.json.part", time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 1000) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
+def test_what_is_wrong_with_several_processes(place):
+    for variables, problem in (
+        ({"NPROC": "two"}, "NPROC=two is not a whole number"),
+        ({"NPROC": 2, "NNODES": 2, "NODE_RANK": 0, "MASTER_ADDR": "x"}, "NNODES=2: infer.sh is for one machine"),
+    ):
+        done = run("infer", *arguments(place, "wrong"), folder=place, variables=variables)
+        assert done.returncode == 2 and problem in done.stderr and "Traceback" not in done.stderr
+    bad = ("--weights", place / "shapes" / "val" / "000001.jpg", "--device", "cpu", place / "shapes" / "val")
+    done = run("infer", *bad, folder=place, variables={"NPROC": 2})
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c(place):
+    process = begun(place, "stopped")
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    done = int(output.partition("Go on with: the same, --skip ")[2].partition(",")[0])
+    images = sorted(path.name for path in (place / "many").iterdir())
+    pictures = {path.name for path in (place / "stopped").glob("*.jpg")}
+    assert 0 < done < len(images) and pictures >= set(images[:done]), "--skip leaves no picture out"
+    assert json.loads((place / "stopped" / "detections.json").read_text())
+
+
+def test_one_that_is_killed_ends_all(place):
+    process = begun(place, "killed")
+    own = [pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(own) == 2
+    os.kill(own[1], signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and "process 2 of 2 was killed by signal 9" in errors and "Traceback" not in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in own)
