@@ -21,4 +21,5 @@ has_dev || (
 (launch -m ruff format --no-cache --check)
 (launch -c 'import sys; from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])')
 (launch -m mypy --cache-dir=/dev/null)
-launch -m pytest -W ignore::pytest.PytestCacheWarning "$@"
+# Two at a time: most wait for processes to start. A file's tests stay together, as they share what is costly to make.
+launch -m pytest -n 2 --dist loadfile -W ignore::pytest.PytestCacheWarning "$@"

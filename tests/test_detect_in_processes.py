@@ -39,7 +39,7 @@ def test_the_same_files_as_with_one_process(place):
         assert done.returncode == 1 and "not read: " in done.stderr and "000003.jpg" in done.stderr
         assert "Traceback" not in done.stderr
         outputs.append(files_in(place / f"n{count}{len(extra)}"))
-    assert len(json.loads(outputs[0]["detections.json"])) > 10 and len(outputs[0]) == IMAGES
+    assert len(json.loads(outputs[0]["detections.json"])) > 10 and len(outputs[0]) == IMAGES + 1
     assert outputs[1] == outputs[0] and outputs[2].keys() == outputs[0].keys()
 
 

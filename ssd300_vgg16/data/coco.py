@@ -227,7 +227,7 @@ def _with_numbers(entry: Any) -> Any:
     if type(bbox) is list and any(type(value) is str for value in bbox):
         with contextlib.suppress(ValueError, TypeError):
             numbers["bbox"] = [float(value) for value in bbox]
-    return entry | numbers
+    return entry | numbers if numbers else entry
 
 
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")

@@ -211,7 +211,7 @@ def samples_of(images: list[ImageRow], table: ObjectTable, upright: bool = False
 
 def without_repeated(table: ObjectTable, described: Callable[[int], str], problems: Problems) -> ObjectTable:
     """Each object once; those that are there again, with the same box and label, are counted. Boxes of no area stay."""
-    rows = np.column_stack((table.image_index, table.labels, table.crowd, table.boxes))
+    rows = np.column_stack((table.image_index, table.labels, table.crowd, table.difficult, table.boxes))
     _, first = np.unique(rows, axis=0, return_index=True)
     keep = (box_math.area(table.boxes) <= 0) | np.isin(np.arange(len(rows)), first)
     for row in np.flatnonzero(~keep).tolist():

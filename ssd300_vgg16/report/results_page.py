@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import numpy as np
@@ -22,8 +23,10 @@ from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.errors import ERRORS, HIT, IGNORED
-from ssd300_vgg16.metrics.evaluation import Evaluation
 from ssd300_vgg16.report.suspicious import Suspicion, as_csv, suspicious
+
+if TYPE_CHECKING:  # it brings OneFlow, which infer.sh may do without
+    from ssd300_vgg16.metrics.evaluation import Evaluation
 
 REPORT, SUSPICIOUS = "report.html", "suspicious_labels.csv"
 MAX_DETECTIONS = 250_000  # on the page, the best: more would make it slow to open
@@ -63,7 +66,7 @@ class DetectionsPage:
         return output / REPORT
 
 
-def write_evaluation_page(evaluation: Evaluation, metrics: dict, heading: str, output: Path) -> None:
+def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str, output: Path) -> None:
     """Write the page and the list of suspicious labels into the folder; metrics: what coco_metrics.json has.
 
     Raises UserError if they cannot be written.

@@ -105,9 +105,10 @@ def test_default_boxes_are_those_that_training_would_take(elsewhere, capsys):
 
 def test_years_of_voc_are_shown_together(elsewhere, capsys):
     hard = thing("dog", (1, 1, 60, 40), "<difficult>1</difficult>")
+    other = thing("dog", (1, 1, 50, 40), "<difficult>1</difficult>")
     files = {"1": xml(thing(), hard), "2": xml(thing()), "3": xml(thing("dog"), thing("dog", (5, 5, 5, 9)))}
     write_voc(elsewhere / "data" / "VOC2007", files, {"trainval": ["1", "2"], "test": ["3"]})
-    write_voc(elsewhere / "data" / "VOC2012", {"4": xml(thing(), hard, hard)}, {"trainval": ["4"], "test": ["5"]})
+    write_voc(elsewhere / "data" / "VOC2012", {"4": xml(thing(), hard, other)}, {"trainval": ["4"], "test": ["5"]})
     assert inspect.main(["inspect", str(elsewhere / "data")]) == 0
     train, val = capsys.readouterr().out.split("\nval: ")
     assert f"train: {elsewhere / 'data'} (VOC2007 trainval + VOC2012 trainval)\n" in train

@@ -4,6 +4,7 @@ import ctypes
 import io
 import os
 import struct
+import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -484,6 +485,7 @@ def test_heic_is_read_where_its_reader_is_installed(write, tmp_path, monkeypatch
         assert image_size(path) == (HEIGHT, WIDTH)
     finally:
         images._reads_heic.cache_clear()
+        sys.modules.pop("pillow_heif", None)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])

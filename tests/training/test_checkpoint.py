@@ -320,7 +320,7 @@ def with_one_more(data, folder, what):
     copy = shutil.copytree(data, folder / "other")
     path = copy / "annotations" / "instances_train.json"
     content = json.loads(path.read_text())
-    annotation = content["annotations"][0] | {"id": 999}
+    annotation = content["annotations"][0] | {"id": 999, "bbox": [1, 2, 30, 40], "area": 1200}
     if what == "image":
         image = content["images"][0] | {"id": 999, "file_name": "999.jpg"}
         shutil.copy(copy / "train" / content["images"][0]["file_name"], copy / "train" / "999.jpg")

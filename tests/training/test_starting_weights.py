@@ -318,7 +318,7 @@ def test_the_backbone_of_a_full_width_is_downloaded_by_itself(begin, tmp_path):
 
 
 def test_trouble_with_the_data_is_told_before_a_download(server, tmp_path):
-    with pytest.raises(UserError, match="no train annotations"):
+    with pytest.raises(UserError, match="no COCO-style, VOC or YOLO data set found"):
         call(train, "--pretrained", "--data-path", tmp_path, *SETTINGS)
     assert server.requests == []
 
@@ -340,7 +340,12 @@ def test_published_weights_are_tested_and_leave_nothing_in_the_cache(server, pla
     written = tmp_path / "evaluations" / NAME
     for module, arguments in ((train, ("--test-only", "--pretrained")), (evaluate, ("--weights", NAME))):
         call(module, *arguments, *data)
-        assert sorted(path.name for path in written.iterdir()) == ["coco_metrics.json", "detections.json"]
+        assert sorted(path.name for path in written.iterdir()) == [
+            "coco_metrics.json",
+            "detections.json",
+            "report.html",
+            "suspicious_labels.csv",
+        ]
         shutil.rmtree(written)
         output = capsys.readouterr().out
         assert re.search(r"^AP50 +0.50 +all", output, re.MULTILINE)

@@ -198,7 +198,7 @@ def test_too_few_classes_are_refused(place):
 
 
 def test_data_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="no train annotations: looked for"):
+    with pytest.raises(UserError, match="no COCO-style, VOC or YOLO data set found: looked for"):
         train.main(["--data-path", str(tmp_path), "--device", "cpu"])
     assert list(tmp_path.iterdir()) == []
 
