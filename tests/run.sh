@@ -21,5 +21,10 @@ has_dev || (
 (launch -m ruff format --no-cache --check)
 (launch -c 'import sys; from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])')
 (launch -m mypy --cache-dir=/dev/null)
-# Two at a time: most wait for processes to start. A file's tests stay together, as they share what is costly to make.
-launch -m pytest -n 2 --dist loadfile -W ignore::pytest.PytestCacheWarning "$@"
+run=(-m pytest -W ignore::pytest.PytestCacheWarning)
+(($# == 0)) || launch "${run[@]}" "$@"
+# Those that start processes which wait for one another, or count what a GPU is asked for, run alone; of the others two
+# at a time. A file's tests stay together, as they share what is costly to make.
+alone=(tests/distributed tests/gpu)
+(launch "${run[@]}" -n 2 --dist loadfile "${alone[@]/#/--ignore=}")
+launch "${run[@]}" "${alone[@]}"

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import time
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.step import make_step
 
 BATCH, STEPS = 4, 2
+SETTLE = 0.3  # seconds: a step's results may be there before its last kernel is launched
 # The arguments of make_step that differ: optimizer, passes, amp, eager.
 KINDS = {
     "float32": ("sgd", 1, False, False),
@@ -44,8 +46,10 @@ def marked_steps(kind: str) -> None:
         results[-1].numpy()
 
     steps(2)
+    time.sleep(SETTLE)
     mark(b"begin")
     steps(STEPS)
+    time.sleep(SETTLE)
     mark(b"end")
 
 
