@@ -21,13 +21,6 @@ OWN_DATA = {
     "photographs, width 1/8": ("--width", "0.125", "--iterations", "2000"),
     "photographs, width 1/4": ("--width", "0.25", "--iterations", "1100"),
 }
-# What the preset was chosen by: its length, and an average of the weights over about 100 steps, by number of images.
-SCHEDULES = {
-    "as it is": (),
-    "--ema 0.99": ("--ema", "0.99"),
-    "--iterations 3000": ("--iterations", "3000"),
-}
-SIZES = (200, 2000)  # training images
 METRICS = ("AP50", "AP")
 
 
@@ -46,21 +39,9 @@ def train(folder: Path, *arguments: str) -> dict[str, float]:
 
 def measure(options: Options) -> Figures:
     """By case and seed."""
-    from ssd300_vgg16.data.shapes import write_shapes
-
     # The pictures are made once, and belong to no run.
     shapes = ("--dataset", "shapes", "--data-path", str(RUNS / "data"), "--preset", "narrow")
     figures = {"shapes": [train(RUNS / f"shapes-{seed}", *shapes, "--seed", str(seed)) for seed in range(5)]}
-    for size in SIZES:
-        data = RUNS / f"data-{size}"
-        write_shapes(data, size, val_images=100, seed=0)
-        given = ("--data-path", str(data), "--dataset", "coco", "--preset", "narrow", "--eval-every", "100")
-        for name, arguments in SCHEDULES.items():
-            runs = [
-                train(RUNS / f"{size}-{slug(name)}-{seed}", *given, *arguments, "--seed", str(seed))
-                for seed in range(2)
-            ]
-            figures[f"{size} shapes, {name}"] = runs
     if options.data_given:
         given = ("--preset", "narrow", "--dataset", "voc", "--default-boxes", "coco", "--eval-every", "20")
         given += ("--data-path", str(options.data))
