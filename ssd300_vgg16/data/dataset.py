@@ -66,7 +66,7 @@ class Fate(NamedTuple):
 
 
 OBJECT_LEFT_OUT = Fate("objects", "left out")
-OBJECT_UNTRAINED = Fate("objects", "not trained on, and counted by an evaluation")
+OBJECT_UNTRAINED = Fate("objects", "not trained on, but counted in an evaluation")
 OBJECT_CLIPPED = Fate("objects", "clipped to their images in training")
 IMAGE_LEFT_OUT = Fate("images", "left out, with their objects")
 LABELS_LEFT_OUT = Fate("label files", "left out")

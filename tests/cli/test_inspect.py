@@ -154,7 +154,7 @@ def test_problems_are_told(folder, elsewhere, capsys):
     options = change(folder, elsewhere, annotations=spoil, images=turn)
     assert inspect.main(["inspect", *options, "--read-all", "--images", "1"]) == 1
     output = capsys.readouterr().out
-    assert re.search(r"changed.json: 1 of \d+ objects not trained on, and counted by an evaluation\n", output)
+    assert re.search(r"changed.json: 1 of \d+ objects not trained on, but counted in an evaluation\n", output)
     assert "1 x box of no area: annotation 1" in output and "1 x annotation of unknown category_id" in output
     assert "images read: 8; broken, or of another size than annotated: 1" in output
     assert "000003.jpg: " in output and "by the annotations 1000 x 500" in output

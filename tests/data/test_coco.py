@@ -468,7 +468,7 @@ def test_all_problems_come_in_one_message(load):
     with pytest.raises(UserError, match=re.escape(message)):
         load(content, strict=True)
     for part in (
-        "file.json: 5 of 7 objects not trained on, and counted by an evaluation\n  5 x box of no area: annotation 0 ",
+        "file.json: 5 of 7 objects not trained on, but counted in an evaluation\n  5 x box of no area: annotation 0 ",
         "file.json: 1 of 2 images left out, with their objects\n  1 x image missing",
         "file.json: 1 of 7 objects left out\n  1 x annotation whose bbox",
     ):

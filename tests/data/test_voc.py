@@ -480,7 +480,7 @@ def test_strict_refuses_what_is_otherwise_counted(load):
     files = {"1": xml(thing(), thing(box=(5, 5, 5, 5))), "2": xml(thing(" ")), "3": xml(thing())}
     message = load(files).problems.message()
     assert "train.txt: 1 of 4 objects left out\n  1 x object without name: " in message
-    assert "train.txt: 1 of 4 objects not trained on, and counted by an evaluation\n  1 x box of no area: " in message
+    assert "train.txt: 1 of 4 objects not trained on, but counted in an evaluation\n  1 x box of no area: " in message
     with pytest.raises(UserError) as caught:
         load(files, strict=True)
     assert str(caught.value).startswith(message)

@@ -129,7 +129,7 @@ def test_unreadable_images_are_left_out_of_the_numbers_and_named(data, batch_siz
 
 
 def changed_annotations(data, horses=0, **fields):
-    """Every annotation of val gets these fields, but those of the first few, which become horses; the data set."""
+    """Every annotation of val gets these fields, and the first few (None: all) become horses; the data set."""
     file = data / "annotations" / "instances_val.json"
     document = json.loads(file.read_text())
     document["categories"].append({"id": 999, "name": "horse"})
@@ -152,6 +152,19 @@ def test_why_there_is_nothing_to_find_is_said(data):
     )
     assert evaluation.as_json()["AP"] == -1
     assert evaluation.table().splitlines()[-1] == said and evaluation.summary() == f"  {said}"
+
+
+def test_the_command_says_why_there_is_no_figure(place, data, tmp_path, capsys):
+    changed_annotations(data, horses=2, iscrowd=1)
+    assert call(place, "--data-path", data, "--output-dir", tmp_path / "out") == 0
+    output = capsys.readouterr().out
+    assert "AP is -1: none of the " in output and "left out, as the model lacks their classes: 'horse'" in output
+    assert "F1 is best" not in output
+
+
+def test_classes_that_the_model_lacks_are_named_where_nothing_else_is(data):
+    with pytest.raises(UserError, match=r"does not know: 'horse' \(id 999, \d+ annotations\)\nNo annotation is left"):
+        changed_annotations(data, horses=None)
 
 
 def test_images_without_objects_have_nothing_to_find(data):
