@@ -77,11 +77,12 @@ def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Pat
     print(about)
     print(evaluation.table())
     metrics = evaluation.as_json()
-    best = metrics["best_f1"]
-    print(
-        f"\nF1 is best, {best['f1']:.3f}, for detections scored above {best['score_threshold']:.2f}: "
-        f"precision {best['precision']:.3f}, recall {best['recall']:.3f}"
-    )
+    if not evaluation.nothing_to_find:
+        best = metrics["best_f1"]
+        print(
+            f"\nF1 is best, {best['f1']:.3f}, for detections scored above {best['score_threshold']:.2f}: "
+            f"precision {best['precision']:.3f}, recall {best['recall']:.3f}"
+        )
     write_json(output / "coco_metrics.json", metrics)
     evaluation.results.write(output / "detections.json")
     write_evaluation_page(evaluation, metrics, about, output)

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.data.dataset import Dataset, shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
@@ -69,11 +70,15 @@ def main(arguments: list[str]) -> int:
     chosen, candidates = _candidates(options.model, box_sizes)
     settings = Settings(chosen, options.images, options.seed, options.read_all, output)
     inspected: dict[str, Inspected] = {}
+    datasets: dict[str, Dataset] = {}
     for split in splits:
         others = [] if inspected else candidates  # val is held against the chosen ones alone
-        inspected[split] = inspect_split(split, source.load(split), settings, others)
+        datasets[split] = source.load(split)
+        inspected[split] = inspect_split(split, datasets[split], settings, others)
     if len(splits) == 2:
         print(describe_unseen(unseen_classes(inspected["train"].classes, inspected["val"].classes)))
+        if shared := shared_images(datasets["train"], datasets["val"]):
+            print(shared)
     print(f"\nwritten: {', '.join(str(path) for split in inspected.values() for path in split.pictures)}")
     return 1 if any(split.faults for split in inspected.values()) else 0
 

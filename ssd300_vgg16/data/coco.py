@@ -16,7 +16,11 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names, told_apart
 from ssd300_vgg16.data.coco_layout import find_image
 from ssd300_vgg16.data.dataset import (
+    CATEGORY_LEFT_OUT,
+    IMAGE_LEFT_OUT,
     MAX_COORDINATE,
+    OBJECT_LEFT_OUT,
+    READ_ALL_THE_SAME,
     UNKNOWN_CATEGORY,
     Category,
     Dataset,
@@ -73,6 +77,11 @@ def load_coco(
         _section(document, name, annotation_file) for name in ("images", "annotations", "categories")
     )
     problems = Problems(str(annotation_file))
+    problems.totals = {
+        "images": len(images_section),
+        "objects": len(annotations_section),
+        "categories": len(categories_section),
+    }
     names = _without_root(_read_categories(categories_section, problems), categories_section, annotations_section)
     images = _read_images(images_section, Path(image_folder), problems)
     if any(_with_numbers(entry) is not entry for entry in (*images_section, *annotations_section)):
@@ -121,11 +130,12 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     for position, entry in enumerate(map(_with_numbers, entries)):
         fault = _id_fault(entry, names) or _text_fault(entry, "name")
         if fault:
-            problems.add(f"category {fault}", _located("categories", entry, position))
+            problems.add(f"category {fault}", _located("categories", entry, position), CATEGORY_LEFT_OUT)
             continue
         id_, name = entry["id"], entry["name"].strip()
         if folded(name) in ids_by_name:
-            problems.add("category name used twice", f"{name!r} (ids {ids_by_name[folded(name)]} and {id_})")
+            ids = f"ids {ids_by_name[folded(name)]} and {id_}"
+            problems.add("category name used twice", f"{name!r} ({ids})", READ_ALL_THE_SAME)
         names[id_] = name
         ids_by_name.setdefault(folded(name), id_)
     if not names:
@@ -156,17 +166,17 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, I
         # Some tools write an image once for each of its boxes, with the same id or another.
         if first_id is not None and not _id_fault(entry, set() if entry.get("id") == first_id else images):
             images[entry["id"]] = images[first_id]
-            problems.add(JOINED, _located("images", entry, position))
+            problems.add(JOINED, _located("images", entry, position), READ_ALL_THE_SAME)
             continue
         fault = _id_fault(entry, images)
         if fault:
-            problems.add(f"image {fault}", _located("images", entry, position))
+            problems.add(f"image {fault}", _located("images", entry, position), IMAGE_LEFT_OUT)
             continue
         images[entry["id"]], fault = _read_image_entry(entry, folder, files_in)
         if isinstance(file_name, str):
             id_of.setdefault(file_name, entry["id"])
         if fault:
-            problems.add(f"image {fault}", f"image {entry['id']} ({entry.get('file_name')})")
+            problems.add(f"image {fault}", f"image {entry['id']} ({entry.get('file_name')})", IMAGE_LEFT_OUT)
     if not any(images.values()):
         raise UserError(f"{problems.message()}\nNo image is left: is {folder} the folder that the file_names refer to?")
     return images
@@ -206,7 +216,7 @@ def _usable_annotations(
     for position, entry in enumerate(_with_box_of_mask(_with_numbers(entry)) for entry in entries):
         fault = _annotation_fault(entry, images, names)
         if fault:
-            problems.add(f"annotation {fault}", _located("annotations", entry, position))
+            problems.add(f"annotation {fault}", _located("annotations", entry, position), OBJECT_LEFT_OUT)
             continue
         image = images[entry["image_id"]]
         if image:  # else its image is dropped, which has been counted
@@ -338,7 +348,8 @@ def _match_categories(
     matched = match_names(names, given, problems.source)
     annotated = Counter(entry["category_id"] for entry in entries)
     for id_ in annotated.keys() - matched.keys():
-        problems.add(UNKNOWN_CATEGORY, f"{names[id_]!r} (id {id_}, {annotated[id_]} annotations)")
+        described = f"{names[id_]!r} (id {id_}, {annotated[id_]} annotations)"
+        problems.add(UNKNOWN_CATEGORY, described, CATEGORY_LEFT_OUT)
     return tuple(Category(matched[id_].label, id_, matched[id_].name) for id_ in names if id_ in matched)
 
 
@@ -405,5 +416,6 @@ def _areas(entries: list[dict], boxes_xywh: np.ndarray, problems: Problems) -> n
         if type(area) in (int, float) and abs(area) < MAX_COORDINATE**2:
             areas[row] = area
         elif area is not None:
-            problems.add("area that is not a number", f"annotation {entry.get('id')} (area {str(area)[:80]})")
+            described = f"annotation {entry.get('id')} (area {str(area)[:80]})"
+            problems.add("area that is not a number", described, READ_ALL_THE_SAME)
     return areas

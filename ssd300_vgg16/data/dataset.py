@@ -58,11 +58,28 @@ class Sample:
         return clipped[keep], self.labels[keep]
 
 
+class Fate(NamedTuple):
+    """What became of things that something is wrong with: "objects", "left out"."""
+
+    things: str
+    what: str
+
+
+OBJECT_LEFT_OUT = Fate("objects", "left out")
+OBJECT_UNTRAINED = Fate("objects", "not trained on, but counted in an evaluation")
+OBJECT_CLIPPED = Fate("objects", "clipped to their images in training")
+IMAGE_LEFT_OUT = Fate("images", "left out, with their objects")
+LABELS_LEFT_OUT = Fate("label files", "left out")
+CATEGORY_LEFT_OUT = Fate("categories", "left out, with their objects")
+READ_ALL_THE_SAME = Fate("entries", "read all the same")
+
+
 @dataclass
 class Problems:
     """Counts and first examples of what was wrong, by kind, so that one message can tell all of it.
 
-    notes: what is not wrong, and to be known all the same.
+    fates: of each kind. totals: how many there are of a fate's things, as far as it is known. notes: what is not
+    wrong, and to be known all the same.
     """
 
     source: str
@@ -70,10 +87,13 @@ class Problems:
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    fates: dict[str, Fate] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
 
-    def add(self, kind: str, example: str) -> None:
+    def add(self, kind: str, example: str, fate: Fate) -> None:
         """Count one problem of this kind ("box of no area"), with an example that locates it ("annotation 17")."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.fates[kind] = fate
         examples = self.examples.setdefault(kind, [])
         if len(examples) < self.examples_kept:
             examples.append(example)
@@ -87,16 +107,25 @@ class Problems:
             raise UserError(f"{self.message()}\nCorrect the file, or load it without strict to leave these out.")
 
     def message(self) -> str:
-        """All notes and problems in one text, a line a kind: count, kind, examples."""
+        """All notes and problems in one text: for each fate what became of how many, then a line a kind."""
         lines = [printable(note, MAX_EXAMPLE_LETTERS) for note in self.notes]
-        if self.counts or not lines:
-            lines.append(f"{self.source}: {sum(self.counts.values())} problem(s)")
-        for kind, count in self.counts.items():
-            # Examples quote the file, and so may hold anything; a path and what is wrong there are to fit.
-            examples = [printable(example, MAX_EXAMPLE_LETTERS) for example in self.examples[kind]]
-            more = ["..."] if count > len(examples) else []
-            lines.append(f"  {count} x {kind}: {', '.join(examples + more)}")
+        if not self.counts and not lines:
+            return f"{self.source}:"
+        for fate in dict.fromkeys(self.fates.values()):
+            kinds = [kind for kind in self.counts if self.fates[kind] == fate]
+            lines.append(f"{self.source}: {self._became(fate, sum(self.counts[kind] for kind in kinds))}")
+            lines += map(self._line, kinds)
         return "\n".join(lines)
+
+    def _became(self, fate: Fate, count: int) -> str:
+        total = self.totals.get(fate.things)
+        return f"{fate.things} {fate.what}: {count:,}" if total is None else f"{count:,} of {total:,} {' '.join(fate)}"
+
+    def _line(self, kind: str) -> str:
+        # Examples quote the file, and so may hold anything; a path and what is wrong there are to fit.
+        examples = [printable(example, MAX_EXAMPLE_LETTERS) for example in self.examples[kind]]
+        more = ["..."] if self.counts[kind] > len(examples) else []
+        return f"  {self.counts[kind]:,} x {kind}: {', '.join(examples + more)}"
 
 
 @dataclass(frozen=True)
@@ -215,7 +244,7 @@ def without_repeated(table: ObjectTable, described: Callable[[int], str], proble
     _, first = np.unique(rows, axis=0, return_index=True)
     keep = (box_math.area(table.boxes) <= 0) | np.isin(np.arange(len(rows)), first)
     for row in np.flatnonzero(~keep).tolist():
-        problems.add("object that is there twice, with the same box: counted once", described(row))
+        problems.add("object that is there twice, with the same box: counted once", described(row), OBJECT_LEFT_OUT)
     return ObjectTable(*(column[keep] for column in table))
 
 
@@ -232,13 +261,13 @@ def report_boxes(
     outside = (x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0)
     far = PIXELS_BEYOND_IMAGE
     beyond = (x1 < -far) | (y1 < -far) | (x2 > width + far) | (y2 > height + far)
-    for kind, rows in (
-        ("box of no area", empty),
-        ("box outside the image", outside & ~empty),
-        ("box beyond the image", beyond & ~outside & ~empty),
+    for kind, fate, rows in (
+        ("box of no area", OBJECT_UNTRAINED, empty),
+        ("box outside the image", OBJECT_UNTRAINED, outside & ~empty),
+        ("box beyond the image", OBJECT_CLIPPED, beyond & ~outside & ~empty),
     ):
         for row in np.flatnonzero(rows).tolist():
-            problems.add(kind, described(row))
+            problems.add(kind, described(row), fate)
 
 
 def file_names(folder: Path) -> frozenset[str]:

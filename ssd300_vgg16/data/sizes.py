@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Problems, Sample
+from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, READ_ALL_THE_SAME, Fate, Problems, Sample
 from ssd300_vgg16.data.images import LYING, DecodedImage, ImageError, decode_image, exif_orientation, image_size
 from ssd300_vgg16.errors import UserError
 
+SKIPPED = Fate("image files looked at", "that are left out when they are read")
 FILES_LOOKED_AT = 200  # when a data set is loaded; the others tell as they are read
 SAME_SHAPE = 0.02  # how far width / height of a resized image may be from the declared one
 TURNED = "image that its EXIF orientation turns to the declared size: read upright"
@@ -54,11 +55,11 @@ def report_sizes(samples: Sequence[Sample], problems: Problems) -> None:
             continue  # else it will be said when it is read
         if kind:
             width_height = f"{sample.path.name}: {size[1]} x {size[0]}, declared {sample.width} x {sample.height}"
-            problems.add(kind, width_height)
+            problems.add(kind, width_height, READ_ALL_THE_SAME)
     if len(faults) > len(looked_at) / 2:
         raise UserError(f"{problems.source}: {len(faults)} of {len(looked_at)} images looked at are so: {faults[0]}")
     for fault in faults:
-        problems.add("image of another size and shape than declared: left out", fault)
+        problems.add("image of another size and shape than declared: left out", fault, SKIPPED)
 
 
 class _WrongSize(ImageError):

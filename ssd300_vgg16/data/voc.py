@@ -14,7 +14,11 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import folded, match_names
 from ssd300_vgg16.data.dataset import (
+    CATEGORY_LEFT_OUT,
+    IMAGE_LEFT_OUT,
     MAX_COORDINATE,
+    OBJECT_LEFT_OUT,
+    READ_ALL_THE_SAME,
     UNKNOWN_CATEGORY,
     Category,
     Dataset,
@@ -36,8 +40,18 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 
 
+DIFFICULT_TAKEN_FOR_0 = "object whose difficult is not 0 or 1, taken for 0"
+
+
 class VocFault(Exception):
-    """An annotation file that cannot be used; the message goes on from "annotation file "."""
+    """An annotation file that cannot be used; the message goes on from "annotation file ".
+
+    where: more about this file, which differs from that of others with the same fault.
+    """
+
+    def __init__(self, message: str, where: str = ""):
+        super().__init__(message)
+        self.where = where
 
 
 class VocObject(NamedTuple):
@@ -80,7 +94,7 @@ def read_voc_xml(path: Path) -> VocAnnotation:
             continue
         difficult = (element.findtext("difficult") or "0").strip()
         if difficult not in ("0", "1"):
-            faults.append(("object whose difficult is not 0 or 1, taken for 0", where))
+            faults.append((DIFFICULT_TAKEN_FOR_0, where))
         objects.append(VocObject(number, name, box, difficult == "1"))
     return VocAnnotation((root.findtext("filename") or "").strip() or None, _size(root), objects, faults)
 
@@ -101,7 +115,7 @@ def _parse(path: Path) -> ElementTree.Element:
             raise VocFault("that is no plain XML (it has a DTD or null bytes)")
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise VocFault(f"that is not valid XML ({error})") from None
+        raise VocFault("that is not valid XML", str(error)) from None
     if root.tag != "annotation":
         raise VocFault("that is not VOC's: its outermost element is not <annotation>")
     return root
@@ -141,6 +155,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 
 
 MISSING_IMAGE = "image missing in"
+NO_NAME = "image set entry that is not a name in Annotations"
 
 
 class _Object(NamedTuple):
@@ -196,12 +211,15 @@ def _read(
     objects: list[_Object] = []
     # Each folder is listed once: to ask for each of 16,000 files takes long on a network drive.
     names_in = cache(image_names)
-    for number, (image_set, name) in enumerate(_listed_images(image_sets, problems), start=1):
+    listed = list(_listed_images(image_sets, problems))
+    problems.totals["images"] = len(listed) + problems.counts.get(NO_NAME, 0)
+    for number, (image_set, name) in enumerate(listed, start=1):
         path = xml_file(image_set.annotations, name)
         try:
             annotation = read_voc_xml(path)
         except VocFault as fault:
-            problems.add(f"annotation file {fault}", str(path))
+            where = f"{path} ({fault.where})" if fault.where else str(path)
+            problems.add(f"annotation file {fault}", where, IMAGE_LEFT_OUT)
             continue
         pictures = image_folder or image_set.images
         image = _image(number, name, annotation, pictures, names_in(pictures), problems)
@@ -209,7 +227,10 @@ def _read(
             objects += [_Object(len(images), path, content) for content in annotation.objects]
             images.append(image)
             for kind, where in annotation.faults:
-                problems.add(kind, f"{path}, {where}")
+                is_read = kind == DIFFICULT_TAKEN_FOR_0
+                problems.add(kind, f"{path}, {where}", READ_ALL_THE_SAME if is_read else OBJECT_LEFT_OUT)
+    lost = sum(count for kind, count in problems.counts.items() if problems.fates[kind] == OBJECT_LEFT_OUT)
+    problems.totals["objects"] = len(objects) + lost
     if not images and any(kind.startswith(MISSING_IMAGE) for kind in problems.counts):
         options = "--train-images or --val-images"
         raise UserError(f"{problems.message()}\nNo image is left: name the folder that they are in with {options}.")
@@ -224,9 +245,9 @@ def _listed_images(image_sets: Sequence[Path], problems: Problems) -> Iterator[t
     for image_set in map(read_image_set, image_sets):
         for name in image_set.names:
             if "/" in name or "\\" in name or "\0" in name:
-                problems.add("image set entry that is not a name in Annotations", f"{image_set.path}: {name[:80]}")
+                problems.add(NO_NAME, f"{image_set.path}: {name[:80]}", IMAGE_LEFT_OUT)
             elif (image_set.annotations, name) in seen:
-                problems.add("image listed twice", f"{image_set.path}: {name}")
+                problems.add("image listed twice", f"{image_set.path}: {name}", READ_ALL_THE_SAME)
             else:
                 seen.add((image_set.annotations, name))
                 yield image_set, name
@@ -237,14 +258,14 @@ def _image(
 ) -> ImageRow | None:
     file_name = _image_name(name, annotation.file_name, names)
     if file_name is None:
-        problems.add(f"{MISSING_IMAGE} {folder}", name)
+        problems.add(f"{MISSING_IMAGE} {folder}", name, IMAGE_LEFT_OUT)
         return None
     path, size = folder / file_name, annotation.size
     if size is None:
         try:
             size = image_size(path)
         except ImageError:
-            problems.add("image without a size in its XML, whose file cannot be read", str(path))
+            problems.add("image without a size in its XML, whose file cannot be read", str(path), IMAGE_LEFT_OUT)
             return None
     return ImageRow(number, path, *size)
 
@@ -267,14 +288,15 @@ def _categories(objects: list[_Object], given: tuple[Category, ...] | None, prob
         spellings.setdefault(folded(name), []).append(name)
     for variants in spellings.values():
         if len(variants) > 1:
-            problems.add("category in several spellings", " = ".join(map(repr, variants)))
+            problems.add("category in several spellings", " = ".join(map(repr, variants)), READ_ALL_THE_SAME)
     names = {key: spellings[key][0] for key in sorted(spellings)}
+    problems.totals["categories"] = len(names)
     if given is None:
         return {key: Category(label, label, name) for label, (key, name) in enumerate(names.items(), start=1)}
     matched = match_names(names, given, problems.source)
     for key in names.keys() - matched.keys():
         objects_of = sum(counts[name] for name in spellings[key])
-        problems.add(UNKNOWN_CATEGORY, f"{names[key]!r} ({objects_of} objects)")
+        problems.add(UNKNOWN_CATEGORY, f"{names[key]!r} ({objects_of} objects)", CATEGORY_LEFT_OUT)
     return matched
 
 

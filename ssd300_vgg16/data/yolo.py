@@ -12,8 +12,13 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import match_names, told_apart
 from ssd300_vgg16.data.dataset import (
+    CATEGORY_LEFT_OUT,
+    IMAGE_LEFT_OUT,
+    LABELS_LEFT_OUT,
     MAX_COORDINATE,
+    OBJECT_LEFT_OUT,
     PIXELS_BEYOND_IMAGE,
+    READ_ALL_THE_SAME,
     UNKNOWN_CATEGORY,
     Category,
     Dataset,
@@ -31,6 +36,8 @@ from ssd300_vgg16.errors import UserError
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
+MISSING_IMAGE = "listed image that is missing"
+MAX_LINE = 10_000  # letters
 
 
 class _Object(NamedTuple):
@@ -63,7 +70,7 @@ def load_yolo(
     names = told_apart(dict(enumerate(description.names)))
     for index, name in enumerate(description.names):
         if names[index] != name:
-            problems.add("category name used twice", f"{name!r} (class {index})")
+            problems.add("category name used twice", f"{name!r} (class {index})", READ_ALL_THE_SAME)
     category_of = _categories(tuple(names.values()), objects, categories, problems)
     objects = [entry for entry in objects if entry.class_index in category_of]
     if not objects:
@@ -85,15 +92,23 @@ def _read(description: YoloDescription, split: str, problems: Problems) -> tuple
     images: list[ImageRow] = []
     objects: list[_Object] = []
     labels = None
-    for number, path in enumerate(_image_paths(description, split, problems), start=1):
+    paths = list(_image_paths(description, split, problems))
+    for number, path in enumerate(paths, start=1):
         try:
             image = ImageRow(number, path, *image_size(path, upright=True))
         except ImageError as error:
-            problems.add("image that cannot be read", str(error))
+            problems.add("image that cannot be read", str(error), IMAGE_LEFT_OUT)
             continue
         labels = _label_file(path)
         objects += _read_labels(labels, len(images), len(description.names), problems)
         images.append(image)
+    _report_without_image(_places(description, split), paths, len(description.names), problems)
+    lost = sum(count for kind, count in problems.counts.items() if problems.fates[kind] == OBJECT_LEFT_OUT)
+    problems.totals |= {
+        "images": len(paths) + problems.counts.get(MISSING_IMAGE, 0),
+        "objects": len(objects) + lost,
+        "categories": len(description.names),
+    }
     if not objects:
         looked = f" Labels were looked for in files like {labels}." if labels else ""
         raise UserError(f"{problems.message()}\nNo object is left.{looked}")
@@ -124,7 +139,7 @@ def _image_paths(description: YoloDescription, split: str, problems: Problems) -
         for path in paths:
             key = os.path.abspath(path)  # noqa: PTH100 - resolve() would merge links
             if key in seen:
-                problems.add("image listed twice", f"{place}: {path}")
+                problems.add("image listed twice", f"{place}: {path}", READ_ALL_THE_SAME)
             else:
                 seen.add(key)
                 yield path
@@ -149,7 +164,7 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> list[Path]:
         if path:
             images.append(path)
         else:
-            problems.add("listed image that is missing", f"{file}, line {number}: {entry[:200]}")
+            problems.add(MISSING_IMAGE, f"{file}, line {number}: {entry[:200]}", IMAGE_LEFT_OUT)
     return images
 
 
@@ -165,6 +180,33 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
+def _report_without_image(places: tuple[Path, ...], images: list[Path], classes: int, problems: Problems) -> None:
+    """Count the files of labels that belong to no image, in the folders of labels of the places that are folders.
+
+    A list of images may leave out others by intent, whose labels lie there too.
+    """
+    of_images = {os.path.abspath(_label_file(image)) for image in images}  # noqa: PTH100 - resolve() would merge links
+    folders = {_label_file(place / "any.jpg").parent for place in places if place.is_dir()}
+    for folder in sorted(folders):
+        for file in sorted(folder.rglob("*.txt")):
+            # As with images, those that are hidden are not part of the data set.
+            is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+            if os.path.abspath(file) not in of_images and not is_hidden and _is_label_file(file, classes):  # noqa: PTH100
+                problems.add("label file without an image", str(file), LABELS_LEFT_OUT)
+
+
+def _is_label_file(file: Path, classes: int) -> bool:
+    """Whether a text file begins with an object, unlike a list of names that lies beside."""
+    if not file.is_file():
+        return False
+    try:
+        with file.open(encoding="utf-8-sig") as opened:
+            first = opened.read(MAX_LINE).strip().partition("\n")[0]
+    except (OSError, ValueError):
+        return False
+    return not isinstance(_parse(first, classes), str)
+
+
 def _read_labels(file: Path, image_index: int, classes: int, problems: Problems) -> Iterator[_Object]:
     """The well-formed objects of one image; none if it has no file of labels."""
     try:
@@ -172,10 +214,10 @@ def _read_labels(file: Path, image_index: int, classes: int, problems: Problems)
     except FileNotFoundError:
         return
     except OSError as error:
-        problems.add("label file that cannot be read", f"{file}: {error.strerror}")
+        problems.add("label file that cannot be read", f"{file}: {error.strerror}", LABELS_LEFT_OUT)
         return
     except ValueError:
-        problems.add("label file that is not text", str(file))
+        problems.add("label file that is not text", str(file), LABELS_LEFT_OUT)
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -183,7 +225,7 @@ def _read_labels(file: Path, image_index: int, classes: int, problems: Problems)
         place = f"{file}, line {number}"
         parsed = _parse(line, classes)
         if isinstance(parsed, str):
-            problems.add(parsed, f"{place}: {line.strip()[:80]}")
+            problems.add(parsed, f"{place}: {line.strip()[:80]}", OBJECT_LEFT_OUT)
         else:
             yield _Object(image_index, place, *parsed)
 
@@ -218,7 +260,8 @@ def _categories(
     matched = match_names(dict(enumerate(names)), given, problems.source)
     counts = Counter(entry.class_index for entry in objects)
     for index in sorted(counts.keys() - matched.keys()):
-        problems.add(UNKNOWN_CATEGORY, f"{names[index]!r} (class {index}, {counts[index]} objects)")
+        described = f"{names[index]!r} (class {index}, {counts[index]} objects)"
+        problems.add(UNKNOWN_CATEGORY, described, CATEGORY_LEFT_OUT)
     return {index: Category(matched[index].label, index, matched[index].name) for index in sorted(matched)}
 
 

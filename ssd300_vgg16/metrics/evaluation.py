@@ -10,12 +10,12 @@ from functools import cached_property
 import numpy as np
 from tqdm import tqdm
 
-from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.dataset import UNKNOWN_CATEGORY, Dataset, Sample
 from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.distributed.world import ALONE, World
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.metrics.coco_ap import CocoMetrics, coco_ap
+from ssd300_vgg16.metrics.coco_ap import UNKNOWN, CocoMetrics, coco_ap
 from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
 from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
 from ssd300_vgg16.metrics.operating_point import operating_points
@@ -41,22 +41,24 @@ SUMMARY = {
 class Evaluation:
     """metrics of the readable images; results: the detections; unreadable: messages about the others.
 
-    voc: VOC's own AP, for data sets of its kind.
+    voc: VOC's own AP, for data sets of its kind. nothing_to_find: why AP is UNKNOWN, if it is.
     """
 
     metrics: CocoMetrics
     results: CocoResults
     unreadable: list[str]
     voc: VocMetrics | None = None
+    nothing_to_find: str | None = None
 
     def table(self) -> str:
-        """COCO's tables; for VOC's data sets with its AP of each class, and its mAP."""
-        if self.voc is None:
-            return self.metrics.table()
-        return f"{self.metrics.table(self.voc.columns())}\n\n{self.voc.table()}"
+        """COCO's tables; for VOC's data sets with its AP of each class, and its mAP; why there is no AP, if so."""
+        parts = [self.metrics.table(self.voc.columns()), self.voc.table()] if self.voc else [self.metrics.table()]
+        return "\n\n".join([*parts, self.nothing_to_find] if self.nothing_to_find else parts)
 
     def summary(self) -> str:
-        """The numbers to look at first, and what they say."""
+        """The numbers to look at first, and what they say; why there are none, if so."""
+        if self.nothing_to_find:
+            return f"  {self.nothing_to_find}"
         figures = self.figures()
         rows = [f"  {name:<7} {figures[name]:.3f}  {meaning}" for name, meaning in SUMMARY.items() if name in figures]
         return "\n".join(rows)
@@ -130,7 +132,30 @@ def evaluate(
     about = f"average precision: {len(positions)} images, {len(results)} detections"
     with tqdm(desc=about, bar_format="{desc}", disable=None, leave=False):  # takes seconds for a million
         voc = voc_ap(dataset, positions, detections) if dataset.kind == "voc" else None
-        return Evaluation(coco_ap(results), results, unreadable, voc)
+        metrics = coco_ap(results)
+    nothing_to_find = _nothing_to_find(dataset, results.samples) if metrics.statistics["AP"] == UNKNOWN else None
+    return Evaluation(metrics, results, unreadable, voc, nothing_to_find)
+
+
+def _nothing_to_find(dataset: Dataset, samples: list[Sample]) -> str:
+    """Why AP says nothing about these samples of the data set, in a sentence."""
+    crowd, difficult = (
+        np.concatenate([getattr(sample, name) for sample in samples]) for name in ("crowd", "difficult")
+    )
+    kinds = {
+        "crowds": int(crowd.sum()),
+        "difficult": int((difficult & ~crowd).sum()),
+        "of an area that COCO does not count": int((~difficult & ~crowd).sum()),
+    }
+    if objects := len(crowd):
+        reasons = [f"{'all' if count == objects else count} are {kind}" for kind, count in kinds.items() if count]
+        said = f"none of the {objects} objects of {dataset.name} counts: {', '.join(reasons)}"
+    else:
+        said = f"{dataset.name} has no objects in the images that were read"
+    unknown = dataset.problems.examples.get(UNKNOWN_CATEGORY, [])
+    more = ", ..." if len(unknown) < dataset.problems.counts.get(UNKNOWN_CATEGORY, 0) else ""
+    lacked = f"; left out, as the model lacks their classes: {', '.join(unknown)}{more}" if unknown else ""
+    return f"AP is -1: {said}{lacked}"
 
 
 @dataclass

@@ -101,6 +101,7 @@ def test_default_boxes_are_those_that_training_would_take(elsewhere, capsys):
     assert inspect.main(["inspect", str(voc)]) == 0
     output = capsys.readouterr().out
     assert "ssd300_vgg16 with voc default boxes" in output and "2; 1 difficult: trained on, not evaluated" in output
+    assert f"1 of the 1 validation images are training images too, such as {voc / 'JPEGImages' / 'a.jpg'}: " in output
 
 
 def test_years_of_voc_are_shown_together(elsewhere, capsys):
@@ -118,7 +119,7 @@ def test_years_of_voc_are_shown_together(elsewhere, capsys):
     assert "images read: 3; broken, or of another size than annotated: 0" in train and "no problems" in train
     assert val.startswith(f"{elsewhere / 'data' / 'VOC2007' / 'ImageSets' / 'Main' / 'test.txt'}\n")
     assert "1 x box of no area: " in val and "3.xml, object 2 (dog; 3.jpg, 60 x 40)" in val
-    assert "every class of val has objects in train" in val
+    assert "every class of val has objects in train" in val and "training images too" not in val
 
 
 def test_rotations_that_are_not_applied_are_told(elsewhere, capsys):
@@ -153,6 +154,7 @@ def test_problems_are_told(folder, elsewhere, capsys):
     options = change(folder, elsewhere, annotations=spoil, images=turn)
     assert inspect.main(["inspect", *options, "--read-all", "--images", "1"]) == 1
     output = capsys.readouterr().out
+    assert re.search(r"changed.json: 1 of \d+ objects not trained on, but counted in an evaluation\n", output)
     assert "1 x box of no area: annotation 1" in output and "1 x annotation of unknown category_id" in output
     assert "images read: 8; broken, or of another size than annotated: 1" in output
     assert "000003.jpg: " in output and "by the annotations 1000 x 500" in output

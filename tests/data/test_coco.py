@@ -467,8 +467,19 @@ def test_all_problems_come_in_one_message(load):
     message = load(content).problems.message()
     with pytest.raises(UserError, match=re.escape(message)):
         load(content, strict=True)
-    for part in ("7 problem(s)", "5 x box of no area: annotation 0 ", "1 x image missing", "1 x annotation whose bbox"):
+    for part in (
+        "file.json: 5 of 7 objects not trained on, but counted in an evaluation\n  5 x box of no area: annotation 0 ",
+        "file.json: 1 of 2 images left out, with their objects\n  1 x image missing",
+        "file.json: 1 of 7 objects left out\n  1 x annotation whose bbox",
+    ):
         assert part in message
+
+
+def test_what_becomes_of_categories_and_of_odd_entries(load):
+    rows = [annotation(1), annotation(2, category_id=3, area="x")]
+    message = load(document(annotations=rows), categories=(Category(1, 3, "dog"),)).problems.message()
+    assert "1 of 2 categories left out, with their objects\n  1 x category that the model does not know" in message
+    assert "entries read all the same: 1\n  1 x area that is not a number" in message
 
 
 def test_strict_accepts_a_clean_file(load):

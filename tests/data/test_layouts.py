@@ -141,8 +141,11 @@ def test_two_formats_are_named(tmp_path):
 def test_formats_that_are_not_read_are_said_by_name(tmp_path, name, content, said):
     images(tmp_path)
     texts(tmp_path, {name: content if isinstance(content, str) else json.dumps(content)})
-    with pytest.raises(UserError, match=f"labels in the format {said} .*{name}.*, which is not read: ex|convert"):
+    with pytest.raises(UserError) as error:
         DataSource(path=tmp_path).locate("train")
+    told, _, advice = str(error.value).partition(", which is not read: ")
+    assert told == f"{tmp_path}: labels in the format {said} ({tmp_path / name})"
+    assert advice.startswith(("export ", "convert "))
 
 
 def test_nothing_that_could_be_a_data_set(tmp_path):

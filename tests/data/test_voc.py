@@ -289,12 +289,8 @@ BOMB = '<!DOCTYPE a [<!ENTITY b "{}">]>'.format("x" * 100)
         (None, "missing"),
         ("", "that is empty"),
         (" \n", "that is empty"),
-        ("<annotation><object>", "that is not valid XML (no element found: line 1, column 20)"),
-        ("no XML", "that is not valid XML (syntax error: line 1, column 0)"),
-        (
-            b"<annotation>\xff</annotation>",
-            "that is not valid XML ('utf-8' codec can't decode byte 0xff in position 12: invalid start byte)",
-        ),
+        ("<annotation><object>", "that is not valid XML"),
+        (b"<annotation>\xff</annotation>", "that is not valid XML"),
         ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "that is not valid XML"),
         (BOMB + xml(thing()), "that is no plain XML (it has a DTD or null bytes)"),
         ((BOMB + xml(thing())).encode("utf-16"), "that is no plain XML (it has a DTD or null bytes)"),
@@ -308,9 +304,25 @@ def test_useless_annotation_files_are_dropped_with_their_images(load, tmp_path, 
     )
     dataset = load_voc([image_set(folder, "train")])
     ((counted, count),) = dataset.problems.counts.items()
-    assert counted.startswith(f"annotation file {kind}") and count == 1
+    assert counted == f"annotation file {kind}" and count == 1
+    assert "train.txt: 1 of 2 images left out, with their objects\n" in dataset.problems.message()
     assert str(folder / "Annotations" / "1.xml") in dataset.problems.message()
     assert [(sample.id, sample.path.name) for sample in dataset.samples] == [(2, "2.jpg")]
+
+
+def test_places_of_faults_in_xml_make_no_kinds_of_their_own(load, tmp_path):
+    broken = {"1": "<annotation><object>", "2": "no XML", "3": b"<annotation>\xff</annotation>"}
+    problems = load({**broken, "4": xml(thing())}).problems
+    assert problems.counts == {"annotation file that is not valid XML": 3}
+    for where in ("no element found: line 1, column 20", "syntax error: line 1, column 0", "in position 12: invalid"):
+        assert where in problems.message()
+
+
+def test_an_annotation_file_without_its_image_is_told(tmp_path):
+    folder = write_voc(tmp_path / "VOC", one_cat_each("1", "2"), {"train": ["1", "2"]}, images=["1.jpg"])
+    problems = load_voc([image_set(folder, "train")]).problems
+    assert problems.counts == {f"image missing in {folder / 'JPEGImages'}": 1}
+    assert "train.txt: 1 of 2 images left out, with their objects\n  1 x image missing in" in problems.message()
 
 
 def test_an_annotation_file_that_is_a_folder(load, tmp_path):
@@ -467,7 +479,8 @@ def test_an_image_set_that_is_no_text(tmp_path):
 def test_strict_refuses_what_is_otherwise_counted(load):
     files = {"1": xml(thing(), thing(box=(5, 5, 5, 5))), "2": xml(thing(" ")), "3": xml(thing())}
     message = load(files).problems.message()
-    assert "2 problem(s)" in message
+    assert "train.txt: 1 of 4 objects left out\n  1 x object without name: " in message
+    assert "train.txt: 1 of 4 objects not trained on, but counted in an evaluation\n  1 x box of no area: " in message
     with pytest.raises(UserError) as caught:
         load(files, strict=True)
     assert str(caught.value).startswith(message)

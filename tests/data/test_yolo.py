@@ -90,6 +90,28 @@ def test_a_folder_of_images_that_one_stands_in(tmp_path, monkeypatch):
     assert (sample.path, len(sample.labels)) == (Path("train/a.jpg"), 1)
 
 
+@pytest.mark.parametrize("place", ["images/train", "pictures"])
+def test_labels_without_an_image_are_told(tmp_path, place):
+    folder = tmp_path / ".cache" / "yolo"
+    labels = folder / place.replace("images", "labels")
+    (labels / "sub" / ".hidden").mkdir(parents=True)
+    picture(folder / place / "a.jpg")
+    (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
+    others = {"classes": "cat\ndog\n", "empty": "\n", "counts": "12\n", "sub/.hidden/d": GOOD}
+    for name, text in {"a": GOOD, "b": GOOD, "sub/c": f"\n{GOOD}", **others}.items():
+        (labels / f"{name}.txt").write_text(text)
+    problems = load_yolo(folder, "train").problems
+    assert problems.counts == {"label file without an image": 2}
+    assert "label files left out: 2\n  2 x label file without an image: " in problems.message()
+    assert f"{labels / 'b.txt'}, {labels / 'sub' / 'c.txt'}" in problems.message()
+
+
+def test_labels_of_images_that_a_list_leaves_out_are_no_problem(tmp_path):
+    folder = write_yolo(tmp_path / "yolo", {"a": GOOD, "b": GOOD}, YAML.replace("images/train", "train.txt"))
+    (folder / "train.txt").write_text("images/train/a.jpg\n")
+    assert not load_yolo(folder, "train").problems
+
+
 def test_lists_of_images_with_faults(tmp_path):
     folder = write_yolo(tmp_path / "yolo", {"a": GOOD}, YAML.replace("images/train", "train.txt"))
     (folder / "images/train/broken.jpg").write_bytes(b"no image")
@@ -102,6 +124,8 @@ def test_lists_of_images_with_faults(tmp_path):
         "image that cannot be read": 1,
     }
     assert "train.txt, line 3: images/train/b.jpg" in dataset.problems.message()
+    assert "3 of 4 images left out, with their objects\n  2 x listed image" in dataset.problems.message()
+    assert "entries read all the same: 1\n  1 x image listed twice" in dataset.problems.message()
     assert [sample.path.name for sample in dataset.samples] == ["a.jpg"]
     (folder / "train.txt").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(UserError, match=r"train\.txt: cannot be read: not a text file"):
@@ -234,7 +258,8 @@ def test_nothing_to_train_on(load, tmp_path, labels, given, message):
 def test_strict_refuses_what_is_otherwise_counted(load):
     labels = {"a": f"{GOOD}0 0.5 0.5 0 0\n0\n"}
     message = load(labels).problems.message()
-    assert "2 problem(s)" in message
+    assert "data.yaml (train): 1 of 3 objects left out\n  1 x line that is neither" in message
+    assert "data.yaml (train): 1 of 3 objects not trained on, but counted in an evaluation\n  1 x box of no" in message
     with pytest.raises(UserError) as caught:
         load(labels, strict=True)
     assert str(caught.value).startswith(message)

@@ -16,6 +16,7 @@ from small_data import run, shapes, shapes_folder, untrained_run
 from voc_files import image_set, thing, write_voc, xml
 
 from ssd300_vgg16 import evaluate as command
+from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.distributed.world import World
@@ -125,6 +126,68 @@ def test_unreadable_images_are_left_out_of_the_numbers_and_named(data, batch_siz
     assert evaluation.metrics.statistics["AP"] == pytest.approx(1)
     assert {result["image_id"] for result in evaluation.results} == {sample.id for sample in readable}
     assert evaluation.unreadable == [f"{broken}: the file is empty"]
+
+
+def changed_annotations(data, horses=0, **fields):
+    """Every annotation of val gets these fields, and the first few (None: all) become horses; the data set."""
+    file = data / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    document["categories"].append({"id": 999, "name": "horse"})
+    for entry in document["annotations"]:
+        entry.update(fields)
+    for entry in document["annotations"][:horses]:
+        entry["category_id"] = 999
+    known = shapes(data, "val").categories
+    file.write_text(json.dumps(document))
+    return load_coco(file, data / "val", known)
+
+
+def test_why_there_is_nothing_to_find_is_said(data):
+    dataset = changed_annotations(data, horses=2, iscrowd=1)
+    objects = sum(len(sample.labels) for sample in dataset.samples)
+    evaluation = measure(perfect(dataset), dataset)
+    said = (
+        f"AP is -1: none of the {objects} objects of {dataset.name} counts: all are crowds; "
+        "left out, as the model lacks their classes: 'horse' (id 999, 2 annotations)"
+    )
+    assert evaluation.as_json()["AP"] == -1
+    assert evaluation.table().splitlines()[-1] == said and evaluation.summary() == f"  {said}"
+
+
+def test_the_command_says_why_there_is_no_figure(place, data, tmp_path, capsys):
+    changed_annotations(data, horses=2, iscrowd=1)
+    assert call(place, "--data-path", data, "--output-dir", tmp_path / "out") == 0
+    output = capsys.readouterr().out
+    assert "AP is -1: none of the " in output and "left out, as the model lacks their classes: 'horse'" in output
+    assert "F1 is best" not in output
+
+
+def test_classes_that_the_model_lacks_are_named_where_nothing_else_is(data):
+    with pytest.raises(UserError, match=r"does not know: 'horse' \(id 999, \d+ annotations\)\nNo annotation is left"):
+        changed_annotations(data, horses=None)
+
+
+def test_images_without_objects_have_nothing_to_find(data):
+    dataset = shapes(data, "val")
+    first = dataset.samples[0]
+    none = np.zeros(len(first.labels), dtype=bool)
+    columns = {name: getattr(first, name)[none] for name in ("boxes", "labels", "crowd", "areas", "difficult")}
+    dataset = replace(dataset, samples=(replace(first, **columns),))
+    assert f"AP is -1: {dataset.name} has no objects" in measure(perfect(dataset), dataset).table()
+
+
+def test_difficult_objects_alone_are_nothing_to_find(tmp_path):
+    difficult = "<difficult>1</difficult>"
+    folder = write_voc(tmp_path, {"1": xml(thing(more=difficult), thing("dog", more=difficult))}, {"val": ["1"]})
+    dataset = load_voc([image_set(folder, "val")])
+    assert "none of the 2 objects of" in (table := measure(perfect(dataset), dataset).table())
+    assert table.endswith("val.txt counts: all are difficult")
+
+
+def test_a_figure_is_not_explained_where_there_is_one(place):
+    dataset = shapes(place / "shapes", "val")
+    assert "AP is" not in (evaluation := measure(perfect(dataset), dataset)).table()
+    assert "AP50" in evaluation.summary()
 
 
 def test_strict_evaluation_stops_at_an_unreadable_image(data):
