@@ -104,10 +104,9 @@ def _read(description: YoloDescription, split: str, problems: Problems) -> tuple
         objects += _read_labels(labels, len(images), len(description.names), problems)
         images.append(image)
     _report_without_image(_places(description, split), paths, len(description.names), problems)
-    lost = sum(count for kind, count in problems.counts.items() if problems.fates[kind] == OBJECT_LEFT_OUT)
     problems.totals |= {
         "images": len(paths) + problems.counts.get(MISSING_IMAGE, 0),
-        "objects": len(objects) + lost,
+        "objects": len(objects) + problems.count(OBJECT_LEFT_OUT),
         "categories": len(description.names),
     }
     if not objects:
