@@ -101,6 +101,10 @@ class Problems:
     def __bool__(self) -> bool:
         return bool(self.counts or self.notes)
 
+    def count(self, fate: Fate) -> int:
+        """How many had this fate."""
+        return sum(count for kind, count in self.counts.items() if self.fates[kind] == fate)
+
     def refuse(self) -> None:
         """Raise UserError if there is any problem, for data that is to be read strictly."""
         if self.counts:
@@ -113,12 +117,12 @@ class Problems:
             return f"{self.source}:"
         for fate in dict.fromkeys(self.fates.values()):
             kinds = [kind for kind in self.counts if self.fates[kind] == fate]
-            lines.append(f"{self.source}: {self._became(fate, sum(self.counts[kind] for kind in kinds))}")
+            lines.append(f"{self.source}: {self._became(fate)}")
             lines += map(self._line, kinds)
         return "\n".join(lines)
 
-    def _became(self, fate: Fate, count: int) -> str:
-        total = self.totals.get(fate.things)
+    def _became(self, fate: Fate) -> str:
+        count, total = self.count(fate), self.totals.get(fate.things)
         return f"{fate.things} {fate.what}: {count:,}" if total is None else f"{count:,} of {total:,} {' '.join(fate)}"
 
     def _line(self, kind: str) -> str:

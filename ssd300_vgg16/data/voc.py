@@ -229,8 +229,7 @@ def _read(
             for kind, where in annotation.faults:
                 is_read = kind == DIFFICULT_TAKEN_FOR_0
                 problems.add(kind, f"{path}, {where}", READ_ALL_THE_SAME if is_read else OBJECT_LEFT_OUT)
-    lost = sum(count for kind, count in problems.counts.items() if problems.fates[kind] == OBJECT_LEFT_OUT)
-    problems.totals["objects"] = len(objects) + lost
+    problems.totals["objects"] = len(objects) + problems.count(OBJECT_LEFT_OUT)
     if not images and any(kind.startswith(MISSING_IMAGE) for kind in problems.counts):
         options = "--train-images or --val-images"
         raise UserError(f"{problems.message()}\nNo image is left: name the folder that they are in with {options}.")

@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,10 +104,9 @@ def _read(description: YoloDescription, split: str, problems: Problems) -> tuple
         objects += _read_labels(labels, len(images), len(description.names), problems)
         images.append(image)
     _report_without_image(_places(description, split), paths, len(description.names), problems)
-    lost = sum(count for kind, count in problems.counts.items() if problems.fates[kind] == OBJECT_LEFT_OUT)
     problems.totals |= {
         "images": len(paths) + problems.counts.get(MISSING_IMAGE, 0),
-        "objects": len(objects) + lost,
+        "objects": len(objects) + problems.count(OBJECT_LEFT_OUT),
         "categories": len(description.names),
     }
     if not objects:
@@ -187,12 +187,13 @@ def _report_without_image(places: tuple[Path, ...], images: list[Path], classes:
     """
     of_images = {os.path.abspath(_label_file(image)) for image in images}  # noqa: PTH100 - resolve() would merge links
     folders = {_label_file(place / "any.jpg").parent for place in places if place.is_dir()}
-    for folder in sorted(folders):
-        for file in sorted(folder.rglob("*.txt")):
-            # As with images, those that are hidden are not part of the data set.
-            is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-            if os.path.abspath(file) not in of_images and not is_hidden and _is_label_file(file, classes):  # noqa: PTH100
-                problems.add("label file without an image", str(file), LABELS_LEFT_OUT)
+    for parent, below, names in chain.from_iterable(map(os.walk, sorted(folders))):
+        below[:] = sorted(name for name in below if not name.startswith("."))  # hidden images are none of the data set
+        absolute = os.path.abspath(parent)  # noqa: PTH100
+        for name in sorted(names):
+            is_other = name.endswith(".txt") and f"{absolute}/{name}" not in of_images
+            if is_other and not name.startswith(".") and _is_label_file(Path(parent, name), classes):
+                problems.add("label file without an image", str(Path(parent, name)), LABELS_LEFT_OUT)
 
 
 def _is_label_file(file: Path, classes: int) -> bool:

@@ -68,6 +68,15 @@ def test_sizes_that_cannot_both_be_right_stop_the_loading(tmp_path):
     assert load(tmp_path, (500, 100), [300, 50, 100, 20]).problems.counts == {RESIZED: 2}
 
 
+def test_one_size_that_cannot_be_right_is_told_with_what_becomes_of_the_image(tmp_path):
+    load(tmp_path)
+    document = json.loads((tmp_path / "a.json").read_text())
+    document["images"][0].update(width=500, height=100)
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    message = load_coco(tmp_path / "a.json", tmp_path / "images").problems.message()
+    assert "image files looked at that are left out when they are read: 1\n  1 x image of another size and" in message
+
+
 def test_an_image_that_exif_turns_to_the_declared_size_is_read_upright(tmp_path):
     (tmp_path / "images").mkdir()
     for name in NAMES:

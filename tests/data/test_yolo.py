@@ -97,7 +97,7 @@ def test_labels_without_an_image_are_told(tmp_path, place):
     (labels / "sub" / ".hidden").mkdir(parents=True)
     picture(folder / place / "a.jpg")
     (folder / "data.yaml").write_text(f"train: {place}\nnames: [cat, dog]\n")
-    others = {"classes": "cat\ndog\n", "empty": "\n", "counts": "12\n", "sub/.hidden/d": GOOD}
+    others = {"classes": "cat\ndog\n", "empty": "\n", "counts": "12\n", "sub/.hidden/d": GOOD, ".e": GOOD}
     for name, text in {"a": GOOD, "b": GOOD, "sub/c": f"\n{GOOD}", **others}.items():
         (labels / f"{name}.txt").write_text(text)
     problems = load_yolo(folder, "train").problems
