@@ -2,19 +2,15 @@
 
 import colorsys
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16 import fonts
 
 Colour = tuple[int, int, int]
 
-# Comes with matplotlib. Latin, Greek and Cyrillic among others, where OpenCV's own font has ASCII only.
-FONT_FILE = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 LINE_WIDTH = 1 / 220  # of the image's size, the square root of its area
 FONT_SIZE = 1 / 40
 MIN_FONT = 11  # in pixels
@@ -101,15 +97,10 @@ def _fitting_font(text: str, size: tuple[int, int]) -> ImageFont.FreeTypeFont | 
     """The font for an image of this width and height, smaller if the tag asks for it; None if illegibly small."""
     font_size = max(MIN_FONT, round(FONT_SIZE * np.sqrt(size[0] * size[1])))
     for candidate in range(font_size, MIN_LEGIBLE_FONT - 1, -1):
-        font = _font(candidate)
+        font = fonts.font_of(candidate)
         if all(tag <= side for tag, side in zip(_tag_size(text, font), size, strict=True)):
             return font
     return None
-
-
-@lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONT_FILE, size)
 
 
 def _padding(font: ImageFont.FreeTypeFont) -> int:
@@ -118,7 +109,7 @@ def _padding(font: ImageFont.FreeTypeFont) -> int:
 
 def _tag_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     ascent, descent = font.getmetrics()
-    return int(np.ceil(font.getlength(text))) + 2 * _padding(font), ascent + descent
+    return int(np.ceil(fonts.length(text, font))) + 2 * _padding(font), ascent + descent
 
 
 def _draw_tag(
@@ -126,7 +117,7 @@ def _draw_tag(
 ) -> None:
     x1, y1, x2, y2 = place.tolist()
     canvas.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
-    canvas.text((x1 + _padding(font), y1), text, fill=_text_colour(colour), font=font, anchor="la")
+    fonts.write(canvas, (x1 + _padding(font), y1), text, font, _text_colour(colour))
 
 
 def _text_colour(background: Colour) -> Colour:

@@ -120,6 +120,7 @@ def main(arguments: list[str]) -> int:
     detector = _load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
+    _tell_of_missing_font([category.name for category in detector.description.categories])
     batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
     return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
 
@@ -152,6 +153,14 @@ def _load(weights: Path, device: str | None, score_threshold: float, engine: str
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: several processes take GPUs 0, 1, ... in turn: write cuda")
     return DetectorProcesses(job.processes, weights, device, score_threshold, engine)
+
+
+def _tell_of_missing_font(names: list[str]) -> None:
+    if not "".join(names).isascii():
+        from ssd300_vgg16.fonts import missing_font  # here, as matplotlib takes its time
+
+        if notice := missing_font(names):
+            print(notice)
 
 
 def _samples_of(weights: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.dataset import Dataset, shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
 from ssd300_vgg16.inspection.report import describe_unseen
 from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split
@@ -79,6 +80,9 @@ def main(arguments: list[str]) -> int:
         print(describe_unseen(unseen_classes(inspected["train"].classes, inspected["val"].classes)))
         if shared := shared_images(datasets["train"], datasets["val"]):
             print(shared)
+    names = dict.fromkeys(row.name for split in inspected.values() for row in split.classes)
+    if notice := missing_font(names):
+        print(f"\n{notice}")
     print(f"\nwritten: {', '.join(str(path) for split in inspected.values() for path in split.pictures)}")
     return 1 if any(split.faults for split in inspected.values()) else 0
 

@@ -56,7 +56,11 @@ def parse(arguments: list[str]) -> TrainOptions:
     resumed = _options_of(Path(given["resume"])) if given.get("resume") and not given.get("test_only") else {}
     base, notices = (resumed, list[str]()) if resumed else _preset_options(defaults, given)
     options = _with_length(TrainOptions(**{**defaults, **base, **given}))
-    problems = _problems(options, given.get("weights_backbone")) + _problems_of_resuming(options, resumed, flags)
+    problems = [
+        *_problems(options, given.get("weights_backbone")),
+        *_problems_of_length(options, given),
+        *_problems_of_resuming(options, resumed, flags),
+    ]
     if problems:
         raise UserError("; ".join(problems))
     options = _filled_in(options, backbone_given=bool(resumed) or given.get("weights_backbone") is not None)
@@ -158,8 +162,6 @@ def _problems(options: TrainOptions, given_backbone: str | None) -> list[str]:
     if tuple(sorted(set(options.lr_steps))) != options.lr_steps:
         problems.append(f"--lr-steps {list(options.lr_steps)}: they have to rise")
     problems += _problems_of_weights(options, given_backbone)
-    if options.epochs and options.iterations and not options.resume:
-        problems.append("--epochs and --iterations exclude each other: a training has one length")
     if options.replay and not Path(options.replay).exists():
         problems.append(f"--replay {options.replay}: there is no such file or folder")
     if options.accumulate > options.batch_size:
@@ -168,6 +170,20 @@ def _problems(options: TrainOptions, given_backbone: str | None) -> list[str]:
         problems.append("--amp and --eager exclude each other: half precision is for the compiled step")
     if options.seed > LARGEST_SEED:
         problems.append(f"--seed {options.seed}: the largest is {LARGEST_SEED}")
+    return problems
+
+
+def _problems_of_length(options: TrainOptions, given: dict) -> list[str]:
+    problems = []
+    if options.epochs and options.iterations and not options.resume:
+        problems.append("--epochs and --iterations exclude each other: a training has one length")
+    # A default, or a preset's, is cut to the length; what was asked for is not. Steps in an epoch are not known yet.
+    warmup, steps = given.get("warmup_steps"), options.iterations
+    if warmup and steps and warmup >= steps and not options.test_only:
+        problems.append(
+            f"--warmup-steps {warmup}: the training has {steps} steps in all, and would end in its warm-up; "
+            "lower it, or raise --iterations"
+        )
     return problems
 
 

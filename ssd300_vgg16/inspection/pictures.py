@@ -3,7 +3,6 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 
 import cv2
 import numpy as np
@@ -12,12 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ssd300_vgg16 import fonts
 from ssd300_vgg16.boxes import xyxy_to_cxcywh
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.matching import MATCH_IOU
-from ssd300_vgg16.draw import FONT_FILE, Colour, draw_detections, label_colour
+from ssd300_vgg16.draw import Colour, draw_detections, label_colour
 from ssd300_vgg16.inspection.figures import SIZE_LIMITS, Candidate, ClassCount, InputObjects, SizeRow
 from ssd300_vgg16.inspection.report import MAX_LETTERS, interval
 from ssd300_vgg16.text import printable
@@ -42,7 +42,7 @@ def plot_inspection(
     _plot_classes(class_axes, classes)
     _plot_shapes(shape_axes, objects, candidate)
     _plot_fit(fit_axes, size_rows)
-    figure.suptitle(_literal(title))
+    figure.suptitle(_literal(fonts.drawable(title)), fontfamily=fonts.family_names(title) or None)
     return figure
 
 
@@ -67,7 +67,11 @@ def _plot_classes(axes: Axes, classes: Sequence[ClassCount]) -> None:
     bars = axes.barh(places, [row.objects for row in shown], color=colours)
     font = 10 if len(shown) <= 20 else 7
     axes.bar_label(bars, [f"{row.objects:,}" for row in shown], padding=3, fontsize=font)
-    axes.set_yticks(places, [_literal(printable(row.name, MAX_LETTERS)) for row in shown], fontsize=font)
+    names = [printable(row.name, MAX_LETTERS) for row in shown]
+    axes.set_yticks(places, [_literal(fonts.drawable(name)) for name in names], fontsize=font)
+    for tick, name in zip(axes.get_yticklabels(), names, strict=True):
+        if families := fonts.family_names(name):
+            tick.set_fontfamily(families)
     axes.invert_yaxis()
     axes.margins(x=0.15, y=0.02)
     more = f" ({len(shown)} of {len(classes)} classes)" if len(shown) < len(classes) else ""
@@ -210,7 +214,7 @@ def _cell(sample: Sample, image: np.ndarray | None, names: Mapping[int, str]) ->
         text = f"{image.shape[1]} x {image.shape[0]}, {count} object{'s' * (count != 1)}"
     cell = Image.new("RGB", (CELL, CAPTION + shown.height), PAPER)
     cell.paste(shown, (0, CAPTION))
-    ImageDraw.Draw(cell).text((0, 2), f"{printable(sample.path.name, MAX_LETTERS)}   {text}", fill=INK, font=_font())
+    _write(cell, (0, 2), f"{printable(sample.path.name, MAX_LETTERS)}   {text}")
     return cell
 
 
@@ -262,7 +266,7 @@ def _legend(samples: Sequence[Sample], names: Mapping[int, str], width: int) -> 
     labels = np.unique(np.concatenate([sample.labels for sample in samples])).tolist()
     entries, x, y = [], 0, 0
     for label in labels:
-        length = round(_font().getlength(printable(names[label], MAX_LETTERS))) + 2 * CAPTION
+        length = round(fonts.length(printable(names[label], MAX_LETTERS), fonts.font_of(FONT_SIZE))) + 2 * CAPTION
         if x and x + length > width:
             x, y = 0, y + CAPTION
         entries.append((label, x, y))
@@ -271,10 +275,9 @@ def _legend(samples: Sequence[Sample], names: Mapping[int, str], width: int) -> 
     canvas = ImageDraw.Draw(legend)
     for label, x, y in entries:
         canvas.rectangle((x, y + 3, x + CAPTION - 6, y + CAPTION - 3), fill=label_colour(label))
-        canvas.text((x + CAPTION, y + 2), printable(names[label], MAX_LETTERS), fill=INK, font=_font())
+        _write(legend, (x + CAPTION, y + 2), printable(names[label], MAX_LETTERS))
     return legend
 
 
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONT_FILE, FONT_SIZE)
+def _write(picture: Image.Image, corner: tuple[int, int], text: str) -> None:
+    fonts.write(ImageDraw.Draw(picture), corner, text, fonts.font_of(FONT_SIZE), INK)

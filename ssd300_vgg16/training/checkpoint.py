@@ -1,6 +1,7 @@
 """Checkpoints of a run: the network, and all that it takes to go on training as if nothing had happened."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,7 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights
 OPTIMIZER_PREFIX = "optimizer/"
 AVERAGE_PREFIX = "average/"
 FORMER = "step-{step:09d}.safetensors"
-FORMER_PATTERN = "step-*.safetensors"
+FORMER_NAME = re.compile(r"step-\d{9}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, description: ModelDesc
     save_weights(aside, tensors, description, {"progress": asdict(checkpoint.progress)})
     _name_last(aside, last)
     _forget_later(aside)
-    for superfluous in sorted(folder.glob(FORMER_PATTERN), reverse=True)[keep:]:
+    for superfluous in _newest_first(folder)[keep:]:
         superfluous.unlink(missing_ok=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints named by their steps; a user's own file, like step-mine.safetensors, is none of them."""
+    return sorted((path for path in folder.iterdir() if FORMER_NAME.fullmatch(path.name)), reverse=True)
 
 
 def _forget_later(checkpoint: Path) -> None:
     """Remove the checkpoints of later steps: the run has gone back to this one."""
-    for path in checkpoint.parent.glob(FORMER_PATTERN):
+    for path in _newest_first(checkpoint.parent):
         if path > checkpoint:
             path.unlink(missing_ok=True)
 
 
 def go_back_to(path: Path) -> None:
     """Make an earlier checkpoint of a run its last one, if `path` is one, before anything else goes back with it."""
-    if path.match(FORMER_PATTERN):
+    if FORMER_NAME.fullmatch(path.name):
         _name_last(path, path.with_name(LAST))
         _forget_later(path)
 
@@ -142,6 +148,6 @@ def _candidates(run: Path) -> Iterator[Path]:
     last = run / LAST
     if last.exists():
         yield last
-    for former in sorted(run.glob(FORMER_PATTERN), reverse=True):
+    for former in _newest_first(run):
         if not (last.exists() and former.samefile(last)):
             yield former

@@ -28,6 +28,15 @@ class Schedule:
         limit = min((*self.milestones, self.total_steps - 1)) if self.kind == "multistep" else self.total_steps - 1
         object.__setattr__(self, "warmup_steps", max(0, min(self.warmup_steps, limit)))
 
+    def notices(self, asked_warmup: int) -> list[str]:
+        """What to tell where the warm-up is shorter than asked for."""
+        if self.warmup_steps >= asked_warmup:
+            return []
+        return [
+            f"The warm-up takes {self.warmup_steps} of the training's {self.total_steps} steps: "
+            f"--warmup-steps {asked_warmup} is too long for it."
+        ]
+
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         # 1. Warm-up, a straight line.

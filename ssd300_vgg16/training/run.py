@@ -108,11 +108,13 @@ def train(options: TrainOptions) -> int:
         trainer = _trainer(setup, folder, weights, pool)
         weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, setup)
+        cut_short = trainer.config.schedule.notices(options.warmup_steps)
         if options.check:
+            world.say(*cut_short)
             return _dry_run(trainer, setup)
         if world.is_first:
             _begin(trainer, setup)
-        world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}")
+        world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}", *cut_short)
         evaluation = _run(trainer, world)
     if world.is_first:
         _finish(folder, evaluation, len(val_set.samples))

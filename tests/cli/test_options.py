@@ -285,6 +285,16 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
             ["--iterations", "90", "--epochs", "9"],
             "--epochs and --iterations exclude each other: a training has one length",
         ),
+        (
+            ["--iterations", "300", "--warmup-steps", "300"],
+            "--warmup-steps 300: the training has 300 steps in all, and would end in its warm-up; "
+            "lower it, or raise --iterations",
+        ),
+        (
+            ["--preset", "narrow", "--warmup-steps", "2000"],
+            "--warmup-steps 2000: the training has 1500 steps in all, and would end in its warm-up; "
+            "lower it, or raise --iterations",
+        ),
         (["--load", ""], "--load: it is empty; is a variable unset?"),
         (
             ["--weights-backbone", "", "--width", "1"],
@@ -387,6 +397,19 @@ def test_the_rate_falls_as_far_into_any_length(arguments, length, steps):
     assert (options.iterations, options.epochs) == length
     assert options.lr_steps == steps
     assert options.notices == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warmup"),
+    [
+        (["--iterations", 300, "--warmup-steps", 299], 299),
+        (["--iterations", 300], 1000),
+        (["--preset", "narrow", "--iterations", 5], 100),
+        (["--epochs", 1, "--warmup-steps", 10**6], 10**6),
+    ],
+)
+def test_a_warm_up_may_be_long_by_default_or_where_the_length_is_not_known_yet(arguments, warmup):
+    assert with_data(*arguments).warmup_steps == warmup
 
 
 def test_milestones_that_are_not_reached_are_told():

@@ -385,6 +385,19 @@ def test_the_last_few_are_kept(tmp_path, keep):
     assert (tmp_path / LAST).samefile(step_file(tmp_path, 1000))
 
 
+@pytest.mark.parametrize("name", ["step-mine.safetensors", "step-9.safetensors", "step-000000009-good.safetensors"])
+def test_a_users_own_file_is_neither_removed_nor_gone_on_from(tmp_path, name):
+    own = tmp_path / name
+    save_checkpoint(tmp_path, small(9), DESCRIPTION, 1)
+    step_file(tmp_path, 9).rename(own)
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, small(step), DESCRIPTION, 1)
+    assert names(tmp_path) == sorted([LAST, own.name, step_file(tmp_path, 3).name])
+    go_back_to(own)
+    (tmp_path / LAST).unlink()
+    assert newest_checkpoint(tmp_path)[0] == step_file(tmp_path, 3)
+
+
 def test_the_same_step_is_written_again(tmp_path):
     for best_ap in (0.1, 0.2):
         save_checkpoint(tmp_path, small(3, best_ap=best_ap), DESCRIPTION, 2)

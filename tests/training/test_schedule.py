@@ -57,6 +57,13 @@ def test_learning_rate(schedule, step, learning_rate):
     assert schedule.learning_rate(step) == pytest.approx(learning_rate, rel=1e-12, abs=1e-15)
 
 
+def test_a_warm_up_that_is_cut_short_is_told():
+    assert RECIPE.notices(100) == ABRUPT.notices(0) == []
+    shorter = "The warm-up takes {} of the training's {} steps: --warmup-steps {} is too long for it."
+    assert BRIEF_COSINE.notices(100) == [shorter.format(4, 5, 100)]
+    assert LONG_WARMUP.notices(25) == [shorter.format(10, 30, 25)]
+
+
 def test_learning_rate_is_a_function_of_the_step_alone():
     steps = np.random.default_rng(0).permutation(1200).tolist()
     shuffled = {step: RECIPE.learning_rate(step) for step in steps}

@@ -46,6 +46,7 @@ def test_a_training_says_where_everything_is(trained):
     assert process.stderr == ""
     lines = process.stdout.splitlines()
     assert lines[0] == "Run folder: my run. Device: cpu. 12 images with objects, 2 epochs, batch 4, lr 0.001, seed 0."
+    assert lines[1] == "The warm-up takes 5 of the training's 6 steps: --warmup-steps 100 is too long for it."
     assert lines[-3].startswith("Curves and weights are in my run. ")
     assert lines[-2:] == [
         "  bash infer.sh --weights 'my run'",
