@@ -72,9 +72,9 @@ long = pytest.mark.long
 @pytest.mark.parametrize(
     ("processes", "kind"),
     [
-        (3, "--eager"),
         (2, "--no-eager"),
         pytest.param(2, "--eager", marks=long),
+        pytest.param(3, "--eager", marks=long),
         pytest.param(3, "--no-eager", marks=long),
     ],
 )

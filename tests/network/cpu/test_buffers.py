@@ -65,12 +65,15 @@ def test_a_result_that_is_still_computed_keeps_what_it_is_computed_from():
 
 
 def test_small_arrays_are_left_to_numpy():
-    assert reused((3, 4)).shape == (3, 4)
-    del_later = reused((LEAST_REUSED - 1,))
-    assert not threads._used and len(del_later)
+    before = dict(threads._used)
+    small, larger = reused((3, 4)), reused((LEAST_REUSED - 1,))
+    assert small.shape == (3, 4) and len(larger) == LEAST_REUSED - 1
+    assert threads._used == before
 
 
 def test_memory_of_sizes_that_are_no_longer_asked_for_is_given_up():
-    for size in range(4):
-        reused((LEAST_REUSED + size,))
+    # More than all that other tests may still hold, which could be asked for again.
+    least = max(LEAST_REUSED, sum(threads._used.values()))
+    for more in range(4):
+        reused((least + more,))
     assert sum(map(len, threads._free.values())) <= 1
