@@ -42,6 +42,7 @@ def test_every_stage_agrees_with_flowvision():
     assert found[1].note == "1 x 512 x 38 x 38"
 
 
+@pytest.mark.long
 def test_what_is_compiled_agrees_with_single_operations():
     assert not failed(checks.network(COMPILED)) and not failed(checks.loss(COMPILED))
     assert not failed(checks.postprocessing("cpu"))

@@ -44,7 +44,7 @@ def test_stages_are_frozen_as_in_the_model_zoo(stages):
     }
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", pytest.param("adamw", marks=pytest.mark.long)])
 def test_frozen_layers_stay_as_they_are(kind):
     """Whatever their weight decay would do."""
     model = SSD300(3, width=0.02)
