@@ -59,7 +59,7 @@ class _Stderr:
             return self.size()
 
     def end(self, start: int) -> bool:
-        """End it; returns whether anything was printed by a decoder meanwhile, whoever's image it was."""
+        """End it; returns whether anything was printed by a decoder meanwhile, whosever image it was."""
         with self._turn:
             printed = self.size() > start and bool(self.lines_since(start))
             self._decoding -= 1
