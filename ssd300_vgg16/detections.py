@@ -38,7 +38,8 @@ class Detections:
     scores: float32 [N] in 0..1, falling
     labels: int64 [N], from 1 up
     names: of the labels, N strings
-    category_ids: int64 [N], the labels' ids in the data set that was trained on, such as COCO's
+    category_ids: int64 [N], the labels' ids in the data set that was trained on, such as COCO's; None if they are not
+        known, and `to_coco` takes the labels
     source: what the detector was called with, or None. A path is kept, not its pixels, and read again when it is
         shown; an array is kept itself, not copied, and shown as it is then
 
@@ -51,7 +52,7 @@ class Detections:
     scores: np.ndarray
     labels: np.ndarray
     names: list[str]
-    category_ids: np.ndarray
+    category_ids: np.ndarray | None = None
     source: ImageLike | None = None
 
     def __len__(self) -> int:
@@ -73,8 +74,14 @@ class Detections:
                 raise KeyError(key)
             return getattr(self, key)
         rows = np.atleast_1d(np.arange(len(self))[key])
-        arrays = {name: getattr(self, name)[rows] for name in ("boxes", "scores", "labels", "category_ids")}
-        return replace(self, **arrays, names=[self.names[row] for row in rows])
+        return replace(
+            self,
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+            names=[self.names[row] for row in rows],
+            category_ids=None if self.category_ids is None else self.category_ids[rows],
+        )
 
     def __repr__(self) -> str:
         where = f" on {printable(os.fspath(self.source))}" if isinstance(self.source, str | os.PathLike) else ""
@@ -114,10 +121,11 @@ class Detections:
 
     def to_coco(self, image_id: int) -> list[dict]:
         """COCO's results format, ready for json and pycocotools: bbox is x, y, width, height in pixels."""
+        ids = self.labels if self.category_ids is None else self.category_ids
         bboxes = xyxy_to_xywh(self.boxes.astype(np.float64)).round(3).tolist()
         return [
             {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
-            for category_id, bbox, score in zip(self.category_ids.tolist(), bboxes, self.scores.tolist(), strict=True)
+            for category_id, bbox, score in zip(ids.tolist(), bboxes, self.scores.tolist(), strict=True)
         ]
 
     def to_numpy(self) -> np.ndarray:

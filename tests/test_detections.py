@@ -1,5 +1,6 @@
 """What a detector takes, and what its results can be turned into."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -313,6 +314,8 @@ def test_to_coco():
         {"image_id": 7, "category_id": 17, "bbox": [10, 20, 5, 1], "score": 0.25},
     ]
     assert seen([]).to_coco(7) == []
+    unknown = dataclasses.replace(seen(), category_ids=None)[1:]
+    assert [row["category_id"] for row in unknown.to_coco(7)] == [1], "the label"
 
 
 def test_category_ids_are_those_of_the_data_set(onnx_detector):
