@@ -110,6 +110,13 @@ def test_every_kind_of_image_becomes_its_pixels(kind):
     np.testing.assert_array_equal(taken, pixels(colours()))
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_are_rounded_to_the_nearest_pixel_value(kind):
+    values = np.arange(256, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(rgb((values / 255).astype(kind))[..., 0], values)
+    np.testing.assert_array_equal(rgb(np.array([[0, 0.6 / 255, 1]], kind))[0, :, 0], [0, 1, 255])
+
+
 def test_an_array_is_not_copied_and_may_be_read_only(detector):
     image = colours()
     image.flags.writeable = False
@@ -314,6 +321,8 @@ def test_to_coco():
         {"image_id": 7, "category_id": 17, "bbox": [10, 20, 5, 1], "score": 0.25},
     ]
     assert seen([]).to_coco(7) == []
+    thirds = dataclasses.replace(seen(["dog"]), boxes=np.array([[0, 0, 1 / 3, 2 / 3]], np.float32))
+    assert json.dumps(thirds.to_coco(7)[0]["bbox"]) == "[0.0, 0.0, 0.333, 0.667]"
     unknown = dataclasses.replace(seen(), category_ids=None)[1:]
     assert [row["category_id"] for row in unknown.to_coco(7)] == [1], "the label"
 
