@@ -84,6 +84,7 @@ def _box_of_mask(size: object, counts: object) -> list[float] | None:
         encoded = {"size": size, "counts": counts.encode()}
     else:
         return None
+    # Last of all, once nothing can be handed to C code that it does not expect.
     x, y, box_width, box_height = coco_mask.toBbox(encoded).tolist()
     is_within = x + box_width <= width and y + box_height <= height
     return [x, y, box_width, box_height] if is_within else None
@@ -111,6 +112,7 @@ def located(section: str, entry: object, position: int) -> str:
     if not isinstance(entry, dict):
         return f"{section}[{position}]"
     fields = ("id", "image_id", "category_id", "bbox", "file_name", "name")
+    # Cut short: a field may hold anything, a whole mask too.
     values = [f"{field} {str(entry[field])[:80]}" for field in fields if field in entry]
     return f"{section}[{position}] ({', '.join(values)})" if values else f"{section}[{position}]"
 
