@@ -13,26 +13,26 @@ def html_page(kind: str, title: str, content: dict) -> str:
 
     kind: which of this folder's pages, by the name of its .html, .css and .js.
     """
-    style, script = (_part(f"shared.{language}") + _part(f"{kind}.{language}") for language in ("css", "js"))
+    style, script = (part(f"shared.{language}") + part(f"{kind}.{language}") for language in ("css", "js"))
     # The policy lets run and show what is here, and nothing that a name could bring.
-    policy = (
-        f"default-src 'none'; img-src 'self' file: data:; style-src {_allowed(style)}; script-src {_allowed(script)}"
-    )
+    policy = f"default-src 'none'; img-src 'self' file: data:; style-src {allowed(style)}; script-src {allowed(script)}"
     parts = {
         "policy": policy,
         "title": html.escape(f"{title}: {content['heading']}"),
         "style": style,
-        "body": _part(f"{kind}.html"),
+        "body": part(f"{kind}.html"),
         "script": script,
         "content": json.dumps({"title": title, **content}, separators=(",", ":")).replace("<", "\\u003c"),
     }
     # In one pass: what is filled in is not looked at again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _part("shared.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], part("shared.html"))
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file of this folder, as text."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _allowed(text: str) -> str:
+def allowed(text: str) -> str:
+    """What lets a page's policy apply this style or run this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
