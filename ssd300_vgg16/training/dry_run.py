@@ -40,10 +40,8 @@ def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset, few: Dataset
     image_seconds = (time.perf_counter() - since) / len(few.samples)
     config = trainer.config
     evaluations = -(-config.epochs // config.evaluate_every)
-    training, evaluating = (
-        step_seconds * config.schedule.total_steps,
-        image_seconds * len(val_set.samples) * evaluations,
-    )
+    training = step_seconds * config.schedule.total_steps
+    evaluating = image_seconds * len(val_set.samples) * evaluations
     return [
         f"step: {step_seconds:.2f} s, {config.batch.batch_size / step_seconds:.1f} images/s",
         f"evaluation: {image_seconds:.3f} s an image",
@@ -57,9 +55,9 @@ def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset, few: Dataset
 
 
 def _picture(trainer: Trainer) -> str:
-    """The path of a new picture of the images that the first step begins with."""
+    """The path of a new picture of the images that the training begins with."""
     config = trainer.config.batch
-    few = replace(config, batch_size=min(PICTURES, config.batch_size))
+    few = replace(config, batch_size=min(PICTURES, len(trainer.samples)))
     batch = next(training_batches(trainer.samples, few, 0, trainer.pool))
     names = {category.label: category.name for category in trainer.description.categories}
     handle, path = tempfile.mkstemp(prefix="ssd300_check_", suffix=".jpg")
@@ -86,7 +84,8 @@ def draw_batch(batch: TrainingBatch, default_boxes: np.ndarray, names: dict[int,
 
 
 def _not_checked(trainer: Trainer, train_set: Dataset, other_validation: int) -> str:
-    other_training = max(0, len(trainer.samples) - 2 * trainer.config.batch.batch_size)
+    decoded = max(PICTURES, 2 * trainer.config.batch.batch_size)  # of two steps, or for the picture
+    other_training = max(0, len(trainer.samples) - decoded)
     parts = [f"the pixels of {other_training:,} training and {other_validation:,} validation images"]
     if train_set.kind != "yolo":  # which declares no sizes
         sizes = len(train_set.samples) - len(looked_at(train_set.samples))
