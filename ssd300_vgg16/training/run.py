@@ -109,13 +109,12 @@ def train(options: TrainOptions) -> int:
         weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, setup)
         cut_short = trainer.config.schedule.notices(options.warmup_steps)
-        summary = _summary(trainer, options, len(train_set.samples))
         if options.check:
-            world.say(summary, *cut_short)
+            world.say(_summary(trainer, options), *cut_short)
             return _dry_run(trainer, setup)
         if world.is_first:
             _begin(trainer, setup)
-        world.say(f"Run folder: {folder}. Device: {device}. {summary}", *cut_short)
+        world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}", *cut_short)
         evaluation = _run(trainer, world)
     if world.is_first:
         _finish(folder, evaluation, len(val_set.samples))
@@ -356,7 +355,7 @@ def _about_data(setup: Setup) -> dict:
     return {"data": about, "processes": setup.world.world_size}
 
 
-def _summary(trainer: Trainer, options: TrainOptions, images: int) -> str:
+def _summary(trainer: Trainer, options: TrainOptions) -> str:
     batch = f"batch {options.batch_size}"
     if trainer.world.world_size > 1:
         batch += f" over {trainer.world.world_size} processes"
@@ -364,7 +363,7 @@ def _summary(trainer: Trainer, options: TrainOptions, images: int) -> str:
         batch += f" in {options.accumulate} passes"
     length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
     going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
-    empty = images - len(trainer.samples)
+    empty = trainer.progress.data["images"] - len(trainer.samples)
     # Without a positive there is no hard negative: the loss of such an image is 0, whatever is detected on it.
     without = f" ({empty} without are left out: the loss is zero there)" if empty else ""
     return (

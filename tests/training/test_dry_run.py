@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from small_data import shapes, shapes_folder
 
 from ssd300_vgg16.cli.train_options import parse
@@ -41,10 +42,9 @@ def test_what_was_not_checked_is_counted(tmp_path):
     assert "declared" not in _not_checked(trainer, replace(many, kind="yolo"), 40)
 
 
-def test_images_without_objects_are_counted():
-    trainer = SimpleNamespace(samples=[None] * 7, world=SimpleNamespace(world_size=1), progress=SimpleNamespace(step=0))
-    options = parse(["--epochs", "3", "--dataset", "coco"])
-    assert run._summary(trainer, options, 9).startswith(
-        "7 images with objects (2 without are left out: the loss is zero there), 3 epochs, "
-    )
-    assert run._summary(trainer, options, 7).startswith("7 images with objects, 3 epochs, ")
+@pytest.mark.parametrize(("images", "said"), [(7, ""), (9, " (2 without are left out: the loss is zero there)")])
+def test_images_without_objects_are_counted(images, said):
+    progress = SimpleNamespace(step=0, data={"images": images})
+    trainer = SimpleNamespace(samples=[None] * 7, world=SimpleNamespace(world_size=1), progress=progress)
+    summary = run._summary(trainer, parse(["--epochs", "3", "--dataset", "coco"]))
+    assert summary.startswith(f"7 images with objects{said}, 3 epochs, ")
