@@ -2,6 +2,7 @@
 
 import base64
 import os
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection.charts import shape_chart
@@ -69,11 +71,14 @@ def _contents(inspected: Inspected) -> Element:
 
 
 def _classes(splits: Sequence[Inspected], remarks: Sequence[str]) -> Element:
-    """A row a class, in order of the first split's counts; splits may have other classes."""
-    rows: dict[str, list[ClassCount | None]] = {}
+    """A row a class, in order of the first split's counts; splits may have other classes, and several of one name."""
+    rows: dict[tuple[str, int], list[ClassCount | None]] = {}
     for place, inspected in enumerate(splits):
+        repeated: Counter[str] = Counter()
         for one in inspected.classes:
-            rows.setdefault(one.name, [None] * len(splits))[place] = one
+            name = same_name(one.name)
+            rows.setdefault((name, repeated[name]), [None] * len(splits))[place] = one
+            repeated[name] += 1
     head = [
         node("th", what, node("small", TITLES[each.split].lower()), scope="col")
         for each in splits
@@ -81,16 +86,16 @@ def _classes(splits: Sequence[Inspected], remarks: Sequence[str]) -> Element:
     ]
     totals = [max(1, sum(row.objects for row in each.classes)) for each in splits]
     most = max(row.objects / total for each, total in zip(splits, totals, strict=True) for row in each.classes) or 1
-    body = [node("tr", _class_name(name, counts), *_class_cells(counts, totals, most)) for name, counts in rows.items()]
+    body = [node("tr", _class_name(counts), *_class_cells(counts, totals, most)) for counts in rows.values()]
     table = node("table", node("thead", node("tr", node("th", "class", scope="col"), *head)), node("tbody", *body))
     said = [node("p", f"{remark[0].upper()}{remark[1:]}.", class_="said") for remark in remarks]
     return _panel("Classes", *said, _scroll(table, "Classes"))
 
 
-def _class_name(name: str, counts: Sequence[ClassCount | None]) -> Element:
-    colour = _colour(next(one.label for one in counts if one))
-    swatch = node("svg", node("rect", width=11, height=11, rx=3, fill=colour), class_="swatch", aria_hidden="true")
-    return node("th", swatch, printable(name), scope="row")
+def _class_name(counts: Sequence[ClassCount | None]) -> Element:
+    first = next(one for one in counts if one)
+    square = node("rect", width=11, height=11, rx=3, fill=_colour(first.label))
+    return node("th", node("svg", square, class_="swatch", aria_hidden="true"), printable(first.name), scope="row")
 
 
 def _class_cells(counts: Sequence[ClassCount | None], totals: Sequence[int], most: float) -> list[Element]:

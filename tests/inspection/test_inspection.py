@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection import report as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, InputObjects, Marked
+from ssd300_vgg16.inspection.page import _classes
 from ssd300_vgg16.inspection.pictures import MARGIN, SIDE, choose_samples, draw_marked, draw_sample
 from ssd300_vgg16.inspection.report import advice
 from ssd300_vgg16.inspection.split import check_images, read_checked
@@ -296,3 +298,14 @@ def test_rotations_are_named_where_they_are_not_applied(tmp_path, upright):
         assert "as if turned" in finding.fault
     else:
         assert image.shape == (100, 50, 3) and finding == (None, None)  # which is what was meant
+
+
+def test_a_row_for_each_class_of_either_split():
+    train = SimpleNamespace(split="train", classes=[ClassCount(1, "cat", 6, 3), ClassCount(2, "cat", 2, 1)])
+    val = SimpleNamespace(split="val", classes=[ClassCount(2, "owl", 1, 1), ClassCount(1, "Cat", 3, 2)])
+    rows = [[cell.text or cell[-1].tail for cell in row] for row in _classes([train, val], []).iter("tr")][1:]
+    assert rows == [
+        ["cat", "6", "3", "75.0%", "3", "2", "75.0%"],
+        ["cat", "2", "1", "25.0%", "0", "0", "0.0%"],
+        ["owl", "0", "0", "0.0%", "1", "1", "25.0%"],
+    ]
