@@ -22,7 +22,8 @@ from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoi
 from ssd300_vgg16.training.config import TrainingConfig
 from ssd300_vgg16.training.optimizer import MovingAverage
 from ssd300_vgg16.training.replay import save_replay
-from ssd300_vgg16.training.run_log import RunLog, draw_curves
+from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.run_page import RunPage
 from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
 from ssd300_vgg16.training.step_metrics import Pace, StepMetrics, memory
 from ssd300_vgg16.weights.locate import BEST
@@ -47,7 +48,7 @@ NOT_FINITE_ADVICE = (
 class Trainer:
     """One run in its folder, as one of the processes of a world sees it; the first of them writes and prints.
 
-    `train` does it all; what it needs is put together by the command line. log: None in the others.
+    `train` does it all; what it needs is put together by the command line. log, page: None in the others.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Trainer:
     world: World
     device: str
     log: RunLog | None = None
+    page: RunPage | None = None
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
@@ -188,6 +190,8 @@ class Trainer:
         pace = {name: float(f"{value:.4g}") for name, value in pace.items()}
         figures = {**means, "lr": rate, **pace, "seconds_left": round(left), **memory(self.device)}
         self.log.add("training", self.progress.step, **figures)
+        if self.page:
+            self.page.renew()
         parts = {part: means[part] for part in ("localization", "classification")}
         loss, speed = f"loss {sum(parts.values()):.3f}", f"{pace['images_per_second']:.1f} images/s"
         bar.set_postfix_str(f"{loss}, {speed}, {_duration(left)} left")
@@ -203,8 +207,6 @@ class Trainer:
             evaluation = self._evaluate(epoch)
         self.progress = replace(self.progress, epoch=epoch + 1)
         self._save()
-        if self.world.is_first:
-            draw_curves(self.folder)
         return evaluation
 
     def _evaluate(self, epoch: int) -> Evaluation | None:
@@ -220,6 +222,8 @@ class Trainer:
             tqdm.write(f"left out: {message}")
         figures = evaluation.figures()
         self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **figures)
+        if self.page:
+            self.page.add_evaluation(evaluation.results, self.progress.step, epoch + 1)
         named = ", ".join(f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if name in figures)
         tqdm.write(f"epoch {epoch + 1}/{self.config.epochs}: {named}")
         if figures["AP"] >= self.progress.best_ap:
