@@ -67,7 +67,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         page.call("Page.navigate", url=url)
-        page.wait("document.readyState === 'complete' && typeof tallies !== 'undefined'")
+        page.wait("document.readyState === 'complete' && typeof data !== 'undefined'")
         return page
 
 
