@@ -98,6 +98,7 @@ const CROWDED = 10; // marks, beyond which none has a tag
 // A picture with marks: [name, x, y, width, height, score], the score null for labels.
 function picture({ file, jpeg, size: [width, height] }, marks, what) {
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
+  const tags = []; // after all boxes, which would be drawn across them
   for (const [name, x, y, w, h, score] of [...marks].reverse()) {
     const number = Math.max(0, data.classes.indexOf(name)), colour = colourOf(number), at = { x, y, width: w, height: h };
     svg.append(element("rect", { class: "rim", ...at }), element("rect", { class: "mark", stroke: colour, ...at }));
@@ -105,8 +106,9 @@ function picture({ file, jpeg, size: [width, height] }, marks, what) {
     const right = x > width * 0.6;
     const tag = { x: right ? Math.min(x + w, width) - 4 : Math.max(x, 0) + 4, y: y > 20 ? y - 5 : Math.max(y, 0) + 15, "text-anchor": right ? "end" : "start" };
     const text = score === null ? name : `${name} ${Math.round(100 * score)}%`;
-    svg.append(element("text", { class: "tag", stroke: colour, fill: inkOn(colour), ...tag }, text));
+    tags.push(element("text", { class: "tag", stroke: colour, fill: inkOn(colour), ...tag }, text));
   }
+  svg.append(...tags);
   const seen = marks.map(([name, , , , , score]) => (score === null ? name : `${name} ${Math.round(100 * score)}%`));
   const image = element("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: `${file}, ${what}: ${seen.join(", ") || "nothing"}`, title: file, width, height });
   return element("div", { class: "picture" }, image, svg);
@@ -114,7 +116,7 @@ function picture({ file, jpeg, size: [width, height] }, marks, what) {
 
 function grid(columns, label, ...cells) {
   const made = element("div", { class: "pictures", tabindex: 0, role: "region", "aria-label": label }, ...cells);
-  made.style.gridTemplateColumns = `repeat(${columns}, minmax(190px, ${columns === "auto-fill" ? "1fr" : "300px"}))`;
+  made.style.gridTemplateColumns = `repeat(${columns}, minmax(170px, ${columns === "auto-fill" ? "1fr" : "300px"}))`;
   return made;
 }
 
