@@ -14,12 +14,20 @@ from pathlib import Path
 
 from PIL import Image
 
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--hide-scrollbars",
+    "--run-all-compositor-stages-before-draw",
+)
 # The page, with the part of an address that restores a view, and the size of the window.
 VIEWS = {
     "results-page-images": ("report.html", "", "1280,900"),
     "results-page-figures": ("report.html", "tab=figures", "1280,1400"),
-    "run-page": ("run.html", "", "1280,1400"),
+    "run-page": ("run.html", "", "1280,1390"),
 }
 
 
