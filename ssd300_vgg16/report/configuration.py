@@ -6,7 +6,7 @@ AUGMENTATIONS = {
     "hflip": "mirroring (hflip)",
     "none": "none",
 }
-WIDTHS = {1: "full width", 0.5: "half of the channels", 0.25: "a quarter of the channels", 0.125: "an eighth of them"}
+SHARES = {1: "all", 0.5: "half", 0.25: "a quarter", 0.125: "an eighth"}
 
 
 def in_words(options: dict, environment: dict) -> dict[str, str]:
@@ -29,7 +29,7 @@ def in_words(options: dict, environment: dict) -> dict[str, str]:
 
 def _network(options: dict) -> str:
     network = options["model"].removesuffix("_vgg16").upper()
-    width = WIDTHS.get(options["width"], f"{options['width']:g} of the channels")
+    width = f"{SHARES.get(options['width'], format(options['width'], 'g'))} of the channels"
     boxes = f"default boxes for {options['default_boxes'].upper()}"
     return f"{network} with VGG16, {width}; {boxes}; {options['num_classes']} outputs, background included"
 

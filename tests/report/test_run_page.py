@@ -239,7 +239,7 @@ def test_a_page_shows_curves_configuration_and_pictures(opened, tmp_path):
     for told in (
         "finished",
         "3 of 3",
-        "an eighth of them",
+        "an eighth of the channels",
         "circle: 4 images with 9 objects",
         "0.001, falls to 0 along",
     ):
