@@ -21,9 +21,11 @@ from ssd300_vgg16.data.dataset import Category, Sample
 from ssd300_vgg16.data.loader import BatchConfig, training_batches
 from ssd300_vgg16.data.sizes import read_as_annotated
 from ssd300_vgg16.data.workers import WorkerPool
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.coco_results import CocoResults
 from ssd300_vgg16.report.run_page import RUNNING, SHOWN_SCORE, Run, run_page
+from ssd300_vgg16.text import printable
 from ssd300_vgg16.training.run_folder import ENVIRONMENT, METRICS, read_metrics, read_options
 
 PAGE, ALBUM = "run.html", "run_page.json"
@@ -37,15 +39,18 @@ MIN_WAIT, MIN_WAIT_SHARE = 5, 500
 
 
 def read_run(folder: Path) -> Run:
-    """What the folder holds of a run. Raises UserError if it holds none."""
+    """What the folder holds of a run. Raises UserError if it holds none, or a file is damaged."""
     options = read_options(folder)
     rows = read_metrics(folder) if (folder / METRICS).exists() else []
     others = (_read(folder / name) for name in (ENVIRONMENT, "coco_metrics.json", ALBUM))
-    return Run(str(folder), options, next(others), rows, next(others), next(others))
+    return Run(printable(str(folder)), options, next(others), rows, next(others), next(others))
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it") from error
 
 
 def write_run_page(folder: Path) -> Path:

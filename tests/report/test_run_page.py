@@ -323,6 +323,13 @@ def test_what_is_no_run_is_refused(tmp_path):
     made_run(tmp_path / "a")
     with pytest.raises(UserError, match=r"nowhere: no run \(options\.json is missing or damaged\)"):
         report.main([str(tmp_path / "a"), str(tmp_path / "nowhere")])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "options.json").write_text('{"lr": 1}')
+    with pytest.raises(UserError, match="of another version of this package"):
+        report.main([str(tmp_path / "other")])
+    (tmp_path / "other" / ALBUM).write_text("{")
+    with pytest.raises(UserError, match=r"other/run_page\.json is damaged"):
+        report.main([str(tmp_path / "other")])
     with pytest.raises(UserError, match="stays in its folder"):
         report.main([str(tmp_path / "a"), "--to", "page.html"])
     with pytest.raises(UserError, match=r"such a file already"):
