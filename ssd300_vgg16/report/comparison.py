@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ssd300_vgg16.report.html_page import html_page
-from ssd300_vgg16.report.run_page import Run, ap, line, loss, of, percent
+from ssd300_vgg16.report.run_page import Run, ap, line, loss, of
 from ssd300_vgg16.text import printable
 
 MAX_LETTERS = 40
@@ -52,7 +52,7 @@ def _results(runs: Sequence[Run]) -> list[Row]:
         Row("loss, last", [last(run.training, lambda row: f"{loss(row):.3f}") for run in runs]),
         Row("steps", [last(run.rows, lambda row: f"{row['step']:,}") for run in runs]),
         Row("images/s, last", [last(run.training, lambda row: f"{row['images_per_second']:.3g}") for run in runs]),
-        Row("waiting for data", [last(run.training, lambda row: percent(row["data_wait"])) for run in runs]),
+        Row("waiting for data", [last(run.training, lambda row: f"{row['data_wait']:.0%}") for run in runs]),
     ]
 
 

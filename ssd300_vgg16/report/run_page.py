@@ -7,6 +7,7 @@ import numpy as np
 
 from ssd300_vgg16.report.configuration import in_words
 from ssd300_vgg16.report.html_page import html_page
+from ssd300_vgg16.text import duration
 
 MAX_POINTS = 400  # of a curve: more are not seen
 LOSSES = ("localization", "classification")
@@ -63,10 +64,6 @@ def of(name: str) -> Callable[[dict], float]:
     return lambda row: row.get(name, np.nan)
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
-
-
 def ap(value: float | None) -> str:
     """An AP for people."""
     return "-" if value is None or value < 0 else f"{value:.3f}"
@@ -117,16 +114,9 @@ def _numbers(run: Run) -> list[list[str]]:
         numbers.append(["loss", f"{loss(last):.3f}"])
         if run.album.get("state") == RUNNING:
             numbers.append(["time left", duration(last["seconds_left"])])
-        numbers += [["images/s", f"{last['images_per_second']:.3g}"], ["waiting for data", percent(last["data_wait"])]]
+        numbers += [["images/s", f"{last['images_per_second']:.3g}"], ["waiting for data", f"{last['data_wait']:.0%}"]]
     if evaluations:
         best = max(evaluations, key=lambda row: row["AP"])
         numbers += [["AP50, last", ap(evaluations[-1]["AP50"])], ["AP, last", ap(evaluations[-1]["AP"])]]
         numbers.append([f"best AP, epoch {best['epoch']}", ap(best["AP"])])
     return numbers
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: "1:02:03"."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -18,6 +18,7 @@ from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import Evaluation, Interrupted
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.signals import STOP_SIGNALS, StopRequest
+from ssd300_vgg16.text import duration
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from ssd300_vgg16.training.config import TrainingConfig
 from ssd300_vgg16.training.optimizer import MovingAverage
@@ -194,11 +195,11 @@ class Trainer:
             self.page.renew()
         parts = {part: means[part] for part in ("localization", "classification")}
         loss, speed = f"loss {sum(parts.values()):.3f}", f"{pace['images_per_second']:.1f} images/s"
-        bar.set_postfix_str(f"{loss}, {speed}, {_duration(left)} left")
+        bar.set_postfix_str(f"{loss}, {speed}, {duration(left)} left")
         if sys.stdout.isatty() and not bar.disable:
             return  # the bar says it; whoever keeps the output in a file gets lines
         listed = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
-        tqdm.write(f"{where}: {loss} ({listed}), lr {rate:.2e}, {speed}, {_duration(left)} left")
+        tqdm.write(f"{where}: {loss} ({listed}), lr {rate:.2e}, {speed}, {duration(left)} left")
 
     def _end_epoch(self, epoch: int) -> Evaluation | None:
         evaluation = None
@@ -277,9 +278,3 @@ def _next(batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch | None, Excep
         return next(batches), None
     except UserError as error:
         return None, error
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
