@@ -1,4 +1,4 @@
-"""Names, as people see them on a terminal: whoever gave them, they take one line and no more than it."""
+"""Names and times, as people see them: whoever gave a name, it takes one line and no more than it."""
 
 from collections.abc import Sequence
 
@@ -16,3 +16,10 @@ def listed(names: Sequence[str], max_names: int = 12) -> str:
     """Names in a line, printable; those beyond the first `max_names` are counted."""
     more = f", and {len(names) - max_names:,} more" if len(names) > max_names else ""
     return ", ".join(map(printable, names[:max_names])) + more
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -31,13 +31,6 @@ def call(module, *arguments):
     assert module.main([str(argument) for argument in arguments]) == 0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_curves():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "draw_curves", lambda folder: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Three training images, which are three steps in an epoch of SSD300; and one for validation."""

@@ -36,6 +36,7 @@ from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, init
 from ssd300_vgg16.training.options import TrainOptions
 from ssd300_vgg16.training.replay import replay
 from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.run_page import PAGE, RunPage
 from ssd300_vgg16.training.step import make_step
 from ssd300_vgg16.training.trainer import Trainer
 from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
@@ -113,11 +114,12 @@ def train(options: TrainOptions) -> int:
             world.say(_summary(trainer, options), *cut_short)
             return _dry_run(trainer, setup)
         if world.is_first:
-            _begin(trainer, setup)
+            _begin(trainer, setup, pool)
         world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}", *cut_short)
+        world.say(f"Watch it: open {folder / PAGE} in a browser.")
         evaluation = _run(trainer, world)
     if world.is_first:
-        _finish(folder, evaluation, len(val_set.samples))
+        _finish(trainer, evaluation, len(val_set.samples))
     world.barrier()
     return 0
 
@@ -324,8 +326,8 @@ def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
                 raise UserError(f"process {rank} has another {name} than process 0: {theirs[name]} instead of {value}")
 
 
-def _begin(trainer: Trainer, setup: Setup) -> None:
-    """Write what the run is into its folder, and open its log.
+def _begin(trainer: Trainer, setup: Setup, pool: WorkerPool) -> None:
+    """Write what the run is into its folder, and open its log and its page.
 
     Not before all else is known to be good: weights that do not fit must neither use up the folder nor change what
     --resume reads.
@@ -334,8 +336,10 @@ def _begin(trainer: Trainer, setup: Setup) -> None:
     if setup.options.resume:
         go_back_to(Path(setup.options.resume))
     saved = _saved_options(setup, trainer.folder, trainer.progress.step)
-    run_folder.describe_run(trainer.folder, saved, environment() | _about_data(setup))
+    run_folder.describe_run(trainer.folder, saved, environment() | _about_run(trainer, setup))
     trainer.log = RunLog(trainer.folder, trainer.progress.metrics_length, trainer.progress.step)
+    trainer.page = RunPage(trainer.folder)
+    trainer.page.begin(setup.description.categories, trainer.samples, trainer.config.batch, pool)
 
 
 def _saved_options(setup: Setup, folder: Path, step: int) -> dict:
@@ -349,10 +353,11 @@ def _saved_options(setup: Setup, folder: Path, step: int) -> dict:
     }
 
 
-def _about_data(setup: Setup) -> dict:
+def _about_run(trainer: Trainer, setup: Setup) -> dict:
     sets = {"train": setup.train_set, "val": setup.val_set}
     about = {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()}
-    return {"data": about, "processes": setup.world.world_size}
+    steps = trainer.config.schedule.total_steps
+    return {"data": about, "processes": setup.world.world_size, "device": setup.device, "steps": steps}
 
 
 def _summary(trainer: Trainer, options: TrainOptions) -> str:
@@ -378,10 +383,19 @@ def _run(trainer: Trainer, world: World) -> Evaluation | None:
     except Stopped:
         command = run_folder.resume_command(trainer.folder)
         world.say(f"Stopped after step {trainer.progress.step}. Go on with:\n  {command}")
+        _end_page(trainer, f"stopped after step {trainer.progress.step:,}; go on with {command}")
+        raise
+    except Exception as error:
+        _end_page(trainer, f"ended by an error: {error}")
         raise
     finally:
         if trainer.log:
             trainer.log.close()
+
+
+def _end_page(trainer: Trainer, state: str) -> None:
+    if trainer.page:
+        trainer.page.end(state)
 
 
 def _dry_run(trainer: Trainer, setup: Setup) -> int:
@@ -393,11 +407,14 @@ def _dry_run(trainer: Trainer, setup: Setup) -> int:
     return 0
 
 
-def _finish(folder: Path, evaluation: Evaluation | None, images: int) -> None:
+def _finish(trainer: Trainer, evaluation: Evaluation | None, images: int) -> None:
+    folder = trainer.folder
+    if evaluation is not None:
+        write_json(folder / "coco_metrics.json", evaluation.as_json())
+    _end_page(trainer, "finished")
     if evaluation is None:
         print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
     else:
-        write_json(folder / "coco_metrics.json", evaluation.as_json())
         print(f"\nOn {images:,} images that it was not trained on:\n{evaluation.summary()}")
     weights = shlex.quote(str(folder))
     print(f"\nCurves and weights are in {folder}. See what it detects, and its figures for each class:")

@@ -1,4 +1,4 @@
-"""A run's folder: its options and environment, its metrics, its curves, its checkpoints."""
+"""A run's folder: its options and environment, its metrics, its checkpoints."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 RUNS = Path("runs")
 # A name of the run's own files, and mostly the number of the process that wrote it.
-LEFTOVER = re.compile(r"\.((last|best|step-\d{9}|replay-step-\d+)\.safetensors|\w+\.(json|png))(\.\d+)?\.tmp")
+LEFTOVER = re.compile(r"\.((last|best|step-\d{9}|replay-step-\d+)\.safetensors|\w+\.(json|html))(\.\d+)?\.tmp")
 
 
 def new_run_folder(chosen: Path | None) -> Path:
@@ -112,7 +112,7 @@ def read_options(folder: Path) -> dict:
     try:
         return json.loads((folder / OPTIONS).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no run to go on with ({OPTIONS} is missing or damaged)") from error
+        raise UserError(f"{folder}: no run ({OPTIONS} is missing or damaged)") from error
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -1,52 +1,17 @@
 """A run's figures while it goes on: a line of metrics.jsonl and points in TensorBoard for each report."""
 
 import contextlib
-import io
 import json
 import os
 import time
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import write_atomically
-from ssd300_vgg16.training.run_folder import METRICS, read_metrics
-
-CURVES = "curves.png"
-
-
-def draw_curves(folder: Path) -> None:
-    """Draw folder/curves.png from folder/metrics.jsonl."""
-    rows = read_metrics(folder)
-    training = [row for row in rows if row["kind"] == "training"]
-    evaluations = [row for row in rows if row["kind"] == "evaluation"]
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss_axes, rate_axes, ap_axes = figure.subplots(1, 3)
-    _plot(loss_axes, training, ("localization", "classification"), "loss")
-    _plot(rate_axes, training, ("lr",), "learning rate")
-    _plot(ap_axes, evaluations, ("AP50", "AP"), "box AP", marker="o")
-    ap_axes.set_ylim(0, 1)
-    if training:
-        loss_axes.set_yscale("log")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    write_atomically(folder / CURVES, content.getvalue())
-
-
-def _plot(axes: Axes, rows: list[dict], names: tuple[str, ...], title: str, marker: str | None = None) -> None:
-    for name in names:
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, marker=marker)
-    axes.set(title=title, xlabel="step")
-    axes.grid(alpha=0.3)
-    if len(names) > 1 and rows:
-        axes.legend()
+from ssd300_vgg16.training.run_folder import METRICS
 
 
 class RunLog:

@@ -18,11 +18,13 @@ from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import Evaluation, Interrupted
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.signals import STOP_SIGNALS, StopRequest
+from ssd300_vgg16.text import duration
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
 from ssd300_vgg16.training.config import TrainingConfig
 from ssd300_vgg16.training.optimizer import MovingAverage
 from ssd300_vgg16.training.replay import save_replay
-from ssd300_vgg16.training.run_log import RunLog, draw_curves
+from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.run_page import RunPage
 from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
 from ssd300_vgg16.training.step_metrics import Pace, StepMetrics, memory
 from ssd300_vgg16.weights.locate import BEST
@@ -47,7 +49,7 @@ NOT_FINITE_ADVICE = (
 class Trainer:
     """One run in its folder, as one of the processes of a world sees it; the first of them writes and prints.
 
-    `train` does it all; what it needs is put together by the command line. log: None in the others.
+    `train` does it all; what it needs is put together by the command line. log, page: None in the others.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class Trainer:
     world: World
     device: str
     log: RunLog | None = None
+    page: RunPage | None = None
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
@@ -188,13 +191,15 @@ class Trainer:
         pace = {name: float(f"{value:.4g}") for name, value in pace.items()}
         figures = {**means, "lr": rate, **pace, "seconds_left": round(left), **memory(self.device)}
         self.log.add("training", self.progress.step, **figures)
+        if self.page:
+            self.page.renew()
         parts = {part: means[part] for part in ("localization", "classification")}
         loss, speed = f"loss {sum(parts.values()):.3f}", f"{pace['images_per_second']:.1f} images/s"
-        bar.set_postfix_str(f"{loss}, {speed}, {_duration(left)} left")
+        bar.set_postfix_str(f"{loss}, {speed}, {duration(left)} left")
         if sys.stdout.isatty() and not bar.disable:
             return  # the bar says it; whoever keeps the output in a file gets lines
         listed = ", ".join(f"{part} {value:.3f}" for part, value in parts.items())
-        tqdm.write(f"{where}: {loss} ({listed}), lr {rate:.2e}, {speed}, {_duration(left)} left")
+        tqdm.write(f"{where}: {loss} ({listed}), lr {rate:.2e}, {speed}, {duration(left)} left")
 
     def _end_epoch(self, epoch: int) -> Evaluation | None:
         evaluation = None
@@ -203,8 +208,6 @@ class Trainer:
             evaluation = self._evaluate(epoch)
         self.progress = replace(self.progress, epoch=epoch + 1)
         self._save()
-        if self.world.is_first:
-            draw_curves(self.folder)
         return evaluation
 
     def _evaluate(self, epoch: int) -> Evaluation | None:
@@ -220,6 +223,8 @@ class Trainer:
             tqdm.write(f"left out: {message}")
         figures = evaluation.figures()
         self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **figures)
+        if self.page:
+            self.page.add_evaluation(evaluation.results, self.progress.step, epoch + 1)
         named = ", ".join(f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if name in figures)
         tqdm.write(f"epoch {epoch + 1}/{self.config.epochs}: {named}")
         if figures["AP"] >= self.progress.best_ap:
@@ -273,9 +278,3 @@ def _next(batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch | None, Excep
         return next(batches), None
     except UserError as error:
         return None, error
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

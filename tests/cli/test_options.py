@@ -316,7 +316,7 @@ def test_options_that_make_no_sense_are_refused(arguments, problem):
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"^folder: no run to go on with \(options\.json is missing or damaged\)$"):
+    with pytest.raises(UserError, match=r"^folder: no run \(options\.json is missing or damaged\)$"):
         parse("--resume", "folder")
 
 

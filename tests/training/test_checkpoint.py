@@ -38,14 +38,6 @@ SCHEDULES = {
 DESCRIPTION = ModelDescription(3, WIDTH, ())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Curves are none of this file's concern, and slow to draw."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "draw_curves", lambda folder: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return shapes_folder(tmp_path_factory.mktemp("checkpoint"), STEPS, 1)

@@ -11,7 +11,7 @@ from ssd300_vgg16 import train
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training import step, trainer
+from ssd300_vgg16.training import step
 from ssd300_vgg16.training.replay import replay, save_replay
 from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import build_model, model_tensors
@@ -27,9 +27,7 @@ def place(tmp_path_factory):
     """A folder with generated shapes, and a run of one epoch on them."""
     folder = tmp_path_factory.mktemp("replay")
     shapes_folder(folder, STEPS, 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "draw_curves", lambda folder: None)
-        assert call("--data-path", folder / "shapes", "--output-dir", folder / "run", "--epochs", 1, *SETTINGS) == 0
+    assert call("--data-path", folder / "shapes", "--output-dir", folder / "run", "--epochs", 1, *SETTINGS) == 0
     return folder
 
 

@@ -5,7 +5,6 @@ import os
 import time
 from pathlib import Path
 
-import cv2
 import pytest
 
 from ssd300_vgg16.errors import UserError
@@ -22,7 +21,6 @@ from ssd300_vgg16.training.run_folder import (
     read_options,
     run_of,
 )
-from ssd300_vgg16.training.run_log import draw_curves
 from ssd300_vgg16.weights.locate import BEST, LAST, find_weights
 
 TRAINING = {"kind": "training", "localization": 2.0, "classification": 3.5, "lr": 1e-3}
@@ -82,7 +80,7 @@ def test_a_run_is_meant_by_its_folder_or_by_a_checkpoint_in_it(tmp_path):
 
 def test_half_written_files_are_cleared(tmp_path):
     kept = {LAST, METRICS, ".hidden", "notes.tmp"}
-    for name in (*kept, f".{LAST}.123.tmp", ".curves.png.tmp"):
+    for name in (*kept, f".{LAST}.123.tmp", ".run.html.tmp"):
         (tmp_path / name).touch()
     clear_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
@@ -162,40 +160,6 @@ def test_metrics_come_back_in_their_order(tmp_path):
     assert read_metrics(tmp_path) == rows, "a line cut off by a crash is left out"
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [TRAINING],
-        [TRAINING, EVALUATION],
-        [EVALUATION],
-        [TRAINING | {"localization": 0.0}, EVALUATION | {"AP": -1.0, "AP50": -1.0}],
-        [TRAINING] * 3 + [EVALUATION] * 2,
-    ],
-    ids=["nothing", "training", "both", "evaluation", "no-objects", "more"],
-)
-def test_curves_are_a_picture(tmp_path, rows):
-    (tmp_path / METRICS).touch()
-    for step, row in enumerate(rows):
-        append_metrics(tmp_path, step=step, **row)
-    draw_curves(tmp_path)
-    picture = cv2.imread(str(tmp_path / "curves.png"))
-    assert picture.shape == (400, 1200, 3)
-    assert picture.std() > 10
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", METRICS]
-
-
-def test_curves_show_what_was_measured(tmp_path):
-    pictures = []
-    for loss in (1.0, 5.0):
-        append_metrics(tmp_path, step=1, **TRAINING)
-        append_metrics(tmp_path, step=2, **TRAINING | {"classification": loss})
-        draw_curves(tmp_path)
-        pictures.append(cv2.imread(str(tmp_path / "curves.png")))
-        (tmp_path / METRICS).unlink()
-    assert (pictures[0] != pictures[1]).any()
-
-
 @pytest.mark.usefixtures("here")
 def test_a_published_name_that_is_nearly_right_is_guessed():
     with pytest.raises(UserError, match=r"^ssd300_vgg16-coco: .* did you mean the published ssd300_vgg16_coco\?$"):
@@ -204,7 +168,7 @@ def test_a_published_name_that_is_nearly_right_is_guessed():
 
 
 def test_a_users_own_temporary_files_are_left(tmp_path):
-    ours = (".last.safetensors.tmp", ".step-000000012.safetensors.77.tmp", ".options.json.5.tmp", ".curves.png.5.tmp")
+    ours = (".last.safetensors.tmp", ".step-000000012.safetensors.77.tmp", ".options.json.5.tmp", ".run.html.5.tmp")
     theirs = (".notes.tmp", ".my.safetensors.tmp", ".last.safetensors.old.tmp", "options.json.5.tmp")
     for name in (*ours, *theirs):
         (tmp_path / name).touch()

@@ -51,13 +51,12 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """No published weights but those that a test serves, in a folder of its own; and no time spent on curves."""
+    """No published weights but those that a test serves, in a folder of its own."""
     directly_and_at_once(monkeypatch)
     monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
     for name, entry in PUBLISHED.items():
         nowhere = Source(f"http://127.0.0.1:9/{name}.pth")
         monkeypatch.setitem(PUBLISHED, name, Published(name, entry.kind, "gone", (nowhere,)))
-    monkeypatch.setattr(trainer, "draw_curves", lambda folder: None)
 
 
 @pytest.fixture
