@@ -57,7 +57,7 @@ def evaluate_weights(
         complete = not evaluation.unreadable
         if verify:
             complete &= _agrees_with_pycocotools(evaluation, dataset)
-    world.barrier()
+    world.last_barrier()
     return 0 if complete else 1
 
 

@@ -4,13 +4,19 @@ All messages travel in main memory on OneFlow's own transport, whatever device t
 a message in it has to be called by all processes, in the same order.
 """
 
+import ctypes
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
+
+# C++'s own names of oneflow::GrpcCtrlClient::StopHeartbeat and of what points to the process's one client.
+STOP_HEARTBEAT = "_ZN7oneflow14GrpcCtrlClient13StopHeartbeatEv"
+CONTROL_CLIENT = "_ZZN7oneflow9SingletonINS_10CtrlClientEvE7GetPPtrEvE3ptr"
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ class World:
         flow.comm.all_reduce(tensor)
         return tensor.numpy()
 
-    def barrier(self) -> None:
-        """Return when all processes have called this."""
+    def last_barrier(self) -> None:
+        """Return when all processes have called this, the last that they do together: each may end from then on."""
+        self.all_reduce(0)  # while one is waited for, the heartbeat tells whether it is lost
+        if self.world_size > 1:
+            _stop_heartbeat()
         self.all_reduce(0)
 
     def broadcast(self, array: np.ndarray) -> np.ndarray:
@@ -92,6 +101,18 @@ class World:
         everyones = [flow.zeros(len(padded), dtype=flow.uint8) for _ in range(self.world_size)]
         flow.comm.all_gather(everyones, flow.from_numpy(padded))
         return [part.numpy()[:length].tobytes() for part, length in zip(everyones, lengths, strict=True)]
+
+
+def _stop_heartbeat() -> None:
+    """Have OneFlow call the other processes no more, as it does every 7 to 13 s: it aborts if one of them has ended.
+
+    Its own way out begins with that too, and then waits for the others, dead ones too.
+    """
+    library = ctypes.CDLL(flow._oneflow_internal.__file__)
+    with suppress(AttributeError, ValueError):  # builds that hide their C++ names
+        stop = library[STOP_HEARTBEAT]
+        stop.argtypes, stop.restype = [ctypes.c_void_p], None
+        stop(ctypes.c_void_p.in_dll(library, CONTROL_CLIENT))
 
 
 ALONE = World()

@@ -118,7 +118,7 @@ def train(options: TrainOptions) -> int:
         evaluation = _run(trainer, world)
     if world.is_first:
         _finish(folder, evaluation, len(val_set.samples))
-    world.barrier()
+    world.last_barrier()
     return 0
 
 
@@ -386,7 +386,7 @@ def _dry_run(trainer: Trainer, setup: Setup) -> int:
     batch_size = evaluation_batch_size(setup.options.batch_size, setup.world)
     few = replace(setup.val_set, samples=samples[: batch_size * setup.world.world_size])
     setup.world.say(*dry_run(trainer, few, len(samples)))
-    setup.world.barrier()
+    setup.world.last_barrier()
     return 0
 
 

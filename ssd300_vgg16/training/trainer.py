@@ -148,7 +148,7 @@ class Trainer:
         if any(stops) or troubled or someone_due:
             self._save()
         if any(stops) or troubled:
-            self.world.barrier()  # whoever leaves while another saves would have that one killed
+            self.world.last_barrier()  # whoever leaves while another saves would have that one killed
         if trouble is not None:
             raise trouble
         if troubled:
@@ -169,7 +169,7 @@ class Trainer:
         self._images += images
         few = min(MAX_UNREADABLE, self.steps_per_epoch * self.config.batch.batch_size - 1)
         if self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
-            self.world.barrier()
+            self.world.last_barrier()
             raise UserError(
                 f"{self._unreadable} of the last {self._images} training images cannot be read: see that their disk or "
                 f"folder is there. The checkpoint is that of step {self._saved_step}, from before; go on with "
@@ -251,7 +251,7 @@ class Trainer:
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
         """What to tell, after the batch was written for a replay."""
         if not self.world.is_first:
-            self.world.barrier()  # or the first would be killed while it writes
+            self.world.last_barrier()  # or the first would be killed while it writes
             return UserError(str(error))
         number = error.step - epoch * self.steps_per_epoch
         path = self.folder / f"replay-step-{error.step + 1}.safetensors"
@@ -259,7 +259,7 @@ class Trainer:
             batch = next(training_batches(self.samples, self.config.batch, epoch, WorkerPool(0), number))
             save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
         finally:
-            self.world.barrier()
+            self.world.last_barrier()
         return UserError(
             f"{error}. Its images: {', '.join(batch.files)}. They and the weights after step {self.progress.step} are "
             f"in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint is "
