@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 # From weights by name, and what says whether to stop, to the AP on the validation set; None but in the first process.
 # It takes another data set than that as a third argument.
 Evaluate = Callable[..., Evaluation | None]
+
+_Taken = tuple[TrainingBatch | None, Exception | None]
 
 # So short that the time left is seen on a terminal of 80 columns.
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
@@ -73,6 +76,7 @@ class Trainer:
         self.pace = Pace(self.config.batch.batch_size)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._images = self._unreadable = 0  # of the epoch so far
+        self._following: _Taken | None = None
 
     def train(self) -> Evaluation | None:
         """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
@@ -107,7 +111,8 @@ class Trainer:
         # The last epoch may be a part of one.
         steps = min(self.steps_per_epoch, self.config.schedule.total_steps - begun)
         share = self.world.share(self.config.batch.batch_size)
-        batches = training_batches(self.samples, self.config.batch, epoch, self.pool, start, share)
+        whole = training_batches(self.samples, self.config.batch, epoch, self.pool, start, share)
+        batches = islice(whole, steps - start)
         name = f"epoch {epoch + 1}/{self.config.epochs}"
         hidden = None if self.world.is_first else True
         self.pace.take()
@@ -121,7 +126,7 @@ class Trainer:
     def train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One step on the next batch; all processes end here together if one of them has to."""
         since = time.perf_counter()
-        batch, trouble = _next(batches)
+        batch, trouble = self._following or _next(batches) or (None, None)
         waited = time.perf_counter() - since
         for message in batch.unreadable if batch else ():
             tqdm.write(f"skipped: {message}")
@@ -129,7 +134,11 @@ class Trainer:
         assert batch is not None  # without one, _agree has raised what kept it from being made
         # Steps are queued, each with its batch in the device's memory: while one runs, one more may wait.
         self.metrics.fetch(unfinished=1)
-        self.metrics.add(self.progress.step, self.step(batch, positives))
+        since = time.perf_counter()
+        self._following = _next(batches) if self.device != "cpu" else None
+        waited += time.perf_counter() - since
+        following = self._following[0] if self._following else None
+        self.metrics.add(self.progress.step, self.step(batch, positives, following))
         self.pace.add(waited)
         self.progress = replace(self.progress, step=self.progress.step + 1)
         if self.average:
@@ -267,10 +276,12 @@ class Trainer:
         )
 
 
-def _next(batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch | None, Exception | None]:
+def _next(batches: Iterator[TrainingBatch]) -> _Taken | None:
     """The next batch, or what kept it from being made, which all processes have to hear of before this one ends."""
     try:
         return next(batches), None
+    except StopIteration:
+        return None
     except UserError as error:
         return None, error
 
