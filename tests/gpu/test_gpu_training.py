@@ -26,7 +26,7 @@ def train(place, *arguments, **options):
 @pytest.fixture(scope="module")
 def trained(place):
     """The output and the log of a training of two epochs, and so two evaluations."""
-    process, log = train(place, "--optimizer", "sgd", "-b", 2, "--epochs", 2, "--output-dir", "run")
+    process, log = train(place, "--optimizer", "sgd", "-b", 2, "--epochs", 2, "--ema", 0.9, "--output-dir", "run")
     assert process.returncode == 0, process.stderr
     assert not of(log, "error")
     return process.stdout, log
@@ -50,6 +50,10 @@ def test_the_update_decays_the_weights_itself(trained):
     names = {event.name for event in of(trained[1], "kernel")}
     assert any("SGDUpdate" in name or "MomentumUpdate" in name for name in names)
     assert not any("L1L2RegularizeGradient" in name for name in names)
+
+
+def test_the_moving_average_takes_three_kernels_a_step(trained):
+    assert sum("MultiTensorYoloModelEmaUpdate" in event.name for event in of(trained[1], "kernel")) == 4 * 3
 
 
 def test_half_precision_is_advised_in_the_first_line(trained):
