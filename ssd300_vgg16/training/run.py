@@ -81,7 +81,7 @@ def train(options: TrainOptions) -> int:
     Every process of a training calls this; the first one prints and writes. Raises UserError for what the user can
     mend, and Stopped after a signal, when all is saved.
     """
-    world = this_world()
+    world = this_world().connected()
     device, eager = _device_and_step(options, world)
     if options.output_dir and not options.resume:
         run_folder.refuse_second_run(Path(options.output_dir))  # before anything is read or downloaded

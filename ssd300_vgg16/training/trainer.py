@@ -150,7 +150,7 @@ class Trainer:
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
         due = self.log is not None and self._save_is_due()  # the first process's clock counts
         unreadable = 0 if batch is None else len(batch.unreadable)
-        *stops, troubled, someone_due, total, blank = self.world.all_reduce(
+        *stops, troubled, someone_due, total, blank = self.world.sum_at_once(
             *asked, trouble is not None, due, positives, unreadable
         )
         self._refuse_blank(int(blank), 0 if batch is None else len(batch.files) * self.world.world_size)

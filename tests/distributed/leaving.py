@@ -8,7 +8,7 @@ from ssd300_vgg16.distributed.world import this_world
 
 HEARTBEAT = 13  # seconds, at most, between two of OneFlow's
 
-world = this_world()
+world = this_world().connected()
 world.last_barrier()
 if world.rank == int(sys.argv[1]):
     time.sleep(HEARTBEAT + 1)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from places import REPOSITORY
 from safetensors.numpy import load_file
 from small_data import WIDTH, environment, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
 
@@ -256,15 +257,9 @@ def test_a_killed_process_ends_the_job_with_a_word_and_a_checkpoint(job, place, 
 @long
 def test_processes_may_end_long_after_one_another():
     """Longer than OneFlow waits between two calls of each by each, after which it aborted."""
-    command = [sys.executable, Path(__file__).with_name("leaving.py")]
-    supervise = "import sys; from ssd300_vgg16.distributed import job, launcher\n"
-    supervise += "sys.exit(launcher.supervise(job.Job(2), sys.argv[1:], list, 0, '', []))"
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", supervise, *command, str(late)], env=environment(), stderr=subprocess.PIPE
-        )
-        for late in (0, 1)
-    ]
+    helper, script = REPOSITORY / "tests" / "helpers" / "as_two.py", Path(__file__).with_name("leaving.py")
+    command = [sys.executable, helper, sys.executable, script]
+    jobs = [subprocess.Popen([*command, late], env=environment(), stderr=subprocess.PIPE) for late in "01"]
     ends = [(job.communicate(timeout=END_SECONDS)[1], job.returncode) for job in jobs]
     assert ends == [(b"", 0), (b"", 0)]
 

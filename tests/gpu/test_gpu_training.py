@@ -1,7 +1,10 @@
 """Trainings on GPUs, as far as a stand-in for them goes: what the compiled step does, and memory."""
 
+import sys
+
 import pytest
 from gpu_stand_in import Gpu, of, run_on_gpus
+from places import REPOSITORY
 from small_data import WIDTH, shapes_folder
 
 from ssd300_vgg16.training.gpu_memory import ADVICE
@@ -68,3 +71,20 @@ def test_a_gpu_that_runs_out_of_memory_ends_with_a_sentence(place, kind):
     assert (process.returncode, process.stderr) == (2, f"train.sh: {ADVICE}\n")
     assert "ERROR" not in process.stdout
     assert (place / folder / LAST).exists()
+
+
+def test_a_step_is_set_off_while_two_gpus_run_the_former(tmp_path):
+    """What the processes tell one another before it does not wait for them."""
+    shapes_folder(tmp_path, 12, 2)
+    tests = REPOSITORY / "tests"
+    command = [tests / "helpers" / "as_two.py", sys.executable, tests / "gpu" / "marked_training.py", *SETTINGS]
+    command += ["--optimizer", "sgd", "-b", 2, "--epochs", 1, "--output-dir", "run"]
+    process, log = run_on_gpus(command, gpus=2, folder=tmp_path, slow_us=1000)
+    assert process.returncode == 0, process.stderr
+    for rank in (0, 1):
+        own = [event for event in log if event.rank == rank]
+        set_off = [place for place, event in enumerate(own) if event.kind == "mark"]
+        updates = [place for place, event in enumerate(own) if "MomentumUpdate" in event.name]
+        of_a_step = len(updates) // 6
+        assert len(set_off) == 6
+        assert all(set_off[step] < updates[of_a_step * step - 1] for step in range(1, 6))
