@@ -31,7 +31,7 @@ def evaluate_weights(
 
     verify: compare with pycocotools too. Returns the exit status: 1 if images were left out, or numbers differ.
     """
-    world = this_world()
+    world = this_world().connected()
     if output:
         if output.resolve() != (weights if weights.is_dir() else weights.parent).resolve():
             refuse_run(output)
@@ -57,7 +57,7 @@ def evaluate_weights(
         complete = not evaluation.unreadable
         if verify:
             complete &= _agrees_with_pycocotools(evaluation, dataset)
-    world.barrier()
+    world.last_barrier()
     return 0 if complete else 1
 
 

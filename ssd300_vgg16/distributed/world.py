@@ -1,16 +1,28 @@
 """The processes that share one training, as each of them sees the others: who it is, and what they tell one another.
 
-All messages travel in main memory on OneFlow's own transport, whatever device the network is on. Every function with
-a message in it has to be called by all processes, in the same order.
+All messages travel in main memory, whatever device the network is on: on OneFlow's own transport, where they come
+after the running step, or by plain sockets. Every function with a message in it has to be called by all processes, in
+the same order.
 """
 
+import ctypes
 import os
-from dataclasses import dataclass
+import secrets
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
+
+# C++'s own names of oneflow::GrpcCtrlClient::StopHeartbeat and of what points to the process's one client.
+STOP_HEARTBEAT = "_ZN7oneflow14GrpcCtrlClient13StopHeartbeatEv"
+CONTROL_CLIENT = "_ZZN7oneflow9SingletonINS_10CtrlClientEvE7GetPPtrEvE3ptr"
+
+CONNECT_SECONDS = 10
+SECRET = 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,7 @@ class World:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    sockets: tuple[socket.socket, ...] = ()  # to all others in the first process, to that one elsewhere; or none
 
     @property
     def is_first(self) -> bool:
@@ -59,6 +72,52 @@ class World:
         """Sums over all processes."""
         return self.all_reduce_array(np.array(values, dtype=np.float64)).tolist()
 
+    def sum_at_once(self, *values: float) -> list[float]:
+        """Sums over all processes; where they are `connected`, beside the running step."""
+        if not self.sockets:
+            return self.all_reduce(*values)
+        own = np.array(values, dtype=np.float64)
+        try:
+            if self.is_first:
+                own += sum(np.frombuffer(_receive(other, own.nbytes)) for other in self.sockets)
+            for other in self.sockets:
+                other.sendall(own.tobytes())
+            return own.tolist() if self.is_first else np.frombuffer(_receive(self.sockets[0], own.nbytes)).tolist()
+        except OSError:
+            return self.all_reduce(*values)  # one is lost: this waits until the supervisor, or OneFlow, ends all
+
+    def connected(self) -> "World":
+        """This world with sockets, if all others can reach the first process at MASTER_ADDR; else without."""
+        if self.world_size == 1:
+            return self
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        sockets: list[socket.socket] = []
+        with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as server:
+            # The first process's port counts. Whoever knows the secret is one of us.
+            own = server.getsockname()[1].to_bytes(2, "big") + secrets.token_bytes(SECRET)
+            told = self.broadcast(np.frombuffer(own, dtype=np.uint8)).tobytes()
+            port, secret = int.from_bytes(told[:2], "big"), told[2:]
+            with suppress(OSError):
+                if self.is_first:
+                    server.settimeout(CONNECT_SECONDS)
+                    while len(sockets) < self.world_size - 1:
+                        other = server.accept()[0]
+                        other.settimeout(CONNECT_SECONDS)
+                        if _receive(other, SECRET) == secret:
+                            sockets.append(other)
+                else:
+                    sockets.append(socket.create_connection((os.environ["MASTER_ADDR"], port), CONNECT_SECONDS))
+                    sockets[0].sendall(secret)
+        wanted = self.world_size - 1 if self.is_first else 1
+        (missing,) = self.all_reduce(wanted - len(sockets))
+        for other in sockets:
+            if missing:
+                other.close()
+            else:
+                other.settimeout(None)
+        return self if missing else replace(self, sockets=tuple(sockets))
+
     def all_reduce_array(self, array: np.ndarray) -> np.ndarray:
         """The sum of an array of each process; the array itself where there is one process."""
         if self.world_size == 1:
@@ -67,9 +126,13 @@ class World:
         flow.comm.all_reduce(tensor)
         return tensor.numpy()
 
-    def barrier(self) -> None:
-        """Return when all processes have called this."""
-        self.all_reduce(0)
+    def last_barrier(self) -> None:
+        """Return when all processes have called this, the last that they do together: each may end from then on."""
+        self.all_reduce(0)  # while one is waited for, the heartbeat tells whether it is lost
+        if self.sockets:
+            _stop_heartbeat()
+            # OneFlow's messages are answered by a thread, which a process that ends at once would take along.
+            self.sum_at_once(0)
 
     def broadcast(self, array: np.ndarray) -> np.ndarray:
         """The first process's array; every process gives one of the same shape and type."""
@@ -92,6 +155,28 @@ class World:
         everyones = [flow.zeros(len(padded), dtype=flow.uint8) for _ in range(self.world_size)]
         flow.comm.all_gather(everyones, flow.from_numpy(padded))
         return [part.numpy()[:length].tobytes() for part, length in zip(everyones, lengths, strict=True)]
+
+
+def _stop_heartbeat() -> None:
+    """Have OneFlow call the other processes no more, as it does every 7 to 13 s: it aborts if one of them has ended.
+
+    Its own way out begins with that too, and then waits for the others, dead ones too.
+    """
+    library = ctypes.CDLL(flow._oneflow_internal.__file__)
+    with suppress(AttributeError, ValueError):  # builds that hide their C++ names
+        stop = library[STOP_HEARTBEAT]
+        stop.argtypes, stop.restype = [ctypes.c_void_p], None
+        stop(ctypes.c_void_p.in_dll(library, CONTROL_CLIENT))
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionError("the other side is gone")
+        data += part
+    return data
 
 
 ALONE = World()

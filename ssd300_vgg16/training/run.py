@@ -82,7 +82,7 @@ def train(options: TrainOptions) -> int:
     Every process of a training calls this; the first one prints and writes. Raises UserError for what the user can
     mend, and Stopped after a signal, when all is saved.
     """
-    world = this_world()
+    world = this_world().connected()
     device, eager = _device_and_step(options, world)
     if options.output_dir and not options.resume:
         run_folder.refuse_second_run(Path(options.output_dir))  # before anything is read or downloaded
@@ -120,7 +120,7 @@ def train(options: TrainOptions) -> int:
         evaluation = _run(trainer, world)
     if world.is_first:
         _finish(trainer, evaluation, len(val_set.samples))
-    world.barrier()
+    world.last_barrier()
     return 0
 
 
@@ -403,7 +403,7 @@ def _dry_run(trainer: Trainer, setup: Setup) -> int:
     batch_size = evaluation_batch_size(setup.options.batch_size, setup.world)
     few = replace(setup.val_set, samples=samples[: batch_size * setup.world.world_size])
     setup.world.say(*dry_run(trainer, setup.train_set, setup.val_set, few))
-    setup.world.barrier()
+    setup.world.last_barrier()
     return 0
 
 

@@ -72,7 +72,8 @@ class EagerStep:
     """The step op by op. On the CPU it is the faster one, because `network.cpu` can serve in it.
 
     Calling it with a part of a batch, and the positives of the whole batch, trains the model one step and returns
-    the STEP_METRICS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.
+    the STEP_METRICS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything. `following` is
+    of use to a compiled step only.
     """
 
     def __init__(self, model: SSD, config: OptimizerConfig, schedule: Schedule, world: World, passes: int = 1):
@@ -86,7 +87,7 @@ class EagerStep:
         self.steps = 0
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def __call__(self, batch: TrainingBatch, positives: int) -> flow.Tensor:
+    def __call__(self, batch: TrainingBatch, positives: int, following: TrainingBatch | None = None) -> flow.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(batch, positives)
         gradients = [parameter.grad for parameter in self._trainable]
@@ -226,6 +227,8 @@ class GraphStep:
     An update whose gradients are not finite is left out, and the metrics say so; nothing is raised. Every batch has
     to have the shapes of the first. With amp, products run in half precision. The gradient norm is not read with amp,
     nor with several passes. What `refuse_compiled` refuses, it cannot do.
+
+    `following`, the batch of the next call, is copied to the device beside this step.
     """
 
     def __init__(
@@ -248,19 +251,24 @@ class GraphStep:
         if world.world_size > 1:
             _kept.append(self._graph)
         self.metric_names = STEP_METRICS if self._graph.reads_norm else STEP_METRICS[:2]
+        self._following: list[flow.Tensor] = []
 
-    def __call__(self, batch: TrainingBatch, positives: int) -> flow.Tensor:
+    def __call__(self, batch: TrainingBatch, positives: int, following: TrainingBatch | None = None) -> flow.Tensor:
         normaliser = np.full(len(batch.images), max(1, positives), dtype=np.float32)
-        outputs = self._graph(*map(self._placed, (*_parts(batch), normaliser)))
+        inputs = (self._following or self._on_device(*_parts(batch))) + self._on_device(normaliser)
+        # Before the graph is set off: what is copied later waits for its outputs. After all that the graph waits for.
+        self._following = self._on_device(*_parts(following)) if following else []
+        outputs = self._graph(*map(self._placed, inputs))
         losses, *norm = [tensor.to_local() if self.world.world_size > 1 else tensor for tensor in outputs]
         # The passes' losses come one after the other.
         return flow.cat([losses.reshape(-1, 2).sum(dim=0), *(tensor.reshape(1) for tensor in norm)])
 
-    def _placed(self, array: np.ndarray) -> flow.Tensor:
-        tensor = flow.from_numpy(array)
-        if self.world.world_size > 1:
-            return tensor.to(self.device).to_global(placement=self.placement, sbp=flow.sbp.split(0))
-        return tensor.to(self.device)
+    def _on_device(self, *arrays: np.ndarray) -> list[flow.Tensor]:
+        return [flow.from_numpy(array).to(self.device) for array in arrays]
+
+    def _placed(self, tensor: flow.Tensor) -> flow.Tensor:
+        # All processes have to do this together, and one may have no batch to follow.
+        return tensor.to_global(self.placement, flow.sbp.split(0)) if self.world.world_size > 1 else tensor
 
     def state(self) -> dict[str, np.ndarray]:
         """ "step", "PARAMETER-SLOT", and with amp the loss scale's, to arrays; for the first process alone to ask.

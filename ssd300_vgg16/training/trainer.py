@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 # From weights by name, and what says whether to stop, to the AP on the validation set; None but in the first process.
 # It takes another data set than that as a third argument.
 Evaluate = Callable[..., Evaluation | None]
+
+_Taken = tuple[TrainingBatch | None, Exception | None]
 
 # So short that the time left is seen on a terminal of 80 columns.
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
@@ -76,6 +79,7 @@ class Trainer:
         self.pace = Pace(self.config.batch.batch_size)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._images = self._unreadable = 0  # of the epoch so far
+        self._following: _Taken | None = None
 
     def train(self) -> Evaluation | None:
         """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
@@ -110,7 +114,8 @@ class Trainer:
         # The last epoch may be a part of one.
         steps = min(self.steps_per_epoch, self.config.schedule.total_steps - begun)
         share = self.world.share(self.config.batch.batch_size)
-        batches = training_batches(self.samples, self.config.batch, epoch, self.pool, start, share)
+        whole = training_batches(self.samples, self.config.batch, epoch, self.pool, start, share)
+        batches = islice(whole, steps - start)
         name = f"epoch {epoch + 1}/{self.config.epochs}"
         hidden = None if self.world.is_first else True
         self.pace.take()
@@ -124,7 +129,7 @@ class Trainer:
     def train_step(self, batches: Iterator[TrainingBatch]) -> None:
         """One step on the next batch; all processes end here together if one of them has to."""
         since = time.perf_counter()
-        batch, trouble = _next(batches)
+        batch, trouble = self._following or _next(batches) or (None, None)
         waited = time.perf_counter() - since
         for message in batch.unreadable if batch else ():
             tqdm.write(f"skipped: {message}")
@@ -132,7 +137,11 @@ class Trainer:
         assert batch is not None  # without one, _agree has raised what kept it from being made
         # Steps are queued, each with its batch in the device's memory: while one runs, one more may wait.
         self.metrics.fetch(unfinished=1)
-        self.metrics.add(self.progress.step, self.step(batch, positives))
+        since = time.perf_counter()
+        self._following = _next(batches) if self.device != "cpu" else None
+        waited += time.perf_counter() - since
+        following = self._following[0] if self._following else None
+        self.metrics.add(self.progress.step, self.step(batch, positives, following))
         self.pace.add(waited)
         self.progress = replace(self.progress, step=self.progress.step + 1)
         if self.average:
@@ -144,14 +153,14 @@ class Trainer:
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
         due = self.log is not None and self._save_is_due()  # the first process's clock counts
         unreadable = 0 if batch is None else len(batch.unreadable)
-        *stops, troubled, someone_due, total, blank = self.world.all_reduce(
+        *stops, troubled, someone_due, total, blank = self.world.sum_at_once(
             *asked, trouble is not None, due, positives, unreadable
         )
         self._refuse_blank(int(blank), 0 if batch is None else len(batch.files) * self.world.world_size)
         if any(stops) or troubled or someone_due:
             self._save()
         if any(stops) or troubled:
-            self.world.barrier()  # whoever leaves while another saves would have that one killed
+            self.world.last_barrier()  # whoever leaves while another saves would have that one killed
         if trouble is not None:
             raise trouble
         if troubled:
@@ -172,7 +181,7 @@ class Trainer:
         self._images += images
         few = min(MAX_UNREADABLE, self.steps_per_epoch * self.config.batch.batch_size - 1)
         if self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
-            self.world.barrier()
+            self.world.last_barrier()
             raise UserError(
                 f"{self._unreadable} of the last {self._images} training images cannot be read: see that their disk or "
                 f"folder is there. The checkpoint is that of step {self._saved_step}, from before; go on with "
@@ -256,7 +265,7 @@ class Trainer:
     def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
         """What to tell, after the batch was written for a replay."""
         if not self.world.is_first:
-            self.world.barrier()  # or the first would be killed while it writes
+            self.world.last_barrier()  # or the first would be killed while it writes
             return UserError(str(error))
         number = error.step - epoch * self.steps_per_epoch
         path = self.folder / f"replay-step-{error.step + 1}.safetensors"
@@ -264,7 +273,7 @@ class Trainer:
             batch = next(training_batches(self.samples, self.config.batch, epoch, WorkerPool(0), number))
             save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
         finally:
-            self.world.barrier()
+            self.world.last_barrier()
         return UserError(
             f"{error}. Its images: {', '.join(batch.files)}. They and the weights after step {self.progress.step} are "
             f"in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint is "
@@ -272,9 +281,11 @@ class Trainer:
         )
 
 
-def _next(batches: Iterator[TrainingBatch]) -> tuple[TrainingBatch | None, Exception | None]:
+def _next(batches: Iterator[TrainingBatch]) -> _Taken | None:
     """The next batch, or what kept it from being made, which all processes have to hear of before this one ends."""
     try:
         return next(batches), None
+    except StopIteration:
+        return None
     except UserError as error:
         return None, error

@@ -5,14 +5,17 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from places import REPOSITORY
 from safetensors.numpy import load_file
-from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
+from small_data import WIDTH, environment, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import evaluate, train
 from ssd300_vgg16.errors import UserError
@@ -249,6 +252,16 @@ def test_a_killed_process_ends_the_job_with_a_word_and_a_checkpoint(job, place, 
     going_on = run("train", "--resume", "killed", "--epochs", 1, "-j", 0, "--device", "cpu", folder=place)
     assert going_on.returncode == 0, going_on.stderr
     assert f"Going on after step {step - 1}." in going_on.stdout or f"Going on after step {step}." in going_on.stdout
+
+
+@long
+def test_processes_may_end_long_after_one_another():
+    """Longer than OneFlow waits between two calls of each by each, after which it aborted."""
+    helper, script = REPOSITORY / "tests" / "helpers" / "as_two.py", Path(__file__).with_name("leaving.py")
+    command = [sys.executable, helper, sys.executable, script]
+    jobs = [subprocess.Popen([*command, late], env=environment(), stderr=subprocess.PIPE) for late in "01"]
+    ends = [(job.communicate(timeout=END_SECONDS)[1], job.returncode) for job in jobs]
+    assert ends == [(b"", 0), (b"", 0)]
 
 
 @long

@@ -7,8 +7,9 @@ from gpu_stand_in import of, run_on_gpus
 from marked_steps import BATCH, KINDS, STEPS
 from places import REPOSITORY
 
+IMAGES = BATCH * 3 * 300 * 300
 # Images, offsets, labels, and the number to divide the losses by.
-INPUTS = BATCH * (3 * 300 * 300 + 8732 * 4 * 4 + 8732 * 8 + 4)
+INPUTS = IMAGES + BATCH * (8732 * 4 * 4 + 8732 * 8 + 4)
 # Of one step: kernels, calls of cuDNN, bytes to the GPU besides the inputs, bytes to the host, waits of the host.
 # A compiled step sends its learning rates, and gets the number of values that are not finite, without a wait.
 COSTS = {
@@ -30,7 +31,7 @@ HALF = re.compile(
 def steps(tmp_path_factory):
     """The log of STEPS steps of each kind, all of them done."""
     script = REPOSITORY / "tests" / "gpu" / "marked_steps.py"
-    process, log = run_on_gpus([script, *KINDS], folder=tmp_path_factory.mktemp("steps"))
+    process, log = run_on_gpus([script, *KINDS], folder=tmp_path_factory.mktemp("steps"), slow_us=1000)
     assert process.returncode == 0, process.stderr
     assert not of(log, "error")
     places = [place for place, event in enumerate(log) if event.kind == "mark"]
@@ -41,7 +42,7 @@ def steps(tmp_path_factory):
 def test_what_a_step_costs(steps, kind):
     log = steps[kind]
     to_device = of(log, "copy", "to-device")
-    (thread,) = {event.thread for event in to_device if event.size == BATCH * 3 * 300 * 300}  # of eager operations
+    (thread,) = {event.thread for event in to_device if event.size == IMAGES}  # of eager operations
     to_host = of(log, "copy", "to-host")[:-2]  # the last two are the weights and metrics that are read at the end
     # What is copied to the host by an eager operation is waited for.
     waits = [event for event in (*of(log, "wait"), *to_host) if event.thread == thread]
@@ -53,6 +54,16 @@ def test_what_a_step_costs(steps, kind):
         len(waits),
     )
     assert tuple(total / STEPS for total in totals) == COSTS[kind]
+
+
+def test_the_next_batch_travels_beside_the_step(steps):
+    log = steps["float32"]
+    sent = [place for place, event in enumerate(log) if (event.name, event.size) == ("to-device", IMAGES)]
+    updates = [place for place, event in enumerate(log) if "MomentumUpdate" in event.name]
+    of_a_step = len(updates) // STEPS
+    assert len(sent) == STEPS
+    # The third batch while the first two steps run, and not after the second.
+    assert sent[1] < updates[0] and sent[2] < updates[of_a_step]
 
 
 @pytest.mark.parametrize("kind", ["amp", "amp adamw in two passes"])

@@ -1,5 +1,6 @@
 """The training loop: how far it runs ahead of the device."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.distributed.world import ALONE
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import run
 from ssd300_vgg16.training.checkpoint import Progress
@@ -23,9 +25,11 @@ class Device:
 
     def __init__(self, *losses):
         self.losses = iter(losses)
+        self.pairs = []
         self.unread, self.longest = 0, 0
 
-    def __call__(self, batch, positives):
+    def __call__(self, batch, positives, following):
+        self.pairs.append((batch, following))
         self.unread += 1
         self.longest = max(self.longest, self.unread)
         self._value = np.full(3, next(self.losses), dtype=np.float32)
@@ -63,6 +67,27 @@ def test_a_loss_that_is_not_finite_is_seen_two_steps_later():
             trainer.train_step(iter([BATCH]))
     assert caught.value.step == 1
     assert trainer.progress.step == 3
+
+
+def with_trouble(*batches):
+    yield from batches
+    raise UserError("an image is broken")
+
+
+def test_each_step_is_given_the_batch_of_the_next():
+    first, second = (replace(BATCH, files=[name]) for name in "ab")
+    device = Device(1, 2)
+    trainer = trainer_of(device)
+    batches = with_trouble(first, second)
+    trainer.train_step(batches)
+    trainer.train_step(batches)
+    assert [(batch.files, following and following.files) for batch, following in device.pairs] == [
+        (["a"], ["b"]),
+        (["b"], None),
+    ]
+    with pytest.raises(UserError, match="an image is broken"):  # in its turn
+        trainer.train_step(batches)
+    assert trainer.progress.step == 2
 
 
 @pytest.mark.parametrize(
