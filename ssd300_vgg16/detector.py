@@ -15,6 +15,7 @@ from ssd300_vgg16.data.images import network_input, read_image
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
+from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -51,6 +52,8 @@ class Detector:
         self.description = description
         self.device = device
         self.score_threshold = score_threshold
+        if device != "cpu" and network is None:
+            end_when_out_of_memory(DETECTION_ADVICE)
         self._model = model if isinstance(model, Path) else model.to(device).eval()
         self._network = network or self._by_oneflow
         self._postprocessed = postprocessed
