@@ -299,7 +299,7 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
         shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
         load_tensors(detector.model, shared, Path("the weights in training"))
         try:
-            return evaluate(detector.detect, dataset, size, batch_size, pool, options.strict_data, world, stopping)
+            return evaluate(detector.begin, dataset, size, batch_size, pool, options.strict_data, world, stopping)
         finally:
             if setup.device != "cpu":
                 flow.cuda.empty_cache()  # OneFlow keeps freed memory, where the compiled step cannot have it

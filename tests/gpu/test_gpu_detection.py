@@ -1,6 +1,7 @@
 """Detection and evaluation on a GPU, as far as a stand-in goes: memory, half precision, and what a batch costs."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -17,6 +18,90 @@ from ssd300_vgg16 import Detector
 detector = Detector.load("untrained", "cuda")
 detector.detect(np.zeros((8, 3, 300, 300), np.uint8), np.full((8, 2), 300))
 """
+
+# Of a batch of eight with the published network: kernels, calls of cuDNN, copies on the GPU, bytes to the host, and
+# copies there, each of which is waited for.
+COSTS = {"float32": (107, 35, 11, 3421696, 3), "half": (113, 35, 11, 3421696, 3)}
+MARKED = """
+import ctypes, sys, time
+import numpy as np
+from ssd300_vgg16.detector import Detector
+from ssd300_vgg16.network.ssd import SSD300
+from ssd300_vgg16.network.vgg import convolutions_in_half, parameters_left_empty
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
+mark = ctypes.CDLL(None).gpu_stand_in_mark
+with parameters_left_empty():
+    model = SSD300()
+batch = np.zeros((8, 3, 300, 300), np.uint8), np.full((8, 2), 300)
+for half in (False, True):
+    if half:
+        convolutions_in_half(model)
+    detector = Detector(model, ModelDescription(91, 1.0, ()), "cuda")
+    detector.detect(*batch)
+    mark(b"begin")
+    first, second = (detector.begin(*batch) for _ in range(2))
+    first()
+    mark(b"first")
+    second()
+    mark(b"end")
+"""
+# What half precision is used for besides cuDNN: casts, biases (0), ReLU (3), pooling, and what lies in another order.
+HALF = re.compile(r"CastFunctor|\(BinaryOp\)0,|\(UnaryOp\)3,|MaxPool2d|ToContiguous|CopyNd")
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """By precision: the log until the first of two batches is there, and that of the rest."""
+    process, log = run_on_gpus(["-c", MARKED], folder=tmp_path_factory.mktemp("marked"), slow_us=2000)
+    assert process.returncode == 0, process.stderr
+    assert not of(log, "error")
+    marks = [place for place, event in enumerate(log) if event.kind == "mark"]
+    return {
+        kind: (log[begin:first], log[first:end])
+        for kind, (begin, first, end) in zip(COSTS, (marks[:3], marks[3:]), strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_what_a_batch_costs(marked, kind):
+    log = [*marked[kind][0], *marked[kind][1]]
+    to_host = of(log, "copy", "to-host")
+    totals = (
+        len(of(log, "kernel")),
+        len(of(log, "cudnn")),
+        len(of(log, "copy", "on-device")),
+        sum(event.size for event in to_host),
+        len(to_host),
+    )
+    assert tuple(total / 2 for total in totals) == COSTS[kind]
+    assert not of(log, "wait")
+
+
+def test_half_precision_is_for_convolutions(marked):
+    log = [*marked["half"][0], *marked["half"][1]]
+    for event in of(log, "cudnn"):
+        assert set(re.findall(r"(\w+)\[", event.text)) == {"half"}, event
+    names = {event.name for event in of(log, "kernel")}
+    assert [name for name in names if "half" in name and not HALF.search(name)] == []
+    for part in ("SoftmaxWarpImpl<softmax::DirectLoad<float, float>", "RadixSortPolicy<float", "NdarrayReduceGpu"):
+        assert any(part in name for name in names), part
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("infer", "--weights", "untrained", "shapes/val"),
+        ("evaluate", "--weights", "untrained", "--data-path", "shapes", "-j", 0),
+    ],
+    ids=["infer", "evaluate"],
+)
+def test_commands_compute_in_half(place, command):
+    module, *arguments = command
+    process, log = run_on_gpus(["-m", f"ssd300_vgg16.{module}", *arguments, "--amp"], folder=place)
+    assert process.returncode == 0, process.stderr
+    assert "9 images" in process.stdout
+    assert of(log, "cudnn") and not of(log, "error")
+    assert all(event.text.startswith("half[") for event in of(log, "cudnn"))
 
 
 @pytest.fixture(scope="module")
