@@ -64,8 +64,9 @@ def end_when_out_of_memory(message: str) -> None:
             os._exit(2)
         _TerminateHandler(former)()
 
-    _handlers.append(_TerminateHandler(terminate))
-    former = set_terminate(ctypes.cast(_handlers[0], ctypes.c_void_p))
+    handler = _TerminateHandler(terminate)
+    _handlers.append(handler)
+    former = set_terminate(ctypes.cast(handler, ctypes.c_void_p))
 
 
 def _current_message() -> str:

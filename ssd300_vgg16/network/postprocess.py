@@ -126,8 +126,8 @@ def postprocess(
         offsets = offsets.detach().numpy()
     tries: Iterable[Iterable[Candidates]]
     if isinstance(logits, Best):
-        images = zip(*(part.numpy() for part in logits), strict=True)
-        tries = ([_candidates_of_best(*best, score_threshold)] for best in images)
+        images = zip(logits.scores.numpy(), logits.rows.numpy(), strict=True)
+        tries = ([_candidates_of_best(scores, rows, score_threshold)] for scores, rows in images)
     else:
         logits = logits if isinstance(logits, np.ndarray) else logits.detach().numpy()
         tries = (_candidates_on_cpu(of_image, score_threshold) for of_image in logits)

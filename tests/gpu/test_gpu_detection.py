@@ -40,8 +40,8 @@ for half in (False, True):
     detector.detect(*batch)
     mark(b"begin")
     first, second = (detector.begin(*batch) for _ in range(2))
+    mark(b"begun")
     first()
-    mark(b"first")
     second()
     mark(b"end")
 """
@@ -51,14 +51,14 @@ HALF = re.compile(r"CastFunctor|\(BinaryOp\)0,|\(UnaryOp\)3,|MaxPool2d|ToContigu
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
-    """By precision: the log until the first of two batches is there, and that of the rest."""
-    process, log = run_on_gpus(["-c", MARKED], folder=tmp_path_factory.mktemp("marked"), slow_us=2000)
+    """By precision: the log until two batches are begun, neither of them read, and that of the rest."""
+    process, log = run_on_gpus(["-c", MARKED], folder=tmp_path_factory.mktemp("marked"), slow_us=10000)
     assert process.returncode == 0, process.stderr
     assert not of(log, "error")
     marks = [place for place, event in enumerate(log) if event.kind == "mark"]
     return {
-        kind: (log[begin:first], log[first:end])
-        for kind, (begin, first, end) in zip(COSTS, (marks[:3], marks[3:]), strict=True)
+        kind: (log[begin:begun], log[begun:end])
+        for kind, (begin, begun, end) in zip(COSTS, (marks[:3], marks[3:]), strict=True)
     }
 
 
@@ -75,6 +75,16 @@ def test_what_a_batch_costs(marked, kind):
     )
     assert tuple(total / 2 for total in totals) == COSTS[kind]
     assert not of(log, "wait")
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_the_next_batch_is_begun_before_the_former_is_read(marked, kind):
+    """Else the GPU has nothing to do while the host chooses boxes. What is read is copied before the next network."""
+    before, after = marked[kind]
+    assert not of(before, "copy", "to-host")
+    copies = [place for place, event in enumerate(after) if (event.kind, event.name) == ("copy", "to-host")]
+    convolutions = [place for place, event in enumerate(after) if event.kind == "cudnn"]
+    assert copies[2] < convolutions[-COSTS[kind][1]] < copies[3]
 
 
 def test_half_precision_is_for_convolutions(marked):
