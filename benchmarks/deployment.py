@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.frame import TORCHVISION, Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs
@@ -136,7 +137,7 @@ def average_precision(name: str, folder: str, weights: str, data: str) -> list[f
     categories = Detector.load(weights, "cpu").description.categories
     with WorkerPool(0) as pool:
         dataset = DataSource("voc", Path(data)).load("val", categories)
-        numbers = evaluate(detect, dataset, side, 1, pool).metrics.statistics
+        numbers = evaluate(lambda *batch: partial(detect, *batch), dataset, side, 1, pool).metrics.statistics
     return [numbers["AP"], numbers["AP50"]]
 
 

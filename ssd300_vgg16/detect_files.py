@@ -7,7 +7,7 @@ the second, draw where `do` is called.
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -49,6 +49,9 @@ class _Image:
     notes: tuple[Note, ...]
 
 
+Batch = list[tuple[ImageFile, _Image | ImageError]]
+
+
 def detect_each(
     detector: Detector, files: Iterable[ImageFile], max_detections: int, batch_size: int = 1
 ) -> Generator[tuple[ImageFile, Detections | ImageError], None, None]:
@@ -62,8 +65,8 @@ def detect_each(
     images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, batch_size)
     notes = Notes(tqdm.write)
     with closing(images), Behind(threads) as drawing:
-        while batch := list(islice(images, batch_size)):
-            results = iter(_detected(detector, [image for _, image in batch if isinstance(image, _Image)]))
+        for batch, finish in _begun_ahead(detector, iter(lambda: list(islice(images, batch_size)), [])):
+            results = iter(finish())
             for file, image in batch:
                 if isinstance(image, ImageError):
                     yield file, image
@@ -123,11 +126,21 @@ def _read(path: Path, image_size: int) -> _Image | ImageError:
     return _Image(pixels, network_input(pixels, image_size), notes)
 
 
-def _detected(detector: Detector, images: list[_Image]) -> list[dict[str, np.ndarray]]:
+def _begun_ahead(detector: Detector, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Callable[[], list]]]:
+    """Each batch, and what waits for its detections; a GPU has begun on the next one by then."""
+    waiting: deque[tuple[Batch, Callable[[], list]]] = deque()
+    for batch in batches:
+        waiting.append((batch, _begun(detector, [image for _, image in batch if isinstance(image, _Image)])))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _begun(detector: Detector, images: list[_Image]) -> Callable[[], list]:
     if not images:
-        return []
+        return list
     sizes_hw = np.array([image.pixels.shape[:2] for image in images])
-    return detector.detect(np.stack([image.prepared for image in images]), sizes_hw)
+    return detector.begin(np.stack([image.prepared for image in images]), sizes_hw)
 
 
 def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:

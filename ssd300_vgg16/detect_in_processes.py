@@ -20,14 +20,14 @@ Result = tuple[ImageFile, Detections | ImageError]
 class DetectorProcesses:
     """Like a Detector that `detect_each` is called with; none of its processes is left when it is closed."""
 
-    def __init__(self, count: int, weights: Path, device: str, score_threshold: float, engine: str):
+    def __init__(self, count: int, weights: Path, device: str, score_threshold: float, engine: str, amp: bool = False):
         """device: "cpu", or "cuda" for GPUs 0 to count - 1. Raises what loading the detector raises in one of them."""
         self.device, self.score_threshold = device, score_threshold
         self._workers: list[_Worker] = []
         try:
             for number in range(count):
                 own = device if device == "cpu" else f"cuda:{number}"
-                worker = _Worker(number, count, weights, own, score_threshold, engine)
+                worker = _Worker(number, count, weights, own, score_threshold, engine, amp)
                 self._workers.append(worker)
                 # Before the next is started: the first makes the model that the others take from beside the weights.
                 self.description = worker.receive()
@@ -104,11 +104,11 @@ class _Worker:
         return message
 
 
-def _work(connection: Connection, weights: Path, device: str, score_threshold: float, engine: str) -> None:
+def _work(connection: Connection, weights: Path, device: str, score_threshold: float, engine: str, amp: bool) -> None:
     """The life of a process; the parent's end of the pipe being closed is its end too."""
     with suppress(BrokenPipeError, EOFError, ConnectionResetError):
         try:
-            detector = Detector.load(weights, device, score_threshold, engine)
+            detector = Detector.load(weights, device, score_threshold, engine, amp)
             connection.send(detector.description)
             batches, max_detections, batch_size = connection.recv()
             files = (file for batch in batches for file in batch)

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 # First: its package chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
-from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, best_to_host, postprocess
 
 # isort: split
 import numpy as np
@@ -19,6 +20,8 @@ from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
 from ssd300_vgg16.detections import Detections
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -49,9 +52,12 @@ class Detector:
         self.description = description
         self.device = device
         self.score_threshold = score_threshold
+        if device != "cpu" and network is None:
+            end_when_out_of_memory(DETECTION_ADVICE)
         self._model = model if isinstance(model, Path) else model.to(device).eval()
         self._network = network or self._by_oneflow
         self._postprocessed = postprocessed
+        self._begins = device != "cpu" and network is None  # OneFlow queues what a GPU has to do
         self._names = description.names()
         self._ids = {category.label: category.id for category in description.categories}
 
@@ -62,6 +68,7 @@ class Detector:
         device: str | None = None,
         score_threshold: float = SCORE_THRESHOLD,
         engine: str = AUTO,
+        amp: bool = False,
     ) -> "Detector":
         """A detector from a file of weights, a run's folder or an exported ONNX model.
 
@@ -70,9 +77,11 @@ class Detector:
         engine: "oneflow", or "onnxruntime", which gives the same answers, is faster on the CPU, and runs on a GPU where
         onnxruntime-gpu is installed; "auto" takes it on the CPU. Its model is made once, and kept beside the weights in
         a hidden file.
+
+        amp: convolutions in half precision, by OneFlow on a GPU. Raises UserError elsewhere.
         """
         exported = is_exported(Path(path))
-        engine, device = resolve_engine(engine, device, exported=exported)
+        engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
         if exported:
             network, description, postprocessed = exported_network(weights, device)
@@ -80,7 +89,7 @@ class Detector:
         if engine == ONNX_RUNTIME:
             network, description = onnx_runtime_network(weights, device)
             return cls(weights, description, device, score_threshold, network)
-        return cls(*_load_model(weights), device, score_threshold)
+        return cls(*_load_model(weights, amp), device, score_threshold)
 
     @property
     def model(self) -> "SSD":
@@ -125,10 +134,28 @@ class Detector:
 
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
+        if self._begins:
+            return self.begin(images, sizes_hw)()
         if self._postprocessed:
             return split_detections(self._network(images), sizes_hw, self.score_threshold)
         offsets, logits = self._network(images)
         return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
+
+    def begin(self, images: np.ndarray, sizes_hw: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
+        """Set a GPU to work on what `detect` returns; what this returns waits for it, or elsewhere does all of it.
+
+        Called for the next batch before that, it has the GPU compute while the host chooses the boxes.
+        """
+        if not self._begins:
+            return partial(self.detect, images, sizes_hw)
+        offsets, best = best_to_host(*self._network(images))
+
+        def finish() -> list[dict[str, np.ndarray]]:
+            if not np.isfinite(offsets.numpy()).all():
+                raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
+            return postprocess(offsets, best, sizes_hw, self.score_threshold, self.description.variant.layout)
+
+        return finish
 
     def named(
         self, detections: dict[str, np.ndarray], max_detections: int | None = None, source: ImageLike | None = None
@@ -153,7 +180,7 @@ class Detector:
         from ssd300_vgg16.runtime import flow  # only where it computes
 
         with flow.no_grad():
-            return self.model(flow.from_numpy(images).to(self.device))
+            return [answer.float() for answer in self.model(flow.from_numpy(images).to(self.device))]
 
 
 def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | None:
@@ -165,7 +192,11 @@ def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | No
     return image if isinstance(image, Iterable) else None
 
 
-def _load_model(weights: Path) -> "tuple[SSD, ModelDescription]":
+def _load_model(weights: Path, amp: bool = False) -> "tuple[SSD, ModelDescription]":
+    from ssd300_vgg16.network.vgg import convolutions_in_half
     from ssd300_vgg16.weights.model import load_model  # which brings OneFlow
 
-    return load_model(weights)
+    model, description = load_model(weights)
+    if amp:
+        convolutions_in_half(model)
+    return model, description

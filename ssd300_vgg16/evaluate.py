@@ -65,12 +65,20 @@ def main(arguments: list[str]) -> int:
         command = [*start.command("ssd300_vgg16.evaluate"), *arguments]
         return supervise(job, command, lambda: command, restarts=0, advice="", options=arguments)
     # Before OneFlow is imported, which then sees what is chosen.
-    resolve_engine(options.engine, options.device, local_rank(), is_exported(weights))
+    resolve_engine(options.engine, options.device, local_rank(), is_exported(weights), options.amp)
     # OneFlow comes in here: --help and wrong options answer at once.
     from ssd300_vgg16.evaluate_weights import evaluate_weights
 
     return evaluate_weights(
-        weights, source, options.device, options.batch_size, options.workers, output, options.engine, options.verify
+        weights,
+        source,
+        options.device,
+        options.batch_size,
+        options.workers,
+        output,
+        options.engine,
+        options.verify,
+        options.amp,
     )
 
 

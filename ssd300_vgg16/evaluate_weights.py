@@ -26,6 +26,7 @@ def evaluate_weights(
     output: Path | None = None,
     engine: str = AUTO,
     verify: bool = False,
+    amp: bool = False,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON.
 
@@ -39,9 +40,9 @@ def evaluate_weights(
     beside = EVALUATIONS / weights if is_published_name(weights) else None
     weights = find_weights(weights)
     local_rank = world.local_rank if world.world_size > 1 else None
-    engine, device = resolve_engine(engine, device, local_rank, is_exported(weights))
+    engine, device = resolve_engine(engine, device, local_rank, is_exported(weights), amp)
     world.refuse_shared_gpu(device)
-    detector = Detector.load(weights, device, engine=engine)
+    detector = Detector.load(weights, device, engine=engine, amp=amp)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
@@ -50,7 +51,7 @@ def evaluate_weights(
     output.mkdir(parents=True, exist_ok=True)
     with WorkerPool(workers_for(device, workers)) as pool:
         size = detector.image_size
-        evaluation = evaluate(detector.detect, dataset, size, batch_size, pool, source.strict, world)
+        evaluation = evaluate(detector.begin, dataset, size, batch_size, pool, source.strict, world)
     complete = True
     if evaluation is not None:  # in the first process
         _report(evaluation, weights, dataset, output)

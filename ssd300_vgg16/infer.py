@@ -116,7 +116,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
     refuse_unwritable(output)
-    detector = _load(weights, options.device, threshold, options.engine)
+    detector = _load(weights, options.device, threshold, options.engine, options.amp)
     for note in detector.description.notes:
         print(note)
     _tell_of_missing_font([category.name for category in detector.description.categories])
@@ -141,17 +141,19 @@ def _best_threshold(weights: Path) -> float:
         ) from error
 
 
-def _load(weights: Path, device: str | None, score_threshold: float, engine: str) -> Detector | DetectorProcesses:
+def _load(
+    weights: Path, device: str | None, score_threshold: float, engine: str, amp: bool
+) -> Detector | DetectorProcesses:
     """A detector; with NPROC in the environment, as many."""
     job = job_from(os.environ)
     if job is None:
-        return Detector.load(weights, device, score_threshold, engine)
+        return Detector.load(weights, device, score_threshold, engine, amp)
     if job.hosts > 1:
         raise UserError(f"NNODES={job.hosts}: infer.sh is for one machine; give each its own images, without NNODES")
-    engine, device = resolve_engine(engine, device, exported=is_exported(weights))
+    engine, device = resolve_engine(engine, device, exported=is_exported(weights), amp=amp)
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: several processes take GPUs 0, 1, ... in turn: write cuda")
-    return DetectorProcesses(job.processes, weights, device, score_threshold, engine)
+    return DetectorProcesses(job.processes, weights, device, score_threshold, engine, amp)
 
 
 def _tell_of_missing_font(names: list[str]) -> None:

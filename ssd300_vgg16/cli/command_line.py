@@ -187,6 +187,7 @@ def add_engine_option(parser: argparse._ActionsContainer) -> None:
         help="what computes the network; auto: ONNX Runtime on the CPU, OneFlow on a GPU; "
         "onnxruntime on a GPU needs onnxruntime-gpu (default: %(default)s)",
     )
+    parser.add_argument("--amp", action="store_true", help="convolutions in half precision, with OneFlow on a GPU")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

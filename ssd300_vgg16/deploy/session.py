@@ -24,11 +24,12 @@ CUDA_SETTINGS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def resolve_engine(
-    engine: str, device: str | None, local_rank: int | None = None, exported: bool = False
+    engine: str, device: str | None, local_rank: int | None = None, exported: bool = False, amp: bool = False
 ) -> tuple[str, str]:
     """ONEFLOW or ONNX_RUNTIME for one of ENGINES, and the device: AUTO is the latter on the CPU, where it is faster.
 
     exported: the weights are an ONNX model, which is ONNX Runtime's on any device. local_rank: as of `resolve_device`.
+    amp: half precision is asked for, which OneFlow on a GPU alone has here.
     A GPU that ONNX Runtime is to use need not be one that OneFlow can use. Raises UserError for another name, and for
     a device that the engine cannot use here.
     """
@@ -51,6 +52,9 @@ def resolve_engine(
             f"`.venv/bin/pip uninstall -y onnxruntime; .venv/bin/pip install '{FOR_CUDA_12}'` (for a driver of CUDA "
             f"11: {FOR_CUDA_11}), or add --device cpu"
         )
+    if amp and (by_onnx_runtime or device == "cpu"):
+        where = "on the CPU" if device == "cpu" else "in ONNX Runtime"
+        raise UserError(f"--amp: there is no half precision {where}, only in OneFlow on a GPU; leave --amp out")
     if engine == AUTO and not exported:
         return (ONNX_RUNTIME if device == "cpu" else ONEFLOW), device
     return (ONNX_RUNTIME if by_onnx_runtime else ONEFLOW), device

@@ -21,8 +21,8 @@ from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
 from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
 
-# From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what `postprocess` returns.
-Detect = Callable[[np.ndarray, np.ndarray], list[dict[str, np.ndarray]]]
+# From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what waits for, and returns, what `postprocess` does.
+Begin = Callable[[np.ndarray, np.ndarray], Callable[[], list[dict[str, np.ndarray]]]]
 DETECTION_COLUMNS = ("boxes", "scores", "labels")
 # Images that a training's evaluation takes at a time: more take memory that the training needs, and are no faster.
 MAX_BATCH = 32
@@ -94,7 +94,7 @@ class Interrupted(Exception):
 
 
 def evaluate(
-    detect: Detect,
+    begin: Begin,
     dataset: Dataset,
     image_size: int,
     batch_size: int,
@@ -111,7 +111,7 @@ def evaluate(
     """
     share, trouble = _Share(), None
     try:
-        _detect_share(share, detect, dataset, image_size, batch_size, pool, strict, world, stopping)
+        _detect_share(share, begin, dataset, image_size, batch_size, pool, strict, world, stopping)
     except UserError as error:
         trouble = error
     stopped, troubled = world.all_reduce(stopping(), trouble is not None)
@@ -169,7 +169,7 @@ class _Share:
 
 def _detect_share(
     share: _Share,
-    detect: Detect,
+    begin: Begin,
     dataset: Dataset,
     image_size: int,
     batch_size: int,
@@ -183,14 +183,19 @@ def _detect_share(
     hidden = None if world.is_first else True
     with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
         batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, own_batches)
+        former: Callable[[], list] = list
         for number, batch in enumerate(batches):
             share.unreadable += [(number * world.world_size + world.rank, message) for message in batch.unreadable]
             if len(batch.positions):
-                share.detections += detect(batch.images, batch.sizes_hw)
+                begun = begin(batch.images, batch.sizes_hw)
+                share.detections += former()  # while a GPU computes this batch
                 share.positions += batch.positions.tolist()
+                former = begun
             bar.update((len(batch.positions) + len(batch.unreadable)) * world.world_size)
             if stopping():
                 break
+        else:
+            share.detections += former()
 
 
 def _gather(world: World, share: _Share) -> tuple[list[int], list[dict[str, np.ndarray]], list[tuple[int, str]]]:

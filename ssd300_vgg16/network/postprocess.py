@@ -1,7 +1,7 @@
 """From the network's outputs to detections: softmax, thresholds, per-class NMS, pixels of the image (section 2.2)."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,13 @@ SAMPLED = 7
 BLOCK = 1024
 
 Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # [N] each: scores, which default boxes, labels
+
+
+class Best(NamedTuple):
+    """Each class's best scores, falling, of a batch: [B, C - 1, N], and the default boxes that they belong to."""
+
+    scores: "flow.Tensor"
+    rows: "flow.Tensor"
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float, max_boxes: int) -> np.ndarray:
@@ -100,27 +107,31 @@ def _overlap(a: np.ndarray, b: np.ndarray, iou_threshold: float) -> np.ndarray:
 
 def postprocess(
     offsets: "np.ndarray | flow.Tensor",
-    logits: "np.ndarray | flow.Tensor",
+    logits: "np.ndarray | flow.Tensor | Best",
     sizes_hw: Sequence[Sequence[float]] | np.ndarray,
     score_threshold: float = SCORE_THRESHOLD,
     layout: DefaultBoxLayout = SSD300_COCO,
 ) -> list[dict[str, np.ndarray]]:
     """Detections of a batch, in numpy, an entry per image.
 
-    offsets [B, D, 4] and logits [B, D, C] are tensors as the network gives them, or arrays, for the layout's D default
-    boxes; sizes_hw [B, 2] are heights and widths of the images in pixels. Each entry holds "boxes" float32 [N, 4] xyxy
-    in pixels, inside the image; "scores" float32 [N] in 0..1, falling; "labels" int64 [N] from 1 up. N is at most 200.
+    offsets [B, D, 4] and logits [B, D, C] are tensors as the network gives them, `best_to_host` of them, or arrays, for
+    the layout's D default boxes; sizes_hw [B, 2] are heights and widths of the images in pixels. Each entry holds
+    "boxes" float32 [N, 4] xyxy in pixels, inside the image; "scores" float32 [N] in 0..1, falling; "labels" int64 [N]
+    from 1 up. N is at most 200.
     A class keeps its 400 best scores strictly above score_threshold, of which NMS at IoU 0.45 leaves some.
     """
+    if getattr(logits, "is_cuda", False):
+        offsets, logits = best_to_host(offsets, logits)
     if not isinstance(offsets, np.ndarray):
         offsets = offsets.detach().numpy()
-    if not isinstance(logits, np.ndarray):
-        logits = logits.detach()
-    candidates = _candidates_on_gpu if getattr(logits, "is_cuda", False) else _candidates_on_cpu
-    return [
-        _detections(offsets[image], candidates(logits[image], score_threshold), sizes_hw[image], layout)
-        for image in range(len(offsets))
-    ]
+    tries: Iterable[Iterable[Candidates]]
+    if isinstance(logits, Best):
+        images = zip(logits.scores.numpy(), logits.rows.numpy(), strict=True)
+        tries = ([_candidates_of_best(scores, rows, score_threshold)] for scores, rows in images)
+    else:
+        logits = logits if isinstance(logits, np.ndarray) else logits.detach().numpy()
+        tries = (_candidates_on_cpu(of_image, score_threshold) for of_image in logits)
+    return [_detections(*each, layout) for each in zip(offsets, tries, sizes_hw, strict=True)]
 
 
 def _detections(
@@ -146,9 +157,9 @@ def _decoded(offsets: np.ndarray, rows: np.ndarray, layout: DefaultBoxLayout) ->
     return boxes if few else boxes[rows]
 
 
-def _candidates_on_cpu(logits: "np.ndarray | flow.Tensor", threshold: float) -> Iterator[Candidates]:
+def _candidates_on_cpu(logits: np.ndarray, threshold: float) -> Iterator[Candidates]:
     """Each class's best candidates above the threshold, of logits [D, C]; if they are many, first the highest."""
-    scores = _softmax(logits if isinstance(logits, np.ndarray) else logits.numpy())
+    scores = _softmax(logits)
     scores[:, 0] = 0
     sample = scores[::SAMPLED]
     sample = sample[sample > threshold]
@@ -182,10 +193,16 @@ def _best_of_class(scores: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def _candidates_on_gpu(logits: "flow.Tensor", threshold: float) -> Iterator[Candidates]:
-    """As the last of `_candidates_on_cpu`; only each class's best candidates move to the host."""
-    by_class = logits.softmax(dim=-1)[:, 1:].transpose(0, 1).contiguous()
-    values, rows = by_class.topk(min(CANDIDATES_PER_CLASS, by_class.shape[1]), dim=1)
-    values, rows = values.numpy(), rows.numpy()
-    columns, ranks = np.nonzero(values > threshold)
-    yield values[columns, ranks], rows[columns, ranks], columns + 1
+def best_to_host(offsets: "flow.Tensor", logits: "flow.Tensor") -> "tuple[flow.Tensor, Best]":
+    """What `postprocess` takes in place of a GPU's answers: chosen there, and sent to the host without a wait."""
+    by_class = logits.detach().softmax(dim=-1)[:, :, 1:].transpose(1, 2).contiguous()
+    # OneFlow's topk copies row after row: 90 copies for each image.
+    scores, rows = by_class.sort(dim=2, descending=True)
+    best = (part[:, :, :CANDIDATES_PER_CLASS].to("cpu") for part in (scores, rows))
+    return offsets.detach().to("cpu"), Best(*best)
+
+
+def _candidates_of_best(scores: np.ndarray, rows: np.ndarray, threshold: float) -> Candidates:
+    """As the last of `_candidates_on_cpu`, of an image's Best."""
+    columns, ranks = np.nonzero(scores > threshold)
+    return scores[columns, ranks], rows[columns, ranks], columns + 1

@@ -67,6 +67,8 @@ class Conv2d(nn.Conv2d):
         sizes = (each[0] for each in (self.kernel_size, self.stride, self.padding, self.dilation))
         if not (x.is_cuda or x.is_lazy) and ops.covers_convolution(*sizes):
             return ops.convolution(x, self.weight, self.bias, self.dilation[0], relu)
+        if x.dtype != self.weight.dtype:  # with `convolutions_in_half` the image's, and conv4_3's behind its norm
+            x = x.to(self.weight.dtype)
         x = nn.Conv2d.forward(self, x) if x.is_cuda else self._with_broadcast_bias(x)
         return flow.relu(x, inplace=True) if relu else x
 
@@ -96,7 +98,14 @@ def in_float32(x):
     Squares and sums over channels or default boxes soon leave the range of half precision. OneFlow chooses each
     operation's precision by itself, from lists and from its neighbours'; this operation is on its list of float32.
     """
-    return flow._C.amp_black_identity(x) if x.is_lazy else x
+    return flow._C.amp_black_identity(x) if x.is_lazy else x.float()
+
+
+def convolutions_in_half(network: nn.Module) -> None:
+    """Have a network's convolutions compute in half precision, and keep their weights so: to detect on a GPU."""
+    for module in network.modules():
+        if isinstance(module, Conv2d):
+            module.half()
 
 
 def scaled(channels: int, width: float) -> int:

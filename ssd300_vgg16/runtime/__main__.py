@@ -4,11 +4,14 @@
 """
 
 import argparse
+import os
+import re
 import sys
 import time
 
+from ssd300_vgg16 import start
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.gpus import gpu_driver, gpu_problem
+from ssd300_vgg16.gpus import VISIBLE, gpu_driver, gpu_problem, visible_name
 from ssd300_vgg16.runtime import cuda_problem, default_device, environment, flow
 
 
@@ -43,6 +46,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--self-test", action="store_true", help="check and measure a device")
     parser.add_argument("--device", help="of the self-test: cpu, cuda or cuda:N (default: cuda where it works)")
     options = parser.parse_args(arguments)
+    number = re.fullmatch("cuda:([1-9][0-9]*)", options.device or "")
+    if number and options.self_test and not gpu_problem(int(number[1])):
+        # OneFlow has been imported, and compiled graphs run on the first GPU that it sees: begin again with one.
+        visible = visible_name(int(number[1]))
+        print(f"{options.device} alone, by {VISIBLE}={visible}", flush=True)
+        command = [*start.command("ssd300_vgg16.runtime"), "--self-test", "--device", "cuda"]
+        os.execve(command[0], command, os.environ | {VISIBLE: visible})
     try:
         print(report())
         if not options.self_test:

@@ -17,7 +17,7 @@ from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.self_test import checks, speed
-from ssd300_vgg16.self_test.checks import Check, float32_of, ways_of
+from ssd300_vgg16.self_test.checks import HALF, Check, Way, float32_of, ways_of
 from ssd300_vgg16.self_test.flowvision import beside_flowvision
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -57,6 +57,9 @@ def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
     """All checks of a device in groups, each with its title."""
     yield "network at full width, beside flowvision's on the CPU", partial(beside_flowvision, device)
     yield "post-processing", partial(checks.postprocessing, device)
+    if device != "cpu":
+        half = Way(device, eager=True, amp=True, tolerance=HALF)
+        yield f"network, {half.name}", partial(checks.network, half)
     for way in ways_of(device):
         yield f"network, {way.name}", partial(checks.network, way)
         yield f"loss, {way.name}", partial(checks.loss, way)
@@ -68,7 +71,9 @@ def speeds(device: str) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "training, float32", partial(speed.training, device, False)
     if device != "cpu":
         yield "training, half (--amp)", partial(speed.training, device, True)
-    yield "detection, with post-processing", partial(speed.detection, device)
+    yield "detection, with post-processing", partial(speed.detection, device, False)
+    if device != "cpu":
+        yield "detection, half (--amp)", partial(speed.detection, device, True)
 
 
 def guarded(group: Callable[[], Iterable[Check]]) -> Iterator[Check]:

@@ -18,6 +18,7 @@ from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import default_boxes
+from ssd300_vgg16.network.vgg import convolutions_in_half
 from ssd300_vgg16.self_test import made_up
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
@@ -182,7 +183,10 @@ def postprocessing(device: str) -> Iterator[Check]:
 
 def network(way: Way) -> Iterator[Check]:
     """Offsets and logits."""
-    found = way.run(_model(way.device, _width(way)), made_up.images(IMAGES))
+    model = _model(way.device, _width(way))
+    if way.eager and way.amp:  # as a Detector has it; what is compiled chooses by itself
+        convolutions_in_half(model)
+    found = way.run(model, made_up.images(IMAGES))
     for name, one, other in zip(("offsets", "class logits"), found, _expected_answers(_width(way)), strict=True):
         yield Check(name, difference(one, other), way.tolerance.answers)
 

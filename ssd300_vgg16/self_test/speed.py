@@ -10,6 +10,7 @@ from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.ssd import COCO_CLASSES
 from ssd300_vgg16.network.variants import default_boxes
+from ssd300_vgg16.network.vgg import convolutions_in_half
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.self_test import made_up
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
@@ -43,7 +44,7 @@ def training(device: str, amp: bool) -> str:
     return f"{_rate(run, count):.1f} images/s in batches of {count}"
 
 
-def detection(device: str) -> str:
+def detection(device: str, amp: bool) -> str:
     """From images of the network's size in main memory to detections; with OneFlow."""
     count = DETECTION_BATCH[_kind(device)]
     model = made_up.model(COCO_CLASSES, 1.0, device)
@@ -51,6 +52,8 @@ def detection(device: str) -> str:
         bias = convolution.bias.numpy().reshape(-1, COCO_CLASSES).copy()
         bias[:, 0] += BACKGROUND
         convolution.bias.data.copy_(flow.from_numpy(bias.reshape(-1)).to(device))
+    if amp:
+        convolutions_in_half(model)
     detector = Detector(model, ModelDescription(COCO_CLASSES, 1.0, tuple(COCO_CATEGORIES)), device)
     images, sizes = made_up.images(count), np.array([[480, 640]] * count)
 

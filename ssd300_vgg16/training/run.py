@@ -23,6 +23,7 @@ from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
 from ssd300_vgg16.files import write_json
+from ssd300_vgg16.gpu_memory import TRAINING_ADVICE, advice_when_out_of_memory
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate, evaluation_batch_size
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
@@ -31,7 +32,6 @@ from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
 from ssd300_vgg16.training.config import Schedule, TrainingConfig, refuse_compiled
 from ssd300_vgg16.training.dry_run import dry_run
-from ssd300_vgg16.training.gpu_memory import advice_when_out_of_memory
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.options import TrainOptions
 from ssd300_vgg16.training.replay import replay
@@ -101,7 +101,7 @@ def train(options: TrainOptions) -> int:
         width=description.width,
     )
     setup = Setup(options, train_set, val_set, description, world, device, eager)
-    on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory()
+    on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory(TRAINING_ADVICE, "train.sh")
     with on_gpu, WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
         folder = Path(options.resume or "")
         if world.is_first and not options.check:
@@ -301,7 +301,7 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
         shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
         load_tensors(detector.model, shared, Path("the weights in training"))
         try:
-            return evaluate(detector.detect, dataset, size, batch_size, pool, options.strict_data, world, stopping)
+            return evaluate(detector.begin, dataset, size, batch_size, pool, options.strict_data, world, stopping)
         finally:
             if setup.device != "cpu":
                 flow.cuda.empty_cache()  # OneFlow keeps freed memory, where the compiled step cannot have it

@@ -78,6 +78,10 @@ def test_which_engine(monkeypatch):
     for device in ("cuda", "cuda:1", None):
         with pytest.raises(UserError, match=without):
             resolve_engine("onnxruntime", device)
+    assert resolve_engine("auto", "cuda", amp=True) == ("oneflow", "cuda")
+    for engine, exported in (("auto", False), ("oneflow", False), ("auto", True)):
+        with pytest.raises(UserError, match="--amp: there is no half precision on the CPU, only in OneFlow on a GPU"):
+            resolve_engine(engine, "cpu", exported=exported, amp=True)
     with pytest.raises(UserError, match="--engine oneflow: an ONNX model is computed by ONNX Runtime"):
         resolve_engine("oneflow", "cpu", exported=True)
     with pytest.raises(UserError, match="--engine caffe: write one of auto, oneflow, onnxruntime"):

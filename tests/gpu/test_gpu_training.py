@@ -7,7 +7,7 @@ from gpu_stand_in import Gpu, of, run_on_gpus
 from places import REPOSITORY
 from small_data import WIDTH, shapes_folder
 
-from ssd300_vgg16.training.gpu_memory import ADVICE
+from ssd300_vgg16.gpu_memory import TRAINING_ADVICE
 from ssd300_vgg16.training.run import AMP_ADVICE
 from ssd300_vgg16.weights.locate import LAST
 
@@ -68,7 +68,7 @@ def test_a_gpu_that_runs_out_of_memory_ends_with_a_sentence(place, kind):
     folder = f"out{kind}"
     process, log = train(place, "-b", 64, "--epochs", 1, "--output-dir", folder, kind, gpus=[Gpu(gigabytes=0.1)])
     assert of(log, "refused", "device")
-    assert (process.returncode, process.stderr) == (2, f"train.sh: {ADVICE}\n")
+    assert (process.returncode, process.stderr) == (2, f"train.sh: {TRAINING_ADVICE}\n")
     assert "ERROR" not in process.stdout
     assert (place / folder / LAST).exists()
 

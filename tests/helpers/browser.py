@@ -57,9 +57,7 @@ class Browser:
         message, self._left = self._left.split(b"\0", 1)
         return json.loads(message)
 
-    def open(
-        self, url: str, width: int = 1280, height: int = 800, dark: bool = False, script: str = "data"
-    ) -> "Page":
+    def open(self, url: str, width: int = 1280, height: int = 800, dark: bool = False, script: str = "data") -> "Page":
         """A page, once it is loaded and its script, if it has one, has defined this name."""
         page = Page(self, self.call("Target.createTarget", url="about:blank")["targetId"])
         for part in ("Page", "Runtime", "Network", "Log"):

@@ -8,6 +8,7 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -48,10 +49,15 @@ def evaluated(place):
     return process, place / "runs" / "untrained"
 
 
+def begin_by(detect):
+    """As `Detector.begin` is, with all the work left to what it returns."""
+    return lambda *batch: partial(detect, *batch)
+
+
 def measure(detect, dataset, batch_size=2, **options):
     """The evaluation of a detector, without data workers."""
     with WorkerPool(0) as pool:
-        return evaluate(detect, dataset, 300, batch_size, pool, **options)
+        return evaluate(begin_by(detect), dataset, 300, batch_size, pool, **options)
 
 
 def call(place, *arguments):
@@ -226,7 +232,7 @@ def test_images_are_not_kept(place, workers):
         return find(images, sizes_hw)
 
     with WorkerPool(workers) as pool:
-        assert len(evaluate(detect, dataset, 300, 1, pool).results)
+        assert len(evaluate(begin_by(detect), dataset, 300, 1, pool).results)
     assert len(seen) == IMAGES
 
 
@@ -271,7 +277,7 @@ def evaluate_together(size, detect, dataset, batch_size, stopping=lambda rank: F
         world = OneOfThreads(rank, size, barrier, told)
         try:
             return evaluate(
-                detect, dataset, 300, batch_size, WorkerPool(0), world=world, stopping=lambda: stopping(rank)
+                begin_by(detect), dataset, 300, batch_size, WorkerPool(0), world=world, stopping=lambda: stopping(rank)
             )
         except (UserError, Interrupted) as error:
             return error

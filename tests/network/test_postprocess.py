@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.network.postprocess import _best_above, _candidates_on_cpu, _candidates_on_gpu, _softmax, postprocess
+from ssd300_vgg16.network.postprocess import (
+    _best_above,
+    _candidates_of_best,
+    _candidates_on_cpu,
+    _softmax,
+    best_to_host,
+    postprocess,
+)
 from ssd300_vgg16.network.variants import SSD300_COCO, DefaultBoxLayout, default_boxes
 from ssd300_vgg16.runtime import flow
 
@@ -132,8 +139,9 @@ def test_both_ways_of_selecting_give_the_same_candidates(shape, threshold):
     # A crowded class, a class with no candidate, and others between.
     logits[:, 1] += 3
     logits[:, 2] -= 20
-    tensor = flow.from_numpy(logits)
-    ways = [list(candidates(tensor, threshold))[-1] for candidates in (_candidates_on_cpu, _candidates_on_gpu)]
+    _, best = best_to_host(flow.zeros(1), flow.from_numpy(logits[None]))
+    of_best = _candidates_of_best(*(part[0].numpy() for part in best), threshold)
+    ways = [list(_candidates_on_cpu(logits, threshold))[-1], of_best]
     cpu, gpu = ({(row, label): score for score, row, label in zip(*way, strict=True)} for way in ways)
     assert cpu.keys() == gpu.keys()
     np.testing.assert_allclose([cpu[place] for place in gpu], list(gpu.values()), rtol=1e-5)
