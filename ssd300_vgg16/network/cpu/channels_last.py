@@ -15,8 +15,8 @@ from ssd300_vgg16.network.cpu.vectors import LANES, filled, is_equal, is_positiv
 from ssd300_vgg16.network.cpu.winograd_transforms import INPUT_TILE, TILE
 
 POINTS = INPUT_TILE * INPUT_TILE
-# Numbers of transformed tiles that a block has in the second-level cache.
-BLOCK = 192 << 10
+# Numbers in the transformed tiles of a block: more, and they leave the cache; fewer, and their products are too short.
+BLOCK = 1 << 19
 
 _MAP = types.Array(float32, 3, "C")
 _FLAT = types.Array(float32, 1, "C")
@@ -54,15 +54,15 @@ def convolve(x: np.ndarray, kernels: np.ndarray, bias: np.ndarray, relu: bool) -
 
 
 def gradients(
-    x: np.ndarray, gradient: np.ndarray, rotated: np.ndarray, total: np.ndarray, bias_total: np.ndarray, mask: bool
+    x: np.ndarray, gradient: np.ndarray, rotated: np.ndarray, total: np.ndarray, bias_total: np.ndarray
 ) -> np.ndarray:
-    """Gradient of `convolve` for x, of transformed rotated kernels [36, O, C]; totals [36, C, O] and [O] grow."""
+    """Gradient of `convolve` before the ReLU that x comes from, of transformed rotated kernels [36, O, C]; totals [36, C, O] and [O] grow."""
     outputs = gradient.shape[2]
     rows, tiles = _blocks(x.shape, outputs)
     found = reused(x.shape)
     products, transformed, lines = _buffers(x.shape, outputs, tiles)
     _gradients(
-        x, gradient, rotated.reshape(-1), total.reshape(-1), bias_total, mask, found, transformed, products, lines, rows
+        x, gradient, rotated.reshape(-1), total.reshape(-1), bias_total, found, transformed, products, lines, rows
     )  # fmt: skip
     return found
 
@@ -212,8 +212,8 @@ def add_sums(rows, total):
         store(total, channel, found)
 
 
-@compiled(types.void(_MAP, _MAP, _FLAT, _FLAT, _FLAT, boolean, _MAP, _FLAT, _FLAT, _FLAT, int64), **_FUSED)
-def _gradients(x, gradient, rotated, total, bias_total, mask, found, transformed, products, lines, rows):
+@compiled(types.void(_MAP, _MAP, _FLAT, _FLAT, _FLAT, _MAP, _FLAT, _FLAT, _FLAT, int64), **_FUSED)
+def _gradients(x, gradient, rotated, total, bias_total, found, transformed, products, lines, rows):
     height, width, channels = x.shape
     outputs, across, down = gradient.shape[2], (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     no_bias = np.zeros(channels, dtype=np.float32)
@@ -227,7 +227,7 @@ def _gradients(x, gradient, rotated, total, bias_total, mask, found, transformed
                 tiles, channels, outputs, transformed, point * tiles * outputs, outputs, 1,
                 rotated, point * channels * outputs, channels, products, point * tiles * channels, channels, False,
             )  # fmt: skip
-        _write(products, first, last, no_bias, False, x, mask, found, lines)
+        _write(products, first, last, no_bias, False, x, True, found, lines)
         _transform(x, first, last, True, lines, products)
         for point in range(POINTS):
             add_product(
@@ -306,7 +306,10 @@ def max_pool(x, pooled, size, stride, border):
 
 @compiled(types.void(_MAP, _MAP, _MAP, _MAP, int64, int64, int64), **_FUSED)
 def max_pool_gradient(x, pooled, gradient, found, size, stride, border):
-    """Add the gradient of `max_pool` to found [H, W, C]: to the first cell of each window that holds the maximum."""
+    """Gradient of `max_pool`: to the first cell of each window that holds the maximum.
+
+    Where windows overlap it is added to found [H, W, C].
+    """
     height, width, channels = x.shape
     flat, flat_pooled, flat_gradient, flat_found = (
         x.reshape(-1), pooled.reshape(-1), gradient.reshape(-1), found.reshape(-1)
@@ -323,5 +326,5 @@ def max_pool_gradient(x, pooled, gradient, found, size, stride, border):
                     for z in range(left, right):
                         cell = (y * width + z) * channels + channel
                         won = rest * is_equal(load(flat, cell), best)
-                        store(flat_found, cell, load(flat_found, cell) + won)
+                        store(flat_found, cell, load(flat_found, cell) + won if stride < size else won)
                         rest = rest - won

@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ssd300_vgg16.network.cpu import channels_last
 from ssd300_vgg16.network.cpu.threads import one_blas_thread, reused, run_in_threads, sum_of, thread_count
 from ssd300_vgg16.network.cpu.vectors import LANES
 from ssd300_vgg16.network.cpu.winograd import ROTATED_WEIGHT_TRANSFORM_2D, WEIGHT_TRANSFORM_2D
-from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR
+from ssd300_vgg16.network.variants import PIXEL_MEAN, SQUARED_NORM_FLOOR
 from ssd300_vgg16.runtime import flow
 
 Arrays = list[np.ndarray]
 
 # Multiples of the published channels up to which this is faster than layer after layer.
 MAX_WIDTH = 0.25
+_PIXEL_MEAN = np.array(PIXEL_MEAN, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,11 @@ class Convolution:
         return y
 
     def backward(
-        self, x: np.ndarray, gradient: np.ndarray, kernels: np.ndarray, total: np.ndarray, bias_total: np.ndarray,
-        mask: bool = True,
-    ) -> np.ndarray:  # fmt: skip
-        """The gradient for x, from that before the ReLU here; mask: before the ReLU that x comes from."""
+        self, x: np.ndarray, gradient: np.ndarray, kernels: np.ndarray, total: np.ndarray, bias_total: np.ndarray
+    ) -> np.ndarray:
+        """The gradient before the ReLU that x comes from, from that before the ReLU here."""
         if self.tiled:
-            return channels_last.gradients(x, gradient, kernels, total, bias_total, mask)
+            return channels_last.gradients(x, gradient, kernels, total, bias_total)
         padded = self._padded(x)
         # The image itself needs no gradient.
         found = np.zeros(padded.shape if self.number else (0, 0, 0), dtype=np.float32)
@@ -93,7 +94,7 @@ class Convolution:
             return found
         inside = slice(self.padding, -self.padding or None)
         found = found.reshape(x.shape) if self.size == 1 else np.ascontiguousarray(found[inside, inside])
-        return found * (x > 0) if mask else found
+        return found * (x > 0)
 
     def _shape_of(self, x: np.ndarray) -> tuple[int, ...]:
         reach = self.dilation * (self.size - 1) + 1
@@ -112,6 +113,39 @@ class Convolution:
         return padded
 
 
+class Head(Convolution):
+    """A convolution without ReLU whose gradient is 0 in most cells: few of the default boxes count in the loss."""
+
+    def kernels(self, weight: np.ndarray, backward: bool) -> np.ndarray:
+        if not backward:
+            return super().kernels(weight, backward)
+        weight = self._filled_up(weight)
+        return weight.transpose(0, 2, 1).reshape(len(weight), -1)
+
+    def total(self, weight: np.ndarray) -> np.ndarray:
+        outputs, channels, taps = self._filled_up(weight).shape
+        return np.zeros((channels * taps, outputs), dtype=np.float32)
+
+    def weight_gradient(self, total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        outputs, channels, size, _ = weight.shape
+        return total.reshape(-1, size, size, total.shape[1]).transpose(3, 0, 1, 2)[:outputs, :channels]
+
+    def backward(
+        self, x: np.ndarray, gradient: np.ndarray, kernels: np.ndarray, total: np.ndarray, bias_total: np.ndarray
+    ) -> np.ndarray:
+        """The gradient for x, of the cells alone whose gradient is not 0."""
+        cells = np.nonzero(gradient.any(axis=2))
+        rows, columns = cells
+        values, padded = gradient[cells], self._padded(x)
+        around = sliding_window_view(padded, (self.size, self.size), axis=(0, 1))[cells]
+        total += around.reshape(len(rows), len(total)).T @ values
+        bias_total += values.sum(axis=0)
+        found = np.zeros_like(padded)
+        for tap, of_tap in enumerate(np.split(values @ kernels, self.size**2, axis=1)):
+            found[rows + tap // self.size, columns + tap % self.size] += of_tap
+        return found[self.padding : -self.padding, self.padding : -self.padding]
+
+
 @dataclass(frozen=True)
 class MaxPool:
     """Maxima of 2x2 cells, odd edges by themselves, or of 3x3 around each cell."""
@@ -125,8 +159,7 @@ class MaxPool:
         return pooled
 
     def backward(self, x: np.ndarray, pooled: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        found = reused(x.shape)
-        found.fill(0)
+        found = reused(x.shape) if self.size == 2 else np.zeros_like(x)
         channels_last.max_pool_gradient(x, pooled, gradient, found, *self._numbers())
         return found
 
@@ -176,7 +209,7 @@ class Network:
         return [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), self.shapes, strict=True)]
 
     def forward(self, images: np.ndarray, parameters: Arrays, keep: bool) -> tuple[np.ndarray, np.ndarray, list]:
-        """Offsets [B, D, 4] and logits [B, D, num_classes] of images [B, 3, S, S].
+        """Offsets [B, D, 4] and logits [B, D, num_classes] of images [B, 3, S, S] of 0 to 255.
 
         The third is what `backward` needs, with `keep`: the output of each layer for each image.
         """
@@ -204,33 +237,40 @@ class Network:
 
         def work(numbers: Sequence[int]) -> Arrays:
             totals = [conv.total(weight) for conv, (weight, _) in zip(convolutions, weights, strict=True)]
-            totals += [np.zeros(total.shape[2], dtype=np.float32) for total in totals] + [np.zeros_like(scale)]
+            totals += [np.zeros(total.shape[-1], dtype=np.float32) for total in totals] + [np.zeros_like(scale)]
             for number in numbers:
                 gradients = offsets_gradient[number], logits_gradient[number]
                 self._backward_one(kept[number], kernels, scale, *gradients, totals)
                 kept[number] = None  # memory for the next
             return totals
 
-        # Fixed shares, added in a fixed order: the same sums every time.
-        totals = [sum_of(parts) for parts in zip(*run_in_threads(work, range(len(kept))), strict=True)]
-        gradients = []
-        for conv, total, bias_total, (weight, bias) in zip(convolutions, totals, totals[len(weights) :], weights, strict=False):
-            gradients += [conv.weight_gradient(total, weight), bias_total[: len(bias)]]
-        stages, heads = gradients[: self.scale], gradients[self.scale :]
-        split = []
-        for index in range(len(self.stages)):
-            weight, bias = heads[2 * index : 2 * index + 2]
-            outputs = self.boxes_per_cell[index] * self.num_classes
+        with one_blas_thread():
+            shares = run_in_threads(work, range(len(kept)))
+        gradients: list = [None] * len(weights)
+
+        def add(numbers: Sequence[int]) -> None:
+            for number in numbers:
+                weight, bias = weights[number]
+                # Fixed shares, added in a fixed order: the same sums every time.
+                total = sum_of(share[number] for share in shares)
+                bias_total = sum_of(share[len(weights) + number] for share in shares)
+                gradients[number] = convolutions[number].weight_gradient(total, weight), bias_total[: len(bias)]
+
+        with one_blas_thread():
+            run_in_threads(add, range(len(weights)))
+        split = [each for pair in gradients[: -len(self.stages)] for each in pair]
+        split.append(sum_of(share[-1] for share in shares)[: self.shapes[self.scale][0]])
+        for (weight, bias), boxes in zip(gradients[-len(self.stages) :], self.boxes_per_cell, strict=True):
+            outputs = boxes * self.num_classes
             split += [weight[:outputs], bias[:outputs], weight[outputs:], bias[outputs:]]
-        of_scale = totals[-1][: self.shapes[self.scale][0]]
-        return np.concatenate([each.reshape(-1) for each in (*stages, of_scale, *split)])
+        return np.concatenate([each.reshape(-1) for each in split])
 
     def _convolutions(self) -> list[Convolution]:
         """Of all stages, then of the heads: both heads of a map as one, logits first."""
         of_stages = [layer for stage in self.stages for layer in stage if isinstance(layer, Convolution)]
         # On the last, smallest maps there is hardly a whole tile.
         heads = range(len(self.stages))
-        return of_stages + [Convolution(len(of_stages) + map_, relu=False, tiled=map_ < 3) for map_ in heads]
+        return of_stages + [Head(len(of_stages) + map_, relu=False, tiled=map_ < 2) for map_ in heads]
 
     def _weights(self, parameters: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
         """Weight and bias of each of the convolutions."""
@@ -255,7 +295,7 @@ class Network:
     def _forward_one(
         self, image: np.ndarray, kernels: Arrays, biases: Arrays, scale: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        x = image.transpose(1, 2, 0)
+        x = np.subtract(image.transpose(1, 2, 0), _PIXEL_MEAN, order="C")
         outputs, offsets, logits = [x], [], []
         heads = self._convolutions()[-len(self.stages) :]
         for index, (stage, head) in enumerate(zip(self.stages, heads, strict=True)):
@@ -286,9 +326,9 @@ class Network:
         heads = self._convolutions()[-len(self.stages) :]
         gradient: np.ndarray | None = None
 
-        def backward(layer: Convolution, x: np.ndarray, gradient: np.ndarray, mask: bool = True) -> np.ndarray:
+        def backward(layer: Convolution, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
             number = layer.number
-            return layer.backward(x, gradient, kernels[number], totals[number], totals[len(kernels) + number], mask)
+            return layer.backward(x, gradient, kernels[number], totals[number], totals[len(kernels) + number])
 
         for index in reversed(range(len(self.stages))):
             x = outputs[place]
@@ -300,13 +340,11 @@ class Network:
             answers_gradient[:, split:width] = offsets_gradient[start:end].reshape(cells, -1)
             answers_gradient = answers_gradient.reshape(*x.shape[:2], -1)
             end = start
-            if index:
-                of_map = backward(heads[index], x, answers_gradient)
-            else:
-                of_map = backward(heads[index], l2_normalise(x, scale), answers_gradient, mask=False)
+            of_map = backward(heads[index], x if index else l2_normalise(x, scale), answers_gradient)
+            if not index:
                 of_map, of_scale = l2_normalise_gradients(x, scale, of_map)
-                of_map *= x > 0
                 totals[-1] += of_scale
+            of_map = of_map * (x > 0)
             gradient = of_map if gradient is None else gradient + of_map
             for layer in reversed(self.stages[index]):
                 x = outputs[place - 1]
