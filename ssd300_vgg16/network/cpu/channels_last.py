@@ -56,7 +56,9 @@ def convolve(x: np.ndarray, kernels: np.ndarray, bias: np.ndarray, relu: bool) -
 def gradients(
     x: np.ndarray, gradient: np.ndarray, rotated: np.ndarray, total: np.ndarray, bias_total: np.ndarray
 ) -> np.ndarray:
-    """Gradient of `convolve` before the ReLU that x comes from, of transformed rotated kernels [36, O, C]; totals [36, C, O] and [O] grow."""
+    """Gradient of `convolve`, before the ReLU that x comes from; totals [36, C, O] and [O] grow by those of kernels
+    and bias. rotated: transformed kernels [36, O, C].
+    """
     outputs = gradient.shape[2]
     rows, tiles = _blocks(x.shape, outputs)
     found = reused(x.shape)

@@ -2,6 +2,8 @@
 
 A narrow layer takes less time than what surrounds it: waking threads, waiting for the last of them, OneFlow's own
 bookkeeping, and the way to memory, since a batch's maps are larger than the cache and one image's are not.
+
+Gradients go from layer to layer as those before the ReLU.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ssd300_vgg16.network.cpu import channels_last
-from ssd300_vgg16.network.cpu.threads import one_blas_thread, reused, run_in_threads, sum_of, thread_count
+from ssd300_vgg16.network.cpu.threads import one_blas_thread, reused, run_in_threads, sum_of
 from ssd300_vgg16.network.cpu.vectors import LANES
 from ssd300_vgg16.network.cpu.winograd import ROTATED_WEIGHT_TRANSFORM_2D, WEIGHT_TRANSFORM_2D
 from ssd300_vgg16.network.variants import PIXEL_MEAN, SQUARED_NORM_FLOOR
@@ -21,7 +23,7 @@ from ssd300_vgg16.runtime import flow
 Arrays = list[np.ndarray]
 
 # Multiples of the published channels up to which this is faster than layer after layer.
-MAX_WIDTH = 0.25
+MAX_WIDTH = 0.5
 _PIXEL_MEAN = np.array(PIXEL_MEAN, dtype=np.float32)
 
 
@@ -54,7 +56,7 @@ class Convolution:
         return total
 
     def weight_gradient(self, total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        outputs, channels, size, _ = weight.shape
+        outputs, channels = weight.shape[:2]
         if self.tiled:
             total = (WEIGHT_TRANSFORM_2D.T @ total.reshape(len(total), -1)).reshape(9, *total.shape[1:])[::-1]
         return total.transpose(2, 1, 0)[:outputs, :channels].reshape(weight.shape)

@@ -7,7 +7,6 @@ import operator
 
 from llvmlite import ir
 from numba import float32, types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 8
@@ -90,17 +89,18 @@ def is_equal(typing, a, b):
     """1 where both are the same, 0 elsewhere."""
 
     def generate(context, builder, signature, arguments):
-        one, zero = ir.Constant(_IR, [1.0] * LANES), ir.Constant(_IR, [0.0] * LANES)
-        return builder.select(builder.fcmp_ordered("==", *arguments), one, zero)
+        return builder.uitofp(builder.fcmp_ordered("==", *arguments), _IR)
 
     return VECTOR(a, b), generate
 
 
 @intrinsic
 def is_positive(typing, a):
+    """1 where it is, 0 elsewhere: as a factor it keeps what is not a number."""
+
     def generate(context, builder, signature, arguments):
-        one, zero = ir.Constant(_IR, [1.0] * LANES), ir.Constant(_IR, [0.0] * LANES)
-        return builder.select(builder.fcmp_ordered(">", arguments[0], zero), one, zero)
+        zeros = ir.Constant(_IR, [0.0] * LANES)
+        return builder.uitofp(builder.fcmp_ordered(">", arguments[0], zeros), _IR)
 
     return VECTOR(a), generate
 
