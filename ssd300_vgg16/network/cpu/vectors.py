@@ -11,7 +11,6 @@ from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 8
 _IR = ir.VectorType(ir.FloatType(), LANES)
-# Chosen between: as converted truth values they take measurably longer.
 _ZEROS, _ONES = ir.Constant(_IR, [0.0] * LANES), ir.Constant(_IR, [1.0] * LANES)
 
 
