@@ -86,12 +86,12 @@ class SSD(nn.Module):
         Images are RGB in 0..255, uint8 or float32. S is 300 or 512; D is 8732 or 24564, in the order of
         `default_boxes(model.layout)`.
         """
-        x = images.to(flow.float32) - self.pixel_mean
-        if not (x.is_cuda or x.is_lazy):
+        if not (images.is_cuda or images.is_lazy):
             # Few channels: a layer takes less than what is spent around it, so all layers are computed in one call.
-            answers = ops.narrow_network(self, x)
+            answers = ops.narrow_network(self, images)
             if answers is not None:
                 return answers
+        x = images.to(flow.float32) - self.pixel_mean
         return self.head(self.backbone(x))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import float32, types
 
-from ssd300_vgg16.network.cpu import row_winograd, unrolled_convolution, winograd
+from ssd300_vgg16.network.cpu import unrolled_convolution, winograd
 from ssd300_vgg16.network.cpu.threads import compiled, reused, run_in_threads
 
 _READ = types.Array(float32, 1, "C", readonly=True)
@@ -24,16 +24,6 @@ def winograd_pays(images: np.ndarray, weight: np.ndarray, dilation: int) -> bool
     return fits and len(weight) >= WINOGRAD_OUTPUTS and tiles >= WINOGRAD_TILES
 
 
-# Kernels (outputs x channels) up to which transforms along rows as well would take longer than what they save.
-ROW_KERNELS = 8192
-
-
-def rows_pay(weight: np.ndarray, dilation: int) -> bool:
-    """Whether Winograd's method on whole rows is the fastest for weight [O, C, K, K]."""
-    outputs, channels, size, _ = weight.shape
-    return size == 3 and dilation == 1 and outputs * channels <= ROW_KERNELS
-
-
 def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation: int = 1, relu: bool = False):
     """Same-size convolution: images [B, C, H, W], weight [O, C, K, K], bias [O] -> [B, O, H, W], all float32.
 
@@ -41,12 +31,8 @@ def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, dilation:
     """
     if images.shape[1] != weight.shape[1]:  # what is compiled looks at no bounds
         raise ValueError(f"images of {images.shape[1]} channels, and a convolution of {weight.shape[1]}")
-    if rows_pay(weight, dilation):
-        return row_winograd.convolve(images, weight, bias, relu)
     if winograd_pays(images, weight, dilation):
         return winograd.convolve(images, weight, bias, relu)
-    if weight.shape[2] == 1 and len(images) == 1:
-        return _product(images, weight, bias, relu)
     return unrolled_convolution.convolve(images, weight, bias, dilation, relu)
 
 
@@ -62,33 +48,11 @@ def gradients(
 
     relu_output: the output [B, O, H, W], where the convolution had a ReLU.
     """
-    by_rows = rows_pay(weight, dilation)
-    if not by_rows and winograd_pays(images, weight, dilation):
+    if winograd_pays(images, weight, dilation):
         return winograd.gradients(images, weight, output_gradient, relu_output, for_images)
     if relu_output is not None:
         output_gradient = relu_gradient(output_gradient, relu_output)
-    if by_rows:
-        return row_winograd.gradients(images, weight, output_gradient, for_images)
-    if weight.shape[2] == 1 and len(images) == 1:
-        return _product_gradients(images, weight, output_gradient, for_images)
     return unrolled_convolution.gradients(images, weight, output_gradient, dilation, for_images)
-
-
-def _product(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool) -> np.ndarray:
-    """A 1x1 convolution of one image [1, C, H, W]."""
-    output = weight.reshape(weight.shape[:2]) @ images.reshape(images.shape[1], -1)
-    output += bias[:, None]
-    if relu:
-        np.maximum(output, 0, out=output)
-    return output.reshape(1, len(weight), *images.shape[2:])
-
-
-def _product_gradients(
-    images: np.ndarray, weight: np.ndarray, output_gradient: np.ndarray, for_images: bool
-) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-    matrix, flat = weight.reshape(weight.shape[:2]), output_gradient.reshape(len(weight), -1)
-    images_gradient = (matrix.T @ flat).reshape(images.shape) if for_images else None
-    return images_gradient, (flat @ images.reshape(images.shape[1], -1).T).reshape(weight.shape), flat.sum(axis=1)
 
 
 def relu_gradient(output_gradient: np.ndarray, output: np.ndarray) -> np.ndarray:

@@ -78,59 +78,6 @@ def _hand_back(images, pooled, pooled_gradient, gradient, first, last):
                     left[width // 2] = float32(0) if won else left[width // 2]
 
 
-def max_pool_3x3(images: np.ndarray) -> np.ndarray:
-    """Maxima of the 3x3 cells around each: float32 [B, C, H, W], as large as before (pool5 of SSD)."""
-    pooled = np.empty_like(images)
-    _pool_3x3(_planes(images), _planes(pooled))
-    return pooled
-
-
-def max_pool_3x3_gradient(images: np.ndarray, pooled: np.ndarray, pooled_gradient: np.ndarray) -> np.ndarray:
-    """Gradient for the images of `max_pool_3x3`: it goes to the first cell of each window that holds the maximum."""
-    gradient = np.zeros_like(images)
-    planes = [_planes(np.ascontiguousarray(array)) for array in (images, pooled, pooled_gradient)]
-    _hand_back_3x3(*planes, _planes(gradient))
-    return gradient
-
-
-@compiled(
-    types.void(
-        types.Array(float32, 2, "C", readonly=True), float32, float32, types.Array(float32, 2, "C"), int64, int64
-    )
-)
-def _hand_back_to_first(image, best, share, gradient, y, x):
-    height, width = image.shape
-    for row in range(max(y - 1, 0), min(y + 2, height)):
-        for column in range(max(x - 1, 0), min(x + 2, width)):
-            if image[row, column] == best:
-                gradient[row, column] += share
-                return
-
-
-@compiled(types.void(_PLANES, _MADE))
-def _pool_3x3(images, pooled):
-    planes, height, width = images.shape
-    for plane in range(planes):
-        for y in range(height):
-            for x in range(width):
-                best = images[plane, y, x]
-                for row in range(max(y - 1, 0), min(y + 2, height)):
-                    for column in range(max(x - 1, 0), min(x + 2, width)):
-                        best = _larger(best, images[plane, row, column])
-                pooled[plane, y, x] = best
-
-
-@compiled(types.void(_PLANES, _PLANES, _PLANES, _MADE))
-def _hand_back_3x3(images, pooled, pooled_gradient, gradient):
-    planes, height, width = images.shape
-    for plane in range(planes):
-        for y in range(height):
-            for x in range(width):
-                _hand_back_to_first(
-                    images[plane], pooled[plane, y, x], pooled_gradient[plane, y, x], gradient[plane], y, x
-                )
-
-
 def l2_normalise(images: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Images [B, C, H, W] divided by the norm over C at each position, times scale [C]; all float32."""
     normalised = reused(images.shape)

@@ -24,9 +24,9 @@ KERNELS = 1 << 14  # likewise
 # Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
 LEAST_TILES = 32
 POINTS = INPUT_TILE * INPUT_TILE
-_WEIGHT_TRANSFORM_2D = np.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM).astype(np.float32)
+WEIGHT_TRANSFORM_2D = np.kron(WEIGHT_TRANSFORM, WEIGHT_TRANSFORM).astype(np.float32)
 # That of weights rotated by 180 degrees. (Rotating the weights would do, but BLAS reads no array backwards.)
-_ROTATED_WEIGHT_TRANSFORM_2D = np.ascontiguousarray(_WEIGHT_TRANSFORM_2D[:, ::-1])
+ROTATED_WEIGHT_TRANSFORM_2D = np.ascontiguousarray(WEIGHT_TRANSFORM_2D[:, ::-1])
 
 
 def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: bool = False) -> np.ndarray:
@@ -90,7 +90,7 @@ def gradients(
             np.matmul(transformed, products.transpose(0, 2, 1), out=part if number else total)
             if number:
                 total += part
-        return _WEIGHT_TRANSFORM_2D.T @ total.reshape(POINTS, -1), bias_gradient
+        return WEIGHT_TRANSFORM_2D.T @ total.reshape(POINTS, -1), bias_gradient
 
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
@@ -105,7 +105,7 @@ def _weight_transform(weight: np.ndarray, rotated: bool = False) -> np.ndarray:
     """Weight [O, C, 3, 3], rotated if asked for, transformed: [36, O, C], valid until the next is asked for."""
     kernels = weight.reshape(-1, 9)
     transformed = buffer("weight", (POINTS, len(kernels)))
-    transform = _ROTATED_WEIGHT_TRANSFORM_2D if rotated else _WEIGHT_TRANSFORM_2D
+    transform = ROTATED_WEIGHT_TRANSFORM_2D if rotated else WEIGHT_TRANSFORM_2D
 
     def multiply(ranges: list[tuple[int, int]]) -> None:
         for first, last in ranges:

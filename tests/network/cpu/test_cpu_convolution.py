@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16 import machine
-from ssd300_vgg16.network.cpu import convolution, ops, row_winograd, threads, unrolled_convolution, winograd
+from ssd300_vgg16.network.cpu import convolution, ops, threads, unrolled_convolution, winograd
 from ssd300_vgg16.network.cpu.convolution import (
     convolve,
     gradients,
@@ -40,17 +40,11 @@ def blocks(request, monkeypatch):
         monkeypatch.setattr(unrolled_convolution, "BUFFER_BYTES", 1)
         monkeypatch.setattr(unrolled_convolution, "LEAST_COLUMNS", 1 if "each" in request.param else 50)
         monkeypatch.setattr(winograd, "TILES", 1 if "each" in request.param else 7)
-        monkeypatch.setattr(row_winograd, "LINE", 1 if "each" in request.param else 30)
-        for cached in (row_winograd._blocks, row_winograd._line_length):
-            cached.cache_clear()
-            request.addfinalizer(cached.cache_clear)
 
 
-@pytest.fixture(params=["unrolled", "winograd", "rows"])
+@pytest.fixture(params=["unrolled", "winograd"])
 def method(request, monkeypatch):
     """Runs the test with each method, whatever the size; sizes that Winograd's do not fit are unrolled."""
-    monkeypatch.setattr(convolution, "ROW_KERNELS", 10**9 if request.param == "rows" else 0)
-    monkeypatch.setattr(row_winograd, "ONE_THREAD", 0)
     least = 0 if request.param == "winograd" else 10**9
     monkeypatch.setattr(convolution, "WINOGRAD_OUTPUTS", least)
     monkeypatch.setattr(convolution, "WINOGRAD_TILES", least)
@@ -186,7 +180,7 @@ def test_the_same_sums_every_time(method, thread_count):
 def test_one_thread_may_take_the_shares_of_two(method, monkeypatch):
     monkeypatch.setattr(machine, "thread_count", lambda: 2)
     monkeypatch.setattr(threads, "thread_count", lambda: 2)
-    for module in (row_winograd, unrolled_convolution, winograd):
+    for module in (unrolled_convolution, winograd):
         monkeypatch.setattr(module, "thread_count", lambda: 2)
     arrays = random_arrays((2, 8, 20, 20), (4, 8, 3, 3), (2, 4, 20, 20))
     expected = gradients(*arrays, None, 1, True)
@@ -217,16 +211,6 @@ def test_nothing_is_written_into_arguments(method):
     np.testing.assert_array_equal(gradient, np.where(output > 0, output_gradient, 0))
     found = gradients(images, weight, output_gradient, output, 1, True)
     assert [array.shape for array in found] == [array.shape for array in (images, weight, bias)]
-
-
-def test_few_kernels_are_convolved_along_rows():
-    def pays(outputs, channels, size=3, dilation=1):
-        return convolution.rows_pay(np.empty((outputs, channels, size, size)), dilation)
-
-    assert pays(64, 128)
-    assert not pays(65, 128)
-    assert not pays(8, 8, size=1)
-    assert not pays(8, 8, dilation=6)
 
 
 def test_images_of_other_channels_are_refused(method):
