@@ -139,7 +139,7 @@ class Head(Convolution):
         cells = np.nonzero(gradient.any(axis=2))
         rows, columns = cells
         values, padded = gradient[cells], self._padded(x)
-        around = sliding_window_view(padded, (self.size, self.size), axis=(0, 1))[cells]
+        around = sliding_window_view(padded, (self.size, self.size), axis=(0, 1))[cells]  # type: ignore[call-overload]
         total += around.reshape(len(rows), len(total)).T @ values
         bias_total += values.sum(axis=0)
         found = np.zeros_like(padded)

@@ -5,7 +5,7 @@ LLVM by itself keeps no sums of a matrix product in registers, and vectorises no
 
 import operator
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import float32, types
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -46,6 +46,7 @@ def load(typing, array, place):
     def generate(context, builder, signature, arguments):
         return builder.load(_address(context, builder, array, *arguments, _IR), align=4)
 
+    # type: ignore[call-arg]
     return VECTOR(array, types.intp), generate
 
 
@@ -53,7 +54,7 @@ def load(typing, array, place):
 def store(typing, array, place, vector):
     def generate(context, builder, signature, arguments):
         builder.store(arguments[2], _address(context, builder, array, *arguments[:2], _IR), align=4)
-        return context.get_dummy_value()
+        return context.get_dummy_value()  # type: ignore[call-arg]
 
     return types.void(array, types.intp, VECTOR), generate
 
@@ -65,6 +66,7 @@ def spread(typing, array, place):
     def generate(context, builder, signature, arguments):
         return _spread(builder, builder.load(_address(context, builder, array, *arguments, ir.FloatType())))
 
+    # type: ignore[call-arg]
     return VECTOR(array, types.intp), generate
 
 
