@@ -7,7 +7,7 @@ the second, draw where `do` is called.
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,11 +19,13 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.images import ImageError, decode_image, network_input
 from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import open_atomically, told
+from ssd300_vgg16.result_formats import write_crops, write_labels
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,11 +35,16 @@ MAX_THREADS = 8  # more would read no faster than the network computes
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to detect on, its number among all, counted from 1, and where its picture goes."""
+    """A file to detect on, its number among all, counted from 1, and where its picture goes.
+
+    labels: where YOLO's text goes too. crops: the folder beside the pictures that cut out objects go to too.
+    """
 
     number: int
     path: Path
     picture: Path
+    labels: Path | None = None
+    crops: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def detect_each(
                     continue
                 notes.add(image.notes)
                 detections = detector.named(next(results), max_detections)
-                drawing.do(_draw, image.pixels, detections, file.picture)
+                drawing.do(_write, image.pixels, detections, file, detector.description.categories)
                 yield file, detections
 
 
@@ -130,6 +137,15 @@ def _detected(detector: Detector, images: list[_Image]) -> list[dict[str, np.nda
     return detector.detect(np.stack([image.prepared for image in images]), sizes_hw)
 
 
+def _write(image: np.ndarray, detections: Detections, file: ImageFile, categories: Sequence[Category]) -> None:
+    """What belongs to an image, the picture last: where it is, all is."""
+    if file.labels:
+        write_labels(file.labels, detections, image.shape, categories)
+    if file.crops:
+        write_crops(file.crops, file.picture.relative_to(file.crops.parent).with_suffix(""), image, detections)
+    _draw(image, detections, file.picture)
+
+
 def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
     from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while the network is computed
 
@@ -178,6 +194,14 @@ class JsonList:
                 self._put(b"")
             raise UserError(f"{self._part}: {told(error)}; it holds the {self.count} detections so far") from error
         self._end += len(content)
+
+    @staticmethod
+    def rows(path: Path) -> Iterator[dict]:
+        """Those in the file, one at a time."""
+        with path.open("rb") as file:
+            for line in file:
+                if line.startswith(b"{"):
+                    yield json.loads(line.rstrip(b",\n"))
 
     def _put(self, content: bytes) -> None:
         view = memoryview(content + _CLOSED)

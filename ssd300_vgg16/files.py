@@ -32,6 +32,11 @@ def refuse_unwritable(folder: Path) -> None:
         raise UserError(f"{folder}: the disk is full ({free:,} bytes are free): make room, or name another folder")
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, its links followed, is the folder or below it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def told(error: OSError) -> str:
     """An error of the system for people: the file, what is wrong, and what to do where that is known."""
     advice = ": make room on its disk, or name another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

@@ -13,7 +13,8 @@ import os
 import sys
 from collections import Counter
 from contextlib import closing
-from itertools import islice
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 # First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
@@ -23,6 +24,7 @@ from ssd300_vgg16.cli import command_line
 from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.image_ids import ImageId, image_ids
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
@@ -31,8 +33,9 @@ from ssd300_vgg16.detect_in_processes import DetectorProcesses
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import refuse_unwritable
+from ssd300_vgg16.files import is_inside, refuse_unwritable
 from ssd300_vgg16.report.results_page import DetectionsPage
+from ssd300_vgg16.result_formats import refuse_others_labels, write_names, write_table
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
@@ -40,7 +43,8 @@ from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name, refuse_r
 
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
-DETECTIONS = "detections.json"
+DETECTIONS, TABLE = "detections.json", "detections.csv"
+LABELS, CROPS = "labels", "crops"  # folders, called so by YOLOv5 too
 METRICS = "coco_metrics.json"
 BEST = "best"
 MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before the options are known to be good
@@ -72,6 +76,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="per image, the best ones (default: %(default)s)",
     )
+    parser.add_argument(
+        "--image-ids",
+        metavar="FILE",
+        help="COCO annotations: image_id in detections.json are those of its images of the same file names, and images "
+        "that it does not name are left out (default: images are numbered)",
+    )
+    parser.add_argument(
+        "--save-txt", action="store_true", help="also write labels/ and data.yaml: YOLO's text files, with scores"
+    )
+    parser.add_argument("--save-csv", action="store_true", help=f"also write {TABLE}, boxes as x1, y1, x2, y2")
+    parser.add_argument("--save-crop", action="store_true", help="also write crops/CLASS/: the objects cut out")
     parser.add_argument(
         "--skip",
         type=command_line.natural,
@@ -110,19 +125,29 @@ def main(arguments: list[str]) -> int:
         print(f"no image by their names, and left out: {listed([f'{n} {suffix}' for suffix, n in others.items()])}")
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
+    ids = _image_ids(options.image_ids, images)
+    files = _files(list(ids), output, options.save_txt, options.save_crop)
     # Before the detector, whose loading takes seconds.
-    if skip >= len(images):
-        raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
+    if skip >= len(files):
+        raise UserError(f"--skip {skip}: there are {len(files)} images, of which none would be left")
     if skip and (output / DETECTIONS).exists():
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
     refuse_unwritable(output)
+    if options.save_txt:
+        refuse_others_labels(output, output / LABELS)
     detector = _load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
     _tell_of_missing_font([category.name for category in detector.description.categories])
     batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
-    return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
+    output.mkdir(parents=True, exist_ok=True)
+    if options.save_txt:
+        write_names(output, detector.description.categories)
+    status = _detect_all(detector, weights, files, ids, output, options.max_detections, batch_size, skip)
+    if options.save_csv:
+        write_table(output / TABLE, JsonList.rows(output / DETECTIONS))
+    return status
 
 
 def _fraction_or_best(text: str) -> float | str:
@@ -178,32 +203,40 @@ def _samples_of(weights: Path) -> list[Path]:
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
+def _image_ids(annotations: str | None, images: list[Path]) -> dict[Path, ImageId]:
+    """The ids of those images that the annotations name, the others are told; without any the images' numbers."""
+    if annotations is None:
+        return {image: number for number, image in enumerate(images, start=1)}
+    ids = image_ids(Path(annotations), images)
+    if others := [str(image) for image in images if image not in ids]:
+        print(f"not named by {annotations}, and left out: {len(others)} of {len(images)} images: {listed(others, 1)}")
+    return {image: ids[image] for image in images if image in ids}
+
+
 def _detect_all(
     detector: Detector | DetectorProcesses,
     weights: Path,
-    images: list[Path],
+    files: list[ImageFile],
+    ids: dict[Path, ImageId],
     output: Path,
     max_detections: int,
     batch_size: int,
     skip: int,
 ) -> int:
-    output.mkdir(parents=True, exist_ok=True)
-    numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
     broken, done, page = [], skip, DetectionsPage(detector.description.categories)
     if (output / DETECTIONS).exists():
         print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
     with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
-        files = islice(numbered, skip, None)
         if isinstance(detector, Detector):
-            detections_of_each = detect_each(detector, files, max_detections, batch_size)
+            detections_of_each = detect_each(detector, files[skip:], max_detections, batch_size)
         else:
-            detections_of_each = detector.detect_each(files, max_detections, batch_size)
-        with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
+            detections_of_each = detector.detect_each(files[skip:], max_detections, batch_size)
+        with closing(detections_of_each), tqdm(total=len(files), initial=skip, unit="image", disable=None) as bar:
             for file, detections in detections_of_each:
                 if isinstance(detections, ImageError):
                     broken.append(str(detections))
                 else:
-                    results.add(_as_json(detections, file.number, str(file.path), detector))
+                    results.add(_as_json(detections, ids[file.path], str(file.path), detector))
                     page.add(file.path, detections)
                 done = file.number
                 bar.update()
@@ -215,18 +248,16 @@ def _detect_all(
         print(f"look at them: open {page.write(output, str(weights), detector.score_threshold)} in a browser")
     for message in broken:
         print(f"not read: {message}", file=sys.stderr)
-    if stop.signal_number is not None and done < len(images):
-        print(
-            f"Stopped after {done} of {len(images)} images. Go on with: the same, --skip {done}, another --output-dir"
-        )
+    if stop.signal_number is not None and done < len(files):
+        print(f"Stopped after {done} of {len(files)} images. Go on with: the same, --skip {done}, another --output-dir")
         raise Stopped(stop.signal_number)
     return 1 if broken else 0
 
 
-def _picture_places(images: list[Path], output: Path) -> list[Path]:
-    """Where each image's picture goes: below output, as the images lie below the folder that they share.
+def _files(images: list[Path], output: Path, save_txt: bool, save_crop: bool) -> list[ImageFile]:
+    """The images, and where what belongs to each goes: below output, as they lie below the folder that they share.
 
-    Raises UserError if a picture would overwrite an image.
+    Raises UserError if something would overwrite an image or another's.
     """
     places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
     base = os.path.commonpath([place.parent for place in places])
@@ -243,17 +274,32 @@ def _picture_places(images: list[Path], output: Path) -> list[Path]:
     lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
     if lost:
         raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
-    return pictures
+    files = list(map(ImageFile, count(1), images, pictures))
+    if save_txt:
+        labels = [output / LABELS / place.relative_to(base).with_suffix(".txt") for place in places]
+        if len(set(labels)) < len(labels):
+            twice = Counter(labels).most_common(1)[0][0]
+            some = [str(image) for image, label in zip(images, labels, strict=True) if label == twice]
+            raise UserError(f"--save-txt: {listed(some)} would share {twice}: give each a name of its own")
+        files = [replace(file, labels=label) for file, label in zip(files, labels, strict=True)]
+    if save_crop:
+        crops = output / CROPS
+        if inside := [path for path in (*places, *pictures) if is_inside(path, crops)]:
+            raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
+        files = [replace(file, crops=crops) for file in files]
+    return files
 
 
-def _as_json(detections: Detections, number: int, file_name: str, detector: Detector | DetectorProcesses) -> list[dict]:
+def _as_json(
+    detections: Detections, image_id: ImageId, file_name: str, detector: Detector | DetectorProcesses
+) -> list[dict]:
     """Detections of one image in COCO's results format, with file and category names added."""
     ids = {category.label: category.id for category in detector.description.categories}
     boxes = xyxy_to_xywh(detections["boxes"]).tolist()
     scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
     return [
         {
-            "image_id": number,
+            "image_id": image_id,
             "file_name": file_name,
             "category_id": ids.get(label, label),
             "category_name": name,

@@ -85,11 +85,11 @@ def test_few_wait_to_be_drawn(detector, files, monkeypatch):
     """A slow disk holds the network up, so that images do not pile up in memory."""
     drawn, most = [], 0
 
-    def slow(image, found, picture):
+    def slow(image, found, file, categories):
         time.sleep(0.05)
-        drawn.append(picture)
+        drawn.append(file)
 
-    monkeypatch.setattr("ssd300_vgg16.detect_files._draw", slow)
+    monkeypatch.setattr("ssd300_vgg16.detect_files._write", slow)
     monkeypatch.setattr("ssd300_vgg16.detect_files.MAX_THREADS", 1)
     whole = [file for file in files if file.number != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,14 +33,17 @@ def files_in(folder):
 
 def test_the_same_files_as_with_one_process(place):
     outputs = []
-    for count, extra in ((1, ()), (2, ()), (2, ("-b", "2"))):
+    formats = ("--save-txt", "--save-csv", "--save-crop")
+    for count, extra in ((1, formats), (2, formats), (2, (*formats, "-b", "2"))):
         done = run(
             "infer", *arguments(place, f"n{count}{len(extra)}"), *extra, folder=place, variables={"NPROC": count}
         )
         assert done.returncode == 1 and "not read: " in done.stderr and "000003.jpg" in done.stderr
         assert "Traceback" not in done.stderr
         outputs.append(files_in(place / f"n{count}{len(extra)}"))
-    assert len(json.loads(outputs[0]["detections.json"])) > 10 and len(outputs[0]) == IMAGES + 1
+    assert len(json.loads(outputs[0]["detections.json"])) > 10
+    assert Counter(Path(name).suffix for name in outputs[0])[".txt"] == IMAGES - 1
+    assert {"data.yaml", "detections.csv", "report.html", "000001.jpg", "000001-001.jpg"} <= outputs[0].keys()
     assert outputs[1] == outputs[0] and outputs[2].keys() == outputs[0].keys()
 
 
