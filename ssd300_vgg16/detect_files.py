@@ -158,18 +158,25 @@ def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
 class JsonList:
     """A JSON file of a list that is written as it grows: `PATH.part` until the block ends, whole at any time.
 
-    After an error it stays `PATH.part`: it must not look complete.
+    After an error it stays `PATH.part`: it must not look complete. end: of the rows that are there and stay, their
+    number is `count`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.count = 0
+    def __init__(self, path: Path, end: int = 0, count: int = 0) -> None:
+        self.count = count
         self._path = path
-        self._part = path.with_name(f"{path.name}.part")
+        self._part = self.part_of(path)
+        self._end = end  # of the rows, behind which the list is closed
+
+    @staticmethod
+    def part_of(path: Path) -> Path:
+        """What the list is called while it grows."""
+        return path.with_name(f"{path.name}.part")
 
     def __enter__(self) -> "JsonList":
-        self._file = self._part.open("wb")
-        self._end = 0  # of the rows, behind which the list is closed
-        self._write("[")
+        self._file = self._part.open("r+b" if self._end else "wb")
+        self._file.truncate(self._end)
+        self._write("" if self._end else "[")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -196,12 +203,18 @@ class JsonList:
         self._end += len(content)
 
     @staticmethod
-    def rows(path: Path) -> Iterator[dict]:
-        """Those in the file, one at a time."""
+    def rows(path: Path) -> Iterator[tuple[dict, int]]:
+        """The rows in the file, one at a time, and where in it each ends; those before a line that is cut off."""
+        place = 0
         with path.open("rb") as file:
             for line in file:
-                if line.startswith(b"{"):
-                    yield json.loads(line.rstrip(b",\n"))
+                row = line.rstrip(b",\n")
+                if row.startswith(b"{"):
+                    try:
+                        yield json.loads(row), place + len(row)
+                    except ValueError:
+                        return
+                place += len(line)
 
     def _put(self, content: bytes) -> None:
         view = memoryview(content + _CLOSED)

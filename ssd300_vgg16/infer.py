@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -33,7 +33,8 @@ from ssd300_vgg16.detect_in_processes import DetectorProcesses
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import is_inside, refuse_unwritable
+from ssd300_vgg16.files import is_inside, refuse_unwritable, write_json
+from ssd300_vgg16.interrupted import SETTINGS, Progress, progress_of, settings_of
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.result_formats import refuse_others_labels, write_names, write_table
 from ssd300_vgg16.signals import StopRequest
@@ -88,11 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-csv", action="store_true", help=f"also write {TABLE}, boxes as x1, y1, x2, y2")
     parser.add_argument("--save-crop", action="store_true", help="also write crops/CLASS/: the objects cut out")
     parser.add_argument(
-        "--skip",
-        type=command_line.natural,
-        default=0,
-        metavar="N",
-        help="leave out the first N images: to go on where another call was stopped",
+        "--resume", action="store_true", help="go on where a call with the same options was stopped or killed"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
     parser.add_argument(
@@ -116,7 +113,7 @@ def _max_detections(text: str) -> int:
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
-    output, skip = Path(options.output_dir), options.skip
+    output = Path(options.output_dir)
     refuse_run(output)
     others: Counter[str] = Counter()
     # Before weights: a wrong path is told at once.
@@ -127,15 +124,20 @@ def main(arguments: list[str]) -> int:
     images = images or _samples_of(weights)
     ids = _image_ids(options.image_ids, images)
     files = _files(list(ids), output, options.save_txt, options.save_crop)
-    # Before the detector, whose loading takes seconds.
-    if skip >= len(files):
-        raise UserError(f"--skip {skip}: there are {len(files)} images, of which none would be left")
-    if skip and (output / DETECTIONS).exists():
-        raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
     refuse_unwritable(output)
     if options.save_txt:
         refuse_others_labels(output, output / LABELS)
+    # Before the detector, whose loading takes seconds.
+    settings = settings_of(
+        weights,
+        ids,
+        score_threshold=threshold,
+        max_detections=options.max_detections,
+        save_txt=options.save_txt,
+        save_crop=options.save_crop,
+    )
+    progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
     detector = _load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
@@ -144,9 +146,16 @@ def main(arguments: list[str]) -> int:
     output.mkdir(parents=True, exist_ok=True)
     if options.save_txt:
         write_names(output, detector.description.categories)
-    status = _detect_all(detector, weights, files, ids, output, options.max_detections, batch_size, skip)
+    if not progress.end:
+        part = JsonList.part_of(output / DETECTIONS)
+        if options.resume or part.exists():
+            print(f"nothing of {part} is gone on with: begins with the first image")
+        part.unlink(missing_ok=True)
+        write_json(output / SETTINGS, settings)
+    status = _detect_all(detector, weights, files, ids, output, options.max_detections, batch_size, progress)
     if options.save_csv:
-        write_table(output / TABLE, JsonList.rows(output / DETECTIONS))
+        write_table(output / TABLE, (row for row, _ in JsonList.rows(output / DETECTIONS)))
+    (output / SETTINGS).unlink(missing_ok=True)
     return status
 
 
@@ -221,35 +230,42 @@ def _detect_all(
     output: Path,
     max_detections: int,
     batch_size: int,
-    skip: int,
+    progress: Progress,
 ) -> int:
-    broken, done, page = [], skip, DetectionsPage(detector.description.categories)
-    if (output / DETECTIONS).exists():
+    broken, page, done = [], DetectionsPage(detector.description.categories), len(progress.rows)
+    for path, earlier in progress.detections():
+        page.add(path, earlier)
+    left = [file for file in files if file not in progress.rows]
+    if progress.end:
+        print(f"{done} of {len(files)} images are done")
+    elif (output / DETECTIONS).exists():
         print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
-    with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
+    results = JsonList(output / DETECTIONS, progress.end, sum(map(len, progress.rows.values())))
+    with StopRequest() as stop, suppress(Stopped), results:
         if isinstance(detector, Detector):
-            detections_of_each = detect_each(detector, files[skip:], max_detections, batch_size)
+            detections_of_each = detect_each(detector, left, max_detections, batch_size)
         else:
-            detections_of_each = detector.detect_each(files[skip:], max_detections, batch_size)
-        with closing(detections_of_each), tqdm(total=len(files), initial=skip, unit="image", disable=None) as bar:
+            detections_of_each = detector.detect_each(left, max_detections, batch_size)
+        with closing(detections_of_each), tqdm(total=len(files), initial=done, unit="image", disable=None) as bar:
             for file, detections in detections_of_each:
                 if isinstance(detections, ImageError):
                     broken.append(str(detections))
                 else:
                     results.add(_as_json(detections, ids[file.path], str(file.path), detector))
                     page.add(file.path, detections)
-                done = file.number
+                done += 1
                 bar.update()
-                if stop.made:
-                    break
-    detected = done - skip - len(broken)
-    print(f"{detected} images, {results.count} detections: pictures and {DETECTIONS} are in {output}")
+                if stop.signal_number is not None and done < len(files):
+                    raise Stopped(stop.signal_number)  # so that the list does not look complete
+    detected = done - len(broken)
+    where = DETECTIONS if done == len(files) else JsonList.part_of(Path(DETECTIONS))
+    print(f"{detected} images, {results.count} detections: pictures and {where} are in {output}")
     if detected:
         print(f"look at them: open {page.write(output, str(weights), detector.score_threshold)} in a browser")
     for message in broken:
         print(f"not read: {message}", file=sys.stderr)
     if stop.signal_number is not None and done < len(files):
-        print(f"Stopped after {done} of {len(files)} images. Go on with: the same, --skip {done}, another --output-dir")
+        print(f"Stopped after {done} of {len(files)} images. Go on with: the same, and --resume")
         raise Stopped(stop.signal_number)
     return 1 if broken else 0
 

@@ -72,7 +72,8 @@ def folder_name(class_name: str) -> str:
 def write_table(path: Path, rows: Iterable[dict]) -> None:
     """A CSV file of detections in COCO's format with names added."""
     with open_atomically(path) as file:
-        text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")  # file names need not be UTF-8
+        # File names need not be UTF-8, nor class names text at all.
+        text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(COLUMNS)
         for row in rows:
