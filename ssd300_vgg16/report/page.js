@@ -274,16 +274,25 @@ const figure = (value) => (value < 0 || value === undefined ? "–" : value.toFi
 
 // --------------------------------------------------------------------------------------------------------- boxes
 
-// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart. Where there are more classes than
-// colours, dashes tell those apart that share one; with ground truth dashes say hit or not. The tag has the name.
-const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
+// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart, and from the eighth on those that
+// are farthest from all before them in Oklab, as seen by any of these people: never nearer than the nearest of the
+// first seven. Where there are more classes than colours, dashes tell those apart that share one; with ground truth
+// dashes say hit or not. The tag has the name.
+const COLOURS = [
+  "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#78000f", "#87fff0", "#003c78",
+  "#874b5a", "#a569ff", "#a5d2a5", "#7800f0", "#b42d00", "#c3f0a5", "#6900b4", "#96b487", "#69d2ff", "#5a2d4b",
+];
 const DASHES = [null, "10 4", "2 3", "10 3 2 3"];
 const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
 const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
 const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
 const colourOf = (number) => COLOURS[number % COLOURS.length];
 const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
-const inkOn = (colour) => (["#0072b2", "#d55e00"].includes(colour) ? "#fff" : "#000");
+// White where it stands out more than black: a luminance below 0.18, by WCAG.
+const inkOn = (colour) => {
+  const [red, green, blue] = [1, 3, 5].map((start) => (parseInt(colour.slice(start, start + 2) || "ff", 16) / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 ? "#fff" : "#000";
+};
 
 // What is to be drawn of an image: the least certain first, so that the others lie on top.
 function marksOf(image) {
