@@ -17,6 +17,7 @@ from small_data import run, shapes_folder, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.boxes import xywh_to_xyxy
+from ssd300_vgg16.data.images import find_images
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.infer import MAX_DETECTIONS
 from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
@@ -407,6 +408,17 @@ def test_results_inside_the_images_folder_are_never_taken_for_images(place, phot
         assert detect(place, "photos", "--output-dir", "photos/out") == 0
         assert len({row["file_name"] for row in detections("photos/out")}) == 4
     assert "photos/out holds an earlier call's detections: detections.json and" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("paths", [["photos/**/*.jpg"], ["photos/*"], ["photos/a.jpg", "photos/out/a.jpg"]])
+def test_patterns_do_not_reach_into_the_results(photos, paths):
+    """The shell's neither, whose matches come as files."""
+    (photos / "out" / "deep").mkdir(parents=True)
+    shutil.copy("photos/a.jpg", "photos/out/a.jpg")
+    shutil.copy("photos/a.jpg", "photos/out/deep/b.jpg")
+    found = find_images(paths, leave_out=Path("photos/../photos/out"))
+    assert found and not [path for path in found if "out" in path.parts]
+    assert len(find_images(["photos/out/*.jpg"], leave_out=Path("photos"))) == 1, "what is named is taken"
 
 
 def test_what_is_no_image_is_named_and_the_others_are_done(place, photos, capsys):
