@@ -6,12 +6,12 @@ the second, draw where `do` is called.
 
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,11 +24,13 @@ from ssd300_vgg16.data.images import ImageError, decode_image, network_input
 from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import open_atomically, told
+from ssd300_vgg16.files import is_inside, open_atomically, told
 from ssd300_vgg16.result_formats import write_crops, write_labels
+from ssd300_vgg16.text import listed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+LABELS, CROPS = "labels", "crops"  # folders, called so by YOLOv5 too
 _CLOSED = b"\n]\n"
 MAX_THREADS = 8  # more would read no faster than the network computes
 
@@ -45,6 +47,42 @@ class ImageFile:
     picture: Path
     labels: Path | None = None
     crops: Path | None = None
+
+
+def image_files(images: list[Path], output: Path, save_txt: bool, save_crop: bool) -> list[ImageFile]:
+    """The images, and where what belongs to each goes: below output, as they lie below the folder that they share.
+
+    Raises UserError if something would overwrite an image or another's.
+    """
+    places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
+    base = os.path.commonpath([place.parent for place in places])
+    # Other formats keep their suffix, as a.jpg and a.png may lie side by side; and so may a.png and a.png.jpg.
+    taken = {place for place in places if place.suffix == ".jpg"}
+    names = {}
+    for place in places:
+        name = place
+        while place.suffix != ".jpg" and (name == place or name in taken):
+            name = name.with_name(f"{name.name}.jpg")
+        taken.add(name)
+        names[place] = name
+    pictures = [output / names[place].relative_to(base) for place in places]
+    lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
+    if lost:
+        raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
+    files = list(map(ImageFile, count(1), images, pictures))
+    if save_txt:
+        labels = [output / LABELS / place.relative_to(base).with_suffix(".txt") for place in places]
+        if len(set(labels)) < len(labels):
+            twice = Counter(labels).most_common(1)[0][0]
+            some = [str(image) for image, label in zip(images, labels, strict=True) if label == twice]
+            raise UserError(f"--save-txt: {listed(some)} would share {twice}: give each a name of its own")
+        files = [replace(file, labels=label) for file, label in zip(files, labels, strict=True)]
+    if save_crop:
+        crops = output / CROPS
+        if inside := [path for path in (*places, *pictures) if is_inside(path, crops)]:
+            raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
+        files = [replace(file, crops=crops) for file in files]
+    return files
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ import os
 import sys
 from collections import Counter
 from contextlib import closing, suppress
-from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 # First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
@@ -28,12 +26,12 @@ from ssd300_vgg16.data.image_ids import ImageId, image_ids
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
-from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
+from ssd300_vgg16.detect_files import LABELS, ImageFile, JsonList, detect_each, image_files
 from ssd300_vgg16.detect_in_processes import DetectorProcesses
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import is_inside, refuse_unwritable, write_json
+from ssd300_vgg16.files import refuse_unwritable, write_json
 from ssd300_vgg16.interrupted import SETTINGS, Progress, progress_of, settings_of
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.result_formats import refuse_others_labels, write_names, write_table
@@ -45,7 +43,6 @@ from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name, refuse_r
 SAMPLES_WITHOUT_PATHS = 12
 BATCH_ON_GPU = 8
 DETECTIONS, TABLE = "detections.json", "detections.csv"
-LABELS, CROPS = "labels", "crops"  # folders, called so by YOLOv5 too
 METRICS = "coco_metrics.json"
 BEST = "best"
 MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before the options are known to be good
@@ -123,7 +120,7 @@ def main(arguments: list[str]) -> int:
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
     ids = _image_ids(options.image_ids, images)
-    files = _files(list(ids), output, options.save_txt, options.save_crop)
+    files = image_files(list(ids), output, options.save_txt, options.save_crop)
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
     refuse_unwritable(output)
     if options.save_txt:
@@ -268,42 +265,6 @@ def _detect_all(
         print(f"Stopped after {done} of {len(files)} images. Go on with: the same, and --resume")
         raise Stopped(stop.signal_number)
     return 1 if broken else 0
-
-
-def _files(images: list[Path], output: Path, save_txt: bool, save_crop: bool) -> list[ImageFile]:
-    """The images, and where what belongs to each goes: below output, as they lie below the folder that they share.
-
-    Raises UserError if something would overwrite an image or another's.
-    """
-    places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
-    base = os.path.commonpath([place.parent for place in places])
-    # Other formats keep their suffix, as a.jpg and a.png may lie side by side; and so may a.png and a.png.jpg.
-    taken = {place for place in places if place.suffix == ".jpg"}
-    names = {}
-    for place in places:
-        name = place
-        while place.suffix != ".jpg" and (name == place or name in taken):
-            name = name.with_name(f"{name.name}.jpg")
-        taken.add(name)
-        names[place] = name
-    pictures = [output / names[place].relative_to(base) for place in places]
-    lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
-    if lost:
-        raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
-    files = list(map(ImageFile, count(1), images, pictures))
-    if save_txt:
-        labels = [output / LABELS / place.relative_to(base).with_suffix(".txt") for place in places]
-        if len(set(labels)) < len(labels):
-            twice = Counter(labels).most_common(1)[0][0]
-            some = [str(image) for image, label in zip(images, labels, strict=True) if label == twice]
-            raise UserError(f"--save-txt: {listed(some)} would share {twice}: give each a name of its own")
-        files = [replace(file, labels=label) for file, label in zip(files, labels, strict=True)]
-    if save_crop:
-        crops = output / CROPS
-        if inside := [path for path in (*places, *pictures) if is_inside(path, crops)]:
-            raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
-        files = [replace(file, crops=crops) for file in files]
-    return files
 
 
 def _as_json(
