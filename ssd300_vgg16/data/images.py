@@ -185,11 +185,11 @@ def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Cou
             images.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would merge links
     # A pattern, the shell's too, that reaches into the folder of results from above.
     if results and singly:
-        above = os.path.realpath(os.path.commonpath([os.path.dirname(path) for path in singly]))  # noqa: PTH120
+        above = os.path.realpath(os.path.commonpath([os.path.dirname(place) for place in singly]))  # noqa: PTH120
         if Path(above) in Path(results).parents:
-            for path in singly:
-                if is_inside(Path(path), Path(results)):
-                    images.pop(path, None)
+            for place in singly:
+                if is_inside(Path(place), Path(results)):
+                    images.pop(place, None)
     return [images[path] for path in sorted(images)]
 
 
