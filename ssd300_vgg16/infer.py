@@ -28,7 +28,7 @@ from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
 from ssd300_vgg16.detect_files import LABELS, ImageFile, JsonList, detect_each, image_files
 from ssd300_vgg16.detect_in_processes import DetectorProcesses
-from ssd300_vgg16.detector import Detections, Detector
+from ssd300_vgg16.detector import BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import refuse_unwritable, write_json
@@ -41,7 +41,6 @@ from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name, refuse_run
 
 SAMPLES_WITHOUT_PATHS = 12
-BATCH_ON_GPU = 8
 DETECTIONS, TABLE = "detections.json", "detections.csv"
 METRICS = "coco_metrics.json"
 BEST = "best"

@@ -50,6 +50,7 @@ def parse(arguments: list[str]) -> TrainOptions:
     parser = build_parser()
     defaults, given = _parsed(parser, arguments)
     flags = _flags(parser)
+    # An option of earlier versions: a command that has it goes on working.
     former = given.pop("cache", "none")
     if given.get("resume") == NEWEST:
         given["resume"] = str(newest_training())
@@ -136,6 +137,7 @@ def _with_length(options: TrainOptions) -> TrainOptions:
 
 def _usual_lr_steps(length: int) -> tuple[int, int]:
     """Milestones as far into a training of this length (epochs or steps) as 80 and 110 are into 120."""
+    # At least one unit apart, in the shortest trainings too.
     first = max(1, length * 80 // 120)
     return first, max(first + 1, length * 110 // 120)
 
@@ -166,6 +168,7 @@ def _problems(options: TrainOptions, given_backbone: str | None) -> list[str]:
     problems += _problems_of_weights(options, given_backbone)
     if options.replay and not Path(options.replay).exists():
         problems.append(f"--replay {options.replay}: there is no such file or folder")
+    # Each part of a step needs an image.
     if options.accumulate > options.batch_size:
         problems.append(f"--accumulate {options.accumulate}: there are only {options.batch_size} images in a step")
     if options.amp and options.eager:
@@ -224,6 +227,7 @@ def _problems_of_resuming(options: TrainOptions, resumed: dict, flags: dict[str,
         if name in resumed and getattr(options, name) != resumed[name]
     ]
     if problems:
+        # Once, behind the last of them.
         problems[-1] += " (with --load instead of --resume, its weights begin a new run)"
     if resumed and options.epochs and options.iterations:
         counted = "iterations" if resumed.get("iterations") else "epochs"

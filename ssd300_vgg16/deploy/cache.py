@@ -81,12 +81,10 @@ def _kept(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
 
 
 def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
-    # Only here: they bring OneFlow and onnx, whose import takes longer than to read what was kept.
-    from ssd300_vgg16.deploy.model import RAW, as_bytes, onnx_model
-    from ssd300_vgg16.weights.model import load_model
+    # Only here: it brings OneFlow and onnx, whose import takes longer than to read what was kept.
+    from ssd300_vgg16.deploy.model import RAW, as_bytes, onnx_model_of
 
-    model, description = load_model(weights)
-    made = onnx_model(model, description, RAW)
+    made, description = onnx_model_of(weights, RAW)
     for name, value in ((DESCRIPTION, description.as_json()), (NOTES, description.notes)):
         made.metadata_props.add(key=name, value=json.dumps(value))
     content = as_bytes(made)

@@ -18,6 +18,7 @@ from small_data import WIDTH, environment, run, shapes_folder, start, untrained_
 from ssd300_vgg16 import Detector
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.deploy import cache
+from ssd300_vgg16.deploy import model as deploy_model
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.model import RAW, onnx_model
 from ssd300_vgg16.errors import UserError
@@ -45,13 +46,13 @@ def weights(originals, tmp_path):
 @pytest.fixture
 def made(monkeypatch):
     """The weights that models were made from."""
-    paths, load_model = [], weights_model.load_model
+    paths, load_model = [], deploy_model.load_model
 
     def counted(path):
         paths.append(path)
         return load_model(path)
 
-    monkeypatch.setattr(weights_model, "load_model", counted)
+    monkeypatch.setattr(deploy_model, "load_model", counted)
     return paths
 
 
@@ -183,13 +184,13 @@ def test_a_full_disk_is_no_error(weights, capfd):
 
 
 def test_nothing_is_kept_of_weights_that_changed_meanwhile(weights, originals, monkeypatch):
-    load_model = weights_model.load_model
+    load_model = deploy_model.load_model
 
     def replaced_while_read(path):
         shutil.copy(originals[1], path)
         return load_model(path)
 
-    monkeypatch.setattr(weights_model, "load_model", replaced_while_read)
+    monkeypatch.setattr(deploy_model, "load_model", replaced_while_read)
     logits(weights)
     assert kept_beside(weights) == []
 
