@@ -132,8 +132,9 @@ class _Turned:
 
 
 def _orientation(sample: Sample) -> int:
+    as_stored = sample.upright or sample.path.suffix.lower() == ".webp"  # Chromium does not turn these
     try:
-        return AS_STORED if sample.upright else exif_orientation(sample.path)
+        return AS_STORED if as_stored else exif_orientation(sample.path)
     except ImageError:
         return AS_STORED  # it has gone meanwhile
 

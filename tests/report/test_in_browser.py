@@ -137,14 +137,14 @@ def refuse_marks_beside_the_red(page, count, folder):
 def test_boxes_lie_right_on_turned_photographs_that_were_evaluated(opened, tmp_path):
     """Labels refer to the pixels as stored; browsers show images upright."""
     samples = []
-    for number, path in enumerate(turned_pictures(tmp_path / "in", ["jpg"]), start=1):
+    for number, path in enumerate(turned_pictures(tmp_path / "in", ["jpg", "png", "webp"]), start=1):
         box = np.array([[RED[0], RED[1], RED[0] + RED[2], RED[1] + RED[3]]], dtype=float)
         none = np.zeros(1, dtype=bool)
         samples.append(Sample(number, path, 100, 160, box, np.ones(1, int), none, np.full(1, 1800.0), none))
-    boxes = np.tile(np.array(RED, dtype=float), (8, 1))
-    results = CocoResults(samples, [Category(1, 1, "red")], np.arange(8), np.zeros(8, int), boxes, np.ones(8), False)
+    boxes = np.tile(np.array(RED, dtype=float), (24, 1))
+    results = CocoResults(samples, [Category(1, 1, "red")], np.arange(24), np.zeros(24, int), boxes, np.ones(24), False)
     page, *_ = write_page(tmp_path / "out", results)
-    refuse_marks_beside_the_red(opened(page, "sort=name", height=1200), 8, tmp_path)
+    refuse_marks_beside_the_red(opened(page, "sort=name", height=2400), 24, tmp_path)
 
 
 def test_boxes_lie_right_on_turned_photographs_that_were_detected_on(opened, tmp_path):
