@@ -7,17 +7,19 @@ import argparse
 from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.data.dataset import Dataset, shared_images
+from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.fonts import missing_font
+from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
-from ssd300_vgg16.inspection.report import describe_unseen
+from ssd300_vgg16.inspection.page import PAGE, inspection_page
 from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, default_boxes, variant_of
 
 PROGRAM = "python -I -m ssd300_vgg16.data"
-DESCRIPTION = """Figures and pictures of a labelled data set: images, classes, sizes of objects, how they fit the
+DESCRIPTION = """A page (inspection.html) about a labelled data set: images, classes, sizes of objects, how they fit the
 network's default boxes, and what is wrong with it.
 
 python -I -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
@@ -35,14 +37,16 @@ def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = command_line.Parser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    inspect = commands.add_parser("inspect", help="figures and pictures of a data set", description=DESCRIPTION)
+    inspect = commands.add_parser(
+        "inspect", help="figures and pictures of a data set, as a page", description=DESCRIPTION
+    )
     inspect.add_argument("folder", nargs="?", metavar="DIR", help="the data set (default: data/coco)")
     inspect.add_argument("--split", choices=("train", "val", "both"), help="(default: those that are there)")
     inspect.add_argument("--model", choices=MODELS, default=MODELS[0], help="(default: %(default)s)")
     inspect.add_argument(
         "--default-boxes", choices=BOX_SIZES, help="their sizes (default: voc for VOC, else coco, as in training)"
     )
-    inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples drawn (default: %(default)s)")
+    inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples shown (default: %(default)s)")
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
     inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
     inspect.add_argument("--output-dir", metavar="DIR", help="where inspection/ goes (default: the current folder)")
@@ -53,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _images(text: str) -> int:
     count = command_line.positive_int(text)
     if count > MAX_IMAGES:
-        raise argparse.ArgumentTypeError(f"not more than {MAX_IMAGES} go on one sheet")
+        raise argparse.ArgumentTypeError(f"not more than {MAX_IMAGES} go on one page")
     return count
 
 
@@ -69,22 +73,41 @@ def main(arguments: list[str]) -> int:
     output = _output(options, source)
     box_sizes = options.default_boxes or ("voc" if source.format == "voc" else "coco")
     chosen, candidates = _candidates(options.model, box_sizes)
-    settings = Settings(chosen, options.images, options.seed, options.read_all, output)
-    inspected: dict[str, Inspected] = {}
-    datasets: dict[str, Dataset] = {}
+    settings = Settings(chosen, options.images, options.seed, options.read_all)
+    inspected: list[Inspected] = []
     for split in splits:
         others = [] if inspected else candidates  # val is held against the chosen ones alone
-        datasets[split] = source.load(split)
-        inspected[split] = inspect_split(split, datasets[split], settings, others)
-    if len(splits) == 2:
-        print(describe_unseen(unseen_classes(inspected["train"].classes, inspected["val"].classes)))
-        if shared := shared_images(datasets["train"], datasets["val"]):
-            print(shared)
-    names = dict.fromkeys(row.name for split in inspected.values() for row in split.classes)
-    if notice := missing_font(names):
-        print(f"\n{notice}")
-    print(f"\nwritten: {', '.join(str(path) for split in inspected.values() for path in split.pictures)}")
-    return 1 if any(split.faults for split in inspected.values()) else 0
+        inspected.append(inspect_split(split, source.load(split), settings, others))
+        _print(inspected[-1], chosen)
+    remarks = _remarks(*inspected) if len(inspected) == 2 else []
+    print("", *remarks, sep="\n")
+    if notice := missing_font(dict.fromkeys(row.name for split in inspected for row in split.classes)):
+        print(notice)
+    write_atomically(output / PAGE, inspection_page(inspected, remarks, chosen, output))
+    print(f"written: {output / PAGE}")
+    return 1 if any(split.faults for split in inspected) else 0
+
+
+def _print(inspected: Inspected, chosen: Candidate) -> None:
+    """What matters of a split; the page has the rest."""
+    print(f"\n{inspected.split}: {inspected.dataset.name}")
+    print(report.describe_contents(inspected.contents))
+    print(report.describe_classes(inspected.classes))
+    if fit := inspected.fit:
+        print(report.describe_fit(fit.ious[chosen], fit.lost, chosen))
+        for line in fit.advice:
+            print(f"  advice: {line}")
+    problems = inspected.dataset.problems
+    print(problems.message() if problems else "no problems in the annotations")
+    print(f"images read: {inspected.read:,}; broken, or of another size than annotated: {len(inspected.faults):,}")
+    for line in inspected.remarks():
+        print(f"  {line}")
+
+
+def _remarks(train: Inspected, val: Inspected) -> list[str]:
+    """Sentences on how the two go together."""
+    shared = shared_images(train.dataset, val.dataset)
+    return [report.describe_unseen(unseen_classes(train.classes, val.classes)), *([shared] if shared else [])]
 
 
 def _source(options: argparse.Namespace) -> DataSource:
@@ -120,13 +143,13 @@ def _splits(source: DataSource, asked: str | None) -> list[str]:
 
 
 def _output(options: argparse.Namespace, source: DataSource) -> Path:
-    """The folder for the pictures; UserError if it would be in the data set without having been named."""
+    """The folder for the page; UserError if it would be in the data set without having been named."""
     here = Path.cwd()
     given = (place for split in (source.train, source.val) for place in split or () if place and place.is_dir())
     places = [source.path, *given]
     folders = [place.parent if place.is_file() else place for place in places if place]
     if not options.output_dir and any(here.is_relative_to(folder.resolve()) for folder in folders):
-        raise UserError("the current folder is the data set's own: name one for the pictures with --output-dir")
+        raise UserError("the current folder is the data set's own: name one for the page with --output-dir")
     output = Path(options.output_dir or ".") / FOLDER
     output.mkdir(parents=True, exist_ok=True)
     return output

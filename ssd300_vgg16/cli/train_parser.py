@@ -297,7 +297,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how often to replace a process that was killed, or a data worker (default: %(default)s)",
     )
-    estimate = "try two steps and an evaluation batch, estimate memory and time, write nothing"
+    estimate = (
+        "try two steps and an evaluation batch, estimate memory and time, draw eight images as the network gets them "
+        "into a picture in the folder for temporary files, and write nothing else"
+    )
     group.add_argument("--check", action="store_true", help=estimate)
     group.add_argument(
         "--cache", choices=("none", "ram", "disk"), default="none", help=argparse.SUPPRESS

@@ -255,23 +255,31 @@ def without_repeated(table: ObjectTable, described: Callable[[int], str], proble
 def report_boxes(
     images: list[ImageRow], table: ObjectTable, described: Callable[[int], str], problems: Problems
 ) -> None:
-    """Count the boxes that are well-formed and yet wrong for their image; each under the worst that is true of it.
+    """Count the boxes that are well-formed and yet wrong for their image.
 
     described: the object of this row, with its place in the file.
     """
-    x1, y1, x2, y2 = table.boxes.T
     height, width = np.array([image[2:] for image in images], dtype=np.float64)[table.image_index].T
+    for (kind, fate), rows in faulty_boxes(table.boxes, height, width).items():
+        for row in np.flatnonzero(rows).tolist():
+            problems.add(kind, described(row), fate)
+
+
+def faulty_boxes(boxes: np.ndarray, height: np.ndarray, width: np.ndarray) -> dict[tuple[str, Fate], np.ndarray]:
+    """Which of the boxes [N, 4] xyxy are wrong for their images of this height and width [N]: bool [N] for each kind.
+
+    Each is under the worst that is true of it.
+    """
+    x1, y1, x2, y2 = boxes.T
     empty = (x2 <= x1) | (y2 <= y1)
     outside = (x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0)
     far = PIXELS_BEYOND_IMAGE
     beyond = (x1 < -far) | (y1 < -far) | (x2 > width + far) | (y2 > height + far)
-    for kind, fate, rows in (
-        ("box of no area", OBJECT_UNTRAINED, empty),
-        ("box outside the image", OBJECT_UNTRAINED, outside & ~empty),
-        ("box beyond the image", OBJECT_CLIPPED, beyond & ~outside & ~empty),
-    ):
-        for row in np.flatnonzero(rows).tolist():
-            problems.add(kind, described(row), fate)
+    return {
+        ("box of no area", OBJECT_UNTRAINED): empty,
+        ("box outside the image", OBJECT_UNTRAINED): outside & ~empty,
+        ("box beyond the image", OBJECT_CLIPPED): beyond & ~outside & ~empty,
+    }
 
 
 def file_names(folder: Path) -> frozenset[str]:

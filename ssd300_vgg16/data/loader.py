@@ -205,8 +205,10 @@ def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationB
 
 
 def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples that hold an object to train on (the published recipe leaves the others out).
+    """Samples that hold an object to train on.
 
+    Of the others the loss would be zero: hard negatives are three for each positive of their image. The published
+    recipe leaves them out too.
     Raises UserError if there is none.
     """
     kept = [sample for sample in samples if len(sample.objects(sample.height, sample.width)[0])]

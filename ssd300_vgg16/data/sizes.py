@@ -38,14 +38,19 @@ def scaled(boxes: np.ndarray, annotated: tuple[int, int], size: tuple[int, int])
     return boxes * np.array([new_width / width, new_height / height] * 2, dtype=boxes.dtype)
 
 
+def looked_at(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Those whose files `report_sizes` compares with the declared sizes."""
+    return samples[:: max(1, -(-len(samples) // FILES_LOOKED_AT))]
+
+
 def report_sizes(samples: Sequence[Sample], problems: Problems) -> None:
     """Count images of another size than declared, among some from all over the data set, by what becomes of them.
 
     Raises UserError if most have a size that cannot be right.
     """
-    looked_at = samples[:: max(1, -(-len(samples) // FILES_LOOKED_AT))]
+    some = looked_at(samples)
     faults = []
-    for sample in looked_at:
+    for sample in some:
         try:
             size = image_size(sample.path, sample.upright)
             kind = None if size == (sample.height, sample.width) else _kind(sample, size)
@@ -56,8 +61,8 @@ def report_sizes(samples: Sequence[Sample], problems: Problems) -> None:
         if kind:
             width_height = f"{sample.path.name}: {size[1]} x {size[0]}, declared {sample.width} x {sample.height}"
             problems.add(kind, width_height, READ_ALL_THE_SAME)
-    if len(faults) > len(looked_at) / 2:
-        raise UserError(f"{problems.source}: {len(faults)} of {len(looked_at)} images looked at are so: {faults[0]}")
+    if len(faults) > len(some) / 2:
+        raise UserError(f"{problems.source}: {len(faults)} of {len(some)} images looked at are so: {faults[0]}")
     for fault in faults:
         problems.add("image of another size and shape than declared: left out", fault, SKIPPED)
 

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import same_name
-from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.dataset import Dataset, faulty_boxes
 from ssd300_vgg16.data.matching import MATCH_IOU, UNMATCHED, match
 
 SIZE_LIMITS = (8, 16, 32, 64, 128, 256)  # between the rows of `by_size`, in pixels of the network's input
@@ -114,6 +115,14 @@ class SizeRow:
     lost: int
 
 
+class Marked(NamedTuple):
+    """Objects of one image that something is wrong with: its index, boxes [N, 4] xyxy in its pixels, labels [N]."""
+
+    image: int
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
 def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
     """All objects that `Sample.objects` gives, resized to the network's input of image_size x image_size pixels."""
     samples = dataset.samples
@@ -197,6 +206,33 @@ def lost_objects(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray
             matched = match(objects.boxes[rows], default_boxes)
             lost[rows] = np.bincount(matched[matched != UNMATCHED], minlength=len(rows)) == 0
     return lost
+
+
+def marked_faults(dataset: Dataset) -> dict[str, list[Marked]]:
+    """The boxes that are wrong for their images, by what is wrong with them."""
+    samples = dataset.samples
+    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    boxes = np.concatenate([sample.boxes for sample in samples])
+    labels = np.concatenate([sample.labels for sample in samples])
+    height, width = np.array([(sample.height, sample.width) for sample in samples])[images].T
+    faults = faulty_boxes(boxes, height, width)
+    return {kind: _by_image(images[rows], boxes[rows], labels[rows]) for (kind, _), rows in faults.items()}
+
+
+def marked_lost(dataset: Dataset, objects: InputObjects, lost: np.ndarray, image_size: int) -> list[Marked]:
+    """The `lost_objects`, bool [N], of the images, those with the most first."""
+    sizes = np.array([(sample.width, sample.height) * 2 for sample in dataset.samples])[objects.images]
+    boxes = objects.boxes * sizes / image_size
+    found = _by_image(objects.images[lost], boxes[lost], objects.labels[lost])
+    return sorted(found, key=lambda marked: -len(marked.labels))
+
+
+def _by_image(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> list[Marked]:
+    """images: ascending."""
+    names, starts = np.unique(images, return_index=True)
+    ends = np.append(starts, len(images))[1:]
+    rows = zip(names.tolist(), starts, ends, strict=True)
+    return [Marked(image, boxes[start:end], labels[start:end]) for image, start, end in rows]
 
 
 def by_size(sides: np.ndarray, ious: np.ndarray, lost: np.ndarray) -> list[SizeRow]:

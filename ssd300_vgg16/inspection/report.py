@@ -1,4 +1,4 @@
-"""The figures of an inspection as text, and what they advise."""
+"""What an inspection found in few lines, and what it advises."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,8 @@ from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects, SizeRow, fitting_count
 from ssd300_vgg16.text import listed, printable
 
-PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
-BAR_LENGTH = 40
-MAX_CLASSES = 100
-MAX_LETTERS = 30  # of the name of a class or file, in a column or a caption
+MAX_CLASSES = 10  # that are named in the line
+MAX_LETTERS = 30  # of such a name
 
 # From what share of the objects on something is advised.
 MISFITS_WORTH_ADVICE = 0.15
@@ -38,12 +36,13 @@ def describe_contents(counts: Contents) -> str:
             f"  images              {counts.images:,}, {counts.images_without_objects:,} of them without objects",
             f"  objects             {counts.objects:,}{''.join(notes)}",
             f"  objects per image   median {counts.median_per_image:g}, at most {counts.max_per_image:,}",
-            f"  image sizes         {_describe_sizes(counts.sizes)}",
+            f"  image sizes         {describe_sizes(counts.sizes)}",
         ]
     )
 
 
-def _describe_sizes(sizes: Sequence[tuple[tuple[int, int], int]]) -> str:
+def describe_sizes(sizes: Sequence[tuple[tuple[int, int], int]]) -> str:
+    """The sizes of the images, (width, height) with how many have it, in a few words."""
     (width, height), count = sizes[0]
     if len(sizes) == 1:
         return f"all {width} x {height}"
@@ -54,30 +53,28 @@ def _describe_sizes(sizes: Sequence[tuple[tuple[int, int], int]]) -> str:
 
 
 def describe_classes(rows: Sequence[ClassCount]) -> str:
-    """A table of the classes with bars; those without objects are named below it."""
-    present = [row for row in rows if row.objects]
-    shown = present[:MAX_CLASSES]
-    column = max([len("class"), *(len(printable(row.name, MAX_LETTERS)) for row in shown)])
-    total, most = sum(row.objects for row in rows), max((row.objects for row in rows), default=0)
-    lines = [f"  {'class':{column}}  {'objects':>9}  {'images':>9}   share"]
-    for row in shown:
-        bar = "#" * max(1, round(BAR_LENGTH * row.objects / most))
-        name, share = printable(row.name, MAX_LETTERS), row.objects / total
-        lines.append(f"  {name:{column}}  {row.objects:9,}  {row.images:9,}  {share:6.1%}  {bar}")
-    if len(present) > len(shown):
-        rest = sum(row.objects for row in present[len(shown) :])
-        lines.append(f"  and {len(present) - len(shown):,} classes with {rest:,} objects together")
+    """A line on the classes, `class_counts`: the most and the least frequent, and those without objects."""
+    present = [f"{printable(row.name, MAX_LETTERS)} {row.objects:,}" for row in rows if row.objects]
     absent = [row.name for row in rows if not row.objects]
-    if absent:
-        lines.append(f"  without objects: {listed(absent, MAX_CLASSES)}")
-    return "\n".join(lines)
+    shown = present if len(present) <= MAX_CLASSES else [*present[: MAX_CLASSES - 1], "...", present[-1]]
+    without = f"; without objects: {listed(absent)}" if absent else ""
+    return f"  classes             {len(rows):,}: {', '.join(shown)}{without}"
+
+
+def describe_fit(ious: np.ndarray, lost: np.ndarray, chosen: Candidate) -> str:
+    """A line on how objects fit the default boxes: their highest IoUs [N], and which of them are lost, bool [N]."""
+    unlearnt = f", {lost.mean():.1%} are learnt by none" if lost.any() else ""
+    return (
+        f"  default boxes       {chosen.model} with {chosen.box_sizes}: {share_fitting(ious):.1%} of the objects have "
+        f"one with IoU >= {MATCH_IOU}{unlearnt}"
+    )
 
 
 def describe_unseen(names: Sequence[str]) -> str:
     """A line about the classes that val has objects of and train has none of."""
     if not names:
-        return "\nevery class of val has objects in train"
-    return f"\nclasses of val that train has no object of: {listed(names, MAX_CLASSES)}"
+        return "every class of val has objects in train"
+    return f"classes of val that train has no object of: {listed(names)}"
 
 
 def describe_rotated(files: Sequence[str]) -> str:
@@ -89,36 +86,6 @@ def describe_rotated(files: Sequence[str]) -> str:
     )
 
 
-def describe_boxes(objects: InputObjects, image_size: int) -> str:
-    """Percentiles of size and shape of one object or more at the network's input."""
-    head = "".join(f"{f'{percent} %':>8}" for percent in PERCENTILES)
-    sides, ratios = (np.percentile(values, PERCENTILES) for values in (objects.sides, objects.ratios))
-    return "\n".join(
-        [
-            f"  at {image_size} x {image_size}: percentiles of {len(objects):,} objects",
-            f"  {'':22}{head}",
-            f"  {'side, sqrt(area), px':22}" + "".join(f"{value:8.1f}" for value in sides),
-            f"  {'width / height':22}" + "".join(f"{value:8.2f}" for value in ratios),
-        ]
-    )
-
-
-def describe_fit(rows: Sequence[SizeRow]) -> str:
-    """The table of objects by size against the default boxes, and its sum."""
-    enough = f"IoU >= {MATCH_IOU}"
-    lines = [f"  {'side, px':>10}  {'objects':>9}  {'best IoU':>8}  {enough:>16}  {'below':>16}  {'lost':>6}"]
-    total = sum(row.objects for row in rows)
-    mean = sum(row.objects * row.mean_iou for row in rows) / max(total, 1)
-    all_rows = SizeRow(0, float("inf"), total, mean, sum(row.fitting for row in rows), sum(row.lost for row in rows))
-    lines += [_fit_line(interval(row), row) for row in rows if row.objects]
-    lines += [
-        _fit_line("all", all_rows),
-        "  best IoU: mean of each object's highest; below: learnt by the one default box that is forced on it;",
-        "  lost: by none, since another object has the default box",
-    ]
-    return "\n".join(lines)
-
-
 def interval(row: SizeRow) -> str:
     """A row's limits, as "32 - 64"."""
     if row.low == 0:
@@ -126,24 +93,8 @@ def interval(row: SizeRow) -> str:
     return f">= {row.low:g}" if row.high == float("inf") else f"{row.low:g} - {row.high:g}"
 
 
-def _fit_line(interval: str, row: SizeRow) -> str:
-    fitting, below = (
-        f"{count:,} ({count / max(row.objects, 1):4.0%})" for count in (row.fitting, row.objects - row.fitting)
-    )
-    return f"  {interval:>10}  {row.objects:9,}  {row.mean_iou:8.2f}  {fitting:>16}  {below:>16}  {row.lost:6,}"
-
-
-def describe_candidates(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
-    """How the default boxes of several networks fit the same objects: their highest IoUs [N]."""
-    lines = [f"  {'--model':22}  {'--default-boxes':15}  {f'IoU >= {MATCH_IOU}':>10}  {'best IoU':>8}"]
-    for candidate, values in ious.items():
-        mark = "  (as above)" if candidate is chosen else ""
-        figures = f"{_share_fitting(values):10.1%}  {values.mean():8.2f}"
-        lines.append(f"  {candidate.model:22}  {candidate.box_sizes:15}  {figures}{mark}")
-    return "\n".join(lines)
-
-
-def _share_fitting(ious: np.ndarray) -> float:
+def share_fitting(ious: np.ndarray) -> float:
+    """The share of these highest IoUs [N] that are enough for a match of more than the one that is forced."""
     return fitting_count(ious) / len(ious)
 
 
@@ -182,16 +133,16 @@ def _cause(objects: InputObjects, misfit: np.ndarray, chosen: Candidate) -> str:
 
 def _remedy(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
     """The network with a larger input that fits best, where that is noticeably better."""
-    larger = {other: _share_fitting(ious[other]) for other in ious if other.image_size > chosen.image_size}
+    larger = {other: share_fitting(ious[other]) for other in ious if other.image_size > chosen.image_size}
     best = max(larger, key=larger.__getitem__, default=chosen)
-    if not larger or larger[best] < _share_fitting(ious[chosen]) + GAIN_WORTH_ADVICE:
+    if not larger or larger[best] < share_fitting(ious[chosen]) + GAIN_WORTH_ADVICE:
         return ""
     return f"; --model {best.model} --default-boxes {best.box_sizes} fits {larger[best]:.0%}"
 
 
 def _other_box_sizes(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> list[str]:
     """Other box sizes of the same model, if they fit noticeably more objects."""
-    shares = {other: _share_fitting(ious[other]) for other in ious if other.model == chosen.model}
+    shares = {other: share_fitting(ious[other]) for other in ious if other.model == chosen.model}
     better = max(shares, key=shares.__getitem__)
     if shares[better] < shares[chosen] + GAIN_WORTH_ADVICE:
         return []

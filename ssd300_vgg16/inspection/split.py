@@ -1,8 +1,7 @@
-"""One split of a data set inspected: its figures printed, its pictures written."""
+"""One split of a data set inspected: its figures, and pictures of samples and problems."""
 
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -13,24 +12,25 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Dataset, Sample
-from ssd300_vgg16.data.images import AS_STORED, ImageError, exif_orientation, image_size
+from ssd300_vgg16.data.images import AS_STORED, ImageError, decode_image, exif_orientation, image_size
 from ssd300_vgg16.data.sizes import read_as_annotated
-from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import (
     Candidate,
     ClassCount,
+    Contents,
     InputObjects,
-    SizeRow,
+    Marked,
     best_iou,
-    by_size,
     class_counts,
     contents,
     lost_objects,
+    marked_faults,
+    marked_lost,
     objects_at_input,
     some_images,
 )
-from ssd300_vgg16.inspection.pictures import choose_samples, draw_sheet, plot_inspection, png_of
+from ssd300_vgg16.inspection.pictures import as_jpeg, choose_samples, draw_marked, draw_sample
 
 SAMPLES_PER_TURN = 8
 
@@ -79,90 +79,146 @@ def _wrong_size(sample: Sample, height: int, width: int) -> str | None:
 
 OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
 FAULTS_SHOWN = 20
+PICTURES = 6  # of a kind of problem
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to inspect with: the chosen network's default boxes, how many sample images, the seed they are drawn with,
-    whether to read all images, and the folder for the pictures."""
+    and whether to read all images."""
 
     chosen: Candidate
     images: int
     seed: int
     read_all: bool
-    output: Path
+
+
+class Picture(NamedTuple):
+    """An image with boxes: its file, what to say of it, and the picture; None if the file could not be read."""
+
+    file: Path
+    text: str
+    jpeg: bytes | None
+
+
+class Problem(NamedTuple):
+    """A kind of problem, how many images have it, and pictures of some."""
+
+    kind: str
+    images: int
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How objects, some of the data set's, fit the default boxes: their highest IoU with those of each candidate [N],
+    which are lost with the chosen ones, bool [N], and what this advises."""
+
+    objects: InputObjects
+    ious: dict[Candidate, np.ndarray]
+    lost: np.ndarray
+    advice: list[str]
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """The classes of a split, what is wrong with the image files that were read, and the pictures written."""
+    """All that was found of a split. fit: None without objects; faults: of the image files, of which `read` were read;
+    rotated: files whose EXIF rotation is not applied."""
 
+    split: str
+    dataset: Dataset
+    contents: Contents
     classes: list[ClassCount]
+    objects: InputObjects
+    fit: Fit | None
+    read: int
     faults: list[str]
-    pictures: list[Path]
+    rotated: list[str]
+    problems: list[Problem]
+    samples: list[Picture]
+
+    def remarks(self, first: int = 0) -> list[str]:
+        """Sentences on what is wrong, or odd, about the image files, from this fault on."""
+        more = [f"and {len(self.faults) - FAULTS_SHOWN:,} more"] if len(self.faults) > FAULTS_SHOWN else []
+        rotated = [report.describe_rotated(self.rotated)] if self.rotated else []
+        return self.faults[first:FAULTS_SHOWN] + more + rotated
 
 
 def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: Sequence[Candidate]) -> Inspected:
-    """Print the figures of a split ("train" or "val") and write its pictures.
+    """Inspect a split, "train" or "val".
 
     candidates: networks that the chosen one is compared with, itself among them; none: no comparison, no advice.
     """
     objects = objects_at_input(dataset, settings.chosen.image_size)
-    classes = class_counts(dataset, objects)
-    print(f"\n{split}: {dataset.name}")
-    print(report.describe_contents(contents(dataset, objects)))
-    print(f"\n{report.describe_classes(classes)}")
-    size_rows = _print_fit(objects, settings, candidates) if len(objects) else []
-    print(f"\n{dataset.problems.message() if dataset.problems else 'no problems in the annotations'}")
-    figures, sheet = (settings.output / f"{split}_{name}.png" for name in ("figures", "images"))
-    figure = plot_inspection(classes, objects, size_rows, settings.chosen, f"{split}: {dataset.name}")
-    write_atomically(figures, png_of(figure))
-    findings = _write_sheet(sheet, dataset, objects, settings)
+    fit = _fit(objects, settings, candidates) if len(objects) else None
+    names = {category.label: category.name for category in dataset.categories}
+    chosen = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
+    read = [_sample_picture(dataset.samples[index], names) for index in chosen]
+    findings = [finding for _, finding in read]
     if settings.read_all:
-        findings = list(tqdm(check_images(dataset.samples), total=len(dataset.samples), unit="image", disable=None))
-    faults = [finding.fault for finding in findings if finding.fault]
-    _print_faults(faults, len(findings))
-    rotated = [finding.ignored_rotation for finding in findings if finding.ignored_rotation]
-    if rotated:
-        print(report.describe_rotated(rotated))
-    return Inspected(classes, faults, [figures, sheet])
+        chosen = list(range(len(dataset.samples)))
+        findings = list(tqdm(check_images(dataset.samples), total=len(chosen), unit="image", disable=None))
+    faults = {index: finding.fault for index, finding in zip(chosen, findings, strict=True) if finding.fault}
+    shown = [_faulty_picture(dataset.samples[index], faults[index], names) for index in list(faults)[:PICTURES]]
+    problems = [Problem("image file that is broken, or of another size than annotated", len(faults), shown)]
+    marked = marked_faults(dataset)
+    if fit:
+        marked["object that no default box learns"] = marked_lost(
+            dataset, fit.objects, fit.lost, settings.chosen.image_size
+        )
+    problems += [
+        Problem(
+            kind, len(images), [_marked_picture(dataset.samples[one.image], one, names) for one in images[:PICTURES]]
+        )
+        for kind, images in marked.items()
+    ]
+    return Inspected(
+        split=split,
+        dataset=dataset,
+        contents=contents(dataset, objects),
+        classes=class_counts(dataset, objects),
+        objects=objects,
+        fit=fit,
+        read=len(findings),
+        faults=list(faults.values()),
+        rotated=[finding.ignored_rotation for finding in findings if finding.ignored_rotation],
+        problems=[problem for problem in problems if problem.images],
+        samples=[picture for picture, _ in read],
+    )
 
 
-def _print_fit(all_objects: InputObjects, settings: Settings, candidates: Sequence[Candidate]) -> list[SizeRow]:
-    """Print sizes, the fit to default boxes, the comparison and the advice; returns the table by size."""
+def _fit(all_objects: InputObjects, settings: Settings, candidates: Sequence[Candidate]) -> Fit:
     chosen = settings.chosen
-    print(f"\n{report.describe_boxes(all_objects, chosen.image_size)}")
     objects = some_images(all_objects, OBJECTS_MATCHED, settings.seed)
-    drawn = f", of {len(objects):,} objects in images drawn at random, seed {settings.seed}"
-    print(f"\n  {chosen.model} with {chosen.box_sizes} default boxes{drawn if len(objects) < len(all_objects) else ''}")
     ious = {
         candidate: best_iou(objects.resized(candidate.image_size / chosen.image_size), candidate.default_boxes)
         for candidate in candidates or [chosen]
     }
     lost = lost_objects(objects, chosen.default_boxes)
-    rows = by_size(objects.sides, ious[chosen], lost)
-    print(report.describe_fit(rows))
-    if candidates:
-        print(f"\n{report.describe_candidates(ious, chosen)}")
-        for line in report.advice(objects, ious, lost, chosen):
-            print(f"  advice: {line}")
-    return rows
+    return Fit(objects, ious, lost, report.advice(objects, ious, lost, chosen) if candidates else [])
 
 
-def _write_sheet(path: Path, dataset: Dataset, objects: InputObjects, settings: Settings) -> list[Finding]:
-    """Write the sheet of samples; returns what is wrong with their files."""
-    indices = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
-    samples = [dataset.samples[index] for index in indices]
-    images, findings = zip(*map(read_checked, samples), strict=True)
-    content = io.BytesIO()
-    draw_sheet(samples, images, {category.label: category.name for category in dataset.categories}).save(content, "png")
-    write_atomically(path, content.getvalue())
-    return list(findings)
+def _sample_picture(sample: Sample, names: Mapping[int, str]) -> tuple[Picture, Finding]:
+    image, finding = read_checked(sample)
+    if image is None:
+        return Picture(sample.path, "cannot be read", None), finding
+    count = len(sample.labels)
+    text = f"{image.shape[1]} x {image.shape[0]}, {count} object{'s' * (count != 1)}"
+    return Picture(sample.path, text, as_jpeg(draw_sample(sample, image, names))), finding
 
 
-def _print_faults(faults: Sequence[str], read: int) -> None:
-    print(f"images read: {read:,}; broken, or of another size than annotated: {len(faults):,}")
-    for fault in faults[:FAULTS_SHOWN]:
-        print(f"  {fault}")
-    if len(faults) > FAULTS_SHOWN:
-        print(f"  and {len(faults) - FAULTS_SHOWN:,} more")
+def _faulty_picture(sample: Sample, fault: str, names: Mapping[int, str]) -> Picture:
+    """The file as it is, as far as it can be decoded, with the boxes as if it had the declared size."""
+    try:
+        image = decode_image(sample.path, sample.upright).pixels
+    except ImageError:
+        return Picture(sample.path, fault, None)
+    return Picture(sample.path, fault, as_jpeg(draw_sample(sample, image, names)))
+
+
+def _marked_picture(sample: Sample, marked: Marked, names: Mapping[int, str]) -> Picture:
+    image, _ = read_checked(sample)
+    place = ", ".join(f"{side:.6g}" for side in marked.boxes[0].tolist())
+    more = f", and {len(marked.labels) - 1} more" if len(marked.labels) > 1 else ""
+    text = f"{names[int(marked.labels[0])]}: xyxy {place}{more}"
+    return Picture(sample.path, text, None if image is None else as_jpeg(draw_marked(image, marked)))

@@ -1,11 +1,8 @@
 // The page about detections: boxes over untouched pictures, and with ground truth what is right and wrong about them.
 // From top to bottom: data, matching, state, tallies, boxes, gallery, large view, figures, suspicious labels, start.
-// Names come from files that anybody may have written. They enter the page as text only: never use innerHTML.
-"use strict";
 
 // ---------------------------------------------------------------------------------------------------------- data
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const truth = "objects" in data;
 const classes = data.classes;
 const images = data.files.length;
@@ -254,46 +251,14 @@ function chooseImages() {
   return rank ? chosen.sort((a, b) => rank(a) - rank(b)) : chosen; // stable: equal ones stay in order of their names
 }
 
-// ------------------------------------------------------------------------------------------------------ elements
-
-function element(tag, attributes = {}, ...children) {
-  const svg = ["svg", "g", "rect", "text", "path", "line", "circle"].includes(tag);
-  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children);
-  return made;
-}
-
-const byId = (id) => document.getElementById(id);
-const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 const percent = (value) => `${Math.round(100 * value)}`;
 const figure = (value) => (value < 0 || value === undefined ? "–" : value.toFixed(3));
 
 // --------------------------------------------------------------------------------------------------------- boxes
 
-// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart, and from the eighth on those that
-// are farthest from all before them in Oklab, as seen by any of these people: never nearer than the nearest of the
-// first seven. Where there are more classes than colours, dashes tell those apart that share one; with ground truth
-// dashes say hit or not. The tag has the name.
-const COLOURS = [
-  "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#871e0f", "#87fff0", "#3c00d2",
-  "#a569ff", "#694b69", "#a5d2a5", "#b43c00", "#870fff", "#c3f0a5", "#780087", "#96b487", "#69d2ff", "#965a5a",
-];
-const DASHES = [null, "10 4", "2 3", "10 3 2 3"];
 const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
 const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
 const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
-const colourOf = (number) => COLOURS[number % COLOURS.length];
-const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
-// White where it stands out more than black: a luminance below 0.18, by WCAG.
-const inkOn = (colour) => {
-  if (colour === "#fff") return "#000";
-  const [red, green, blue] = [1, 3, 5].map((start) => (parseInt(colour.slice(start, start + 2), 16) / 255) ** 2.2);
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 ? "#fff" : "#000";
-};
 
 // What is to be drawn of an image: the least certain first, so that the others lie on top.
 function marksOf(image) {
@@ -759,22 +724,6 @@ function curve(number) {
   return points.filter((_, place) => place % step === 0 || place === points.length - 1);
 }
 
-function axes(width, height, { left, top, right, bottom }, xs, ys, xName, yName) {
-  const quiet = { fill: "var(--quiet)", "font-size": 12 }, parts = [];
-  const x = (value) => left + value * (width - left - right), y = (value) => height - bottom - value * (height - top - bottom);
-  for (const [value, text] of xs) parts.push(element("text", { x: x(value), y: height - bottom + 17, "text-anchor": "middle", ...quiet }, text));
-  for (const [value, text] of ys)
-    parts.push(
-      element("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), stroke: "var(--line)" }),
-      element("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end", ...quiet }, text),
-    );
-  parts.push(
-    element("text", { x: (left + width - right) / 2, y: height - 2, "text-anchor": "middle", ...quiet }, xName),
-    element("text", { x: left, y: 11, ...quiet }, yName),
-  );
-  return { parts, x, y };
-}
-
 const TENTHS = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [value, String(value)]);
 let curveClass = null;
 
@@ -819,18 +768,6 @@ function renderHistogram(panel) {
   svg.setAttribute("height", height);
   svg.setAttribute("aria-label", `Detections by score; above the threshold ${count(tallies.all.hits, "hit")} and ${count(tallies.all.alarms, "false alarm")}.`);
   svg.replaceChildren(...parts);
-}
-
-function panel(title, text, wide, ...children) {
-  return element("section", { class: wide ? "panel wide" : "panel" }, element("h2", {}, title), element("p", {}, text), ...children);
-}
-
-function tableOf(headings, rows, label) {
-  const head = element("tr", {}, ...headings.map((heading) => element("th", { scope: "col" }, heading)));
-  const body = rows.map(([first, ...cells]) =>
-    element("tr", {}, element("th", { scope: "row" }, first), ...cells.map((cell) => (cell instanceof Node ? cell : element("td", {}, cell)))));
-  const table = element("table", { "aria-label": label }, element("thead", {}, head), element("tbody", {}, ...body));
-  return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, table);
 }
 
 // What does not depend on the sliders is made once.

@@ -1,17 +1,10 @@
 """report.html: detections on their images, and with ground truth what is right and wrong about them.
 
-One file that a browser opens from disk. It holds page.css, page.js and the data as JSON; the pictures are links to the
-image files, relative to the page.
+One file that a browser opens from disk. The pictures are links to the image files, relative to the page.
 """
 
-import base64
-import hashlib
-import html
-import json
 import os
-import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -24,6 +17,7 @@ from ssd300_vgg16.data.images import AS_STORED, LYING, ImageError, exif_orientat
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.errors import ERRORS, HIT, IGNORED
+from ssd300_vgg16.report.html_page import html_page
 from ssd300_vgg16.report.suspicious import Suspicion, as_csv, suspicious
 
 if TYPE_CHECKING:  # it brings OneFlow, which infer.sh may do without
@@ -64,7 +58,7 @@ class DetectionsPage:
             **_files(self._paths, output),
             "detections": _detections(len(self._paths), images, xyxy_to_xywh(boxes), scores, classes),
         }
-        write_atomically(output / REPORT, page("Detections", content))
+        write_atomically(output / REPORT, html_page("page", "Detections", content))
         return output / REPORT
 
 
@@ -108,7 +102,7 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
         "suspicions_file": SUSPICIOUS,
     }
     write_atomically(output / SUSPICIOUS, as_csv(found, files["files"], names))
-    write_atomically(output / REPORT, page("Found and missed", content))
+    write_atomically(output / REPORT, html_page("page", "Found and missed", content))
 
 
 class _Turned:
@@ -184,27 +178,3 @@ def _detections(
         "left_out": len(images) - len(kept),
     }
     return columns if kinds is None else columns | {"kinds": kinds[kept].tolist()}
-
-
-def page(title: str, content: dict) -> str:
-    """The whole page; nothing in the content can become markup or script."""
-    part = resources.files(__package__).joinpath
-    style, script = (part(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    # The policy lets run and show what is here, and nothing that a name could bring.
-    policy = (
-        f"default-src 'none'; img-src 'self' file: data:; style-src {_allowed(style)}; script-src {_allowed(script)}"
-    )
-    parts = {
-        "policy": policy,
-        "title": html.escape(f"{title}: {content['heading']}"),
-        "style": style,
-        "script": script,
-        "content": json.dumps({"title": title, **content}, separators=(",", ":")).replace("<", "\\u003c"),
-    }
-    template = part("page.html").read_text(encoding="utf-8")
-    # In one pass: what is filled in is not looked at again.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
-
-
-def _allowed(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

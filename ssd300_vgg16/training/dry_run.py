@@ -1,19 +1,34 @@
-"""A dry run: two steps and an evaluation batch, and what they say of memory and time. Nothing is written."""
+"""A dry run: two steps and an evaluation batch, and what they say of memory and time; a picture of what is learnt.
 
+Nothing else is written, and the picture goes to the system's folder for temporary files.
+"""
+
+import os
+import tempfile
 import time
+from dataclasses import replace
 from itertools import chain, count
 
+import numpy as np
+from PIL import Image
+
+from ssd300_vgg16.boxes import decode
 from ssd300_vgg16.data.dataset import Dataset
-from ssd300_vgg16.data.loader import training_batches
+from ssd300_vgg16.data.loader import TrainingBatch, training_batches
+from ssd300_vgg16.data.sizes import looked_at
+from ssd300_vgg16.draw import draw_detections
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import printable
 from ssd300_vgg16.training.step import NotFinite
 from ssd300_vgg16.training.step_metrics import memory
 from ssd300_vgg16.training.trainer import NOT_FINITE_ADVICE, Trainer
 from ssd300_vgg16.weights.model import model_tensors
 
+PICTURES, COLUMNS = 8, 4
 
-def dry_run(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]:
-    """Lines with what was measured: on two steps (the first one warms up), and detecting on a few images.
+
+def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset, few: Dataset) -> list[str]:
+    """Lines with what was measured: on two steps (the first one warms up), and detecting on a few of val_set's images.
 
     None in processes other than the first.
     """
@@ -25,15 +40,57 @@ def dry_run(trainer: Trainer, few: Dataset, validation_images: int) -> list[str]
     image_seconds = (time.perf_counter() - since) / len(few.samples)
     config = trainer.config
     evaluations = -(-config.epochs // config.evaluate_every)
-    training, evaluating = step_seconds * config.schedule.total_steps, image_seconds * validation_images * evaluations
+    training = step_seconds * config.schedule.total_steps
+    evaluating = image_seconds * len(val_set.samples) * evaluations
     return [
         f"step: {step_seconds:.2f} s, {config.batch.batch_size / step_seconds:.1f} images/s",
         f"evaluation: {image_seconds:.3f} s an image",
         f"memory: {', '.join(f'{value} MB ({name})' for name, value in memory(trainer.device).items())}",
         f"checkpoints: {config.keep} of {_checkpoint_bytes(trainer) / 1e6:.0f} MB",
         f"in all, about: {_hours(training)} of training and {_hours(evaluating)} of evaluation",
-        "everything works; nothing was written",
+        f"the first images as the network gets them, with their objects: {_picture(trainer)}",
+        _not_checked(trainer, train_set, len(val_set.samples) - len(few.samples)),
+        "everything works; nothing was written but that picture",
     ]
+
+
+def _picture(trainer: Trainer) -> str:
+    """The path of a new picture of the images that the training begins with."""
+    config = trainer.config.batch
+    few = replace(config, batch_size=min(PICTURES, len(trainer.samples)))
+    batch = next(training_batches(trainer.samples, few, 0, trainer.pool))
+    names = {category.label: category.name for category in trainer.description.categories}
+    handle, path = tempfile.mkstemp(prefix="ssd300_check_", suffix=".jpg")
+    with os.fdopen(handle, "wb") as file:
+        draw_batch(batch, config.default_boxes, names).save(file, "jpeg", quality=90)
+    return path
+
+
+def draw_batch(batch: TrainingBatch, default_boxes: np.ndarray, names: dict[int, str]) -> Image.Image:
+    """The images of a batch side by side, each with the objects that its default boxes are matched to."""
+    size = batch.images.shape[-1]
+    rows = -(-len(batch.images) // COLUMNS)
+    sheet = Image.new("RGB", (size * min(COLUMNS, len(batch.images)), size * rows))
+    for place, (pixels, offsets, labels) in enumerate(zip(batch.images, batch.offsets, batch.labels, strict=True)):
+        matched = labels > 0
+        # Default boxes of one object decode to the same box but for rounding.
+        boxes = np.rint(decode(offsets[matched], default_boxes[matched]))
+        objects = np.unique(np.column_stack((labels[matched], boxes)), axis=0)
+        drawn = objects[:, 0].astype(int)
+        tags = [printable(names[label]) for label in drawn.tolist()]
+        cell = draw_detections(np.ascontiguousarray(pixels.transpose(1, 2, 0)), objects[:, 1:], None, tags, drawn)
+        sheet.paste(Image.fromarray(cell), (place % COLUMNS * size, place // COLUMNS * size))
+    return sheet
+
+
+def _not_checked(trainer: Trainer, train_set: Dataset, other_validation: int) -> str:
+    decoded = max(PICTURES, 2 * trainer.config.batch.batch_size)  # of two steps, or for the picture
+    other_training = max(0, len(trainer.samples) - decoded)
+    parts = [f"the pixels of {other_training:,} training and {other_validation:,} validation images"]
+    if train_set.kind != "yolo":  # which declares no sizes
+        sizes = len(train_set.samples) - len(looked_at(train_set.samples))
+        parts.append(f"the declared sizes of {sizes:,} training images")
+    return f"not checked: {', '.join(parts)} (inspect --read-all does so), and whether the network learns"
 
 
 def _seconds_per_step(trainer: Trainer) -> float:

@@ -110,7 +110,7 @@ def train(options: TrainOptions) -> int:
         _refuse_unlike(world, trainer, setup)
         cut_short = trainer.config.schedule.notices(options.warmup_steps)
         if options.check:
-            world.say(*cut_short)
+            world.say(_summary(trainer, options), *cut_short)
             return _dry_run(trainer, setup)
         if world.is_first:
             _begin(trainer, setup)
@@ -364,8 +364,11 @@ def _summary(trainer: Trainer, options: TrainOptions) -> str:
         batch += f" in {options.accumulate} passes"
     length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
     going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
+    empty = trainer.progress.data["images"] - len(trainer.samples)
+    # Without a positive there is no hard negative: the loss of such an image is 0, whatever is detected on it.
+    without = f" ({empty} without are left out: the loss is zero there)" if empty else ""
     return (
-        f"{len(trainer.samples)} images with objects, {length}, {batch}, lr {options.lr:g}, "
+        f"{len(trainer.samples)} images with objects{without}, {length}, {batch}, lr {options.lr:g}, "
         f"seed {options.seed}.{going_on}"
     )
 
@@ -386,7 +389,7 @@ def _dry_run(trainer: Trainer, setup: Setup) -> int:
     samples = setup.val_set.samples
     batch_size = evaluation_batch_size(setup.options.batch_size, setup.world)
     few = replace(setup.val_set, samples=samples[: batch_size * setup.world.world_size])
-    setup.world.say(*dry_run(trainer, few, len(samples)))
+    setup.world.say(*dry_run(trainer, setup.train_set, setup.val_set, few))
     setup.world.barrier()
     return 0
 

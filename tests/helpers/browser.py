@@ -57,8 +57,10 @@ class Browser:
         message, self._left = self._left.split(b"\0", 1)
         return json.loads(message)
 
-    def open(self, url: str, width: int = 1280, height: int = 800, dark: bool = False) -> "Page":
-        """A page, once it is loaded."""
+    def open(
+        self, url: str, width: int = 1280, height: int = 800, dark: bool = False, script: str = "tallies"
+    ) -> "Page":
+        """A page, once it is loaded and its script, if it has one, has defined this name."""
         page = Page(self, self.call("Target.createTarget", url="about:blank")["targetId"])
         for part in ("Page", "Runtime", "Network", "Log"):
             page.call(f"{part}.enable")
@@ -67,7 +69,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         page.call("Page.navigate", url=url)
-        page.wait("document.readyState === 'complete' && typeof tallies !== 'undefined'")
+        ran = f" && typeof {script} !== 'undefined'" if script else ""
+        page.wait(f"document.readyState === 'complete'{ran}")
         return page
 
 

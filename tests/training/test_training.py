@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder, start
 
@@ -243,24 +244,33 @@ def test_images_that_vanish_stop_a_training_before_steps_without_them(trained, p
     ],
     ids=["eager", "compiled, with one step an epoch"],
 )
-def test_a_check_measures_and_writes_nothing(place, tmp_path, monkeypatch, capsys, options, lines):
+def test_a_check_measures_and_writes_a_picture_alone(place, tmp_path, monkeypatch, capsys, options, lines):
     monkeypatch.chdir(tmp_path)
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     arguments = ("--check", "--data-path", place / "shapes", "--output-dir", "run", *SETTINGS, "-j", 0, *options)
     assert train.main([str(argument) for argument in arguments]) == 0
     output = capsys.readouterr().out
     number = r"\d+\.\d+"
     expected = [
+        r"12 images with objects, .*",
         rf"step: {number} s, {number} images/s",
         rf"evaluation: {number} s an image",
         r"memory: \d+ MB \(memory_mb\)",
         *(rf"{line}.* MB" for line in lines),
         r"in all, about: \S+ (h|min) of training and \S+ (h|min) of evaluation",
-        "everything works; nothing was written",
+        r"the first images as the network gets them, with their objects: (\S+\.jpg)",
+        r"not checked: the pixels of 0 training and 0 validation images, the declared sizes of 0 training images .*",
+        "everything works; nothing was written but that picture",
     ]
     assert len(output.splitlines()) == len(expected)
     for line, pattern in zip(output.splitlines(), expected, strict=True):
         assert re.fullmatch(pattern, line)
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [temporary]
+    (picture,) = temporary.iterdir()
+    assert str(picture) in output
+    with Image.open(picture) as sheet:
+        assert sheet.width == 4 * 300
 
 
 @pytest.mark.parametrize(

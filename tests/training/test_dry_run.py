@@ -1,0 +1,50 @@
+"""What --check shows and says of the data."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_data import shapes, shapes_folder
+
+from ssd300_vgg16.cli.train_options import parse
+from ssd300_vgg16.data.loader import TrainingBatch
+from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.draw import label_colour
+from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
+from ssd300_vgg16.training import run
+from ssd300_vgg16.training.dry_run import _not_checked, draw_batch
+
+BOXES = default_boxes(SSD300_COCO)
+
+
+def test_objects_are_drawn_where_the_network_learns_them():
+    objects = np.array([[30, 60, 150, 240], [200, 20, 280, 90]], np.float32), np.array([2, 1])
+    targets = training_targets(*objects, BOXES), training_targets(np.empty((0, 4), np.float32), np.empty(0, int), BOXES)
+    offsets, labels = (np.stack(columns) for columns in zip(*targets, strict=True))
+    batch = TrainingBatch(np.zeros((2, 3, 300, 300), np.uint8), offsets, labels, ["a.jpg", "b.jpg"], [])
+    sheet = np.array(draw_batch(batch, BOXES, {1: "cat", 2: "dog"}))
+    assert sheet.shape == (300, 600, 3) and not sheet[:, 300:].any()
+    for label, (x1, y1, x2, y2) in ((2, (30, 60, 150, 240)), (1, (200, 20, 280, 90))):
+        # Below its middle, where no name covers it.
+        rows, columns = np.nonzero((sheet[(y1 + y2) // 2 :] == label_colour(label)).all(-1))
+        assert (columns.min(), columns.max(), rows.max() + (y1 + y2) // 2) == (x1, x2 - 1, y2 - 1)
+
+
+def test_what_was_not_checked_is_counted(tmp_path):
+    data = shapes(shapes_folder(tmp_path, 3, 1), "train")
+    trainer = SimpleNamespace(samples=data.samples * 167, config=SimpleNamespace(batch=SimpleNamespace(batch_size=8)))
+    many = replace(data, samples=data.samples * 167)
+    line = _not_checked(trainer, many, 40)  # of 501 images every third is looked at
+    assert line.startswith(
+        "not checked: the pixels of 485 training and 40 validation images, the declared sizes of 334 training images ("
+    )
+    assert "declared" not in _not_checked(trainer, replace(many, kind="yolo"), 40)
+
+
+@pytest.mark.parametrize(("images", "said"), [(7, ""), (9, " (2 without are left out: the loss is zero there)")])
+def test_images_without_objects_are_counted(images, said):
+    progress = SimpleNamespace(step=0, data={"images": images})
+    trainer = SimpleNamespace(samples=[None] * 7, world=SimpleNamespace(world_size=1), progress=progress)
+    summary = run._summary(trainer, parse(["--epochs", "3", "--dataset", "coco"]))
+    assert summary.startswith(f"7 images with objects{said}, 3 epochs, ")
