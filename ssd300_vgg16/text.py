@@ -23,3 +23,9 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def spreadsheet_cell(text: str) -> str:
+    """The text for a CSV file."""
+    # Spreadsheets compute what begins like this, and names come from files that others wrote.
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -19,7 +19,7 @@ from ssd300_vgg16.data.formats import DEFAULT_COCO
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD300_VGG16
 from ssd300_vgg16.training.config import VGG_STAGES
-from ssd300_vgg16.training.options import NO_WEIGHTS, TrainOptions
+from ssd300_vgg16.training.options import NO_WEIGHTS, TrainOptions, with_absolute_paths
 from ssd300_vgg16.training.run_folder import newest_training, read_options, run_of
 from ssd300_vgg16.weights.published import PUBLISHED
 
@@ -55,6 +55,8 @@ def parse(arguments: list[str]) -> TrainOptions:
     if given.get("resume") == NEWEST:
         given["resume"] = str(newest_training())
     resumed = _options_of(Path(given["resume"])) if given.get("resume") and not given.get("test_only") else {}
+    if resumed:
+        given = with_absolute_paths(given)  # as they are in options.json, which they are compared with
     base, notices = (resumed, list[str]()) if resumed else _preset_options(defaults, given)
     options = _with_length(TrainOptions(**{**defaults, **base, **given}))
     problems = [

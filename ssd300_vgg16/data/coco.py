@@ -101,6 +101,14 @@ def load_coco(
     return Dataset(str(annotation_file), chosen, samples, problems)
 
 
+def image_entries(path: Path) -> list[dict]:
+    """Those of the file's images that have an id and a file name. Raises UserError if it is not COCO's JSON."""
+    entries = filter(lambda entry: isinstance(entry, dict), _section(_read_json(path), "images", path))
+    return [
+        entry for entry in entries if isinstance(entry.get("id"), int | str) and isinstance(entry.get("file_name"), str)
+    ]
+
+
 def _read_json(path: Path) -> dict:
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -4,8 +4,6 @@ import contextlib
 import re
 from typing import Any
 
-from pycocotools import mask as coco_mask
-
 from ssd300_vgg16.data.dataset import MAX_COORDINATE
 
 MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
@@ -76,6 +74,9 @@ def _box_of_mask(size: object, counts: object) -> list[float] | None:
     height, width = size
     if height * width > MAX_MASK_PIXELS:
         return None
+    # Here: only masks need it, and any command reads this file before it can refuse a wrong option.
+    from pycocotools import mask as coco_mask
+
     if type(counts) is list:
         if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
             return None

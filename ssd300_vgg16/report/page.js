@@ -289,10 +289,11 @@ function drawMarks(svg, marks, { scale, left, top, width, height }, letters, cho
     const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
     const wide = mark === chosen ? 4 : small ? 1.75 : 2;
     const place = { x, y, width: Math.max(w, 1), height: Math.max(h, 1), fill: "none" };
+    const colour = mark.kind === "label" ? "#fff" : colourOf(mark.name);
     const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
     drawn.push(
-      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
-      element("rect", { ...place, stroke: mark.kind === "label" ? "#fff" : colourOf(mark.name), "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
+      element("rect", { ...place, stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
+      element("rect", { ...place, stroke: colour, "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
     );
   }
   for (const mark of [...marks].reverse()) {
@@ -585,12 +586,12 @@ function markButton(mark) {
 
 function swatch(number, kind = "plain") {
   const dash = kind === "plain" ? (truth ? null : dashOf(number)) : MARK_DASHES[kind];
-  const line = { x1: 1, y1: 6, x2: 25, y2: 6 };
+  const line = { x1: 1, y1: 6, x2: 25, y2: 6 }, colour = kind === "label" ? "#fff" : colourOf(number);
   return element(
     "svg",
     { width: 26, height: 12, "aria-hidden": "true" },
-    element("line", { ...line, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": 6 }),
-    element("line", { ...line, stroke: kind === "label" ? "#fff" : colourOf(number), "stroke-width": 4, "stroke-dasharray": dash }),
+    element("line", { ...line, stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": 6 }),
+    element("line", { ...line, stroke: colour, "stroke-width": 4, "stroke-dasharray": dash }),
   );
 }
 

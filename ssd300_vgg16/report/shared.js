@@ -18,13 +18,23 @@ function element(tag, attributes = {}, ...children) {
 const byId = (id) => document.getElementById(id);
 const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
-// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart. Where there are more classes than
-// colours, dashes tell those apart that share one; with ground truth dashes say hit or not. The tag has the name.
-const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
+// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart, and from the eighth on those that
+// are farthest from all before them in Oklab, as seen by any of these people: never nearer than the nearest of the
+// first seven. Where there are more classes than colours, dashes tell those apart that share one; with ground truth
+// dashes say hit or not. The tag has the name.
+const COLOURS = [
+  "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#871e0f", "#87fff0", "#3c00d2",
+  "#a569ff", "#694b69", "#a5d2a5", "#b43c00", "#870fff", "#c3f0a5", "#780087", "#96b487", "#69d2ff", "#965a5a",
+];
 const DASHES = [null, "10 4", "2 3", "10 3 2 3"];
 const colourOf = (number) => COLOURS[number % COLOURS.length];
 const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
-const inkOn = (colour) => (["#0072b2", "#d55e00"].includes(colour) ? "#fff" : "#000");
+// White where it stands out more than black: a luminance below 0.18, by WCAG.
+const inkOn = (colour) => {
+  if (colour === "#fff") return "#000";
+  const [red, green, blue] = [1, 3, 5].map((start) => (parseInt(colour.slice(start, start + 2), 16) / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 ? "#fff" : "#000";
+};
 
 function axes(width, height, { left, top, right, bottom }, xs, ys, xName, yName) {
   const quiet = { fill: "var(--quiet)", "font-size": 12 }, parts = [];

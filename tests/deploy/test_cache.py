@@ -22,6 +22,7 @@ from ssd300_vgg16.deploy import model as deploy_model
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.model import RAW, onnx_model
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import TEMPORARY_SUFFIX
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights import model as weights_model
 from ssd300_vgg16.weights.locate import BEST
@@ -162,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(weights, made, monkeypatch,
     really_open = os.open
 
     def read_only(path, *options):
-        if str(path).endswith(".tmp"):
+        if str(path).endswith(TEMPORARY_SUFFIX):
             raise OSError(30, "Read-only file system")
         return really_open(path, *options)
 
@@ -201,12 +202,12 @@ def test_who_may_not_read_the_weights_may_not_read_it(weights):
 
 
 def test_what_a_killed_process_left_behind_is_removed_after_a_while(weights):
-    left, going_on = (weights.with_name(f".{weights.name}.{number}.tmp") for number in (1, 2))
+    left, going_on = (weights.with_name(f".{weights.name}.{number}{TEMPORARY_SUFFIX}") for number in (1, 2))
     left.touch()
     going_on.touch()
     os.utime(left, (0, 0))
     logits(weights)
-    assert sorted(path.suffix for path in kept_beside(weights)) == [".onnx", ".tmp"]
+    assert sorted(path.suffix for path in kept_beside(weights)) == [".onnx", TEMPORARY_SUFFIX]
     assert going_on.exists()
 
 
