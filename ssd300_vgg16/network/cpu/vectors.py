@@ -28,7 +28,8 @@ class _Model(models.PrimitiveModel):
         super().__init__(manager, of, _IR)
 
 
-def _address(context, builder, array_type, array, index, pointed):
+def _address(context, builder, array_type, *which):
+    array, index, pointed = which
     data = context.make_array(array_type)(context, builder, value=array).data
     return builder.bitcast(builder.gep(data, [index]), pointed.as_pointer())
 
@@ -46,7 +47,6 @@ def load(typing, array, place):
     def generate(context, builder, signature, arguments):
         return builder.load(_address(context, builder, array, *arguments, _IR), align=4)
 
-    # type: ignore[call-arg]
     return VECTOR(array, types.intp), generate
 
 
@@ -54,7 +54,7 @@ def load(typing, array, place):
 def store(typing, array, place, vector):
     def generate(context, builder, signature, arguments):
         builder.store(arguments[2], _address(context, builder, array, *arguments[:2], _IR), align=4)
-        return context.get_dummy_value()  # type: ignore[call-arg]
+        return context.get_dummy_value()
 
     return types.void(array, types.intp, VECTOR), generate
 
@@ -66,7 +66,6 @@ def spread(typing, array, place):
     def generate(context, builder, signature, arguments):
         return _spread(builder, builder.load(_address(context, builder, array, *arguments, ir.FloatType())))
 
-    # type: ignore[call-arg]
     return VECTOR(array, types.intp), generate
 
 
