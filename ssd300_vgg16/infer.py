@@ -2,6 +2,7 @@
 
 bash infer.sh                                  the newest run, on images of its validation set
 bash infer.sh PATH...                          images, folders (searched through) or globs
+bash infer.sh clip.mp4                         videos, or a camera by its number, as 0: docs/video.md
 bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
 NPROC=2 bash infer.sh photos/                  on two GPUs, or in two processes on the CPU
 bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
@@ -24,10 +25,12 @@ from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.images import ImageError, find_images
+from ssd300_vgg16.data.videos import find_videos
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
 from ssd300_vgg16.detect_in_processes import DetectorProcesses
+from ssd300_vgg16.detect_video import detect_on_videos, result_places
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
@@ -49,7 +52,9 @@ MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before 
 def build_parser() -> argparse.ArgumentParser:
     """The options of infer.sh."""
     parser = command_line.Parser(prog="infer.sh", description=__doc__)
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders or globs")
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="images, folders, globs; or videos, or a camera's number"
+    )
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -103,6 +108,8 @@ def main(arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     output, skip = Path(options.output_dir), options.skip
     refuse_run(output)
+    if videos := find_videos(options.paths):
+        return _on_videos(videos, options, output)
     others: Counter[str] = Counter()
     # Before weights: a wrong path is told at once.
     images = find_images(options.paths, leave_out=output, others=others) if options.paths else None
@@ -115,14 +122,31 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
     if skip and (output / DETECTIONS).exists():
         raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
+    detector, batch_size = _ready(weights, options, output)
+    return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
+
+
+def _on_videos(videos: list[str], options: argparse.Namespace, output: Path) -> int:
+    if options.skip:
+        raise UserError(f"--skip {options.skip}: it is for images, not for videos")
+    if job_from(os.environ):
+        raise UserError("NPROC: one process does all frames of a video: leave NPROC out")
+    places = result_places(videos, output)
+    weights = newest_run() if options.weights is None else Path(options.weights)
+    detector, batch_size = _ready(weights, options, output)
+    assert isinstance(detector, Detector)  # without NPROC
+    return detect_on_videos(detector, videos, places, options.max_detections, batch_size)
+
+
+def _ready(weights: Path, options: argparse.Namespace, output: Path) -> tuple[Detector | DetectorProcesses, int]:
+    """The detector, and how many images it takes at a time."""
     threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
     refuse_unwritable(output)
     detector = _load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
     _tell_of_missing_font([category.name for category in detector.description.categories])
-    batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
-    return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
+    return detector, options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
 
 
 def _fraction_or_best(text: str) -> float | str:
