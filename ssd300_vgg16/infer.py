@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.images import ImageError, find_images
-from ssd300_vgg16.data.videos import find_videos
+from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
 from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
@@ -114,7 +114,9 @@ def main(arguments: list[str]) -> int:
     # Before weights: a wrong path is told at once.
     images = find_images(options.paths, leave_out=output, others=others) if options.paths else None
     if others:
-        print(f"no image by their names, and left out: {listed([f'{n} {suffix}' for suffix, n in others.items()])}")
+        advice = " (videos have to be named themselves)" if VIDEO_SUFFIXES.intersection(others) else ""
+        left_out = listed([f"{n} {suffix}" for suffix, n in others.items()])
+        print(f"no image by their names, and left out: {left_out}{advice}")
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
     # Before the detector, whose loading takes seconds.
