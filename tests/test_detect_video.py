@@ -1,6 +1,7 @@
 """Videos from the command line: an annotated MP4 and a line of JSON for each frame, up to wherever it ends."""
 
 import json
+import os
 import shutil
 import signal
 import struct
@@ -27,6 +28,14 @@ NOTHING = Detections(boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return untrained_run(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def camera(monkeypatch):
+    """Number 0, which is a file here, as no machine is sure to have one."""
+    make_video()
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source, *_: capture("clip.mp4" if source == 0 else source))
 
 
 @pytest.fixture(autouse=True)
@@ -140,15 +149,31 @@ def test_a_frame_is_seen_for_its_time(weights):
     assert dark == [3, 4, 5] and len(frames) == made.written == 9, "a leap of the clock is none of the video"
 
 
-def test_a_camera(weights, monkeypatch, capsys):
-    """Which is a file here, as no machine is sure to have one."""
-    make_video()
-    capture = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda source, *_: capture("clip.mp4" if source == 0 else source))
+def of_camera():
+    """Lines of its only video, in which there are as many frames."""
+    (path,) = Path("detections").glob("camera0-*.jsonl")
+    lines = lines_of(path)
+    assert len(frames_of(path.with_suffix(".mp4"))[0]) == len(lines)
+    return lines
+
+
+def test_a_camera_that_fails(weights, camera, capsys):
     assert infer.main(options(weights, "0")) == 1
-    (lines,) = Path("detections").glob("camera0-*.jsonl")
-    assert len(lines_of(lines)) == len(frames_of(lines.with_suffix(".mp4"))[0]) == COUNT
+    assert len(of_camera()) == COUNT
     assert "0: no more pictures after 2.0 s" in capsys.readouterr().err
+
+
+def test_a_stop_is_a_cameras_ordinary_end(weights, camera, monkeypatch):
+    add_line = detect_video._Results.add_line
+
+    def and_stop(results, frame, detections):
+        add_line(results, frame, detections)
+        if frame.number == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(detect_video._Results, "add_line", and_stop)
+    assert infer.main(options(weights, "0")) == 0
+    assert len(of_camera()) == 10
 
 
 def test_a_disk_that_fills_up_leaves_a_whole_video(weights, monkeypatch):
