@@ -54,6 +54,7 @@ NAMES = (
     "scaling",
     "fine_tuning",
     "learning",
+    "schedules",
 )
 ALL, PAGE = "all", "page"
 OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")
@@ -113,8 +114,9 @@ def parse(arguments: Sequence[str] | None = None) -> Run:
         peers=find_peers(given.peer_python.absolute()),
     )
     names = _chosen(parser, given.names, options)
-    if "fine_tuning" in names and given.data is None:
-        parser.error("fine_tuning: it learns from --data DIR, such as BCCD")
+    for name in names:
+        if benchmarks()[name].own_data and given.data is None:
+            parser.error(f"{name}: it learns from --data DIR, such as BCCD")
     return Run(names, options, given.rounds, given.record or given.names == [PAGE])
 
 

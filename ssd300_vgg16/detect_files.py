@@ -6,12 +6,12 @@ the second, draw where `do` is called.
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,25 +19,70 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.images import ImageError, decode_image, network_input
 from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import open_atomically, told
+from ssd300_vgg16.files import is_inside, open_atomically, told
+from ssd300_vgg16.result_formats import write_crops, write_labels
+from ssd300_vgg16.text import listed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+LABELS, CROPS = "labels", "crops"  # folders, called so by YOLOv5 too
 _CLOSED = b"\n]\n"
 MAX_THREADS = 8  # more would read no faster than the network computes
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file to detect on, its number among all, counted from 1, and where its picture goes."""
+    """A file to detect on, its number among all, counted from 1, and where its picture goes.
+
+    labels: where YOLO's text goes too. crops: the folder beside the pictures that cut out objects go to too.
+    """
 
     number: int
     path: Path
     picture: Path
+    labels: Path | None = None
+    crops: Path | None = None
+
+
+def image_files(images: list[Path], output: Path, save_txt: bool, save_crop: bool) -> list[ImageFile]:
+    """The images, and where what belongs to each goes: below output, as they lie below the folder that they share.
+
+    Raises UserError if something would overwrite an image or another's.
+    """
+    places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
+    base = os.path.commonpath([place.parent for place in places])
+    # Other formats keep their suffix, as a.jpg and a.png may lie side by side; and so may a.png and a.png.jpg.
+    taken = {place for place in places if place.suffix == ".jpg"}
+    names = {}
+    for place in places:
+        name = place
+        while place.suffix != ".jpg" and (name == place or name in taken):
+            name = name.with_name(f"{name.name}.jpg")
+        taken.add(name)
+        names[place] = name
+    pictures = [output / names[place].relative_to(base) for place in places]
+    lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
+    if lost:
+        raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
+    files = list(map(ImageFile, count(1), images, pictures))
+    if save_txt:
+        labels = [output / LABELS / place.relative_to(base).with_suffix(".txt") for place in places]
+        if len(set(labels)) < len(labels):
+            twice = Counter(labels).most_common(1)[0][0]
+            some = [str(image) for image, label in zip(images, labels, strict=True) if label == twice]
+            raise UserError(f"--save-txt: {listed(some)} would share {twice}: give each a name of its own")
+        files = [replace(file, labels=label) for file, label in zip(files, labels, strict=True)]
+    if save_crop:
+        crops = output / CROPS
+        if inside := [path for path in (*places, *pictures) if is_inside(path, crops)]:
+            raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
+        files = [replace(file, crops=crops) for file in files]
+    return files
 
 
 @dataclass(frozen=True)
@@ -70,7 +115,7 @@ def detect_each(
                     continue
                 notes.add(image.notes)
                 detections = detector.named(next(results), max_detections)
-                drawing.do(_draw, image.pixels, detections, file.picture)
+                drawing.do(_write, image.pixels, detections, file, detector.description.categories)
                 yield file, detections
 
 
@@ -130,6 +175,15 @@ def _detected(detector: Detector, images: list[_Image]) -> list[dict[str, np.nda
     return detector.detect(np.stack([image.prepared for image in images]), sizes_hw)
 
 
+def _write(image: np.ndarray, detections: Detections, file: ImageFile, categories: Sequence[Category]) -> None:
+    """What belongs to an image, the picture last: where it is, all is."""
+    if file.labels:
+        write_labels(file.labels, detections, image.shape, categories)
+    if file.crops:
+        write_crops(file.crops, file.picture.relative_to(file.crops.parent).with_suffix(""), image, detections)
+    _draw(image, detections, file.picture)
+
+
 def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
     from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while the network is computed
 
@@ -142,18 +196,25 @@ def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
 class JsonList:
     """A JSON file of a list that is written as it grows: `PATH.part` until the block ends, whole at any time.
 
-    After an error it stays `PATH.part`: it must not look complete.
+    After an error it stays `PATH.part`: it must not look complete. end: of the rows that are there and stay, their
+    number is `count`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.count = 0
+    def __init__(self, path: Path, end: int = 0, count: int = 0) -> None:
+        self.count = count
         self._path = path
-        self._part = path.with_name(f"{path.name}.part")
+        self._part = self.part_of(path)
+        self._end = end  # of the rows, behind which the list is closed
+
+    @staticmethod
+    def part_of(path: Path) -> Path:
+        """What the list is called while it grows."""
+        return path.with_name(f"{path.name}.part")
 
     def __enter__(self) -> "JsonList":
-        self._file = self._part.open("wb")
-        self._end = 0  # of the rows, behind which the list is closed
-        self._write("[")
+        self._file = self._part.open("r+b" if self._end else "wb")
+        self._file.truncate(self._end)
+        self._write("" if self._end else "[")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -178,6 +239,20 @@ class JsonList:
                 self._put(b"")
             raise UserError(f"{self._part}: {told(error)}; it holds the {self.count} detections so far") from error
         self._end += len(content)
+
+    @staticmethod
+    def rows(path: Path) -> Iterator[tuple[dict, int]]:
+        """The rows in the file, one at a time, and where in it each ends; those before a line that is cut off."""
+        place = 0
+        with path.open("rb") as file:
+            for line in file:
+                row = line.rstrip(b",\n")
+                if row.startswith(b"{"):
+                    try:
+                        yield json.loads(row), place + len(row)
+                    except ValueError:
+                        return
+                place += len(line)
 
     def _put(self, content: bytes) -> None:
         view = memoryview(content + _CLOSED)

@@ -1,20 +1,24 @@
 """Detection on images from Python: load once, call on images."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, overload
 
 # First: its package chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, postprocess
 
 # isort: split
 import numpy as np
+from PIL import Image
 
-from ssd300_vgg16.data.images import network_input, read_image
+from ssd300_vgg16.data.images import network_input
+from ssd300_vgg16.data.in_memory import ImageLike, rgb
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
+from ssd300_vgg16.detections import Detections
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -22,13 +26,7 @@ if TYPE_CHECKING:  # OneFlow is imported only where it computes: detecting with 
     from ssd300_vgg16.network.ssd import SSD
 
 
-class Detections(TypedDict):
-    """What is seen on one image: the best first, at most 200, each scored above the detector's threshold."""
-
-    boxes: np.ndarray  # float32 [N, 4] xyxy in pixels of the image
-    scores: np.ndarray  # float32 [N], falling
-    labels: np.ndarray  # int64 [N], from 1 up
-    names: list[str]  # of the N labels
+BATCH_ON_CPU, BATCH_ON_GPU = 1, 8
 
 
 class Detector:
@@ -55,6 +53,7 @@ class Detector:
         self._network = network or self._by_oneflow
         self._postprocessed = postprocessed
         self._names = description.names()
+        self._ids = {category.label: category.id for category in description.categories}
 
     @classmethod
     def load(
@@ -95,12 +94,34 @@ class Detector:
         """Side in pixels of the images that the network takes."""
         return self.description.variant.layout.image_size
 
-    def __call__(self, image: np.ndarray | str | os.PathLike) -> Detections:
-        """Detections of one image: uint8 [H, W, 3] RGB, or a file, which is taken upright as a viewer shows it."""
-        if not isinstance(image, np.ndarray):
-            image = read_image(image, upright=True)
-        prepared = network_input(image, self.image_size)
-        return self.named(self.detect(prepared[None], np.array([image.shape[:2]]))[0])
+    @overload
+    def __call__(self, image: ImageLike, keep_image: bool = True) -> Detections: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def __call__(self, image: Iterable[ImageLike], keep_image: bool = True) -> list[Detections]: ...
+
+    def __call__(
+        self, image: ImageLike | Iterable[ImageLike], keep_image: bool = True
+    ) -> Detections | list[Detections]:
+        """Detections of one image; of several, a list of them.
+
+        image: a file, which is taken upright as a viewer shows it; a Pillow image, whose EXIF orientation is applied
+        too; or an array [H, W, 3] RGB (not OpenCV's BGR), [H, W, 4] RGBA, whose transparency is dropped, or [H, W]
+        grey, in uint8 (0..255) or floats (0..1). Or several, of any sizes: a list, a generator, an array [B, H, W, 3].
+
+        keep_image: the result refers to what it was given, so that it can be shown. This keeps arrays and Pillow images
+        in memory; of files the paths alone.
+
+        Raises ImageError for a file that cannot be read, UserError for an array or object that is no such image.
+        """
+        several = _several(image)
+        if several is None:
+            return self._of_batch({"the image": image}, keep_image)[0]
+        named = ((f"images[{number}]", one) for number, one in enumerate(several))
+        results: list[Detections] = []
+        while batch := dict(islice(named, BATCH_ON_CPU if self.device == "cpu" else BATCH_ON_GPU)):
+            results += self._of_batch(batch, keep_image)
+        return results
 
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
@@ -109,20 +130,39 @@ class Detector:
         offsets, logits = self._network(images)
         return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 
-    def named(self, detections: dict[str, np.ndarray], max_detections: int | None = None) -> Detections:
+    def named(
+        self, detections: dict[str, np.ndarray], max_detections: int | None = None, source: ImageLike | None = None
+    ) -> Detections:
         """The best detections of one image of `detect`, with category names."""
         boxes, scores, labels = (detections[part][:max_detections] for part in ("boxes", "scores", "labels"))
-        return Detections(boxes=boxes, scores=scores, labels=labels, names=self.names(labels))
+        ids = np.array([self._ids.get(label, label) for label in labels.tolist()], dtype=np.int64)
+        return Detections(boxes, scores, labels, self.names(labels), ids, source)
 
     def names(self, labels: np.ndarray) -> list[str]:
         """Category names of labels; a label without a category is named by its number."""
         return [self._names.get(label, f"class {label}") for label in labels.tolist()]
+
+    def _of_batch(self, images: dict[str, Any], keep_image: bool) -> list[Detections]:
+        pixels = [rgb(image, name) for name, image in images.items()]
+        prepared = np.stack([network_input(one, self.image_size) for one in pixels])
+        of_each = self.detect(prepared, np.array([one.shape[:2] for one in pixels]))
+        sources = images.values() if keep_image else [None] * len(pixels)
+        return [self.named(one, source=source) for one, source in zip(of_each, sources, strict=True)]
 
     def _by_oneflow(self, images: np.ndarray) -> Sequence:
         from ssd300_vgg16.runtime import flow  # only where it computes
 
         with flow.no_grad():
             return self.model(flow.from_numpy(images).to(self.device))
+
+
+def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | None:
+    """The images of a list or the like; None for one alone, or what can be none."""
+    if isinstance(image, np.ndarray):
+        return image if image.ndim == 4 else None
+    if isinstance(image, str | bytes | os.PathLike | Image.Image):
+        return None
+    return image if isinstance(image, Iterable) else None
 
 
 def _load_model(weights: Path) -> "tuple[SSD, ModelDescription]":

@@ -32,11 +32,11 @@ def evaluate_weights(
     verify: compare with pycocotools too. Returns the exit status: 1 if images were left out, or numbers differ.
     """
     world = this_world()
-    if output:
-        if output.resolve() != (weights if weights.is_dir() else weights.parent).resolve():
-            refuse_run(output)
-        refuse_unwritable(output)  # before minutes of work, or a download
     beside = EVALUATIONS / weights if is_published_name(weights) else None
+    folder = weights if weights.is_dir() else weights.parent
+    if output and output.resolve() != folder.resolve():
+        refuse_run(output)
+    refuse_unwritable(output or beside or folder)  # before minutes of work, or a download
     weights = find_weights(weights)
     local_rank = world.local_rank if world.world_size > 1 else None
     engine, device = resolve_engine(engine, device, local_rank, is_exported(weights))

@@ -65,17 +65,15 @@ def main(arguments: list[str]) -> int:
     command_line.refuse_as_target(options.to, ".onnx", "an ONNX file")
     images = _spread(find_images([options.calibrate])) if options.int8 else []
     weights = find_weights(Path(options.weights))
-    # Here, as they bring OneFlow and onnx, which would hold up --help and refusals by seconds.
-    from ssd300_vgg16.deploy.model import onnx_model, quantised, save
-    from ssd300_vgg16.weights.model import load_model
+    # Here, as it brings OneFlow and onnx, which would hold up --help and refusals by seconds.
+    from ssd300_vgg16.deploy.model import onnx_model_of, quantised, save
 
-    model, description = load_model(weights)
+    threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
+    made, description = onnx_model_of(weights, options.outputs, threshold, options.batch)
     for note in description.notes:
         print(note)
-    threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
-    made = onnx_model(model, description, options.outputs, threshold, options.batch)
     if images:
-        made = quantised(made, images, model.layout.image_size)
+        made = quantised(made, images, description.variant.layout.image_size)
     save(options.to, made)
     print(f"written: {options.to}, {options.to.stat().st_size / 1e6:.1f} MB, checked, from {weights}")
     print(f"  takes {', '.join(map(_shaped, made.graph.input))}, uint8 RGB")

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 from ssd300_vgg16.errors import UserError
 
+TEMPORARY_SUFFIX = ".ssd300-tmp"  # which nobody else's files have: what a killed process has left may be removed
 _BLOCK = 1 << 20
 _MIN_FREE = 1 << 20  # bytes, below which results are not begun
 
@@ -32,11 +34,26 @@ def refuse_unwritable(folder: Path) -> None:
         raise UserError(f"{folder}: the disk is full ({free:,} bytes are free): make room, or name another folder")
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, its links followed, is the folder or below it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def told(error: OSError) -> str:
     """An error of the system for people: the file, what is wrong, and what to do where that is known."""
     advice = ": make room on its disk, or name another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
     return f"{where}{error.strerror or error}{advice}"
+
+
+def temporary(path: Path) -> Path:
+    """Where a file is written before it takes its name: hidden, and with the process's number, as several may do so."""
+    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether the file's name is one that `temporary` gives."""
+    return re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY_SUFFIX)}", path.name, re.DOTALL) is not None
 
 
 @contextmanager
@@ -45,8 +62,7 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
     If the block fails, the former version stays and nothing else is left.
     """
-    # Hidden, and with the process's number: several processes may write the same file.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = temporary(path)
     try:
         with aside.open("wb") as file:
             yield file

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.ft2font import FT2Font
@@ -106,10 +107,16 @@ def _file_with(letters: str) -> Path | None:
 @cache
 def _system_fonts() -> list[Path]:
     """Files of fonts, those of regular style first."""
-    from matplotlib.font_manager import findSystemFonts  # here, as it takes its time
-
     # The files that are there now: matplotlib's own list does not know what was installed since it was made.
-    return sorted(map(Path, findSystemFonts()), key=lambda file: (any(s in file.stem.lower() for s in STYLES), file))
+    files = map(Path, _font_manager().findSystemFonts())
+    return sorted(files, key=lambda file: (any(style in file.stem.lower() for style in STYLES), file))
+
+
+def _font_manager() -> Any:
+    # Only where a name asks for it: its first import on a machine reads all fonts.
+    from matplotlib import font_manager
+
+    return font_manager
 
 
 def _has(file: Path, letter: str) -> bool:
@@ -130,7 +137,5 @@ def _opened(file: Path) -> FT2Font | None:
 @cache
 def _family_name(file: Path) -> str:
     """The name by which matplotlib finds this file."""
-    from matplotlib.font_manager import fontManager
-
-    fontManager.addfont(file)
+    _font_manager().fontManager.addfont(file)
     return FT2Font(str(file)).family_name

@@ -13,8 +13,7 @@ import json
 import os
 import sys
 from collections import Counter
-from contextlib import closing
-from itertools import islice
+from contextlib import closing, suppress
 from pathlib import Path
 
 # First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
@@ -24,26 +23,28 @@ from ssd300_vgg16.cli import command_line
 from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.image_ids import ImageId, image_ids
 from ssd300_vgg16.data.images import ImageError, find_images
 from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
-from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each
+from ssd300_vgg16.detect_files import LABELS, ImageFile, JsonList, detect_each, image_files
 from ssd300_vgg16.detect_in_processes import DetectorProcesses
 from ssd300_vgg16.detect_video import detect_on_videos, result_places
-from ssd300_vgg16.detector import Detections, Detector
+from ssd300_vgg16.detector import BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import refuse_unwritable
+from ssd300_vgg16.files import refuse_unwritable, write_json
+from ssd300_vgg16.interrupted import SETTINGS, Progress, progress_of, settings_of
 from ssd300_vgg16.report.results_page import DetectionsPage
+from ssd300_vgg16.result_formats import refuse_others_labels, write_names, write_table
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name, refuse_run
 
 SAMPLES_WITHOUT_PATHS = 12
-BATCH_ON_GPU = 8
-DETECTIONS = "detections.json"
+DETECTIONS, TABLE = "detections.json", "detections.csv"
 METRICS = "coco_metrics.json"
 BEST = "best"
 MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before the options are known to be good
@@ -78,11 +79,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="per image, the best ones (default: %(default)s)",
     )
     parser.add_argument(
-        "--skip",
-        type=command_line.natural,
-        default=0,
-        metavar="N",
-        help="leave out the first N images: to go on where another call was stopped",
+        "--image-ids",
+        metavar="FILE",
+        help="COCO annotations: image_id in detections.json are those of its images of the same file names, and images "
+        "that it does not name are left out (default: images are numbered)",
+    )
+    parser.add_argument(
+        "--save-txt", action="store_true", help="also write labels/ and data.yaml: YOLO's text files, with scores"
+    )
+    parser.add_argument("--save-csv", action="store_true", help=f"also write {TABLE}, boxes as x1, y1, x2, y2")
+    parser.add_argument("--save-crop", action="store_true", help="also write crops/CLASS/: the objects cut out")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a call with the same options was stopped or killed"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where it works, else cpu)")
     parser.add_argument(
@@ -106,7 +114,7 @@ def _max_detections(text: str) -> int:
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image could not be read."""
     options = build_parser().parse_args(arguments)
-    output, skip = Path(options.output_dir), options.skip
+    output = Path(options.output_dir)
     refuse_run(output)
     if videos := find_videos(options.paths):
         return _on_videos(videos, options, output)
@@ -119,31 +127,56 @@ def main(arguments: list[str]) -> int:
         print(f"no image by their names, and left out: {left_out}{advice}")
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
+    ids = _image_ids(options.image_ids, images)
+    files = image_files(list(ids), output, options.save_txt, options.save_crop)
+    threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
+    refuse_unwritable(output)
+    if options.save_txt:
+        refuse_others_labels(output, output / LABELS)
     # Before the detector, whose loading takes seconds.
-    if skip >= len(images):
-        raise UserError(f"--skip {skip}: there are {len(images)} images, of which none would be left")
-    if skip and (output / DETECTIONS).exists():
-        raise UserError(f"--skip {skip}: {output / DETECTIONS} would be overwritten; name another --output-dir")
-    detector, batch_size = _ready(weights, options, output)
-    return _detect_all(detector, weights, images, output, options.max_detections, batch_size, skip)
+    settings = settings_of(
+        weights,
+        ids,
+        score_threshold=threshold,
+        max_detections=options.max_detections,
+        save_txt=options.save_txt,
+        save_crop=options.save_crop,
+    )
+    progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
+    detector, batch_size = _ready(weights, threshold, options)
+    output.mkdir(parents=True, exist_ok=True)
+    if options.save_txt:
+        write_names(output, detector.description.categories)
+    if not progress.end:
+        part = JsonList.part_of(output / DETECTIONS)
+        if options.resume or part.exists():
+            print(f"nothing of {part} is gone on with: begins with the first image")
+        part.unlink(missing_ok=True)
+        write_json(output / SETTINGS, settings)
+    status = _detect_all(detector, weights, files, ids, output, options.max_detections, batch_size, progress)
+    if options.save_csv:
+        write_table(output / TABLE, (row for row, _ in JsonList.rows(output / DETECTIONS)))
+    (output / SETTINGS).unlink(missing_ok=True)
+    return status
 
 
 def _on_videos(videos: list[str], options: argparse.Namespace, output: Path) -> int:
-    if options.skip:
-        raise UserError(f"--skip {options.skip}: it is for images, not for videos")
+    for name in ("resume", "image_ids", "save_txt", "save_csv", "save_crop"):
+        if vars(options)[name]:
+            raise UserError(f"--{name.replace('_', '-')}: it is for images, not for videos")
     if job_from(os.environ):
         raise UserError("NPROC: one process does all frames of a video: leave NPROC out")
     places = result_places(videos, output)
     weights = newest_run() if options.weights is None else Path(options.weights)
-    detector, batch_size = _ready(weights, options, output)
+    threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
+    refuse_unwritable(output)
+    detector, batch_size = _ready(weights, threshold, options)
     assert isinstance(detector, Detector)  # without NPROC
     return detect_on_videos(detector, videos, places, options.max_detections, batch_size)
 
 
-def _ready(weights: Path, options: argparse.Namespace, output: Path) -> tuple[Detector | DetectorProcesses, int]:
+def _ready(weights: Path, threshold: float, options: argparse.Namespace) -> tuple[Detector | DetectorProcesses, int]:
     """The detector, and how many images it takes at a time."""
-    threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
-    refuse_unwritable(output)
     detector = _load(weights, options.device, threshold, options.engine)
     for note in detector.description.notes:
         print(note)
@@ -204,82 +237,74 @@ def _samples_of(weights: Path) -> list[Path]:
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
+def _image_ids(annotations: str | None, images: list[Path]) -> dict[Path, ImageId]:
+    """The ids of those images that the annotations name, the others are told; without any the images' numbers."""
+    if annotations is None:
+        return {image: number for number, image in enumerate(images, start=1)}
+    ids = image_ids(Path(annotations), images)
+    if others := [str(image) for image in images if image not in ids]:
+        print(f"not named by {annotations}, and left out: {len(others)} of {len(images)} images: {listed(others, 1)}")
+    return {image: ids[image] for image in images if image in ids}
+
+
 def _detect_all(
     detector: Detector | DetectorProcesses,
     weights: Path,
-    images: list[Path],
+    files: list[ImageFile],
+    ids: dict[Path, ImageId],
     output: Path,
     max_detections: int,
     batch_size: int,
-    skip: int,
+    progress: Progress,
 ) -> int:
-    output.mkdir(parents=True, exist_ok=True)
-    numbered = map(ImageFile, range(1, len(images) + 1), images, _picture_places(images, output))
-    broken, done, page = [], skip, DetectionsPage(detector.description.categories)
-    if (output / DETECTIONS).exists():
+    broken, page, done = [], DetectionsPage(detector.description.categories), len(progress.rows)
+    for path, earlier in progress.detections():
+        page.add(path, earlier)
+    left = [file for file in files if file not in progress.rows]
+    if progress.end:
+        print(f"{done} of {len(files)} images are done")
+    elif (output / DETECTIONS).exists():
         print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
-    with StopRequest() as stop, JsonList(output / DETECTIONS) as results:
-        files = islice(numbered, skip, None)
+    results = JsonList(output / DETECTIONS, progress.end, sum(map(len, progress.rows.values())))
+    with StopRequest() as stop, suppress(Stopped), results:
         if isinstance(detector, Detector):
-            detections_of_each = detect_each(detector, files, max_detections, batch_size)
+            detections_of_each = detect_each(detector, left, max_detections, batch_size)
         else:
-            detections_of_each = detector.detect_each(files, max_detections, batch_size)
-        with closing(detections_of_each), tqdm(total=len(images), initial=skip, unit="image", disable=None) as bar:
+            detections_of_each = detector.detect_each(left, max_detections, batch_size)
+        with closing(detections_of_each), tqdm(total=len(files), initial=done, unit="image", disable=None) as bar:
             for file, detections in detections_of_each:
                 if isinstance(detections, ImageError):
                     broken.append(str(detections))
                 else:
-                    results.add(_as_json(detections, file.number, str(file.path), detector))
+                    results.add(_as_json(detections, ids[file.path], str(file.path), detector))
                     page.add(file.path, detections)
-                done = file.number
+                done += 1
                 bar.update()
-                if stop.made:
-                    break
-    detected = done - skip - len(broken)
-    print(f"{detected} images, {results.count} detections: pictures and {DETECTIONS} are in {output}")
+                if stop.signal_number is not None and done < len(files):
+                    raise Stopped(stop.signal_number)  # so that the list does not look complete
+    detected = done - len(broken)
+    where = DETECTIONS if done == len(files) else JsonList.part_of(Path(DETECTIONS))
+    print(f"{detected} images, {results.count} detections: pictures and {where} are in {output}")
     if detected:
         print(f"look at them: open {page.write(output, str(weights), detector.score_threshold)} in a browser")
     for message in broken:
         print(f"not read: {message}", file=sys.stderr)
-    if stop.signal_number is not None and done < len(images):
-        print(
-            f"Stopped after {done} of {len(images)} images. Go on with: the same, --skip {done}, another --output-dir"
-        )
+    if stop.signal_number is not None and done < len(files):
+        print(f"Stopped after {done} of {len(files)} images. Go on with: the same, and --resume")
         raise Stopped(stop.signal_number)
     return 1 if broken else 0
 
 
-def _picture_places(images: list[Path], output: Path) -> list[Path]:
-    """Where each image's picture goes: below output, as the images lie below the folder that they share.
-
-    Raises UserError if a picture would overwrite an image.
-    """
-    places = [Path(os.path.abspath(image)) for image in images]  # noqa: PTH100 - resolve() would follow links
-    base = os.path.commonpath([place.parent for place in places])
-    # Other formats keep their suffix, as a.jpg and a.png may lie side by side; and so may a.png and a.png.jpg.
-    taken = {place for place in places if place.suffix == ".jpg"}
-    names = {}
-    for place in places:
-        name = place
-        while place.suffix != ".jpg" and (name == place or name in taken):
-            name = name.with_name(f"{name.name}.jpg")
-        taken.add(name)
-        names[place] = name
-    pictures = [output / names[place].relative_to(base) for place in places]
-    lost = set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places))
-    if lost:
-        raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
-    return pictures
-
-
-def _as_json(detections: Detections, number: int, file_name: str, detector: Detector | DetectorProcesses) -> list[dict]:
+def _as_json(
+    detections: Detections, image_id: ImageId, file_name: str, detector: Detector | DetectorProcesses
+) -> list[dict]:
     """Detections of one image in COCO's results format, with file and category names added."""
     ids = {category.label: category.id for category in detector.description.categories}
     boxes = xyxy_to_xywh(detections["boxes"]).tolist()
     scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
     return [
         {
-            "image_id": number,
+            "image_id": image_id,
             "file_name": file_name,
             "category_id": ids.get(label, label),
             "category_name": name,

@@ -16,3 +16,9 @@ def listed(names: Sequence[str], max_names: int = 12) -> str:
     """Names in a line, printable; those beyond the first `max_names` are counted."""
     more = f", and {len(names) - max_names:,} more" if len(names) > max_names else ""
     return ", ".join(map(printable, names[:max_names])) + more
+
+
+def spreadsheet_cell(text: str) -> str:
+    """The text for a CSV file."""
+    # Spreadsheets compute what begins like this, and names come from files that others wrote.
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -6,14 +6,15 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from itertools import chain
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from full_disk import full_disk
-from small_data import run, shapes_folder, start, untrained_run
+from small_data import shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
@@ -85,11 +86,11 @@ def test_few_wait_to_be_drawn(detector, files, monkeypatch):
     """A slow disk holds the network up, so that images do not pile up in memory."""
     drawn, most = [], 0
 
-    def slow(image, found, picture):
+    def slow(image, found, file, categories):
         time.sleep(0.05)
-        drawn.append(picture)
+        drawn.append(file)
 
-    monkeypatch.setattr("ssd300_vgg16.detect_files._draw", slow)
+    monkeypatch.setattr("ssd300_vgg16.detect_files._write", slow)
     monkeypatch.setattr("ssd300_vgg16.detect_files.MAX_THREADS", 1)
     whole = [file for file in files if file.number != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
@@ -183,7 +184,7 @@ def wait_until(done: Callable):
 
 
 @pytest.mark.parametrize("signal_number", STOP_SIGNALS[:2])
-def test_what_was_found_before_a_stop_is_kept_and_the_rest_can_follow(place, many, tmp_path, signal_number):
+def test_what_was_found_before_a_stop_is_kept(place, many, tmp_path, signal_number):
     process = start("infer", *arguments(place, many, "--output-dir", "first"), folder=tmp_path)
     wait_until((tmp_path / "first" / "004.jpg").exists)
     process.send_signal(signal_number)
@@ -191,31 +192,102 @@ def test_what_was_found_before_a_stop_is_kept_and_the_rest_can_follow(place, man
     assert process.returncode == 128 + signal_number
     not_read = f"not read: {many}/001.jpg: the file is empty\n"
     assert errors == f"{not_read}infer.sh: stopped by {signal_number.name}\n"
-    done = int(re.search(r"^Stopped after (\d+) of 400 images\. Go on with: .*--skip \1,", output, re.MULTILINE)[1])
-    first = json.loads((tmp_path / "first" / "detections.json").read_text())
+    done = int(re.search(r"^Stopped after (\d+) of 400 images\. Go on with: .*--resume$", output, re.MULTILINE)[1])
+    assert not (tmp_path / "first" / "detections.json").exists()
+    first = json.loads((tmp_path / "first" / "detections.json.part").read_text())
     assert {row["image_id"] for row in first} == set(range(1, done + 1)) - {2}
     pictures = {path.name for path in (tmp_path / "first").glob("*.jpg")}
     assert pictures == {f"{number:03d}.jpg" for number in range(done)} - {"001.jpg"}
 
-    for number in range(done + 3, 400):
-        (many / f"{number:03d}.jpg").unlink()
-    rest = run("infer", *arguments(place, many, "--output-dir", "rest", "--skip", done), folder=tmp_path)
-    assert (rest.returncode, rest.stderr) == (0, "")
-    second = json.loads((tmp_path / "rest" / "detections.json").read_text())
-    assert [row["image_id"] for row in second] == sorted([done + 1, done + 2, done + 3] * 2)
-    assert {Path(row["file_name"]).name for row in second} == {f"{number:03d}.jpg" for number in range(done, done + 3)}
 
-
-def test_a_skip_that_makes_no_sense_is_refused(place, tmp_path, monkeypatch):
+@pytest.fixture
+def photos(place, tmp_path, monkeypatch):
+    """Images in the current folder; the third is broken, and on the fourth nothing is found."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "shapes" / "val", "photos")
-    with pytest.raises(UserError, match=f"--skip {COUNT}: there are {COUNT} images, of which none would be left"):
-        infer.main([*map(str, arguments(place, "photos", "--skip", COUNT))])
-    Path("detections").mkdir()
-    Path("detections", "detections.json").write_text("[]")
-    with pytest.raises(UserError, match=r"--skip 1: detections/detections\.json would be overwritten"):
-        infer.main([*map(str, arguments(place, "photos", "--skip", 1))])
-    assert Path("detections", "detections.json").read_text() == "[]"
+    return Path("photos")
+
+
+def detect(place, *more):
+    return infer.main([*map(str, arguments(place, *more, "photos"))])
+
+
+def interrupted(place, monkeypatch, done):
+    """A detection that ends after some images, as by a kill."""
+    each = infer.detect_each
+
+    def some(detector, files, *rest):
+        with closing(each(detector, files, *rest)) as results:
+            for file, found in islice(results, done):
+                if file.number == 4:
+                    found = infer.Detections(
+                        boxes=found["boxes"][:0], scores=found["scores"][:0], labels=found["labels"][:0], names=[]
+                    )
+                yield file, found
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(infer, "detect_each", some)
+        detect(place)
+
+
+@pytest.mark.parametrize(("undrawn", "done", "left"), [(None, 4, [BROKEN, 6]), (5, 2, [BROKEN, 4, 5, 6])])
+def test_what_was_interrupted_is_gone_on_with(place, photos, monkeypatch, capsys, undrawn, done, left):
+    """The last is done again, whose rows might not be whole, and so is all from one on that was not drawn."""
+    detect(place, "--output-dir", "whole", "--save-csv")
+    interrupted(place, monkeypatch, 6)
+    if undrawn:
+        Path("detections", f"00000{undrawn}.jpg").unlink()
+    asked = []
+    monkeypatch.setattr(infer, "detect_each", lambda *given: asked.extend(given[1]) or detect_each(*given))
+    capsys.readouterr()
+    assert detect(place, "--resume", "--save-csv") == 1, "the broken one is tried again"
+    assert f"\n{done} of 6 images are done\n" in "\n" + capsys.readouterr().out
+    assert [file.number for file in asked] == left
+    rows, whole = (json.loads(Path(name, "detections.json").read_text()) for name in ("detections", "whole"))
+    assert rows == [row for row in whole if row["image_id"] != 4 or undrawn]
+    names = {path.name for path in Path("whole").iterdir()}
+    assert {path.name for path in Path("detections").iterdir()} == names
+    assert Path("detections/detections.csv").read_text().count("\n") == len(rows) + 1
+    page = Path("detections/report.html").read_text()
+    assert all(f'"00000{number}.jpg"' in page for number in (1, 2, 4, 5, 6)), "images from before are on the page"
+    with pytest.raises(UserError, match=r"--resume: detections/detections\.json is complete"):
+        detect(place, "--resume")
+
+
+def test_other_settings_are_not_mixed(place, photos, tmp_path, monkeypatch, capsys):
+    interrupted(place, monkeypatch, 5)
+    before = Path("detections/detections.json.part").read_bytes()
+    other_run = untrained_run(tmp_path / "other", seed=1)
+    shutil.copy("photos/000001.jpg", "extra.jpg")
+    for options, name in (
+        (["--max-detections", "3"], "--max-detections"),
+        (["--score-threshold", "0.02"], "--score-threshold"),
+        (["--save-txt"], "--save-txt"),
+        (["--weights", other_run], "weights"),
+        (["extra.jpg"], "images"),
+    ):
+        with pytest.raises(UserError, match=f"was begun with other {name}: give the same, or leave --resume out"):
+            detect(place, "--resume", *options)
+    assert Path("detections/detections.json.part").read_bytes() == before
+    capsys.readouterr()
+    assert detect(place, "--max-detections", "1") == 1
+    assert "nothing of detections/detections.json.part is gone on with: begins with" in capsys.readouterr().out
+    assert len(json.loads(Path("detections/detections.json").read_text())) == COUNT - 1
+
+
+def test_a_list_is_gone_on_with(tmp_path):
+    path = tmp_path / "list.json"
+    with pytest.raises(ZeroDivisionError), JsonList(path) as written:
+        written.add([{"a": 1}, {"b": "ä,"}, {"c": 3}])
+        written.add([1 / 0])
+    _, (second, second_end), _ = JsonList.rows(JsonList.part_of(path))
+    assert second == {"b": "ä,"}
+    with JsonList(path, second_end, 2) as written:
+        written.add([{"d": 4}])
+    assert json.loads(path.read_text()) == [{"a": 1}, {"b": "ä,"}, {"d": 4}] and written.count == 3
+    path.write_bytes(path.read_bytes()[:-5])
+    assert len(list(JsonList.rows(path))) == 2, "those before a line that is cut off"
 
 
 def test_batches_find_the_same(place, tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,14 +34,17 @@ def files_in(folder):
 
 def test_the_same_files_as_with_one_process(place):
     outputs = []
-    for count, extra in ((1, ()), (2, ()), (2, ("-b", "2"))):
+    formats = ("--save-txt", "--save-csv", "--save-crop")
+    for count, extra in ((1, formats), (2, formats), (2, (*formats, "-b", "2"))):
         done = run(
             "infer", *arguments(place, f"n{count}{len(extra)}"), *extra, folder=place, variables={"NPROC": count}
         )
         assert done.returncode == 1 and "not read: " in done.stderr and "000003.jpg" in done.stderr
         assert "Traceback" not in done.stderr
         outputs.append(files_in(place / f"n{count}{len(extra)}"))
-    assert len(json.loads(outputs[0]["detections.json"])) > 10 and len(outputs[0]) == IMAGES + 1
+    assert len(json.loads(outputs[0]["detections.json"])) > 10
+    assert Counter(Path(name).suffix for name in outputs[0])[".txt"] == IMAGES - 1
+    assert {"data.yaml", "detections.csv", "report.html", "000001.jpg", "000001-001.jpg"} <= outputs[0].keys()
     assert outputs[1] == outputs[0] and outputs[2].keys() == outputs[0].keys()
 
 
@@ -78,11 +83,11 @@ def test_ctrl_c(place):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    done = int(output.partition("Go on with: the same, --skip ")[2].partition(",")[0])
+    done = int(re.search(r"Stopped after (\d+) of 1500 images\. Go on with: the same, and --resume", output)[1])
     images = sorted(path.name for path in (place / "many").iterdir())
     pictures = {path.name for path in (place / "stopped").glob("*.jpg")}
-    assert 0 < done < len(images) and pictures >= set(images[:done]), "--skip leaves no picture out"
-    assert json.loads((place / "stopped" / "detections.json").read_text())
+    assert 0 < done < len(images) and pictures >= set(images[:done]), "none is left out"
+    assert json.loads((place / "stopped" / "detections.json.part").read_text())
 
 
 def test_one_that_is_killed_ends_all(place):

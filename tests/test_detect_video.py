@@ -224,7 +224,8 @@ def make_inputs():
         (["clip.mp4", "sub/clip.mov"], r"clip.mp4 and sub/clip.mov would both become detections/clip\.mp4"),
         (["clip.mp4", "--output-dir", "."], r"--output-dir \.: clip.mp4 would be overwritten"),
         (["other.mp4"], "detections/other.mp4 was not made here, as there is no other.jsonl"),
-        (["clip.mp4", "--skip", "1"], "--skip 1: it is for images"),
+        (["clip.mp4", "--resume"], "--resume: it is for images"),
+        (["clip.mp4", "--save-txt"], "--save-txt: it is for images"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_weights_are_read(arguments, problem, capfd):

@@ -236,7 +236,10 @@ def test_commands_refuse_before_data_and_weights_are_looked_for(machine, tmp_pat
 
 def test_oneflow_is_shown_no_gpu_where_the_driver_is_broken(machine):
     """Else its import would end the process."""
-    code = "from ssd300_vgg16 import runtime; import os; print(os.environ['CUDA_VISIBLE_DEVICES'], runtime.report())"
+    code = (
+        "from ssd300_vgg16.runtime.__main__ import report; import os\n"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], report())"
+    )
     broken = environment() | machine | {"FAKE_CU_INIT": "803", "FAKE_CU_HIDES": "1"}
     process = subprocess.run([sys.executable, "-c", code], env=broken, capture_output=True, text=True, timeout=100)
     assert (process.returncode, process.stderr) == (0, "")

@@ -1,5 +1,6 @@
 """Detection from the command line: pictures and detections.json for every image that can be read."""
 
+import csv
 import json
 import os
 import re
@@ -9,15 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from pycocotools.coco import COCO
 from small_data import run, shapes_folder, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.boxes import xywh_to_xyxy
+from ssd300_vgg16.data.images import find_images
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.infer import MAX_DETECTIONS
 from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
+from ssd300_vgg16.result_formats import folder_name
 
 IMAGES = 4
 LOW = ("--score-threshold", "0.01", "--device", "cpu")
@@ -103,6 +107,129 @@ def test_pycocotools_takes_the_detections(place, photos, capsys):
     names = {image["id"]: image["file_name"] for image in truth.imgs.values()}
     assert all(Path(result["file_name"]).name == names[result["image_id"]] for result in detections("out"))
     capsys.readouterr()
+
+
+def annotations(place, names, path="ids.json"):
+    """The generated set's annotations with these ids and file names instead of its own."""
+    document = json.loads((place / "shapes" / "annotations" / "instances_val.json").read_text())
+    renamed = dict(zip([image["id"] for image in document["images"]], names, strict=True))
+    for image in document["images"]:
+        image["id"], image["file_name"] = next(one for one in names if one is renamed[image["id"]])
+    for annotation in document["annotations"]:
+        annotation["image_id"] = renamed[annotation["image_id"]][0]
+    Path(path).write_text(json.dumps(document))
+    return path
+
+
+def test_image_ids_are_those_of_the_annotations(place, photos, capsys):
+    """Two files are called a.jpg in the annotations: their folders decide. The third of that name is not named."""
+    names = [(70, "one/a.jpg"), (8, "two\\a.jpg"), (900, "elsewhere/b c.jpg"), (1, "missing.jpg")]
+    file = annotations(place, names)
+    assert detect(place, "photos", "--image-ids", file) == 0
+    ids = {row["file_name"]: row["image_id"] for row in detections()}
+    assert ids == {"photos/one/a.jpg": 70, "photos/one/two/a.jpg": 8, "photos/one/b c.jpg": 900}
+    left_out = f"not named by {file}, and left out: 1 of 4 images: photos/a.jpg\n"
+    assert left_out in capsys.readouterr().out
+    assert len(COCO(file).loadRes("detections/detections.json").getImgIds()) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["a.jpg", "b c.jpg", "x.jpg", "y.jpg"], "which of photos/a.jpg, photos/one/a.jpg is its image 1 cannot"),
+        (["x/a.jpg", "y/a.jpg", "b c.jpg", "y.jpg"], "which of photos/a.jpg is its image 1 and 2 cannot"),
+        (["1.jpg", "2.jpg", "3.jpg", "4.jpg"], "has none of the file names, such as a.jpg$"),
+    ],
+)
+def test_image_ids_that_cannot_be_told_are_refused(place, photos, names, problem):
+    file = annotations(place, list(enumerate(names, start=1)))
+    with pytest.raises(UserError, match=problem):
+        detect(place, "photos", "--image-ids", file)
+    assert not Path("detections").exists()
+
+
+def test_yolos_text_files(place, photos):
+    cv2.imwrite("photos/none.png", np.zeros((60, 80, 3), np.uint8))
+    assert detect(place, "photos", "--save-txt", "--score-threshold", 0.3, "--max-detections", 3) == 0
+    labels = [name for name in files_in("detections") if name.startswith("labels/")]
+    stems = ["a", "none", "one/a", "one/b c", "one/two/a"]
+    assert labels == [f"labels/{stem}.txt" for stem in stems], "one for each image, whatever is on it"
+    names = yaml.safe_load(Path("detections/data.yaml").read_text())["names"]
+    assert names == dict(enumerate(["circle", "square", "triangle", "star", "ring"]))
+    for file in ("a.jpg", "one/b c.jpg"):
+        rows = [row for row in detections() if row["file_name"] == f"photos/{file}"]
+        height, width = cv2.imread(f"photos/{file}").shape[:2]
+        lines = Path("detections/labels", file).with_suffix(".txt").read_text().splitlines()
+        assert len(lines) == len(rows) > 0
+        for line, row in zip(lines, rows, strict=True):
+            number, *values = line.split()
+            assert names[int(number)] == row["category_name"]
+            x, y, w, h = row["bbox"]
+            expected = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height, row["score"]]
+            np.testing.assert_allclose([float(value) for value in values], expected, atol=1e-3)
+
+
+def test_yolos_text_files_overwrite_no_labels(place, photos):
+    shutil.copy("photos/a.jpg", "photos/a.JPG")
+    with pytest.raises(
+        UserError, match=r"photos/a\.JPG, photos/a\.jpg would share detections/labels/a\.txt: give each"
+    ):
+        detect(place, "photos", "--save-txt")
+    Path("set", "labels").mkdir(parents=True)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"set/labels is there and not of infer\.sh's making"):
+            detect(place, "photos/a.jpg", "--save-txt", "--output-dir", "set")
+    for _ in range(2):
+        assert detect(place, "photos/a.jpg", "--save-txt", "--output-dir", "own") == 0
+
+
+def test_a_table(place, photos):
+    shutil.copy("photos/a.jpg", '=odd, "name".jpg')
+    detect(place, '=odd, "name".jpg', "photos/a.jpg", "--save-csv", "--max-detections", 4)
+    with Path("detections/detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "x1", "y1", "x2", "y2", "score", "category_id", "name"] and len(rows) == 8
+    assert {row["file"] for row in rows} == {'\'=odd, "name".jpg', "photos/a.jpg"}
+    for row, found in zip(rows, detections(), strict=True):
+        box = xywh_to_xyxy(np.array(found["bbox"]))
+        np.testing.assert_allclose([float(row[side]) for side in ("x1", "y1", "x2", "y2")], box, atol=0.011)
+        about = (float(row["score"]), int(row["category_id"]), row["name"])
+        assert about == (found["score"], found["category_id"], found["category_name"])
+
+
+def test_objects_are_cut_out(place, photos):
+    detect(place, "photos", "--save-crop", "--max-detections", 3)
+    crops = sorted(path for path in Path("detections/crops").rglob("*") if path.is_file())
+    assert len(crops) == len(detections()) == 12
+    for number, row in enumerate([row for row in detections() if row["file_name"] == "photos/one/b c.jpg"], start=1):
+        crop = cv2.imread(f"detections/crops/{row['category_name']}/one/b c-{number:03d}.jpg")
+        x1, y1, x2, y2 = xywh_to_xyxy(np.array(row["bbox"]))
+        x1, y1, x2, y2 = int(x1), int(y1), int(np.ceil(x2)), int(np.ceil(y2))
+        expected = cv2.imread("photos/one/b c.jpg")[y1:y2, x1:x2]
+        assert np.abs(np.array(crop.shape) - expected.shape).max() <= 1, "coordinates in the list are rounded"
+        if crop.shape == expected.shape:
+            assert np.abs(crop.astype(int) - expected).mean() < 8
+    with pytest.raises(UserError, match="is in photos/crops, where crops go"):
+        (photos / "crops").mkdir()
+        shutil.copy("photos/a.jpg", "photos/crops")
+        detect(place, "photos/crops", "--save-crop", "--output-dir", "photos")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("traffic light", "traffic light"),
+        ("../../etc", "_.._etc"),
+        ("a/b\0c\n", "a_b_c_"),
+        (".hidden", "hidden"),
+        ("..", "_"),
+        ("", "_"),
+        ("犬" * 300, "犬" * 60),
+        ("<img src=x>", "_img src_x_"),
+    ],
+)
+def test_a_class_name_makes_a_safe_folder(name, folder):
+    assert folder_name(name) == folder
 
 
 def test_the_score_threshold(place, photos):
@@ -281,6 +408,17 @@ def test_results_inside_the_images_folder_are_never_taken_for_images(place, phot
         assert detect(place, "photos", "--output-dir", "photos/out") == 0
         assert len({row["file_name"] for row in detections("photos/out")}) == 4
     assert "photos/out holds an earlier call's detections: detections.json and" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("paths", [["photos/**/*.jpg"], ["photos/*"], ["photos/a.jpg", "photos/out/a.jpg"]])
+def test_patterns_do_not_reach_into_the_results(photos, paths):
+    """The shell's neither, whose matches come as files."""
+    (photos / "out" / "deep").mkdir(parents=True)
+    shutil.copy("photos/a.jpg", "photos/out/a.jpg")
+    shutil.copy("photos/a.jpg", "photos/out/deep/b.jpg")
+    found = find_images(paths, leave_out=Path("photos/../photos/out"))
+    assert found and not [path for path in found if "out" in path.parts]
+    assert len(find_images(["photos/out/*.jpg"], leave_out=Path("photos"))) == 1, "what is named is taken"
 
 
 def test_what_is_no_image_is_named_and_the_others_are_done(place, photos, capsys):

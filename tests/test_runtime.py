@@ -11,6 +11,7 @@ from small_data import environment
 from ssd300_vgg16 import gpus, machine, runtime
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import Gpu, GpuDriver
+from ssd300_vgg16.runtime import __main__ as runtime_command
 
 AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
@@ -34,7 +35,7 @@ def test_the_cpu_is_the_default_without_a_gpu():
 def two_gpus(monkeypatch):
     """As on a machine with two GPUs, the second of which is too new."""
     driver = GpuDriver((Gpu("Ampere", (8, 0)), Gpu("Hopper", (9, 0))))
-    for module in (runtime, gpus):
+    for module in (runtime, runtime_command, gpus):
         monkeypatch.setattr(module, "gpu_driver", lambda: driver)
     monkeypatch.setattr(gpus, "oneflow_version", lambda: "0.9.0")
     monkeypatch.setattr(runtime.flow.cuda, "is_available", lambda: True)
@@ -48,7 +49,7 @@ def test_an_oneflow_without_gpus_computes_on_the_cpu(two_gpus, monkeypatch):
 
 
 def test_the_report_names_versions_and_hardware():
-    lines = dict(line.split(maxsplit=1) for line in runtime.report().splitlines())
+    lines = dict(line.split(maxsplit=1) for line in runtime_command.report().splitlines())
     assert lines["python"] == "{}.{}.{}".format(*sys.version_info[:3])
     assert lines["oneflow"] == runtime.flow.__version__
     assert re.fullmatch(r".+, [1-9]\d* cores", lines["cpu"])
@@ -59,8 +60,8 @@ def test_the_report_names_versions_and_hardware():
 
 
 def test_the_report_says_which_gpus_can_be_used(two_gpus, monkeypatch):
-    monkeypatch.setattr(runtime, "matmul_rate", lambda: 100.0)
-    report = runtime.report()
+    monkeypatch.setattr(runtime_command, "matmul_rate", lambda: 100.0)
+    report = runtime_command.report()
     assert "gpus      Ampere; Hopper\n" in report
     assert "cuda:0    this OneFlow has code for it\n" in report
     assert "cuda:1    this OneFlow (0.9.0) has no code for Hopper" in report

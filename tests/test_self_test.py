@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ssd300_vgg16 import runtime, self_test
+from ssd300_vgg16 import self_test
 from ssd300_vgg16.network.cpu import convolution
 from ssd300_vgg16.network.cpu import loss as loss_kernels
+from ssd300_vgg16.runtime import __main__ as runtime_command
 from ssd300_vgg16.self_test import checks, flowvision
 from ssd300_vgg16.self_test.checks import FLOAT32, HALF, TF32, Check, Way
 from ssd300_vgg16.training.step import GraphStep
@@ -82,7 +83,7 @@ def test_the_command_reports_everything_and_names_what_failed(monkeypatch, capsy
     ]
     monkeypatch.setattr(self_test, "groups", lambda device: iter(groups))
     monkeypatch.setattr(self_test, "speeds", lambda device: iter([("training", lambda: "9.0 images/s")]))
-    assert runtime.main(["--self-test", "--device", "cpu"]) == 1
+    assert runtime_command.main(["--self-test", "--device", "cpu"]) == 1
     report = capsys.readouterr().out
     assert "oneflow   0.9.0" in report and "package   0.1.0" in report and "9.0 images/s" in report
     assert "RuntimeError: no kernel image (self_test/__init__.py, line " in report
@@ -91,7 +92,7 @@ def test_the_command_reports_everything_and_names_what_failed(monkeypatch, capsy
     assert verdict[0].startswith("4 checks on cpu in ") and verdict[0].endswith("s: FAILED")
     assert [line.strip() for line in verdict[1:]] == ["broken: error", "differs: logits"]
     monkeypatch.setattr(self_test, "groups", lambda device: iter(groups[2:]))
-    assert runtime.main(["--self-test", "--device", "cpu"]) == 0
+    assert runtime_command.main(["--self-test", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.endswith("s: ok\n")
 
 
@@ -138,5 +139,5 @@ def test_gpu_and_driver_are_named(monkeypatch, tmp_path):
 
 
 def test_an_unknown_device_is_refused(capsys):
-    assert runtime.main(["--self-test", "--device", "tpu"]) == 2
+    assert runtime_command.main(["--self-test", "--device", "tpu"]) == 2
     assert "--device tpu: write cpu, cuda or cuda:N" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from ssd300_vgg16.data.formats import DEFAULT_COCO
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD300_VGG16
 from ssd300_vgg16.training.config import VGG_STAGES
-from ssd300_vgg16.training.options import NO_WEIGHTS, TrainOptions
+from ssd300_vgg16.training.options import NO_WEIGHTS, TrainOptions, with_absolute_paths
 from ssd300_vgg16.training.run_folder import newest_training, read_options, run_of
 from ssd300_vgg16.weights.published import PUBLISHED
 
@@ -50,10 +50,13 @@ def parse(arguments: list[str]) -> TrainOptions:
     parser = build_parser()
     defaults, given = _parsed(parser, arguments)
     flags = _flags(parser)
+    # An option of earlier versions: a command that has it goes on working.
     former = given.pop("cache", "none")
     if given.get("resume") == NEWEST:
         given["resume"] = str(newest_training())
     resumed = _options_of(Path(given["resume"])) if given.get("resume") and not given.get("test_only") else {}
+    if resumed:
+        given = with_absolute_paths(given)  # as they are in options.json, which they are compared with
     base, notices = (resumed, list[str]()) if resumed else _preset_options(defaults, given)
     options = _with_length(TrainOptions(**{**defaults, **base, **given}))
     problems = [
@@ -134,6 +137,7 @@ def _with_length(options: TrainOptions) -> TrainOptions:
 
 def _usual_lr_steps(length: int) -> tuple[int, int]:
     """Milestones as far into a training of this length (epochs or steps) as 80 and 110 are into 120."""
+    # At least one unit apart, in the shortest trainings too.
     first = max(1, length * 80 // 120)
     return first, max(first + 1, length * 110 // 120)
 
@@ -164,6 +168,7 @@ def _problems(options: TrainOptions, given_backbone: str | None) -> list[str]:
     problems += _problems_of_weights(options, given_backbone)
     if options.replay and not Path(options.replay).exists():
         problems.append(f"--replay {options.replay}: there is no such file or folder")
+    # Each part of a step needs an image.
     if options.accumulate > options.batch_size:
         problems.append(f"--accumulate {options.accumulate}: there are only {options.batch_size} images in a step")
     if options.amp and options.eager:
@@ -222,6 +227,7 @@ def _problems_of_resuming(options: TrainOptions, resumed: dict, flags: dict[str,
         if name in resumed and getattr(options, name) != resumed[name]
     ]
     if problems:
+        # Once, behind the last of them.
         problems[-1] += " (with --load instead of --resume, its weights begin a new run)"
     if resumed and options.epochs and options.iterations:
         counted = "iterations" if resumed.get("iterations") else "epochs"

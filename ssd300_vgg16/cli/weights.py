@@ -11,6 +11,7 @@ FILE and IN: a file of any format that can be read, a folder of OneFlow's, a run
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.categories import same_name
@@ -115,11 +116,16 @@ def _fit(weights: Weights) -> str:
     """Whether the tensors are a whole network's. A trunk alone has no network to be compared with."""
     if weights.description is None:
         return f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
-    # Only here: OneFlow is not loaded to list or download.
-    from ssd300_vgg16.weights.model import empty_model, misfits
-
-    problems = misfits(empty_model(weights.description), weights.tensors)
+    model = _model()
+    problems = model.misfits(model.empty_model(weights.description), weights.tensors)
     return f"DOES NOT FIT the network: {'; '.join(problems)}" if problems else "all there, none too much"
+
+
+def _model() -> ModuleType:
+    # Only where a network is compared with: OneFlow is not loaded to list or download.
+    from ssd300_vgg16.weights import model
+
+    return model
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -129,10 +135,8 @@ def _convert(options: argparse.Namespace) -> None:
     if options.bgr:
         weights = replace(weights, tensors=with_rgb(weights.tensors))
     if weights.description:
-        # Only here, as in `_fit`.
-        from ssd300_vgg16.weights.model import empty_model, refuse_misfits
-
-        refuse_misfits(empty_model(weights.description), weights.tensors, weights.path)
+        model = _model()
+        model.refuse_misfits(model.empty_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
     tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
     save_weights(target, tensors, weights.description)

@@ -1,9 +1,7 @@
 """Data sets in COCO's annotation format, checked while they are read."""
 
-import contextlib
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +12,15 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names, told_apart
+from ssd300_vgg16.data.coco_entries import (
+    annotation_fault,
+    id_fault,
+    is_size,
+    located,
+    text_fault,
+    with_box_of_mask,
+    with_numbers,
+)
 from ssd300_vgg16.data.coco_layout import find_image
 from ssd300_vgg16.data.dataset import (
     CATEGORY_LEFT_OUT,
@@ -46,7 +53,6 @@ SMALLEST_IMAGE = 8  # pixels a side; in smaller ones a box may be within 0 to 1 
 # From how many boxes, and which part of them beyond the image, it is told that they are corners.
 FEWEST_TELLING = 4
 BEYOND_TELLING = 0.25
-MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
 
 
 def load_coco(
@@ -84,7 +90,7 @@ def load_coco(
     }
     names = _without_root(_read_categories(categories_section, problems), categories_section, annotations_section)
     images = _read_images(images_section, Path(image_folder), problems)
-    if any(_with_numbers(entry) is not entry for entry in (*images_section, *annotations_section)):
+    if any(with_numbers(entry) is not entry for entry in (*images_section, *annotations_section)):
         problems.notes.append(f"{annotation_file}: numbers that are written as texts are read as numbers")
     entries = _usable_annotations(annotations_section, images, names, problems)
     chosen = _choose_categories(names, categories, entries, problems)
@@ -93,6 +99,14 @@ def load_coco(
     if strict:
         problems.refuse()
     return Dataset(str(annotation_file), chosen, samples, problems)
+
+
+def image_entries(path: Path) -> list[dict]:
+    """Those of the file's images that have an id and a file name. Raises UserError if it is not COCO's JSON."""
+    entries = filter(lambda entry: isinstance(entry, dict), _section(_read_json(path), "images", path))
+    return [
+        entry for entry in entries if isinstance(entry.get("id"), int | str) and isinstance(entry.get("file_name"), str)
+    ]
 
 
 def _read_json(path: Path) -> dict:
@@ -127,10 +141,10 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     """Names by id, in order of id."""
     names: dict[int, str] = {}
     ids_by_name: dict[str, int] = {}
-    for position, entry in enumerate(map(_with_numbers, entries)):
-        fault = _id_fault(entry, names) or _text_fault(entry, "name")
+    for position, entry in enumerate(map(with_numbers, entries)):
+        fault = id_fault(entry, names) or text_fault(entry, "name")
         if fault:
-            problems.add(f"category {fault}", _located("categories", entry, position), CATEGORY_LEFT_OUT)
+            problems.add(f"category {fault}", located("categories", entry, position), CATEGORY_LEFT_OUT)
             continue
         id_, name = entry["id"], entry["name"].strip()
         if folded(name) in ids_by_name:
@@ -160,17 +174,17 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, I
     files_in = cache(lambda parent: file_names(folder / parent))
     images: dict[int, ImageRow | None] = {}
     id_of: dict[str, int] = {}  # by file_name
-    for position, entry in enumerate(map(_with_numbers, entries)):
+    for position, entry in enumerate(map(with_numbers, entries)):
         file_name = entry.get("file_name") if type(entry) is dict else None
         first_id = id_of.get(file_name) if isinstance(file_name, str) else None
         # Some tools write an image once for each of its boxes, with the same id or another.
-        if first_id is not None and not _id_fault(entry, set() if entry.get("id") == first_id else images):
+        if first_id is not None and not id_fault(entry, set() if entry.get("id") == first_id else images):
             images[entry["id"]] = images[first_id]
-            problems.add(JOINED, _located("images", entry, position), READ_ALL_THE_SAME)
+            problems.add(JOINED, located("images", entry, position), READ_ALL_THE_SAME)
             continue
-        fault = _id_fault(entry, images)
+        fault = id_fault(entry, images)
         if fault:
-            problems.add(f"image {fault}", _located("images", entry, position), IMAGE_LEFT_OUT)
+            problems.add(f"image {fault}", located("images", entry, position), IMAGE_LEFT_OUT)
             continue
         images[entry["id"]], fault = _read_image_entry(entry, folder, files_in)
         if isinstance(file_name, str):
@@ -186,7 +200,7 @@ def _read_image_entry(
     entry: dict, folder: Path, files_in: Callable[[str], frozenset[str]]
 ) -> tuple[ImageRow | None, str | None]:
     """The image, or None and what is wrong with it."""
-    fault = _text_fault(entry, "file_name")
+    fault = text_fault(entry, "file_name")
     if fault:
         return None, fault
     file = find_image(entry["file_name"], files_in)
@@ -199,13 +213,9 @@ def _read_image_entry(
             height, width = image_size(path)
         except ImageError:
             return None, "without width and height, whose file cannot be read"
-    if not (_is_size(height) and _is_size(width)):
+    if not (is_size(height) and is_size(width)):
         return None, "whose width or height is not a positive whole number"
     return ImageRow(entry["id"], path, int(height), int(width)), None
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < MAX_COORDINATE and value == int(value)
 
 
 def _usable_annotations(
@@ -213,121 +223,15 @@ def _usable_annotations(
 ) -> list[dict]:
     """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
     usable = []
-    for position, entry in enumerate(_with_box_of_mask(_with_numbers(entry)) for entry in entries):
-        fault = _annotation_fault(entry, images, names)
+    for position, entry in enumerate(with_box_of_mask(with_numbers(entry)) for entry in entries):
+        fault = annotation_fault(entry, images, names)
         if fault:
-            problems.add(f"annotation {fault}", _located("annotations", entry, position), OBJECT_LEFT_OUT)
+            problems.add(f"annotation {fault}", located("annotations", entry, position), OBJECT_LEFT_OUT)
             continue
         image = images[entry["image_id"]]
         if image:  # else its image is dropped, which has been counted
             usable.append(entry if image.id == entry["image_id"] else entry | {"image_id": image.id})
     return usable
-
-
-def _with_numbers(entry: Any) -> Any:
-    """The entry with numbers where some tools write them as texts: "7", ["1.5", "2", "10", "20"]."""
-    if type(entry) is not dict:
-        return entry
-    numbers: dict[str, Any] = {
-        name: int(value)
-        for name in ("id", "image_id", "category_id", "iscrowd")
-        if isinstance(value := entry.get(name), str) and _WHOLE_NUMBER.fullmatch(value)
-    }
-    bbox = entry.get("bbox")
-    if type(bbox) is list and any(type(value) is str for value in bbox):
-        with contextlib.suppress(ValueError, TypeError):
-            numbers["bbox"] = [float(value) for value in bbox]
-    return entry | numbers if numbers else entry
-
-
-_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
-
-
-def _annotation_fault(entry: Any, images: dict, names: dict) -> str | None:
-    # Its own id is not asked for: some tools count anew in each image, and nothing here refers to it.
-    if type(entry) is not dict:
-        return "that is not an object"
-    for field, known in (("image_id", images), ("category_id", names)):
-        value = entry.get(field)
-        if type(value) is not int:  # not isinstance: true is an int too
-            return f"without {field}" if field not in entry else f"whose {field} is not a whole number"
-        if value not in known:
-            return f"of unknown {field}"
-    if entry.get("iscrowd") not in (None, 0, 1):
-        return "whose iscrowd is not 0 or 1"
-    return _bbox_fault(entry)
-
-
-def _bbox_fault(entry: dict) -> str | None:
-    bbox = entry.get("bbox")
-    if type(bbox) is not list or len(bbox) != 4:
-        return "without bbox" if "bbox" not in entry else "whose bbox is not 4 numbers"
-    for value in bbox:
-        if type(value) is not float and type(value) is not int:
-            return "whose bbox is not 4 numbers"
-        if not -MAX_COORDINATE < value < MAX_COORDINATE:
-            return "whose bbox is not finite"
-    return None
-
-
-def _with_box_of_mask(entry: Any) -> Any:
-    """The entry; one without a usable bbox gets that of its mask, if this is run-length encoded."""
-    mask = entry.get("segmentation") if type(entry) is dict else None
-    if type(mask) is not dict or not _bbox_fault(entry):
-        return entry
-    box = _box_of_mask(mask.get("size"), mask.get("counts"))
-    return entry if box is None else entry | {"bbox": box}
-
-
-def _box_of_mask(size: object, counts: object) -> list[float] | None:
-    """The box xywh around a mask (height, width) in COCO's run-length encoding; None if it is malformed.
-
-    counts: lengths of the runs, column by column, or these compressed to a text.
-    """
-    # pycocotools checks nothing: a side of 0 ends the process, and runs that do not fill the size give any box.
-    if not (type(size) is list and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-        return None
-    height, width = size
-    if height * width > MAX_MASK_PIXELS:
-        return None
-    # Imported here, since only masks need it and few files have them without boxes.
-    from pycocotools import mask as coco_mask
-
-    if type(counts) is list:
-        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
-            return None
-        encoded = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
-    elif type(counts) is str and re.fullmatch("[0-o]*", counts):
-        encoded = {"size": size, "counts": counts.encode()}
-    else:
-        return None
-    x, y, box_width, box_height = coco_mask.toBbox(encoded).tolist()
-    is_within = x + box_width <= width and y + box_height <= height
-    return [x, y, box_width, box_height] if is_within else None
-
-
-def _id_fault(entry: Any, known: dict | set) -> str | None:
-    if type(entry) is not dict:
-        return "that is not an object"
-    if type(entry.get("id")) is not int:
-        return "without id" if "id" not in entry else "whose id is not a whole number"
-    return "with the id of another" if entry["id"] in known else None
-
-
-def _text_fault(entry: dict, field: str) -> str | None:
-    if field not in entry:
-        return f"without {field}"
-    value = entry[field]
-    return None if isinstance(value, str) and value.strip() else f"whose {field} is not a text"
-
-
-def _located(section: str, entry: object, position: int) -> str:
-    """Where an entry stands in the file: by its ids as far as it has them."""
-    if not isinstance(entry, dict):
-        return f"{section}[{position}]"
-    fields = ("id", "image_id", "category_id", "bbox", "file_name", "name")
-    values = [f"{field} {str(entry[field])[:80]}" for field in fields if field in entry]
-    return f"{section}[{position}] ({', '.join(values)})" if values else f"{section}[{position}]"
 
 
 def _choose_categories(

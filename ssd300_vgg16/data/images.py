@@ -27,6 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ssd300_vgg16.data import decoder
 from ssd300_vgg16.data.notes import Note
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import is_inside
 
 _PLAIN_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 IMAGE_SUFFIXES = frozenset((*_PLAIN_SUFFIXES, ".avif", ".heic", ".heif"))
@@ -165,20 +166,30 @@ def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Cou
 
     Sorted by absolute path, each once. Files named outright are taken whatever their suffix; of folders and patterns
     only files with one of IMAGE_SUFFIXES, in any case. Hidden files and folders inside folders, and links to folders,
-    are skipped; so is leave_out inside them, the folder of results. others: takes how many files of which other
-    suffixes were passed over in folders.
+    are skipped; so is leave_out, the folder of results, inside them and inside of what a pattern reaches. others: takes
+    how many files of which other suffixes were passed over in folders.
     Raises UserError when a path does not exist, or a folder or pattern gives no image.
     """
     images: dict[str, Path] = {}
     passed = Counter[str]() if others is None else others
     results = os.path.realpath(leave_out) if leave_out else None
+    singly: list[str] = []
     for text in map(str, paths):
         try:
             expanded = _expand(text, results, passed)
         except OSError as error:
             raise UserError(f"{text}: cannot be read: {error.strerror}") from None
+        if not Path(text).is_dir():
+            singly += [os.path.abspath(path) for path in expanded]  # noqa: PTH100 - resolve() would merge links
         for path in expanded:
             images.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would merge links
+    # A pattern, the shell's too, that reaches into the folder of results from above.
+    if results and singly:
+        above = os.path.realpath(os.path.commonpath([os.path.dirname(place) for place in singly]))  # noqa: PTH120
+        if Path(above) in Path(results).parents:
+            for place in singly:
+                if is_inside(Path(place), Path(results)):
+                    images.pop(place, None)
     return [images[path] for path in sorted(images)]
 
 

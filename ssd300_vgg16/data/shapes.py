@@ -85,6 +85,7 @@ def _annotation_path(folder: Path, split: str) -> Path:
 
 
 def _write_atomically(folder: Path, counts: dict[str, int], seed: int) -> None:
+    # Beside its place, on the same disk, so that the last step is a renaming.
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
     try:
         (temporary / "annotations").mkdir(parents=True)
@@ -128,6 +129,7 @@ def draw_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[tupl
 
     Sides are 300 to 420 pixels. Objects lie inside the image; at least 70 % of each can be seen.
     """
+    # A generator for each image: more images leave those before them as they were.
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     height, width = (int(side) for side in rng.integers(IMAGE_SIDES[0], IMAGE_SIDES[1] + 1, 2))
     image = _background(height, width, rng)
@@ -140,6 +142,7 @@ def draw_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[tupl
         if placed is None:
             continue
         patch, window = placed
+        # What is drawn later hides what is below it.
         image[window] = _paint(image[window], patch, _colour(category, rng), rng)
         for mask in masks:
             mask[window] &= patch < 0.5
@@ -208,6 +211,7 @@ def _shape_patch(category: str, size: float, rng: np.random.Generator) -> np.nda
     for ring, value in OUTLINES[category](rng.uniform(-0.35, 0.35)):
         corners = (ring * size / 2 + side / 2) * SUPERSAMPLING
         cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], (value,))
+    # Drawn larger and made smaller, for edges as smooth as a camera's.
     return cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 

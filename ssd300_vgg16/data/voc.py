@@ -37,6 +37,7 @@ from ssd300_vgg16.errors import UserError
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
+# In bytes: which encoding a file has is asked before it can be decoded.
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 
 
@@ -87,6 +88,7 @@ def read_voc_xml(path: Path) -> VocAnnotation:
     objects, faults = [], []
     for number, element in enumerate(root.iterfind("object"), start=1):
         name = (element.findtext("name") or "").strip()
+        # Files are written by machines, on one line at times: an object is found by its number and name.
         where = f"object {number} ({name})" if name else f"object {number}"
         box = _box(element) if name else "object without name"
         if isinstance(box, str):
@@ -141,6 +143,7 @@ def _box(element: ElementTree.Element) -> tuple[float, float, float, float] | st
         return "object whose bndbox is not 4 numbers"
     if not all(-MAX_COORDINATE < value < MAX_COORDINATE for value in (xmin, ymin, xmax, ymax)):
         return "object whose bndbox is not finite"
+    # From the numbers of the first and the last pixel to edges between pixels.
     return xmin - 1, ymin - 1, xmax - (xmax <= xmin), ymax - (ymax <= ymin)
 
 
@@ -243,6 +246,7 @@ def _listed_images(image_sets: Sequence[Path], problems: Problems) -> Iterator[t
     seen = set()
     for image_set in map(read_image_set, image_sets):
         for name in image_set.names:
+            # A name that leads out of the folder of annotations is never opened.
             if "/" in name or "\\" in name or "\0" in name:
                 problems.add(NO_NAME, f"{image_set.path}: {name[:80]}", IMAGE_LEFT_OUT)
             elif (image_set.annotations, name) in seen:
@@ -273,6 +277,7 @@ def _image_name(name: str, named_in_xml: str | None, names: ImageNames) -> str |
     """The image with the XML file's name, else the one that the XML names."""
     if name in names.by_stem:
         return names.by_stem[name]
+    # Tools write the path on the machine of whoever labelled, with Windows' separators too.
     named = (named_in_xml or "").replace("\\", "/").rpartition("/")[2]
     if named in names.all:
         return named
@@ -288,6 +293,7 @@ def _categories(objects: list[_Object], given: tuple[Category, ...] | None, prob
     for variants in spellings.values():
         if len(variants) > 1:
             problems.add("category in several spellings", " = ".join(map(repr, variants)), READ_ALL_THE_SAME)
+    # Of several spellings the most frequent one is shown.
     names = {key: spellings[key][0] for key in sorted(spellings)}
     problems.totals["categories"] = len(names)
     if given is None:

@@ -63,6 +63,7 @@ def find_yaml(data_path: Path) -> Path | None:
     """data_path if it is a YAML file; in a folder the file of a usual name, else its only one that has class names."""
     if data_path.is_file():
         return data_path if data_path.suffix.lower() in (".yaml", ".yml") else None
+    # A usual name goes first: data sets have YAML files of other programs beside theirs.
     usual = [data_path / name for name in FILE_NAMES if (data_path / name).is_file()]
     if usual:
         return usual[0]
@@ -88,6 +89,7 @@ def read_yaml(data_path: Path) -> YoloDescription:
     content = _content(file)
     if "kpt_shape" in content:
         raise UserError(f"{file}: kpt_shape: the labels are key points, not boxes; they cannot be used")
+    # Some tools name the key as they name the folder.
     keys = {split: "valid" if split == "val" and "val" not in content else split for split in SPLITS}
     named = {split: _entries(content[key], key, file) for split, key in keys.items() if content.get(key) is not None}
     notes: list[str] = []
@@ -167,6 +169,7 @@ def _names(content: dict, file: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: names: must be a list of the classes' names" + (", it is absent" * (names is None)))
     for index, name in enumerate(names):
+        # YAML takes a class called no or 1.5 for a truth value or a number.
         if type(name) not in (str, int) or not str(name).strip():
             raise UserError(f"{file}: names: the name of class {index} is {name!r:.80}; put names in quotes")
     _refuse_other_count(content.get("nc"), len(names), file)
@@ -174,6 +177,7 @@ def _names(content: dict, file: Path) -> tuple[str, ...]:
 
 
 def _refuse_other_count(nc: object, count: int, file: Path) -> None:
+    # It is worth nothing beside the names, but a difference tells of a file that was edited by half.
     if nc is not None and (type(nc) is not int or nc != count):
         raise UserError(f"{file}: nc: {nc!r:.80}, but there are {count} names")
 

@@ -22,7 +22,7 @@ import onnxruntime
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import sha256_of
+from ssd300_vgg16.files import TEMPORARY_SUFFIX, sha256_of
 from ssd300_vgg16.machine import processor_flags
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -81,12 +81,10 @@ def _kept(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
 
 
 def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
-    # Only here: they bring OneFlow and onnx, whose import takes longer than to read what was kept.
-    from ssd300_vgg16.deploy.model import RAW, as_bytes, onnx_model
-    from ssd300_vgg16.weights.model import load_model
+    # Only here: it brings OneFlow and onnx, whose import takes longer than to read what was kept.
+    from ssd300_vgg16.deploy.model import RAW, as_bytes, onnx_model_of
 
-    model, description = load_model(weights)
-    made = onnx_model(model, description, RAW)
+    made, description = onnx_model_of(weights, RAW)
     for name, value in ((DESCRIPTION, description.as_json()), (NOTES, description.notes)):
         made.metadata_props.add(key=name, value=json.dumps(value))
     content = as_bytes(made)
@@ -102,7 +100,8 @@ def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
 
 def _made_and_kept(content: bytes, weights: Path, key: str, device: str) -> OnnxRuntimeNetwork:
     """The network, and its model (for the CPU: optimised) in its place; raises any exception if it can't be written."""
-    handle, name = tempfile.mkstemp(".tmp", f".{weights.name}.", weights.parent)  # readable to its owner alone
+    # Readable to its owner alone.
+    handle, name = tempfile.mkstemp(TEMPORARY_SUFFIX, f".{weights.name}.", weights.parent)
     os.close(handle)
     aside = Path(name)
     try:
@@ -114,7 +113,8 @@ def _made_and_kept(content: bytes, weights: Path, key: str, device: str) -> Onnx
         aside.replace(place)
     finally:
         aside.unlink(missing_ok=True)
-    abandoned = [path for path in _beside(weights, "*.tmp") if path.stat().st_mtime < time.time() - ABANDONED_SECONDS]
+    begun = _beside(weights, f"*{TEMPORARY_SUFFIX}")
+    abandoned = [path for path in begun if path.stat().st_mtime < time.time() - ABANDONED_SECONDS]
     for path in (
         *_beside(weights, f"*-{_ANY_CRC}{_suffix(device)}"),
         *abandoned,

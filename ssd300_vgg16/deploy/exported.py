@@ -70,6 +70,7 @@ def split_detections(
     found = []
     for image, (height, width) in enumerate(np.asarray(sizes_hw, dtype=np.float32)):
         rows = (batch_index == image) & (scores > score_threshold)
+        # Exported models answer in shares of the image: they do not know its size.
         in_pixels = boxes[rows] * np.array([width, height, width, height])
         found.append({"boxes": in_pixels, "scores": scores[rows], "labels": labels[rows]})
     return found

@@ -25,6 +25,7 @@ from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU, SCORE_THRESHOLD
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import default_boxes
+from ssd300_vgg16.weights.model import load_model
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 RAW, DETECTIONS = "raw", "detections"
@@ -59,6 +60,17 @@ def onnx_model(
     helper.set_model_props(made, _metadata(description, score_threshold))
     made.producer_name, made.producer_version = "ssd300_vgg16", __version__
     return made
+
+
+def onnx_model_of(
+    weights: Path,
+    outputs: str = DETECTIONS,
+    score_threshold: float = SCORE_THRESHOLD,
+    batch_size: int | None = None,
+) -> tuple[onnx.ModelProto, ModelDescription]:
+    """`onnx_model` of a detector's file of any format, and its description; raises UserError as `load_model` does."""
+    model, description = load_model(weights)
+    return onnx_model(model, description, outputs, score_threshold, batch_size), description
 
 
 def save(path: Path, model: onnx.ModelProto) -> None:

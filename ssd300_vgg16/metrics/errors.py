@@ -95,6 +95,7 @@ def judge(results: CocoResults) -> Judgement:
         rows = first + np.argsort(-results.scores[first:last], kind="stable")[:MAX_DETECTIONS]
         order.append(rows)
         asked = start + np.flatnonzero(~ignored[start:end])
+        # Crowds and difficult objects excuse a detection; they are not asked for.
         regions = start + np.flatnonzero(ignored[start:end])
         shared = _ious(results.boxes_xywh[rows], boxes_xywh[regions], crowd[regions]) > FOUND_IOU
         excused = (shared & (results.classes[rows][:, None] == classes[regions])).any(axis=1)
@@ -133,6 +134,7 @@ def _judge_image(iou: np.ndarray, same: np.ndarray, excused: np.ndarray) -> tupl
         if free[row, place] >= FOUND_IOU:
             hits[row], taken[place], places[row] = True, True, place
             free[:, place] = 0
+    # From here on in TIDE's order: the first kind that fits is the one.
     nearest = same_iou.max(axis=1)
     wide_of_it = (nearest >= BACKGROUND_IOU) & (nearest <= FOUND_IOU)
     wrong_class = other_iou.max(axis=1) >= FOUND_IOU

@@ -53,12 +53,12 @@ class Evaluation:
     def table(self) -> str:
         """COCO's tables; for VOC's data sets with its AP of each class, and its mAP; why there is no AP, if so."""
         parts = [self.metrics.table(self.voc.columns()), self.voc.table()] if self.voc else [self.metrics.table()]
-        return "\n\n".join([*parts, self.nothing_to_find] if self.nothing_to_find else parts)
+        return "\n\n".join([*parts, f"AP is -1: {self.nothing_to_find}"] if self.nothing_to_find else parts)
 
     def summary(self) -> str:
         """The numbers to look at first, and what they say; why there are none, if so."""
         if self.nothing_to_find:
-            return f"  {self.nothing_to_find}"
+            return f"  AP not measured: {self.nothing_to_find}"
         figures = self.figures()
         rows = [f"  {name:<7} {figures[name]:.3f}  {meaning}" for name, meaning in SUMMARY.items() if name in figures]
         return "\n".join(rows)
@@ -155,7 +155,7 @@ def _nothing_to_find(dataset: Dataset, samples: list[Sample]) -> str:
     unknown = dataset.problems.examples.get(UNKNOWN_CATEGORY, [])
     more = ", ..." if len(unknown) < dataset.problems.counts.get(UNKNOWN_CATEGORY, 0) else ""
     lacked = f"; left out, as the model lacks their classes: {', '.join(unknown)}{more}" if unknown else ""
-    return f"AP is -1: {said}{lacked}"
+    return f"{said}{lacked}"
 
 
 @dataclass

@@ -63,7 +63,9 @@ def _count_above(ascending: np.ndarray) -> np.ndarray:
 
 
 def _best(hits: np.ndarray, alarms: np.ndarray, objects: int) -> OperatingPoint:
+    # F1 from counts: misses are the objects that are not hits, so they are not needed.
     f1 = 2 * hits / np.maximum(hits + alarms + objects, 1)
+    # The lowest of equal thresholds: nothing is gained by hiding more.
     best = int(np.argmax(f1))
     found, false = int(hits[best]), int(alarms[best])
     return OperatingPoint(

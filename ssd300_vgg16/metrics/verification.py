@@ -5,18 +5,17 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.coco import JOINED
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.metrics.coco_ap import STATISTICS, CocoMetrics
 from ssd300_vgg16.metrics.coco_results import CocoResults
-
-if TYPE_CHECKING:
-    from pycocotools.cocoeval import COCOeval
 
 TOLERANCE = 1e-6
 
@@ -109,12 +108,8 @@ def coco_ground_truth(results: CocoResults) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def run_pycocotools(truth: dict[str, list[dict[str, Any]]], results: CocoResults) -> "COCOeval":
+def run_pycocotools(truth: dict[str, list[dict[str, Any]]], results: CocoResults) -> COCOeval:
     """pycocotools' evaluation of results on a document in COCO's form; its `stats` are the twelve numbers."""
-    # Here, because only a verification needs it.
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
         reference = COCO()
         reference.dataset = truth

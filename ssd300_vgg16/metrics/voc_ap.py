@@ -68,6 +68,7 @@ def voc_ap(dataset: Dataset, positions: list[int], detections: list[dict[str, np
         rows = np.flatnonzero(labels == category.label)
         # Stable, so that equal scores count in the order of the images on every machine.
         rows = rows[np.argsort(-scores[rows], kind="stable")]
+        # VOC counts a detection of a difficult object neither for nor against.
         rows = rows[~difficult[rows]]
         objects = int((counted == category.label).sum())
         true = _first_claims(claimed[rows])
@@ -109,6 +110,7 @@ def _best_object(
 def _first_claims(claimed: np.ndarray) -> np.ndarray:
     """Whether each detection of a class, in order of score, is the first to claim its object: bool [D]."""
     true = np.zeros(len(claimed), dtype=bool)
+    # np.unique gives the first place of each, which is that of the best score.
     true[np.unique(claimed, return_index=True)[1]] = True
     return true & (claimed >= 0)
 

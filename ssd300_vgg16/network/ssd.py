@@ -31,6 +31,7 @@ class ScoringHead(nn.Module):
     def forward(self, maps: list):
         rows = []
         for conv, feature_map in zip(self.module_list, maps, strict=True):
+            # By cell and then by box, which is the order of the default boxes.
             by_cell = _channels_last(conv(feature_map))
             rows.append(by_cell.reshape(by_cell.shape[0], -1, self.values))
         return flow.cat(rows, dim=1)
@@ -48,6 +49,7 @@ class Heads(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], boxes_per_cell: tuple[int, ...], num_classes: int):
         super().__init__()
+        # Two convolutions for each feature map, where one could give both: the published files have two.
         self.classification_head = ScoringHead(channels, boxes_per_cell, num_classes)
         self.regression_head = ScoringHead(channels, boxes_per_cell, 4)
 
@@ -75,6 +77,7 @@ class SSD(nn.Module):
         self.backbone = Backbone(variant.extra_layers, width)
         self.head = Heads(self.backbone.out_channels, self.layout.boxes_per_cell, num_classes)
         mean = np.array(PIXEL_MEAN, dtype=np.float32).reshape(1, 3, 1, 1)
+        # Not kept in files of weights: the published ones have no such tensor.
         self.register_buffer("pixel_mean", flow.tensor(mean), persistent=False)
 
     def forward(self, images) -> tuple:
@@ -85,6 +88,7 @@ class SSD(nn.Module):
         """
         x = images.to(flow.float32) - self.pixel_mean
         if not (x.is_cuda or x.is_lazy):
+            # Few channels: a layer takes less than what is spent around it, so all layers are computed in one call.
             answers = ops.narrow_network(self, x)
             if answers is not None:
                 return answers

@@ -123,6 +123,7 @@ def _trunk(width: float) -> nn.Sequential:
 
 def _atrous_fc(width: float) -> nn.Sequential:
     """Pool5 without stride, then fc6 and fc7 as convolutions, fc6 dilated ("a trous", section 3)."""
+    # A pooling without stride keeps 19 x 19 cells; fc6 is dilated to see as far as it did behind one with stride 2.
     fc = scaled(FC7_CHANNELS, width)
     return nn.Sequential(
         nn.MaxPool2d(3, stride=1, padding=1),
@@ -132,6 +133,7 @@ def _atrous_fc(width: float) -> nn.Sequential:
 
 
 def _conv5_to_fc7(width: float) -> nn.Sequential:
+    # VGG's own layers stand with the extra ones here, because the published files number them so.
     channels, layers = scaled(512, width), [MaxPool2x2()]
     for _ in range(3):
         layers += _conv_relu(channels, channels, 3, padding=1)
@@ -185,6 +187,7 @@ class Backbone(nn.Module):
     def _rescaled(self, x):
         if not (x.is_cuda or x.is_lazy):
             return ops.l2_normalise(x, self.scale_weight)
+        # Squares of activations leave the range of half precision.
         x = in_float32(x)
         norm = flow.sqrt((x * x).sum(dim=1, keepdim=True) + SQUARED_NORM_FLOOR)
         return in_float32(x / norm * self.scale_weight.view(1, -1, 1, 1))

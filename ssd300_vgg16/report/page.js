@@ -274,16 +274,26 @@ const figure = (value) => (value < 0 || value === undefined ? "–" : value.toFi
 
 // --------------------------------------------------------------------------------------------------------- boxes
 
-// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart. Where there are more classes than
-// colours, dashes tell those apart that share one; with ground truth dashes say hit or not. The tag has the name.
-const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
+// Okabe and Ito's colours, which people with any kind of colour-blindness tell apart, and from the eighth on those that
+// are farthest from all before them in Oklab, as seen by any of these people: never nearer than the nearest of the
+// first seven. Where there are more classes than colours, dashes tell those apart that share one; with ground truth
+// dashes say hit or not. The tag has the name.
+const COLOURS = [
+  "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#871e0f", "#87fff0", "#3c00d2",
+  "#a569ff", "#694b69", "#a5d2a5", "#b43c00", "#870fff", "#c3f0a5", "#780087", "#96b487", "#69d2ff", "#965a5a",
+];
 const DASHES = [null, "10 4", "2 3", "10 3 2 3"];
 const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
 const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
 const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
 const colourOf = (number) => COLOURS[number % COLOURS.length];
 const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
-const inkOn = (colour) => (["#0072b2", "#d55e00"].includes(colour) ? "#fff" : "#000");
+// White where it stands out more than black: a luminance below 0.18, by WCAG.
+const inkOn = (colour) => {
+  if (colour === "#fff") return "#000";
+  const [red, green, blue] = [1, 3, 5].map((start) => (parseInt(colour.slice(start, start + 2), 16) / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.18 ? "#fff" : "#000";
+};
 
 // What is to be drawn of an image: the least certain first, so that the others lie on top.
 function marksOf(image) {
@@ -314,10 +324,11 @@ function drawMarks(svg, marks, { scale, left, top, width, height }, letters, cho
     const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
     const wide = mark === chosen ? 4 : small ? 1.75 : 2;
     const place = { x, y, width: Math.max(w, 1), height: Math.max(h, 1), fill: "none" };
+    const colour = mark.kind === "label" ? "#fff" : colourOf(mark.name);
     const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
     drawn.push(
-      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
-      element("rect", { ...place, stroke: mark.kind === "label" ? "#fff" : colourOf(mark.name), "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
+      element("rect", { ...place, stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
+      element("rect", { ...place, stroke: colour, "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
     );
   }
   for (const mark of [...marks].reverse()) {
@@ -610,12 +621,12 @@ function markButton(mark) {
 
 function swatch(number, kind = "plain") {
   const dash = kind === "plain" ? (truth ? null : dashOf(number)) : MARK_DASHES[kind];
-  const line = { x1: 1, y1: 6, x2: 25, y2: 6 };
+  const line = { x1: 1, y1: 6, x2: 25, y2: 6 }, colour = kind === "label" ? "#fff" : colourOf(number);
   return element(
     "svg",
     { width: 26, height: 12, "aria-hidden": "true" },
-    element("line", { ...line, stroke: "#000", "stroke-opacity": 0.45, "stroke-width": 6 }),
-    element("line", { ...line, stroke: kind === "label" ? "#fff" : colourOf(number), "stroke-width": 4, "stroke-dasharray": dash }),
+    element("line", { ...line, stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": 6 }),
+    element("line", { ...line, stroke: colour, "stroke-width": 4, "stroke-dasharray": dash }),
   );
 }
 

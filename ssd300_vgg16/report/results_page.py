@@ -19,7 +19,8 @@ from urllib.parse import quote
 import numpy as np
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.dataset import Category, Sample
+from ssd300_vgg16.data.images import AS_STORED, LYING, ImageError, exif_orientation
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.errors import ERRORS, HIT, IGNORED
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # it brings OneFlow, which infer.sh may do without
 REPORT, SUSPICIOUS = "report.html", "suspicious_labels.csv"
 MAX_DETECTIONS = 250_000  # on the page, the best: more would make it slow to open
 MAX_SUSPICIONS = 2_000  # on the page; the CSV file has all
+_MIRRORED = ((2, 3, 7, 8), (3, 4, 6, 7))  # EXIF orientations that mirror x, and y, before a transposition
 SCORE_STEPS = 100_000  # scores are whole numbers on the page
 
 
@@ -77,17 +79,23 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
     paths = [sample.path for sample in results.samples]
     files = _files(paths, output)
     images = len(results.samples)
+    as_shown = _Turned(results.samples)
     content = {
         "heading": heading,
         "threshold": metrics["best_f1"]["score_threshold"],
         "classes": names,
         **files,
         "detections": _detections(
-            images, results.images, results.boxes_xywh, results.scores, results.classes, judgement.kinds
+            images,
+            results.images,
+            as_shown.boxes(results.boxes_xywh, results.images),
+            results.scores,
+            results.classes,
+            judgement.kinds,
         ),
         "objects": {
             "ends": np.searchsorted(judgement.images, np.arange(1, images + 1)).tolist(),
-            "boxes": judgement.boxes_xywh.round(3).ravel().tolist(),
+            "boxes": as_shown.boxes(judgement.boxes_xywh, judgement.images).round(3).ravel().tolist(),
             "classes": judgement.classes.tolist(),
             "crowd": np.flatnonzero(np.concatenate([sample.crowd for sample in results.samples])).tolist(),
             "ignored": np.flatnonzero(judgement.ignored).tolist(),
@@ -95,7 +103,7 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
         "kinds": {HIT: "hit", IGNORED: "not counted"} | dict(enumerate(list(ERRORS)[:-1], start=IGNORED + 1)),
         "errors": ERRORS,
         "metrics": metrics,
-        "suspicions": [_row(one) for one in found[:MAX_SUSPICIONS]],
+        "suspicions": [_row(one, as_shown) for one in found[:MAX_SUSPICIONS]],
         "all_suspicions": len(found),
         "suspicions_file": SUSPICIOUS,
     }
@@ -103,14 +111,42 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
     write_atomically(output / REPORT, page("Found and missed", content))
 
 
-def _row(one: Suspicion) -> list:
+class _Turned:
+    """Boxes as browsers show their images: turned upright, where the boxes are those of the image as stored."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._orientations = np.array([_orientation(sample) for sample in samples])
+        self._sizes = np.array([(sample.width, sample.height) for sample in samples])
+
+    def boxes(self, boxes_xywh: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """The boxes [N, 4] of these images [N]."""
+        orientations, corners = self._orientations[images], boxes_xywh[:, :2].copy()
+        opposite = self._sizes[images] - corners - boxes_xywh[:, 2:]
+        for axis, mirrored in enumerate(_MIRRORED):
+            there = np.isin(orientations, mirrored)
+            corners[there, axis] = opposite[there, axis]
+        turned = np.concatenate((corners, boxes_xywh[:, 2:]), axis=1)
+        lying = np.isin(orientations, LYING)
+        turned[lying] = turned[lying][:, [1, 0, 3, 2]]
+        return turned
+
+
+def _orientation(sample: Sample) -> int:
+    try:
+        return AS_STORED if sample.upright else exif_orientation(sample.path)
+    except ImageError:
+        return AS_STORED  # it has gone meanwhile
+
+
+def _row(one: Suspicion, as_shown: _Turned) -> list:
+    (box,) = as_shown.boxes(np.array([one.box_xywh]), np.array([one.image]))
     return [
         one.kind,
         one.image,
         one.label,
         one.detected,
         round(one.score, 3),
-        [round(side, 1) for side in one.box_xywh],
+        box.round(1).tolist(),
     ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ssd300_vgg16.metrics.coco_results import CocoResults
 from ssd300_vgg16.metrics.errors import BACKGROUND, CLASS, Judgement
+from ssd300_vgg16.text import spreadsheet_cell
 
 SURE = 0.5  # a detection is, from this score on
 TRACE = 0.1  # the least score of a detection that counts as one
@@ -61,13 +62,10 @@ def as_csv(suspicions: Sequence[Suspicion], files: Sequence[str], names: Sequenc
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for one in suspicions:
-        label, detected = ("" if number < 0 else _cell(names[number]) for number in (one.label, one.detected))
+        label, detected = (
+            "" if number < 0 else spreadsheet_cell(names[number]) for number in (one.label, one.detected)
+        )
         score = f"{one.score:.3f}" if one.detected >= 0 else ""
         box = [f"{value:.1f}" for value in one.box_xywh]
-        table.writerow([one.kind, _cell(files[one.image]), label, detected, score, *box, ""])
+        table.writerow([one.kind, spreadsheet_cell(files[one.image]), label, detected, score, *box, ""])
     return text.getvalue().encode("utf-8", "surrogateescape")  # file names need not be UTF-8
-
-
-def _cell(text: str) -> str:
-    # Spreadsheets compute what begins like this, and names come from files that others wrote.
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import temporary
 from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
@@ -88,7 +89,7 @@ def go_back_to(path: Path) -> None:
 
 def _name_last(newest: Path, last: Path) -> None:
     """Let `last` be another name of the newest checkpoint; where the disk knows no second names, a copy of it."""
-    link = last.with_name(f".{last.name}.tmp")
+    link = temporary(last)
     link.unlink(missing_ok=True)
     try:
         os.link(newest, link)

@@ -3,13 +3,20 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ssd300_vgg16.data.formats import DataSource, split_location
+from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.config import OptimizerConfig, SaveEvery
 from ssd300_vgg16.weights.locate import LAST, find_weights, is_published_name
 
 NO_WEIGHTS = "none"
+PATHS = ("data_path", "train_annotations", "train_images", "val_annotations", "val_images", "load", "weights_backbone")
+
+
+def with_absolute_paths(options: dict) -> dict:
+    """The options, with paths that are there made absolute: a run may be gone on with from another folder."""
+    there = {name for name in PATHS if options.get(name) and Path(options[name]).exists()}
+    return {name: str(Path(value).absolute()) if name in there else value for name, value in options.items()}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,11 @@ class TrainOptions:
 
     def as_json(self) -> dict:
         """The content of options.json, which `--resume` reads."""
-        return {name: value for name, value in asdict(self).items() if name != "notices"}
+        options = {name: value for name, value in asdict(self).items() if name != "notices"}
+        given = self.data_path or self.train_annotations or self.dataset not in (TOLD_BY_CONTENT, "coco")
+        if not given and DEFAULT_COCO.is_dir():
+            options["data_path"] = str(DEFAULT_COCO)
+        return with_absolute_paths(options)
 
     @property
     def length(self) -> int:

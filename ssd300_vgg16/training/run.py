@@ -341,9 +341,10 @@ def _begin(trainer: Trainer, setup: Setup) -> None:
 def _saved_options(setup: Setup, folder: Path, step: int) -> dict:
     """What goes into options.json: the options, and the commands that the run was begun and gone on with."""
     former = run_folder.read_options(folder) if setup.options.resume else {}
+    options = setup.options.as_json()
     return {
-        **setup.options.as_json(),
-        "load": setup.options.load or former.get("load"),
+        **options,
+        "load": options["load"] or former.get("load"),
         "commands": [*former.get("commands", []), {"step": step, "command": shlex.join(sys.argv)}],
         "val_images_folder": str(setup.val_set.samples[0].path.parent.absolute()),
     }

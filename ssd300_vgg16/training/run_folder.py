@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import time
@@ -10,14 +9,12 @@ from itertools import chain, count
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import write_json
+from ssd300_vgg16.files import is_temporary, write_json
 from ssd300_vgg16.weights.locate import BEST, LAST, OPTIONS, find_weights
 
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 RUNS = Path("runs")
-# A name of the run's own files, and mostly the number of the process that wrote it.
-LEFTOVER = re.compile(r"\.((last|best|step-\d{9}|replay-step-\d+)\.safetensors|\w+\.(json|png))(\.\d+)?\.tmp")
 
 
 def new_run_folder(chosen: Path | None) -> Path:
@@ -55,9 +52,9 @@ def resume_command(folder: Path) -> str:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove the half-written files of a run that was killed while it saved."""
-    for aside in folder.glob(".*.tmp"):
-        if LEFTOVER.fullmatch(aside.name):  # a user's own file is left
-            aside.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
 
 
 def _unused(folder: Path) -> Path:

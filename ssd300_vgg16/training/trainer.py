@@ -220,8 +220,10 @@ class Trainer:
             tqdm.write(f"left out: {message}")
         figures = evaluation.figures()
         self.log.add("evaluation", self.progress.step, epoch=epoch + 1, **figures)
-        named = ", ".join(f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if name in figures)
-        tqdm.write(f"epoch {epoch + 1}/{self.config.epochs}: {named}")
+        told = [f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if figures.get(name, -1) >= 0]
+        if evaluation.nothing_to_find:
+            told.append(f"AP not measured: {evaluation.nothing_to_find}")
+        tqdm.write(f"epoch {epoch + 1}/{self.config.epochs}: {', '.join(told)}")
         if figures["AP"] >= self.progress.best_ap:
             self.progress = replace(self.progress, best_ap=figures["AP"])
             extra = {"step": self.progress.step, "metrics": figures}

@@ -45,6 +45,7 @@ def kind_of(head: bytes) -> Kind | None:
         return Kind.ZIP
     if head.startswith(b"\x1f\x8b"):
         return Kind.GZIP
+    # A tar has its mark behind the first member's name and numbers.
     if head[257:262] == b"ustar":
         return Kind.TAR
     return Kind.TORCH_STREAM if STREAM_MAGIC in head[:32] else None
@@ -79,6 +80,7 @@ def _what(head: bytes) -> str:
     for start, sentence in OTHER_FORMATS.items():
         if head.startswith(start):
             return sentence
+    # The protocol of a pickle stands in its second byte.
     if head[:1] == b"\x80" and 2 <= head[1] <= 5:
         return (
             "it is a pickle, but not one that torch.save writes for a file; of a OneFlow folder, give the folder itself"
@@ -207,6 +209,7 @@ def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
         )
     files = Files({name: len(content) for name, content in contents.items()}, contents.__getitem__)
     folders = roots(files)
+    # A folder of OneFlow's is many files, each of which could be taken for weights.
     candidates = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
     if not candidates:
         raise UserError(

@@ -103,6 +103,7 @@ class _Machine:
                 return self.stack.pop()
             if opcode.name not in INSTRUCTIONS:
                 raise UserError(f"its pickle has the instruction {opcode.name}, which weights do not need; not loaded")
+            # So that a short file cannot keep this machine busy for hours.
             if count == OPCODES:
                 raise UserError(f"its pickle has more than {OPCODES:,} instructions, weights have fewer; not loaded")
             INSTRUCTIONS[opcode.name](self, argument)
@@ -114,6 +115,7 @@ class _Machine:
     def take(self, count: int) -> list:
         if count > len(self.stack):
             raise ValueError("values are missing")
+        # Never below an open mark: those values are on another stack.
         values = self.stack[-count:]
         del self.stack[-count:]
         return values

@@ -95,5 +95,6 @@ def checksum(tensors: Mapping[str, np.ndarray], header: Mapping[str, object] | N
     """A CRC-32 of names, numbers and a JSON-able header, whatever their order."""
     crc = zlib.crc32(json.dumps(header or {}).encode())
     for name in sorted(tensors):
+        # safetensors has no checksum of its own, and a flipped bit in a weight goes unnoticed.
         crc = zlib.crc32(np.ascontiguousarray(tensors[name]).data, zlib.crc32(name.encode(), crc))
     return crc

@@ -37,6 +37,7 @@ def find_state_dict(data: object, tensor_type: type[Tensor]) -> tuple[dict[str, 
             "it holds no mapping of names to tensors; save the network's state_dict(), not the network or a list"
         )
     most = max(candidate.count for candidate in candidates)
+    # From half as many tensors as the largest has on, the name tells more than the number.
     path = max(candidates, key=lambda candidate: (2 * candidate.count >= most, _rank(candidate), candidate.count)).path
     ignored = []
     level: Any = data  # a mapping at every step of the path, since `_candidates` has walked it
@@ -102,8 +103,10 @@ def numbers(raw: bytes, dtype: str, big_endian: bool = False) -> np.ndarray:
     The bytes must make whole numbers.
     """
     if dtype == "bool":
+        # Through uint8: a byte other than 0 and 1, taken as a bool as it is, is neither.
         return np.frombuffer(raw, np.uint8).astype(bool)
     if dtype == BFLOAT16:
+        # bfloat16 is the upper half of float32.
         return (numbers(raw, "uint16", big_endian).astype(np.uint32) << 16).view(np.float32)
     stored = np.dtype(dtype).newbyteorder(">" if big_endian else "<")
     return np.frombuffer(raw, stored).astype(dtype, copy=False)
@@ -128,6 +131,7 @@ def strided(values: np.ndarray, offset: object, shape: object, strides: object) 
     if not count:
         return np.empty(shape, values.dtype)
     end = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+    # The second: strides of 0 would make a small file fill the memory.
     if end > len(values) or count > len(values):
         raise UserError(
             f"its shape {shape} with strides {strides} from {offset} on reaches beyond the {len(values)} numbers stored"

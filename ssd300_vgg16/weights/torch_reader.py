@@ -100,6 +100,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], lis
     Raises UserError for a file that is damaged, is TorchScript, or asks for more than tensors.
     """
     entries = {entry.filename: entry for entry in checked_zip(archive)}
+    # torch.save puts all parts into one folder, which it names after the file.
     folders = [match[1] or "" for name in entries if (match := PICKLE_IN_ZIP.fullmatch(name))]
     if len(folders) > 1:
         raise UserError("it holds several pickles named data.pkl, where torch.save writes one")
@@ -131,11 +132,13 @@ def read_torch_stream(file: BinaryIO) -> tuple[dict[str, np.ndarray], list[str]]
     Pickles: a magic number, the protocol, the machine, the data, the keys of the storages; then for each key, in that
     order, how many numbers (int64) and the numbers, little-endian on any machine.
     """
+    # The magic number, which has been looked at already.
     read_pickle(file, {})
     if read_pickle(file, {}) != STREAM_PROTOCOL:
         raise UserError(
             f"it is no stream of protocol {STREAM_PROTOCOL}, which PyTorch wrote; copy or download it again"
         )
+    # Sizes of numbers on the machine that wrote it, which are in the storages' types too.
     read_pickle(file, {})
     storages = _Storages()
     data = read_pickle(file, NAMES, storages.add)
@@ -177,6 +180,7 @@ class _Storages:
         if not (isinstance(saved, tuple) and len(saved) in (5, 6) and saved[0] == "storage"):
             raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
         _, kind, key, _, stored, *view = saved
+        # In streams a storage may be a window of another.
         _, start, size = (view[0] if view else None) or (key, 0, stored)
         counts = is_counts((stored, start, size))
         if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
@@ -196,6 +200,7 @@ def _network(data: object, run: Callable[[_Storage], np.ndarray]) -> tuple[dict[
     for name, tensor in described.items():
         storage = tensor.storage
         try:
+            # Tensors that share a storage, as tied weights do, share the array too.
             if storage.key not in runs:
                 runs[storage.key] = run(storage)
             stored = runs[storage.key][storage.start : storage.start + storage.size]

@@ -60,6 +60,7 @@ def trunk_of(weights: Weights) -> Weights:
     """VGG16 alone of these weights: conv1_1 to fc7, without the layers behind it and without heads."""
     if weights.description is None:
         return weights
+    # fc6 and fc7 are VGG16's, as SSD has them.
     kept = (*PARTS[0][1], *PARTS[1][1])
     tensors = {name: array for name, array in weights.tensors.items() if name.startswith(kept)}
     notes = (*weights.notes, "of this detector, VGG16 alone is taken")
@@ -105,6 +106,7 @@ def _rows_by_class(
     """A classification head [boxes * our_classes, ...] with their rows for the shared labels; None if it is unlike."""
     if head.ndim != initial.ndim or len(head) % their_classes:
         return None
+    # A head's rows go by default box, and for each box by class.
     theirs = head.reshape(-1, their_classes, *head.shape[1:])
     ours = initial.reshape(-1, our_classes, *initial.shape[1:]).copy()
     if theirs.shape[0] != ours.shape[0] or theirs.shape[2:] != ours.shape[2:]:
@@ -125,6 +127,7 @@ def _table(
     rows += [f"  ({note})" for note in weights.notes]
     for part, names in _by_part(fresh).items():
         have = sum(name in taken for name in names)
+        # Some of a part: say how many, as it is seldom what was meant.
         source = {0: "initialised", len(names): "from the file"}.get(have, f"{have} of {len(names)} from the file")
         if names[0].startswith(CLASSIFICATION) and have == len(names) and len(labels) < description.num_classes:
             source = f"from the file in {len(labels)} of {description.num_classes} outputs"

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -469,6 +470,17 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
     assert options.data_path == "somewhere"
     assert options.workers is None
     assert options.notices == ()
+
+
+def test_places_of_a_run_are_kept_for_other_folders(tmp_path, monkeypatch):
+    (tmp_path / "somewhere").mkdir()
+    (tmp_path / "data" / "coco").mkdir(parents=True)
+    saved_run(tmp_path / "run")
+    assert replace(with_data(), data_path=None).as_json()["data_path"] == str(tmp_path / "data" / "coco")
+    again = parse("--resume", "run", "--data-path", "somewhere")
+    assert again.notices == (), "it is the same place"
+    monkeypatch.chdir("data")
+    assert parse("--resume", "../run").data_path == str(tmp_path / "somewhere")
 
 
 def test_options_go_before_those_of_the_resumed_run(tmp_path):

@@ -18,9 +18,11 @@ from small_data import WIDTH, environment, run, shapes_folder, start, untrained_
 from ssd300_vgg16 import Detector
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.deploy import cache
+from ssd300_vgg16.deploy import model as deploy_model
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.model import RAW, onnx_model
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import TEMPORARY_SUFFIX
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights import model as weights_model
 from ssd300_vgg16.weights.locate import BEST
@@ -44,13 +46,13 @@ def weights(originals, tmp_path):
 @pytest.fixture
 def made(monkeypatch):
     """The weights that models were made from."""
-    paths, load_model = [], weights_model.load_model
+    paths, load_model = [], deploy_model.load_model
 
     def counted(path):
         paths.append(path)
         return load_model(path)
 
-    monkeypatch.setattr(weights_model, "load_model", counted)
+    monkeypatch.setattr(deploy_model, "load_model", counted)
     return paths
 
 
@@ -161,7 +163,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(weights, made, monkeypatch,
     really_open = os.open
 
     def read_only(path, *options):
-        if str(path).endswith(".tmp"):
+        if str(path).endswith(TEMPORARY_SUFFIX):
             raise OSError(30, "Read-only file system")
         return really_open(path, *options)
 
@@ -182,13 +184,13 @@ def test_a_full_disk_is_no_error(weights, capfd):
 
 
 def test_nothing_is_kept_of_weights_that_changed_meanwhile(weights, originals, monkeypatch):
-    load_model = weights_model.load_model
+    load_model = deploy_model.load_model
 
     def replaced_while_read(path):
         shutil.copy(originals[1], path)
         return load_model(path)
 
-    monkeypatch.setattr(weights_model, "load_model", replaced_while_read)
+    monkeypatch.setattr(deploy_model, "load_model", replaced_while_read)
     logits(weights)
     assert kept_beside(weights) == []
 
@@ -200,12 +202,12 @@ def test_who_may_not_read_the_weights_may_not_read_it(weights):
 
 
 def test_what_a_killed_process_left_behind_is_removed_after_a_while(weights):
-    left, going_on = (weights.with_name(f".{weights.name}.{number}.tmp") for number in (1, 2))
+    left, going_on = (weights.with_name(f".{weights.name}.{number}{TEMPORARY_SUFFIX}") for number in (1, 2))
     left.touch()
     going_on.touch()
     os.utime(left, (0, 0))
     logits(weights)
-    assert sorted(path.suffix for path in kept_beside(weights)) == [".onnx", ".tmp"]
+    assert sorted(path.suffix for path in kept_beside(weights)) == [".onnx", TEMPORARY_SUFFIX]
     assert going_on.exists()
 
 

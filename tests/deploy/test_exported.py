@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from small_data import shapes_folder, untrained_run
 
@@ -81,3 +82,17 @@ def test_what_is_refused(folder, tmp_path):
         onnx.save(model, tmp_path / "foreign.onnx")
         with pytest.raises(UserError, match=r"foreign.onnx: not a model that this package has exported"):
             Detector.load(tmp_path / "foreign.onnx", "cpu")
+
+
+@pytest.mark.parametrize("name", ["whole", "raw"])
+def test_openvino_runs_them(folder, name):
+    openvino = pytest.importorskip("openvino")
+    images = np.random.default_rng(3).integers(0, 256, (2, 3, 300, 300), dtype=np.uint8)
+    path = str(folder / f"{name}.onnx")
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = model(images)
+    for output, expected in zip(names, session.run(names, {"images": images}), strict=True):
+        assert len(expected) > 1
+        np.testing.assert_allclose(found[output], expected, rtol=1e-3, atol=1e-3, err_msg=output)

@@ -147,11 +147,12 @@ def test_why_there_is_nothing_to_find_is_said(data):
     objects = sum(len(sample.labels) for sample in dataset.samples)
     evaluation = measure(perfect(dataset), dataset)
     said = (
-        f"AP is -1: none of the {objects} objects of {dataset.name} counts: all are crowds; "
+        f"none of the {objects} objects of {dataset.name} counts: all are crowds; "
         "left out, as the model lacks their classes: 'horse' (id 999, 2 annotations)"
     )
     assert evaluation.as_json()["AP"] == -1
-    assert evaluation.table().splitlines()[-1] == said and evaluation.summary() == f"  {said}"
+    assert evaluation.table().splitlines()[-1] == f"AP is -1: {said}"
+    assert evaluation.summary() == f"  AP not measured: {said}"
 
 
 def test_the_command_says_why_there_is_no_figure(place, data, tmp_path, capsys):
@@ -481,6 +482,13 @@ def test_where_results_cannot_be_written_is_told_before_the_work(place, tmp_path
     assert process.returncode == 2
     assert re.fullmatch(r"eval\.sh: .*file/out cannot be written \(Not a directory\): name .*\n", process.stderr)
     assert process.stdout == ""
+
+
+def test_a_full_disk_beside_the_weights_is_told_before_the_work(place, data, monkeypatch, capsys):
+    monkeypatch.setattr("ssd300_vgg16.files._MIN_FREE", 1 << 62)
+    with pytest.raises(UserError, match=r"runs/untrained: the disk is full \(.* bytes are free\): make room"):
+        call(place, "--data-path", data)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from report_pages import HOSTILE_NAME, evaluation_page, write_page
 
 from ssd300_vgg16.data.dataset import Category, Sample
+from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.metrics.coco_results import CocoResults
 from ssd300_vgg16.metrics.verification import coco_ground_truth
 from ssd300_vgg16.report.results_page import DetectionsPage
@@ -97,6 +98,72 @@ def test_boxes_lie_where_they_belong(opened, detected):
     scale = frame[2] / 200
     top = (frame[3] - 100 * scale) / 2
     assert box == pytest.approx([10 * scale, top + 20 * scale, 30 * scale, 60 * scale], abs=0.5)
+
+
+RED = (16, 12, 60, 30)  # x, y, width, height in pixels of the turned pictures as they are stored, of 160 x 100
+MARKS = """[...document.querySelectorAll('.card')].map((card) => {
+  const box = card.querySelector('rect.mark').getBoundingClientRect();
+  return [card.querySelector('.name').textContent, box.left, box.top, box.right, box.bottom];
+})"""
+
+
+def turned_pictures(folder, kinds):
+    """Pictures with a red block, one for each EXIF orientation and kind."""
+    folder.mkdir()
+    image = Image.new("RGB", (160, 100), (90, 120, 150))
+    image.paste((255, 0, 0), (RED[0], RED[1], RED[0] + RED[2], RED[1] + RED[3]))
+    for kind in kinds:
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            image.save(folder / f"{orientation}.{kind}", exif=exif, quality=95)
+    return sorted(folder.iterdir())
+
+
+def refuse_marks_beside_the_red(page, count, folder):
+    page.wait(f"document.querySelectorAll('.card rect.mark').length === {count}")
+    page.settle()
+    page.screenshot(folder / "page.png")
+    seen = np.asarray(Image.open(folder / "page.png").convert("RGB")).astype(int)
+    red = (seen[..., 0] > 200) & (seen[..., 1:].max(axis=2) < 60)
+    for name, *box in page.js(MARKS):
+        x1, y1, x2, y2 = (round(side) for side in box)
+        rows, columns = np.nonzero(red[y1 - 12 : y2 + 12, x1 - 12 : x2 + 12])
+        edges = columns.min() - 12, rows.min() - 12, columns.max() - 11 - (x2 - x1), rows.max() - 11 - (y2 - y1)
+        # The line and its rim cover the red along the edge.
+        assert max(map(abs, edges)) <= 3, (name, edges)
+
+
+def test_boxes_lie_right_on_turned_photographs_that_were_evaluated(opened, tmp_path):
+    """Labels refer to the pixels as stored; browsers show images upright."""
+    samples = []
+    for number, path in enumerate(turned_pictures(tmp_path / "in", ["jpg"]), start=1):
+        box = np.array([[RED[0], RED[1], RED[0] + RED[2], RED[1] + RED[3]]], dtype=float)
+        none = np.zeros(1, dtype=bool)
+        samples.append(Sample(number, path, 100, 160, box, np.ones(1, int), none, np.full(1, 1800.0), none))
+    boxes = np.tile(np.array(RED, dtype=float), (8, 1))
+    results = CocoResults(samples, [Category(1, 1, "red")], np.arange(8), np.zeros(8, int), boxes, np.ones(8), False)
+    page, *_ = write_page(tmp_path / "out", results)
+    refuse_marks_beside_the_red(opened(page, "sort=name", height=1200), 8, tmp_path)
+
+
+def test_boxes_lie_right_on_turned_photographs_that_were_detected_on(opened, tmp_path):
+    """Detections refer to upright images."""
+    page = DetectionsPage([Category(1, 1, "red")])
+    for path in turned_pictures(tmp_path / "in", ["jpg", "png"]):
+        rows, columns = np.nonzero(read_image(path, upright=True)[..., 1] < 60)
+        box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
+        page.add(path, {"boxes": box, "scores": np.ones(1), "labels": np.ones(1, int), "names": ["red"]})
+    (tmp_path / "out").mkdir()
+    opened_page = opened(page.write(tmp_path / "out", "weights", 0.25), height=1600)
+    refuse_marks_beside_the_red(opened_page, 16, tmp_path)
+
+
+def test_many_classes_have_colours_of_their_own(opened, detected):
+    page = opened(detected)
+    looks = page.js("Array.from({ length: 80 }, (_, number) => `${colourOf(number)} ${dashOf(number)}`)")
+    assert len(set(looks)) == 80
+    assert len(page.js("[...new Set(Array.from({ length: 20 }, (_, number) => colourOf(number)))]")) == 20
 
 
 def test_filters(opened, detected):

@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import write_json
+from ssd300_vgg16.files import temporary, write_json
 from ssd300_vgg16.training.run_folder import (
     ENVIRONMENT,
     METRICS,
@@ -81,11 +81,10 @@ def test_a_run_is_meant_by_its_folder_or_by_a_checkpoint_in_it(tmp_path):
 
 
 def test_half_written_files_are_cleared(tmp_path):
-    kept = {LAST, METRICS, ".hidden", "notes.tmp"}
-    for name in (*kept, f".{LAST}.123.tmp", ".curves.png.tmp"):
-        (tmp_path / name).touch()
+    for name in (LAST, "curves.png"):
+        temporary(tmp_path / name).touch()
     clear_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("files", "chosen"), [([LAST], LAST), ([BEST], BEST), ([LAST, BEST], BEST)])
@@ -204,9 +203,8 @@ def test_a_published_name_that_is_nearly_right_is_guessed():
 
 
 def test_a_users_own_temporary_files_are_left(tmp_path):
-    ours = (".last.safetensors.tmp", ".step-000000012.safetensors.77.tmp", ".options.json.5.tmp", ".curves.png.5.tmp")
-    theirs = (".notes.tmp", ".my.safetensors.tmp", ".last.safetensors.old.tmp", "options.json.5.tmp")
-    for name in (*ours, *theirs):
+    theirs = {LAST, METRICS, ".hidden", "notes.tmp", ".notes.json.tmp", f".{LAST}.5.tmp", f".{LAST}.ssd300-tmp"}
+    for name in theirs:
         (tmp_path / name).touch()
     clear_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(theirs)
+    assert {path.name for path in tmp_path.iterdir()} == theirs

@@ -1,5 +1,6 @@
 """The training loop: how far it runs ahead of the device."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,3 +82,24 @@ def test_half_precision_is_advised_where_it_is_faster(monkeypatch, capability, d
     monkeypatch.setattr(flow.cuda, "get_device_capability", lambda _: capability)
     options = SimpleNamespace(**{"amp": False, "resume": None} | told)
     assert run._could_use_tensor_cores(options, device, eager) == advised
+
+
+@pytest.mark.parametrize(
+    ("figures", "why", "told"),
+    [
+        ({"AP": 0.25, "AP50": 0.5}, None, "AP 0.250, AP50 0.500"),
+        ({"AP": -1.0, "AP50": -1.0}, "it has no objects", "AP not measured: it has no objects"),
+        ({"AP": -1.0, "AP50": -1.0, "VOC_mAP": 0.5}, "none", "VOC_mAP 0.500, AP not measured: none"),
+    ],
+)
+def test_figures_are_told_where_they_were_measured(monkeypatch, capsys, figures, why, told):
+    trainer = trainer_of(Device())
+    trainer.folder, trainer.config.epochs = Path("run"), 3
+    trainer.log = SimpleNamespace(add=lambda *_, **__: None)
+    trainer.evaluate = lambda *_: SimpleNamespace(figures=lambda: figures, nothing_to_find=why, unreadable=[])
+    saved = []
+    monkeypatch.setattr("ssd300_vgg16.training.trainer.save_weights", lambda path, *_: saved.append(path))
+    monkeypatch.setattr(trainer, "weights", dict)
+    trainer._evaluate(1)
+    assert capsys.readouterr().out == f"epoch 2/3: {told}\n"
+    assert saved == [Path("run/best.safetensors")], "the newest is the best as long as nothing is measured"

@@ -222,7 +222,7 @@ def test_images_that_vanish_stop_a_training_before_steps_without_them(trained, p
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     for image in sorted((tmp_path / "shapes" / "train").iterdir())[1:]:
         image.write_bytes(b"")
-    process = run("train", "--resume", "my run", "--epochs", EPOCHS + 2, folder=tmp_path)
+    process = run("train", "--resume", "my run", "--data-path", "shapes", "--epochs", EPOCHS + 2, folder=tmp_path)
     assert process.returncode == 2
     done = EPOCHS * STEPS
     assert re.search(

@@ -1,0 +1,86 @@
+"""What `--preset narrow` learns with other schedules, with and without an average of the weights, by number of images.
+
+    .venv/bin/python -m benchmarks schedules --data bccd   200 and 2,000 generated shapes, and these photographs
+
+Every run is `train.sh` itself with `--ema 0.99`; its last checkpoint also holds the weights without the average.
+The runs stay in runs/schedules; those that are there already are not repeated.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from statistics import mean
+
+from benchmarks.frame import ROOT, Benchmark, Figures, Options, in_fresh_process, markdown, paragraphs
+
+RUNS = ROOT / "runs" / "schedules"
+SIZES = (200, 2000)
+SCHEDULES = {
+    "cosine": (),
+    "multistep": ("--lr-scheduler", "multistep"),
+}
+SEEDS = (0, 1)
+EMA = "0.99"  # an average over about 100 steps
+
+
+def write_data(size: int) -> None:
+    """Shapes to learn from, and 100 others."""
+    from ssd300_vgg16.data.shapes import write_shapes  # the package: in a fresh process only
+
+    write_shapes(RUNS / f"data-{size}", size, val_images=100, seed=0)
+
+
+def train(folder: Path, data: list[str], options: list[str]) -> dict[str, list[float]]:
+    """[AP50, AP] of the last weights, and of their average."""
+    record = folder / "schedules.json"
+    if not record.exists():
+        arguments = [*data, "--preset", "narrow", "--eval-every", "1000", "--ema", EMA, "--output-dir", folder]
+        subprocess.run(["bash", ROOT / "train.sh", *arguments, *options], check=True)
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        averaged = [row for row in rows if row["kind"] == "evaluation"][-1]
+        # A checkpoint's own weights, without the average beside them.
+        weights = ["--weights", folder / "last.safetensors", "--output-dir", folder / "last"]
+        subprocess.run(["bash", ROOT / "eval.sh", *data, *weights], check=True)
+        last = json.loads((folder / "last" / "coco_metrics.json").read_text())
+        found = {"last": [last["AP50"], last["AP"]], "average": [averaged["AP50"], averaged["AP"]]}
+        record.write_text(json.dumps(found))
+    return json.loads(record.read_text())
+
+
+def measure(options: Options) -> Figures:
+    """Lists of [AP50, AP] by images, schedule and weights, one for each seed."""
+    data = {"photographs": ["--data-path", str(options.data), "--dataset", "voc"]}
+    for size in SIZES:
+        in_fresh_process(write_data, size)
+        data[f"{size:,} shapes"] = ["--data-path", str(RUNS / f"data-{size}"), "--dataset", "coco"]
+    figures: Figures = {name: {schedule: {"last": [], "average": []} for schedule in SCHEDULES} for name in data}
+    # Seed by seed, so that a benchmark that is stopped has whole tables.
+    for seed in SEEDS:
+        for schedule, arguments in SCHEDULES.items():
+            for name, source in data.items():
+                folder = RUNS / f"{name}-{schedule}-{seed}".replace(",", "").replace(" ", "-")
+                more = ["--default-boxes", "coco"] if "voc" in source else []
+                found = train(folder, source, [*more, *arguments, "--seed", str(seed)])
+                for weights, values in found.items():
+                    figures[name][schedule][weights].append(values)
+    return figures
+
+
+def table(figures: Figures) -> str:
+    """A row for each schedule: AP of each seed, and AP50 in the mean."""
+    rows = []
+    for name, schedules in figures.items():
+        for schedule, weights in schedules.items():
+            row = [name, schedule]
+            for values in weights.values():
+                row += [" ".join(f"{ap:.3f}" for _, ap in values), f"{mean(ap50 for ap50, _ in values):.3f}"]
+            rows.append(row)
+    about = (
+        f"`--preset narrow`, seeds {' and '.join(map(str, SEEDS))}; AP on 100 other shapes, or on the photographs' own "
+        f"validation set. `--ema {EMA}` averages the weights over about 100 steps."
+    )
+    heads = ["images", "schedule", "AP", "AP50, mean", f"AP, `--ema {EMA}`", "AP50, mean"]
+    return paragraphs(about, markdown(heads, rows))
+
+
+BENCHMARK = Benchmark("Schedule and average, by number of images", measure, table, rounds=1, quick=False, own_data=True)
