@@ -2,6 +2,7 @@
 
 bash infer.sh                                  the newest run, on images of its validation set
 bash infer.sh PATH...                          images, folders (searched through) or globs
+bash infer.sh clip.mp4                         videos, or a camera by its number, as 0: docs/video.md
 bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
 NPROC=2 bash infer.sh photos/                  on two GPUs, or in two processes on the CPU
 bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
@@ -24,10 +25,12 @@ from tqdm import tqdm
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.image_ids import ImageId, image_ids
 from ssd300_vgg16.data.images import ImageError, find_images
+from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
 from ssd300_vgg16.detect_files import LABELS, ImageFile, JsonList, detect_each, image_files
 from ssd300_vgg16.detect_in_processes import DetectorProcesses
+from ssd300_vgg16.detect_video import detect_on_videos, result_places
 from ssd300_vgg16.detector import BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
@@ -50,7 +53,9 @@ MAX_DETECTIONS = 200  # network.postprocess's, which would bring OneFlow before 
 def build_parser() -> argparse.ArgumentParser:
     """The options of infer.sh."""
     parser = command_line.Parser(prog="infer.sh", description=__doc__)
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="images, folders or globs")
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="images, folders, globs; or videos, or a camera's number"
+    )
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -111,11 +116,15 @@ def main(arguments: list[str]) -> int:
     options = build_parser().parse_args(arguments)
     output = Path(options.output_dir)
     refuse_run(output)
+    if videos := find_videos(options.paths):
+        return _on_videos(videos, options, output)
     others: Counter[str] = Counter()
     # Before weights: a wrong path is told at once.
     images = find_images(options.paths, leave_out=output, others=others) if options.paths else None
     if others:
-        print(f"no image by their names, and left out: {listed([f'{n} {suffix}' for suffix, n in others.items()])}")
+        advice = " (videos have to be named themselves)" if VIDEO_SUFFIXES.intersection(others) else ""
+        left_out = listed([f"{n} {suffix}" for suffix, n in others.items()])
+        print(f"no image by their names, and left out: {left_out}{advice}")
     weights = newest_run() if options.weights is None else Path(options.weights)
     images = images or _samples_of(weights)
     ids = _image_ids(options.image_ids, images)
@@ -134,11 +143,7 @@ def main(arguments: list[str]) -> int:
         save_crop=options.save_crop,
     )
     progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
-    detector = _load(weights, options.device, threshold, options.engine, options.amp)
-    for note in detector.description.notes:
-        print(note)
-    _tell_of_missing_font([category.name for category in detector.description.categories])
-    batch_size = options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
+    detector, batch_size = _ready(weights, threshold, options)
     output.mkdir(parents=True, exist_ok=True)
     if options.save_txt:
         write_names(output, detector.description.categories)
@@ -153,6 +158,30 @@ def main(arguments: list[str]) -> int:
         write_table(output / TABLE, (row for row, _ in JsonList.rows(output / DETECTIONS)))
     (output / SETTINGS).unlink(missing_ok=True)
     return status
+
+
+def _on_videos(videos: list[str], options: argparse.Namespace, output: Path) -> int:
+    for name in ("resume", "image_ids", "save_txt", "save_csv", "save_crop"):
+        if vars(options)[name]:
+            raise UserError(f"--{name.replace('_', '-')}: it is for images, not for videos")
+    if job_from(os.environ):
+        raise UserError("NPROC: one process does all frames of a video: leave NPROC out")
+    places = result_places(videos, output)
+    weights = newest_run() if options.weights is None else Path(options.weights)
+    threshold = _best_threshold(weights) if options.score_threshold == BEST else options.score_threshold
+    refuse_unwritable(output)
+    detector, batch_size = _ready(weights, threshold, options)
+    assert isinstance(detector, Detector)  # without NPROC
+    return detect_on_videos(detector, videos, places, options.max_detections, batch_size)
+
+
+def _ready(weights: Path, threshold: float, options: argparse.Namespace) -> tuple[Detector | DetectorProcesses, int]:
+    """The detector, and how many images it takes at a time."""
+    detector = _load(weights, options.device, threshold, options.engine, options.amp)
+    for note in detector.description.notes:
+        print(note)
+    _tell_of_missing_font([category.name for category in detector.description.categories])
+    return detector, options.batch_size or (1 if detector.device == "cpu" else BATCH_ON_GPU)
 
 
 def _fraction_or_best(text: str) -> float | str:
