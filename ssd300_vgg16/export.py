@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.data.images import find_images
+from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.weights.locate import find_weights

@@ -23,8 +23,9 @@ from ssd300_vgg16.cli import command_line
 from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
+from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.image_ids import ImageId, image_ids
-from ssd300_vgg16.data.images import ImageError, find_images
+from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine

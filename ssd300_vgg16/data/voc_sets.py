@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssd300_vgg16.data.dataset import file_names
-from ssd300_vgg16.data.images import IMAGE_SUFFIXES
+from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.errors import UserError
 
 # A test set whose annotations were published has nearly all of them; VOC2012's has some, of another task.

@@ -30,7 +30,8 @@ from ssd300_vgg16.data.dataset import (
     samples_of,
     without_repeated,
 )
-from ssd300_vgg16.data.images import ImageError, find_images, image_size
+from ssd300_vgg16.data.image_files import find_images
+from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.data.layout import shorter_paths
 from ssd300_vgg16.data.yolo_layout import YoloDescription, read_description
 from ssd300_vgg16.errors import UserError

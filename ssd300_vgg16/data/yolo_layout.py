@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ssd300_vgg16.data.dataset import file_names
-from ssd300_vgg16.data.images import IMAGE_SUFFIXES
+from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.data.layout import WHOLE, folders_below, shorter_paths, split_named
 from ssd300_vgg16.errors import UserError
 

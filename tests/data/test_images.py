@@ -17,11 +17,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from ssd300_vgg16.data import decoder, images
+from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.images import (
     ImageError,
     decode_image,
     exif_orientation,
-    find_images,
     image_size,
     read_image,
     reduction,
