@@ -24,21 +24,21 @@ from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.image_files import find_images
-from ssd300_vgg16.data.image_ids import ImageId, image_ids
 from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.deploy.exported import is_exported
 from ssd300_vgg16.deploy.session import resolve_engine
-from ssd300_vgg16.detect_files import LABELS, ImageFile, JsonList, detect_each, image_files
-from ssd300_vgg16.detect_in_processes import DetectorProcesses
-from ssd300_vgg16.detect_video import detect_on_videos, result_places
+from ssd300_vgg16.detection.files import LABELS, ImageFile, JsonList, detect_each, image_files
+from ssd300_vgg16.detection.formats import refuse_others_labels, write_names, write_table
+from ssd300_vgg16.detection.image_ids import ImageId, image_ids
+from ssd300_vgg16.detection.interrupted import SETTINGS, Progress, progress_of, settings_of
+from ssd300_vgg16.detection.processes import DetectorProcesses
+from ssd300_vgg16.detection.video import detect_on_videos, result_places
 from ssd300_vgg16.detector import BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import refuse_unwritable, write_json
-from ssd300_vgg16.interrupted import SETTINGS, Progress, progress_of, settings_of
 from ssd300_vgg16.report.results_page import DetectionsPage
-from ssd300_vgg16.result_formats import refuse_others_labels, write_names, write_table
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of

@@ -18,10 +18,10 @@ from small_data import run, shapes_folder, untrained_run
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.boxes import xywh_to_xyxy
 from ssd300_vgg16.data.image_files import find_images
+from ssd300_vgg16.detection.formats import folder_name
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.infer import MAX_DETECTIONS
 from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
-from ssd300_vgg16.result_formats import folder_name
 
 IMAGES = 4
 LOW = ("--score-threshold", "0.01", "--device", "cpu")

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.images import ImageError, decode_image, network_input
 from ssd300_vgg16.data.notes import Note, Notes
+from ssd300_vgg16.detection.formats import write_crops, write_labels
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import is_inside, open_atomically, told
-from ssd300_vgg16.result_formats import write_crops, write_labels
 from ssd300_vgg16.text import listed
 
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.boxes import xywh_to_xyxy
-from ssd300_vgg16.detect_files import ImageFile, JsonList
+from ssd300_vgg16.detection.files import ImageFile, JsonList
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import sha256_of

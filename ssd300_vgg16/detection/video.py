@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.videos import Frame, Video
-from ssd300_vgg16.detect_files import Behind, read_ahead
+from ssd300_vgg16.detection.files import Behind, read_ahead
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told

@@ -14,8 +14,9 @@ import pytest
 from full_disk import full_disk
 from small_data import start, untrained_run
 
-from ssd300_vgg16 import Detector, detect_video, infer
+from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.videos import Frame, Video
+from ssd300_vgg16.detection import video
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.errors import UserError
 
@@ -140,7 +141,7 @@ def test_what_was_done_before_a_stop_is_kept(weights, tmp_path, signal_number):
 def test_a_frame_is_seen_for_its_time(weights):
     detector = Detector.load(weights, "cpu")
     grey = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
-    with detect_video._Results(Path("clip"), 10.0, detector) as made:
+    with video._Results(Path("clip"), 10.0, detector) as made:
         for number, seconds in enumerate((0.0, 0.1, 0.1, 0.5, 0.6, 9999.0, 9999.1)):
             made.draw(Frame(number, seconds, grey * (number != 3), grey), NOTHING)
     made.keep()
@@ -164,14 +165,14 @@ def test_a_camera_that_fails(weights, camera, capsys):
 
 
 def test_a_stop_is_a_cameras_ordinary_end(weights, camera, monkeypatch):
-    add_line = detect_video._Results.add_line
+    add_line = video._Results.add_line
 
     def and_stop(results, frame, detections):
         add_line(results, frame, detections)
         if frame.number == 9:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(detect_video._Results, "add_line", and_stop)
+    monkeypatch.setattr(video._Results, "add_line", and_stop)
     assert infer.main(options(weights, "0")) == 0
     assert len(of_camera()) == 10
 
@@ -189,7 +190,7 @@ def test_a_video_that_is_not_whole_is_not_given_its_name(weights):
     detector = Detector.load(weights, "cpu")
     make_video(count=200)
     with full_disk(at=4000), pytest.raises(UserError, match=r"made\.part\.mp4 could not be written whole: make room"):
-        results = detect_video._Results(Path("made"), RATE, detector)
+        results = video._Results(Path("made"), RATE, detector)
         with results:
             for frame in Video("clip.mp4").frames(300):
                 results.draw(frame, NOTHING)

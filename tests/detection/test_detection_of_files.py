@@ -18,7 +18,7 @@ from small_data import shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
-from ssd300_vgg16.detect_files import ImageFile, JsonList, detect_each, read_ahead
+from ssd300_vgg16.detection.files import ImageFile, JsonList, detect_each, read_ahead
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.signals import STOP_SIGNALS
 
@@ -90,8 +90,8 @@ def test_few_wait_to_be_drawn(detector, files, monkeypatch):
         time.sleep(0.05)
         drawn.append(file)
 
-    monkeypatch.setattr("ssd300_vgg16.detect_files._write", slow)
-    monkeypatch.setattr("ssd300_vgg16.detect_files.MAX_THREADS", 1)
+    monkeypatch.setattr("ssd300_vgg16.detection.files._write", slow)
+    monkeypatch.setattr("ssd300_vgg16.detection.files.MAX_THREADS", 1)
     whole = [file for file in files if file.number != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
         most = max(most, number - len(drawn))

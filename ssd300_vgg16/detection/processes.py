@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ssd300_vgg16.data.images import ImageError
-from ssd300_vgg16.detect_files import ImageFile, detect_each
+from ssd300_vgg16.detection.files import ImageFile, detect_each
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.signals import STOP_SIGNALS
@@ -38,7 +38,7 @@ class DetectorProcesses:
     def detect_each(
         self, files: Iterable[ImageFile], max_detections: int, batch_size: int
     ) -> Generator[Result, None, None]:
-        """As detect_files.detect_each. Raises UserError if a process dies."""
+        """As `files.detect_each`. Raises UserError if a process dies."""
         files = list(files)
         # The same batches as in one process: on a GPU a result could depend on its neighbours in the last bit.
         batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]

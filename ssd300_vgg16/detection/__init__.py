@@ -1,0 +1,1 @@
+"""Detection from files to files: what infer.sh does."""
