@@ -251,7 +251,7 @@ def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch
     class Loaded(Exception):
         pass
 
-    def load(weights, device, threshold, engine):
+    def load(weights, device, threshold, engine, amp):
         loaded.append(threshold)
         raise Loaded
 

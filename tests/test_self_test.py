@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16 import self_test
-from ssd300_vgg16.network.cpu import convolution
 from ssd300_vgg16.network.cpu import loss as loss_kernels
+from ssd300_vgg16.network.cpu import narrow
 from ssd300_vgg16.runtime import __main__ as runtime_command
 from ssd300_vgg16.self_test import checks, flowvision
 from ssd300_vgg16.self_test.checks import FLOAT32, HALF, TF32, Check, Way
@@ -20,7 +20,7 @@ COMPILED = Way("cpu", eager=False, amp=False, tolerance=FLOAT32)
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch):
+def few_channels(monkeypatch):
     """A network of a few channels, and no figures of another test's."""
     monkeypatch.setattr(checks, "WIDTHS", {"cpu": 0.02})
     for cached in (checks._expected_answers, checks._expected_training, checks._given_answers):
@@ -54,7 +54,7 @@ def test_what_is_compiled_agrees_with_single_operations():
 
 
 def test_a_broken_kernel_is_seen(monkeypatch):
-    monkeypatch.setattr(convolution, "convolve", broken(convolution.convolve))
+    monkeypatch.setattr(narrow.Convolution, "forward", broken(narrow.Convolution.forward))
     assert failed(checks.network(COMPILED)) == ["offsets", "class logits"]
 
 

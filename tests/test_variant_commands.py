@@ -198,7 +198,7 @@ def test_voc_through_the_command_lines(tmp_path, capsys):
     assert {"VOC_mAP", "VOC07_mAP", "AP", "AP50"} <= evaluation.keys()
     assert metrics["voc"]["mAP"] == evaluation["VOC_mAP"]
     assert "VOC_mAP" in capsys.readouterr().out
-    options = ("--dataset", "voc", "--data-path", voc, *HERE)
+    options = ("--dataset", "voc", "--data-path", voc, "--engine", "oneflow", *HERE)
     call(evaluate, "--weights", run / LAST, *options, "--output-dir", tmp_path / "evaluated")
     assert json.loads((tmp_path / "evaluated" / "coco_metrics.json").read_text()) == metrics
 

@@ -5,10 +5,10 @@ import pytest
 from small_data import untrained_run
 
 from ssd300_vgg16 import Detector, devices, evaluate, infer
+from ssd300_vgg16.deploy import model as deploy_model
 from ssd300_vgg16.deploy import session
 from ssd300_vgg16.deploy.session import CPU_PROVIDER, CUDA_PROVIDER, resolve_engine
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.weights import model as weights_model
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -97,8 +97,8 @@ def test_what_fails_while_it_computes_is_one_sentence(weights, gpu):
 
 def test_gpu_and_cpu_each_keep_a_model(weights, gpu, monkeypatch):
     monkeypatch.setattr(session, "resolve_device", devices.resolve_device)
-    made, load_model = [], weights_model.load_model
-    monkeypatch.setattr(weights_model, "load_model", lambda path: made.append(path) or load_model(path))
+    made, load_model = [], deploy_model.load_model
+    monkeypatch.setattr(deploy_model, "load_model", lambda path: made.append(path) or load_model(path))
     for _ in range(2):
         for device in ("cpu", "cuda", "cuda:1"):
             Detector.load(weights, device, engine="onnxruntime")
