@@ -32,7 +32,7 @@ def evaluate_weights(
 
     verify: compare with pycocotools too. Returns the exit status: 1 if images were left out, or numbers differ.
     """
-    world = this_world().connected()
+    world = this_world()
     beside = EVALUATIONS / weights if is_published_name(weights) else None
     folder = weights if weights.is_dir() else weights.parent
     if output and output.resolve() != folder.resolve():
@@ -42,6 +42,7 @@ def evaluate_weights(
     local_rank = world.local_rank if world.world_size > 1 else None
     engine, device = resolve_engine(engine, device, local_rank, is_exported(weights), amp)
     world.refuse_shared_gpu(device)
+    world = world.connected()
     detector = Detector.load(weights, device, engine=engine, amp=amp)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)

@@ -82,8 +82,9 @@ def train(options: TrainOptions) -> int:
     Every process of a training calls this; the first one prints and writes. Raises UserError for what the user can
     mend, and Stopped after a signal, when all is saved.
     """
-    world = this_world().connected()
+    world = this_world()
     device, eager = _device_and_step(options, world)
+    world = world.connected()  # once ranks are known to be right: OneFlow aborts where they are not
     if options.output_dir and not options.resume:
         run_folder.refuse_second_run(Path(options.output_dir))  # before anything is read or downloaded
     if _could_use_tensor_cores(options, device, eager):

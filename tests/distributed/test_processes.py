@@ -82,7 +82,7 @@ long = pytest.mark.long
     ],
 )
 def test_any_number_of_processes_gives_the_same_training(trained, processes, kind):
-    assert_same_training(trained(processes, kind), trained(1, "--eager"))
+    assert_same_training(trained(processes, kind), trained(1, kind))
 
 
 def test_a_check_of_compiled_steps_ends_well_in_all(place):
