@@ -23,8 +23,5 @@ has_dev || (
 (launch -m mypy --cache-dir=/dev/null)
 run=(-m pytest -W ignore::pytest.PytestCacheWarning)
 (($# == 0)) || launch "${run[@]}" "$@"
-# Those that start processes which wait for one another, or count what a GPU is asked for, run alone; of the others two
-# at a time. A file's tests stay together, as they share what is costly to make.
-alone=(tests/distributed tests/gpu)
-(launch "${run[@]}" -n 2 --dist loadfile "${alone[@]/#/--ignore=}")
-launch "${run[@]}" "${alone[@]}"
+# Two at a time; a file's tests stay together, as they share what is costly to make.
+launch "${run[@]}" -n 2 --dist loadfile

@@ -73,13 +73,14 @@ def test_a_gpu_that_runs_out_of_memory_ends_with_a_sentence(place, kind):
     assert (place / folder / LAST).exists()
 
 
+@pytest.mark.long
 def test_a_step_is_set_off_while_two_gpus_run_the_former(tmp_path):
     """What the processes tell one another before it does not wait for them."""
     shapes_folder(tmp_path, 12, 2)
     tests = REPOSITORY / "tests"
     command = [tests / "helpers" / "as_two.py", sys.executable, tests / "gpu" / "marked_training.py", *SETTINGS]
     command += ["--optimizer", "sgd", "-b", 2, "--epochs", 1, "--output-dir", "run"]
-    process, log = run_on_gpus(command, gpus=2, folder=tmp_path, slow_us=1000)
+    process, log = run_on_gpus(command, gpus=2, folder=tmp_path, slow_us=4000)  # far longer than the host takes
     assert process.returncode == 0, process.stderr
     for rank in (0, 1):
         own = [event for event in log if event.rank == rank]
