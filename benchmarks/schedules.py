@@ -19,7 +19,7 @@ SCHEDULES = {
     "cosine": (),
     "multistep": ("--lr-scheduler", "multistep"),
 }
-SEEDS = (0, 1)
+SEEDS = (0,)
 EMA = "0.99"  # an average over about 100 steps
 
 
@@ -67,7 +67,7 @@ def measure(options: Options) -> Figures:
 
 
 def table(figures: Figures) -> str:
-    """A row for each schedule: AP of each seed, and AP50 in the mean."""
+    """A row for each schedule: AP of each seed, and the mean of their AP50."""
     rows = []
     for name, schedules in figures.items():
         for schedule, weights in schedules.items():
@@ -75,11 +75,14 @@ def table(figures: Figures) -> str:
             for values in weights.values():
                 row += [" ".join(f"{ap:.3f}" for _, ap in values), f"{mean(ap50 for ap50, _ in values):.3f}"]
             rows.append(row)
+    both = [weights for schedules in figures.values() for weights in schedules.values()]
+    gains = [ours[1] - last[1] for each in both for last, ours in zip(each["last"], each["average"], strict=True)]
     about = (
-        f"`--preset narrow`, seeds {' and '.join(map(str, SEEDS))}; AP on 100 other shapes, or on the photographs' own "
-        f"validation set. `--ema {EMA}` averages the weights over about 100 steps."
+        f"`--preset narrow`, 1,500 steps, seed {' and '.join(map(str, SEEDS))}; on 100 other shapes, or on the "
+        f"photographs' own validation set. `--ema {EMA}` averages the weights over about 100 steps; it changes AP by "
+        f"{min(gains):+.3f} to {max(gains):+.3f}."
     )
-    heads = ["images", "schedule", "AP", "AP50, mean", f"AP, `--ema {EMA}`", "AP50, mean"]
+    heads = ["images", "schedule", "AP", "AP50", f"AP, `--ema {EMA}`", "AP50"]
     return paragraphs(about, markdown(heads, rows))
 
 
