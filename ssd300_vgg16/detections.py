@@ -105,10 +105,13 @@ class Detections:
 
     def picture(self, score_threshold: float = SHOWN_ABOVE) -> Image.Image:
         """The image, in its size, with the boxes of detections scored above. Raises UserError as `image` does."""
-        from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time
+        return Image.fromarray(self[self.scores > score_threshold].drawn_on(self.image))
 
-        shown = self[self.scores > score_threshold]
-        return Image.fromarray(draw_detections(self.image, shown.boxes, shown.scores, shown.names, shown.labels))
+    def drawn_on(self, image: np.ndarray) -> np.ndarray:
+        """A copy of the image, uint8 [H, W, 3] RGB, with all boxes."""
+        from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while a network is computed
+
+        return draw_detections(image, self.boxes, self.scores, self.names, self.labels)
 
     def _repr_png_(self) -> bytes | None:
         """The picture, reduced, for a notebook; None, for which it takes the table, where there is no image."""

@@ -303,8 +303,8 @@ def _as_json(
 ) -> list[dict]:
     """Detections of one image in COCO's results format, with file and category names added."""
     ids = {category.label: category.id for category in detector.description.categories}
-    boxes = xyxy_to_xywh(detections["boxes"]).tolist()
-    scores, labels = detections["scores"].tolist(), detections["labels"].tolist()
+    boxes = xyxy_to_xywh(detections.boxes).tolist()
+    scores, labels = detections.scores.tolist(), detections.labels.tolist()
     return [
         {
             "image_id": image_id,
@@ -314,7 +314,7 @@ def _as_json(
             "bbox": [round(value, 2) for value in box],
             "score": round(score, 5),
         }
-        for box, score, label, name in zip(boxes, scores, labels, detections["names"], strict=True)
+        for box, score, label, name in zip(boxes, scores, labels, detections.names, strict=True)
     ]
 
 

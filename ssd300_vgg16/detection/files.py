@@ -198,9 +198,7 @@ def _write(image: np.ndarray, detections: Detections, file: ImageFile, categorie
 
 
 def _draw(image: np.ndarray, detections: Detections, picture: Path) -> None:
-    from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while the network is computed
-
-    drawn = draw_detections(image, detections["boxes"], detections["scores"], detections["names"], detections["labels"])
+    drawn = detections.drawn_on(image)
     picture.parent.mkdir(parents=True, exist_ok=True)
     with open_atomically(picture, sync=False) as file:  # a picture that is there is whole
         file.write(cv2.imencode(".jpg", drawn[..., ::-1])[1].tobytes())

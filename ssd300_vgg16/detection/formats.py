@@ -41,8 +41,8 @@ def write_labels(path: Path, detections: Detections, shape: tuple[int, ...], cat
     """YOLO's text of an image, a line an object: class, centre x, centre y, width, height in 0..1, score."""
     numbers = {category.label: number for number, category in enumerate(categories)}
     height, width = shape[:2]
-    boxes = xyxy_to_cxcywh(detections["boxes"].astype(np.float64)) / [width, height, width, height]
-    rows = zip(detections["labels"].tolist(), boxes.tolist(), detections["scores"].tolist(), strict=True)
+    boxes = xyxy_to_cxcywh(detections.boxes.astype(np.float64)) / [width, height, width, height]
+    rows = zip(detections.labels.tolist(), boxes.tolist(), detections.scores.tolist(), strict=True)
     # A label without a category, one that COCO has left out, has no class there.
     lines = [
         f"{numbers[label]} {' '.join(f'{value:.6f}' for value in (*box, score))}\n"
@@ -55,10 +55,10 @@ def write_labels(path: Path, detections: Detections, shape: tuple[int, ...], cat
 def write_crops(folder: Path, name: Path, image: np.ndarray, detections: Detections) -> None:
     """The objects cut out of the image, uint8 [H, W, 3] RGB, as folder/CLASS/NAME-001.jpg, the best first."""
     height, width = image.shape[:2]
-    corners = np.concatenate((np.floor(detections["boxes"][:, :2]), np.ceil(detections["boxes"][:, 2:])), axis=1)
+    corners = np.concatenate((np.floor(detections.boxes[:, :2]), np.ceil(detections.boxes[:, 2:])), axis=1)
     corners = np.clip(corners, 0, [width, height, width, height]).astype(int)
     # The number is the image's, not the class's: classes whose folders have one name do not meet.
-    for number, ((x1, y1, x2, y2), class_name) in enumerate(zip(corners, detections["names"], strict=True), start=1):
+    for number, ((x1, y1, x2, y2), class_name) in enumerate(zip(corners, detections.names, strict=True), start=1):
         if x1 < x2 and y1 < y2:
             place = folder / folder_name(class_name) / name.with_name(f"{name.name}-{number:03d}.jpg")
             _write(place, cv2.imencode(".jpg", image[y1:y2, x1:x2, ::-1])[1].tobytes())

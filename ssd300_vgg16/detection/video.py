@@ -126,10 +126,7 @@ class _Results:
 
     def draw(self, frame: Frame, detections: Detections) -> None:
         """The frame with its boxes, as often as it takes to be seen in its time; once at least."""
-        from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while the network runs
-
-        boxes, scores, labels = detections["boxes"], detections["scores"], detections["labels"]
-        drawn = draw_detections(frame.pixels, boxes, scores, detections["names"], labels)
+        drawn = detections.drawn_on(frame.pixels)
         if not self.written:
             self._size = drawn.shape[1::-1]
             self._writer.open(str(self._video), cv2.VideoWriter.fourcc(*CODEC), self._rate, self._size)
@@ -143,16 +140,16 @@ class _Results:
         row = {
             "frame": frame.number,
             "time": round(frame.seconds, 4),
-            "boxes": [[round(value, 2) for value in box] for box in detections["boxes"].tolist()],
-            "scores": [round(score, 5) for score in detections["scores"].tolist()],
-            "category_ids": [self._ids.get(label, label) for label in detections["labels"].tolist()],
-            "names": detections["names"],
+            "boxes": [[round(value, 2) for value in box] for box in detections.boxes.tolist()],
+            "scores": [round(score, 5) for score in detections.scores.tolist()],
+            "category_ids": [self._ids.get(label, label) for label in detections.labels.tolist()],
+            "names": detections.names,
         }
         try:
             self._file.write(f"{json.dumps(row)}\n")
         except OSError as error:
             raise UserError(f"{self._lines}: {told(error)}; it holds the frames so far") from error
-        self.detections += len(detections["names"])
+        self.detections += len(detections.names)
 
     def keep(self) -> str:
         """Give them their names, which are returned. Raises UserError if the video is not whole."""

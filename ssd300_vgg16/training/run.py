@@ -72,7 +72,8 @@ def run(options: TrainOptions) -> int:
     if options.test_only:
         weights = Path(options.load or options.resume or "")  # the command line refuses --test-only without either
         batch_size = evaluation_batch_size(options.batch_size, this_world())
-        return evaluate_weights(weights, options.source(), options.device, batch_size, options.workers)
+        source = options.source()
+        return evaluate_weights(weights, source, options.device, batch_size, options.workers, amp=options.amp)
     return train(options)
 
 

@@ -102,8 +102,9 @@ def test_half_precision_is_for_convolutions(marked):
     [
         ("infer", "--weights", "untrained", "shapes/val"),
         ("evaluate", "--weights", "untrained", "--data-path", "shapes", "-j", 0),
+        ("train", "--test-only", "--load", "untrained", "--data-path", "shapes", "-j", 0),
     ],
-    ids=["infer", "evaluate"],
+    ids=["infer", "evaluate", "test-only"],
 )
 def test_commands_compute_in_half(place, command):
     module, *arguments = command
