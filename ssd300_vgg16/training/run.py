@@ -1,67 +1,43 @@
-"""A training from its options: data, network, step and `Trainer`, put together and run.
+"""A training from its options: data, weights and `Trainer`, begun, run and told of.
 
 Importing this brings OneFlow; the command line does so once its options are known to be good.
 """
 
 import json
-import math
 import shlex
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from ssd300_vgg16.data.dataset import Dataset, Sample, shared_images
-from ssd300_vgg16.data.loader import BatchConfig, evaluation_batches, samples_with_objects, steps_per_epoch
+from ssd300_vgg16.data.dataset import Dataset, shared_images
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
-from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
 from ssd300_vgg16.files import write_json
 from ssd300_vgg16.gpu_memory import TRAINING_ADVICE, advice_when_out_of_memory
-from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate, evaluation_batch_size
-from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import SSD300_VGG16, DefaultBoxLayout, default_boxes, variant_of
+from ssd300_vgg16.metrics.evaluation import Evaluation, evaluation_batch_size
+from ssd300_vgg16.network.variants import SSD300_VGG16, variant_of
 from ssd300_vgg16.runtime import environment, flow
 from ssd300_vgg16.training import run_folder
-from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, go_back_to, newest_checkpoint
-from ssd300_vgg16.training.config import Schedule, TrainingConfig, refuse_compiled
+from ssd300_vgg16.training.assembly import Setup, assembled, starting_weights
+from ssd300_vgg16.training.checkpoint import go_back_to
+from ssd300_vgg16.training.config import refuse_compiled
 from ssd300_vgg16.training.dry_run import dry_run
-from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.options import TrainOptions
 from ssd300_vgg16.training.replay import replay
 from ssd300_vgg16.training.run_log import RunLog
 from ssd300_vgg16.training.run_page import PAGE, RunPage
-from ssd300_vgg16.training.step import make_step
 from ssd300_vgg16.training.trainer import Trainer
-from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
-from ssd300_vgg16.weights.recognise import Weights, read_as_ssd
+from ssd300_vgg16.weights.model import model_tensors
+from ssd300_vgg16.weights.recognise import Weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
-from ssd300_vgg16.weights.transfer import start_from, trunk_of
 
-# Images that a network which starts from nothing is centred on, at most.
-INITIALISATION_IMAGES = 32
 # The compute capability from which on GPUs have them.
 TENSOR_CORES = (7, 0)
 AMP_ADVICE = "This GPU has tensor cores: --amp trains in half precision, faster and in less memory."
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all parts of a run are made from; in options, what was left open is settled by data and weights."""
-
-    options: TrainOptions
-    train_set: Dataset
-    val_set: Dataset
-    description: ModelDescription
-    world: World
-    device: str
-    eager: bool
 
 
 def run(options: TrainOptions) -> int:
@@ -92,7 +68,7 @@ def train(options: TrainOptions) -> int:
         world.say(AMP_ADVICE)
     world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
-    weights = None if options.resume else _starting_weights(options)
+    weights = None if options.resume else starting_weights(options)
     description = _description(options, train_set, weights)
     # options.json keeps what was settled: a run that goes on must not ask the data or the weights again.
     options = replace(
@@ -108,7 +84,7 @@ def train(options: TrainOptions) -> int:
         folder = Path(options.resume or "")
         if world.is_first and not options.check:
             folder = run_folder.folder_of(options.resume, options.output_dir)
-        trainer = _trainer(setup, folder, weights, pool)
+        trainer = assembled(setup, folder, weights, pool)
         weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, setup)
         cut_short = trainer.config.schedule.notices(options.warmup_steps)
@@ -158,15 +134,6 @@ def _load_data(options: TrainOptions, world: World) -> tuple[Dataset, Dataset]:
     return train_set, val_set
 
 
-def _starting_weights(options: TrainOptions) -> Weights | None:
-    """The weights to start from: a whole detector, or the VGG16 of --weights-backbone; None to start from nothing."""
-    path = options.find_starting_weights()
-    if path is None:
-        return None
-    weights = read_as_ssd(path)
-    return weights if options.whole_detector() else trunk_of(weights)
-
-
 def _description(options: TrainOptions, train_set: Dataset, weights: Weights | None) -> ModelDescription:
     """The network to train: as the options say, else as in the weights that it starts from, else as the data needs."""
     theirs = weights.description if weights else None
@@ -180,135 +147,6 @@ def _description(options: TrainOptions, train_set: Dataset, weights: Weights | N
         train_set.categories,
         variant_of(options.model or model, options.default_boxes or boxes),
     )
-
-
-def _trainer(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
-    options, world = setup.options, setup.world
-    samples = samples_with_objects(setup.train_set.samples)
-    config = _training_config(options, samples, setup.description.variant.layout)
-    checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
-    model = _network(setup, checkpoint, weights, pool).to(setup.device)
-    freeze_backbone(model, options.trainable_backbone_layers)
-    step = make_step(
-        model, options.optimizer_config(), config.schedule, world, options.accumulate, options.amp, setup.eager
-    )
-    step.restore(checkpoint.optimizer)
-    average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
-    if average and checkpoint.average:
-        average.restore(checkpoint.average)
-    return Trainer(
-        folder=folder,
-        model=model,
-        description=setup.description,
-        step=step,
-        average=average,
-        config=config,
-        samples=samples,
-        pool=pool,
-        evaluate=_evaluator(setup, pool),
-        progress=replace(checkpoint.progress, data=setup.train_set.fingerprint()),
-        world=world,
-        device=setup.device,
-    )
-
-
-def _training_config(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout) -> TrainingConfig:
-    steps = steps_per_epoch(len(samples), options.batch_size)
-    in_steps = 1 if options.iterations else steps  # what --lr-steps and the length count
-    schedule = Schedule(
-        kind=options.lr_scheduler,
-        base_lr=options.lr,
-        total_steps=options.length * in_steps,
-        warmup_steps=options.warmup_steps,
-        milestones=tuple(milestone * in_steps for milestone in options.lr_steps),
-        gamma=options.lr_gamma,
-    )
-    batch = BatchConfig(
-        batch_size=options.batch_size,
-        augmentation=options.data_augmentation,
-        seed=options.seed,
-        default_boxes=default_boxes(layout),
-        image_size=layout.image_size,
-        strict=options.strict_data,
-    )
-    return TrainingConfig(
-        epochs=math.ceil(schedule.total_steps / steps),
-        schedule=schedule,
-        batch=batch,
-        print_every=options.print_freq,
-        evaluate_every=options.eval_every,
-        save_every=options.save_interval(),
-        keep=options.keep,
-    )
-
-
-def _checkpoint_to_go_on_from(options: TrainOptions, train_set: Dataset, world: World) -> Checkpoint | None:
-    """The checkpoint that --resume means, if there is one and it is of a training on this data."""
-    if not options.resume:
-        return None
-    newest = newest_checkpoint(Path(options.resume))
-    if newest is None:
-        world.say(f"{options.resume} has no checkpoint yet: starting it from the beginning.")
-        return None
-    path, checkpoint, problems = newest
-    world.say(*(f"{problem}: going on from {path.name}, the one before." for problem in problems))
-    before, now = checkpoint.progress.data, train_set.fingerprint()
-    if before and before != now:
-        raise UserError(
-            f"--resume {options.resume}: the training data differs. The run had {before['images']} images with "
-            f"{before['objects']} objects (sha256 {before['sha256'][:8]}), now there are {now['images']} with "
-            f"{now['objects']} ({str(now['sha256'])[:8]}). Bring it back, or begin a new run with --load {path}"
-        )
-    return checkpoint
-
-
-def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool: WorkerPool) -> SSD:
-    """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
-    options = setup.options
-    flow.manual_seed(options.seed)
-    model = build_model(setup.description)
-    if checkpoint.model:
-        load_tensors(model, checkpoint.model, Path(options.resume or ""))
-    elif weights := weights or _starting_weights(options):
-        start = start_from(weights, setup.description, model_tensors(model))
-        load_tensors(model, start.tensors, weights.path)
-        setup.world.say(start.table)
-    else:
-        initialise_from_scratch(model, _some_images(setup, pool))
-        # Another number of threads rounds otherwise, and all processes have to begin with the same weights.
-        tensors = {name: setup.world.broadcast(array) for name, array in sorted(model_tensors(model).items())}
-        load_tensors(model, tensors, Path("the first process's weights"))
-    return model
-
-
-def _some_images(setup: Setup, pool: WorkerPool) -> np.ndarray:
-    """Training images from all over the set, as the network takes them: uint8 [B, 3, S, S]."""
-    samples = samples_with_objects(setup.train_set.samples)
-    some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]
-    size = setup.description.variant.layout.image_size
-    return np.concatenate([batch.images for batch in evaluation_batches(some, len(some), size, pool)])
-
-
-def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | None]:
-    """What evaluates weights on the validation set (or its first images), with a network of its own."""
-    options, world = setup.options, setup.world
-    detector = Detector(build_model(setup.description), setup.description, setup.device)
-    size = detector.model.layout.image_size
-    batch_size = evaluation_batch_size(options.batch_size, world)
-
-    def evaluate_weights(
-        weights: dict[str, np.ndarray], stopping: Callable[[], bool], dataset: Dataset = setup.val_set
-    ) -> Evaluation | None:
-        # The moving average is the first process's alone.
-        shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
-        load_tensors(detector.model, shared, Path("the weights in training"))
-        try:
-            return evaluate(detector.begin, dataset, size, batch_size, pool, options.strict_data, world, stopping)
-        finally:
-            if setup.device != "cpu":
-                flow.cuda.empty_cache()  # OneFlow keeps freed memory, where the compiled step cannot have it
-
-    return evaluate_weights
 
 
 def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
