@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.network.ssd import SSD, SSD300
-from ssd300_vgg16.network.vgg import Conv2d, parameters_left_empty
+from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
 
 FIRST_LAYER = "backbone.features.0.weight"
@@ -38,28 +38,6 @@ def model(num_classes: int, width: float, device: str) -> SSD:
     made = random_weights({name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     network.load_state_dict({name: flow.tensor(array) for name, array in made.items()})
     return network.to(device)
-
-
-def keep_relus_clear_of_zero(network: SSD, pixels: np.ndarray) -> None:
-    """Give every second channel about 4 before its ReLU on these images uint8 [B, 3, S, S], the others -4.
-
-    The deviation is 1. A number that is rounded otherwise then seldom falls on the other side of 0, where a gradient
-    gains or loses a whole term: gradients can be compared as closely as answers.
-    """
-    x = flow.from_numpy(pixels).to(flow.float32) - network.pixel_mean
-    layers = [layer for part in (network.backbone.features, network.backbone.extra) for layer in part.modules()]
-    with flow.no_grad():
-        for layer in layers:
-            if isinstance(layer, Conv2d):
-                sums = layer.without_relu(x).numpy() - layer.bias.numpy()[:, None, None]
-                means = sums.mean(axis=(0, 2, 3))
-                # Maps of one cell deviate by nothing.
-                deviations = np.maximum(sums.std(axis=(0, 2, 3)), np.abs(means).mean() / 10)
-                signs = np.where(np.arange(len(means)) % 2, -4, 4)
-                layer.weight.copy_(flow.from_numpy(layer.weight.numpy() / deviations[:, None, None, None]))
-                layer.bias.copy_(flow.from_numpy((signs - means / deviations).astype(np.float32)))
-            if not list(layer.children()):
-                x = layer(x)
 
 
 def images(count: int) -> np.ndarray:
