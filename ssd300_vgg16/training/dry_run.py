@@ -25,6 +25,7 @@ from ssd300_vgg16.training.trainer import NOT_FINITE_ADVICE, Trainer
 from ssd300_vgg16.weights.model import model_tensors
 
 PICTURES, COLUMNS = 8, 4
+MEMORIES = {"memory_mb": "of main memory", "gpu_memory_mb": "on the GPU"}
 
 
 def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset, few: Dataset) -> list[str]:
@@ -45,7 +46,7 @@ def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset, few: Dataset
     return [
         f"step: {step_seconds:.2f} s, {config.batch.batch_size / step_seconds:.1f} images/s",
         f"evaluation: {image_seconds:.3f} s an image",
-        f"memory: {', '.join(f'{value} MB ({name})' for name, value in memory(trainer.device).items())}",
+        f"memory: {', '.join(f'{value:,} MB {MEMORIES[name]}' for name, value in memory(trainer.device).items())}",
         f"checkpoints: {config.keep} of {_checkpoint_bytes(trainer) / 1e6:.0f} MB",
         f"in all, about: {_hours(training)} of training and {_hours(evaluating)} of evaluation",
         f"the first images as the network gets them, with their objects: {_picture(trainer)}",

@@ -255,7 +255,7 @@ def test_a_check_measures_and_writes_a_picture_alone(place, tmp_path, monkeypatc
         r"12 images with objects, .*",
         rf"step: {number} s, {number} images/s",
         rf"evaluation: {number} s an image",
-        r"memory: \d+ MB \(memory_mb\)",
+        r"memory: [\d,]+ MB of main memory",
         *(rf"{line}.* MB" for line in lines),
         r"in all, about: \S+ (h|min) of training and \S+ (h|min) of evaluation",
         r"the first images as the network gets them, with their objects: (\S+\.jpg)",
