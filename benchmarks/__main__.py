@@ -44,6 +44,7 @@ NAMES = (
     "network",
     "cost",
     "narrow_step",
+    "narrow_layers",
     "deployment",
     "start",
     "input_pipeline",
