@@ -14,7 +14,7 @@ from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.step import make_step
 
 BATCH, STEPS = 4, 3
-SETTLE = 0.3  # seconds: a step's results may be there before its last kernel is launched
+SETTLE = 1.0  # seconds: a step's results may be there before its last kernel is launched
 # The arguments of make_step that differ: optimizer, passes, amp, eager.
 KINDS = {
     "float32": ("sgd", 1, False, False),

@@ -15,7 +15,7 @@ from small_data import WIDTH, metrics_without_times, shapes_folder
 
 from ssd300_vgg16 import train
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.training import checkpoint, run, trainer
+from ssd300_vgg16.training import assembly, checkpoint, trainer
 from ssd300_vgg16.training.checkpoint import (
     Checkpoint,
     Progress,
@@ -97,14 +97,14 @@ def stop_after(steps, monkeypatch, signal_number=signal.SIGTERM):
 
 def stop_in_evaluation(number, monkeypatch):
     """A signal in that evaluation, counted from 1."""
-    left, real = iter(range(number - 1)), run.evaluate
+    left, real = iter(range(number - 1)), assembly.evaluate
 
     def evaluate(*arguments):
         if next(left, None) is None:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(run, "evaluate", evaluate)
+    monkeypatch.setattr(assembly, "evaluate", evaluate)
 
 
 def assert_same_tensors(folder, other):
