@@ -23,5 +23,8 @@ has_dev || (
 (launch -m mypy --cache-dir=/dev/null)
 run=(-m pytest -W ignore::pytest.PytestCacheWarning)
 (($# == 0)) || launch "${run[@]}" "$@"
-# Two at a time; a file's tests stay together, as they share what is costly to make.
-launch "${run[@]}" -n 2 --dist loadfile
+# Two at a time; a file's tests stay together, as they share what is costly to make. Those that count the kernels of a
+# step run alone: beside others, some are counted otherwise.
+alone=tests/gpu/test_gpu_steps.py
+(launch "${run[@]}" -n 2 --dist loadfile "--ignore=$alone")
+launch "${run[@]}" "$alone"

@@ -283,8 +283,9 @@ def test_tests_are_linted_then_run_in_the_root(clone, tmp_path):
 
 def test_all_tests_run_once(clone):
     assert clone.run(script="tests/run.sh").returncode == 0
-    (all_of_them,) = clone.calls("-m pytest")
-    assert all_of_them.endswith("-n 2 --dist loadfile")
+    together, alone = clone.calls("-m pytest")
+    assert together.endswith("-n 2 --dist loadfile --ignore=tests/gpu/test_gpu_steps.py")
+    assert alone.endswith("tests/gpu/test_gpu_steps.py")
 
 
 def test_what_tests_need_is_installed_once_by_two_calls_at_a_time(clone):
