@@ -9,6 +9,7 @@ import ctypes
 import os
 import secrets
 import socket
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ STOP_HEARTBEAT = "_ZN7oneflow14GrpcCtrlClient13StopHeartbeatEv"
 CONTROL_CLIENT = "_ZZN7oneflow9SingletonINS_10CtrlClientEvE7GetPPtrEvE3ptr"
 
 CONNECT_SECONDS = 10
+SUPERVISOR_SECONDS = 60  # after which a lost process has been told of
 SECRET = 16  # bytes
 
 
@@ -83,8 +85,13 @@ class World:
             for other in self.sockets:
                 other.sendall(own.tobytes())
             return own.tolist() if self.is_first else np.frombuffer(_receive(self.sockets[0], own.nbytes)).tolist()
-        except OSError:
-            return self.all_reduce(*values)  # one is lost: this waits until the supervisor, or OneFlow, ends all
+        except OSError as error:
+            # A process that is lost is the supervisor's to tell of, which ends all. A connection alone is not: the
+            # others would wait for each other without end.
+            time.sleep(SUPERVISOR_SECONDS)
+            raise UserError(
+                f"process {self.rank} has lost its connection to another ({error}): go on with --resume"
+            ) from error
 
     def connected(self) -> "World":
         """This world with sockets, if all others can reach the first process at MASTER_ADDR; else without."""

@@ -21,9 +21,9 @@ def matmul_rate(side: int = 1536, runs: int = 5) -> float:
     flow.matmul(a, b).numpy()
     times = []
     for _ in range(runs):
-        start = time.perf_counter()
+        since = time.perf_counter()
         flow.matmul(a, b).numpy()
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - since)
     return 2 * side**3 / min(times) / 1e9
 
 

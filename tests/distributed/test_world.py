@@ -99,10 +99,13 @@ def test_processes_that_cannot_reach_the_first_have_oneflows_sums(processes, mon
     assert processes(lambda world: world.connected().sum_at_once(world.rank)) == [[3]] * 3
 
 
-def test_a_lost_process_is_waited_for_as_in_oneflows_sums(monkeypatch):
+def test_a_lost_connection_ends_the_process_once_the_supervisor_had_its_time(monkeypatch):
     ours, theirs = socket.socketpair()
     theirs.close()
-    monkeypatch.setattr(World, "all_reduce", lambda _, *values: ["waits", *values])
+    waited = []
+    monkeypatch.setattr(world_module.time, "sleep", waited.append)
     with ours:
         for rank in (0, 1):
-            assert World(rank, 2, sockets=(ours,)).sum_at_once(1, 2) == ["waits", 1, 2]
+            with pytest.raises(UserError, match=f"process {rank} has lost its connection to another .*: go on with"):
+                World(rank, 2, sockets=(ours,)).sum_at_once(1, 2)
+    assert waited == [world_module.SUPERVISOR_SECONDS] * 2

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -22,32 +22,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """An evaluation's page, its results and metrics."""
     return evaluation_page(tmp_path_factory.mktemp("evaluated"))
-
-
-@pytest.fixture
-def opened(browser):
-    """A function that opens a page with a hash; at the end nothing may stand in the console or have been fetched."""
-    pages = []
-
-    def open_page(path, hash_="", **options):
-        pages.append(browser.open(f"{path.as_uri()}#{hash_}", **options))
-        pages[-1].settle()
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        assert page.errors() == []
-        assert {address.split(":")[0] for address in page.requests()} <= {"file", "data"}
-        page.close()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +97,7 @@ def turned_pictures(folder, kinds):
     return sorted(folder.iterdir())
 
 
-def refuse_marks_beside_the_red(page, count, folder):
+def assert_marks_lie_on_the_red(page, count, folder):
     page.wait(f"document.querySelectorAll('.card rect.mark').length === {count}")
     page.settle()
     page.screenshot(folder / "page.png")
@@ -144,7 +121,7 @@ def test_boxes_lie_right_on_turned_photographs_that_were_evaluated(opened, tmp_p
     boxes = np.tile(np.array(RED, dtype=float), (24, 1))
     results = CocoResults(samples, [Category(1, 1, "red")], np.arange(24), np.zeros(24, int), boxes, np.ones(24), False)
     page, *_ = write_page(tmp_path / "out", results)
-    refuse_marks_beside_the_red(opened(page, "sort=name", height=2400), 24, tmp_path)
+    assert_marks_lie_on_the_red(opened(page, "sort=name", height=2400), 24, tmp_path)
 
 
 def test_boxes_lie_right_on_turned_photographs_that_were_detected_on(opened, tmp_path):
@@ -156,7 +133,7 @@ def test_boxes_lie_right_on_turned_photographs_that_were_detected_on(opened, tmp
         page.add(path, {"boxes": box, "scores": np.ones(1), "labels": np.ones(1, int), "names": ["red"]})
     (tmp_path / "out").mkdir()
     opened_page = opened(page.write(tmp_path / "out", "weights", 0.25), height=1600)
-    refuse_marks_beside_the_red(opened_page, 16, tmp_path)
+    assert_marks_lie_on_the_red(opened_page, 16, tmp_path)
 
 
 def test_many_classes_have_colours_of_their_own(opened, detected):

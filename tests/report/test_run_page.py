@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, chromium
+from browser import CHROMIUM
 from PIL import Image
 from safetensors.numpy import load_file
 from small_data import WIDTH, shapes, shapes_folder
@@ -19,6 +19,7 @@ from ssd300_vgg16.data.images import decode_image
 from ssd300_vgg16.data.loader import BatchConfig, epoch_order
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.coco_results import coco_results
 from ssd300_vgg16.network.variants import SSD300_VGG16, default_boxes
 from ssd300_vgg16.report.run_page import MAX_POINTS, line, of
@@ -47,29 +48,6 @@ def trained(data):
 def train_run(data, folder, *options):
     arguments = ("--data-path", data, "--output-dir", folder, *SETTINGS, *options)
     assert train.main([str(argument) for argument in arguments]) == 0
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as one:
-        yield one
-
-
-@pytest.fixture
-def opened(browser):
-    """A function that opens a page; at the end nothing may stand in the console or have been fetched."""
-    pages = []
-
-    def open_page(path, **options):
-        pages.append(browser.open(path.as_uri(), **options))
-        pages[-1].settle()
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        assert page.errors() == []
-        assert {address.split(":")[0] for address in page.requests()} <= {"file", "data"}
-        page.close()
 
 
 def made_run(folder, points=3, name="circle", factor=1.0, state="finished", **options):
@@ -274,9 +252,8 @@ def test_a_page_renews_itself_until_the_run_has_ended(opened, tmp_path):
     page = opened(path)
     assert "running; written at" in page.js("document.getElementById('state').textContent")
     page.js("scrollTo(0, 300)")
-    path.write_text(
-        path.read_text().replace('"running":true', '"running":false').replace('"state":"running"', '"state":"done"')
-    )
+    done = path.read_text().replace('"running":true', '"running":false').replace('"state":"running"', '"state":"done"')
+    write_atomically(path, done)  # as a run does: a page that is read meanwhile is whole
     page.wait("document.readyState === 'complete' && document.getElementById('state').textContent === 'done'")
     page.settle()
     assert page.js("scrollY") == 300, "where one was"

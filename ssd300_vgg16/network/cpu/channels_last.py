@@ -187,19 +187,24 @@ def _write(products, first, last, bias, relu, passed, mask, output, lines):
                     p, q = p + LANES, q + LANES
 
 
+@njit(error_model="numpy", **_FUSED)
+def _multiply(image, first, last, kernels, outputs, lines, transformed, products):
+    """Rows of tiles first to last of a map, transformed, times kernels [36, C, O] -> products [36, tiles, O]."""
+    channels, tiles = image.shape[2], (last - first) * ((image.shape[1] + TILE - 1) // TILE)
+    _transform(image, first, last, False, lines, transformed)
+    for point in range(POINTS):
+        add_product(
+            tiles, outputs, channels, transformed, point * tiles * channels, channels, 1,
+            kernels, point * channels * outputs, outputs, products, point * tiles * outputs, outputs, False,
+        )  # fmt: skip
+
+
 @compiled(types.void(_MAP, _FLAT, _FLAT, boolean, _MAP, _FLAT, _FLAT, _FLAT, int64), **_FUSED)
 def _convolve(x, kernels, bias, relu, y, transformed, products, lines, rows):
-    height, width, channels = x.shape
-    outputs, across, down = y.shape[2], (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    down = (x.shape[0] + TILE - 1) // TILE
     for first in range(0, down, rows):
         last = min(first + rows, down)
-        tiles = (last - first) * across
-        _transform(x, first, last, False, lines, transformed)
-        for point in range(POINTS):
-            add_product(
-                tiles, outputs, channels, transformed, point * tiles * channels, channels, 1,
-                kernels, point * channels * outputs, outputs, products, point * tiles * outputs, outputs, False,
-            )  # fmt: skip
+        _multiply(x, first, last, kernels, y.shape[2], lines, transformed, products)
         _write(products, first, last, bias, relu, y, False, y, lines)
 
 
@@ -223,12 +228,7 @@ def _gradients(x, gradient, rotated, total, bias_total, found, transformed, prod
         last = min(first + rows, down)
         tiles = (last - first) * across
         add_sums(gradient[TILE * first : min(TILE * last, height)].reshape(-1), bias_total)
-        _transform(gradient, first, last, False, lines, transformed)
-        for point in range(POINTS):
-            add_product(
-                tiles, channels, outputs, transformed, point * tiles * outputs, outputs, 1,
-                rotated, point * channels * outputs, channels, products, point * tiles * channels, channels, False,
-            )  # fmt: skip
+        _multiply(gradient, first, last, rotated, channels, lines, transformed, products)
         _write(products, first, last, no_bias, False, x, True, found, lines)
         _transform(x, first, last, True, lines, products)
         for point in range(POINTS):
