@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from ssd300_vgg16.boxes import area, encode, pair_iou
+from ssd300_vgg16.boxes import area, decode, encode, iou, pair_iou
 
 MATCH_IOU = 0.5
 UNMATCHED = -1
+SAME_OBJECT = 0.97  # IoU of what two default boxes are to become; rounding leaves them nearer
 BLOCK = 32  # with less, there are more blocks to compare; with more, fewer of them are left out
 
 
@@ -99,3 +100,11 @@ def write_targets(
     # A default box that comes several times gets the same last row in both.
     offsets[default_box] = encode(objects[matched], index.boxes[default_box])
     labels[default_box] = object_labels[matched]
+
+
+def objects_of(offsets: np.ndarray, labels: np.ndarray, default_boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The objects that `training_targets` were made of, as far as a default box learns them: boxes and labels."""
+    boxes, of_box = decode(offsets[labels > 0], default_boxes[labels > 0]), labels[labels > 0]
+    alike = (iou(boxes, boxes) > SAME_OBJECT) & (of_box[:, None] == of_box)
+    first = np.unique(alike.argmax(axis=1)) if len(boxes) else np.empty(0, dtype=np.int64)
+    return boxes[first], of_box[first]

@@ -12,9 +12,9 @@ from itertools import chain, count, islice
 import numpy as np
 from PIL import Image
 
-from ssd300_vgg16.boxes import decode
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.loader import TrainingBatch, training_batches
+from ssd300_vgg16.data.matching import objects_of
 from ssd300_vgg16.data.sizes import looked_at
 from ssd300_vgg16.draw import draw_detections
 from ssd300_vgg16.errors import UserError
@@ -73,13 +73,9 @@ def draw_batch(batch: TrainingBatch, default_boxes: np.ndarray, names: dict[int,
     rows = -(-len(batch.images) // COLUMNS)
     sheet = Image.new("RGB", (size * min(COLUMNS, len(batch.images)), size * rows))
     for place, (pixels, offsets, labels) in enumerate(zip(batch.images, batch.offsets, batch.labels, strict=True)):
-        matched = labels > 0
-        # Default boxes of one object decode to the same box but for rounding.
-        boxes = np.rint(decode(offsets[matched], default_boxes[matched]))
-        objects = np.unique(np.column_stack((labels[matched], boxes)), axis=0)
-        drawn = objects[:, 0].astype(int)
-        tags = [printable(names[label]) for label in drawn.tolist()]
-        cell = draw_detections(np.ascontiguousarray(pixels.transpose(1, 2, 0)), objects[:, 1:], None, tags, drawn)
+        boxes, of_box = objects_of(offsets, labels, default_boxes)
+        tags = [printable(names[label]) for label in of_box.tolist()]
+        cell = draw_detections(np.ascontiguousarray(pixels.transpose(1, 2, 0)), boxes, None, tags, of_box)
         sheet.paste(Image.fromarray(cell), (place % COLUMNS * size, place // COLUMNS * size))
     return sheet
 

@@ -16,9 +16,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ssd300_vgg16.boxes import decode, iou, xyxy_to_xywh
+from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Sample
 from ssd300_vgg16.data.loader import BatchConfig, training_batches
+from ssd300_vgg16.data.matching import objects_of
 from ssd300_vgg16.data.sizes import read_as_annotated
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
@@ -33,7 +34,6 @@ TRAINING_PICTURES, VALIDATION_PICTURES, EVALUATIONS = 8, 6, 5
 SIDE = 256  # pixels of a validation picture, at most
 JPEG_QUALITY = 80
 MAX_MARKS = 30  # on a picture
-SAME_OBJECT = 0.97  # IoU of the boxes that two default boxes are to become
 # The page is written this many seconds after the last time, or this many times the seconds that it took.
 MIN_WAIT, MIN_WAIT_SHARE = 5, 500
 
@@ -138,10 +138,8 @@ def _training_pictures(
     for file, image, offsets, labels in zip(batch.files, batch.images, batch.offsets, batch.labels, strict=True):
         if not labels.any():
             continue  # it cannot be read, as the training will tell
-        boxes, labels = decode(offsets[labels > 0], config.default_boxes[labels > 0]), labels[labels > 0]
-        alike = (iou(boxes, boxes) > SAME_OBJECT) & (labels[:, None] == labels)
-        objects = np.unique(alike.argmax(axis=1))
-        marks = _marks([names[label] for label in labels[objects].tolist()], xyxy_to_xywh(boxes[objects]))
+        boxes, of_box = objects_of(offsets, labels, config.default_boxes)
+        marks = _marks([names[label] for label in of_box.tolist()], xyxy_to_xywh(boxes))
         pictures.append(_picture(Path(file), image.transpose(1, 2, 0), marks))
     return pictures
 

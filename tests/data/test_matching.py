@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.matching import match, training_targets
+from ssd300_vgg16.data.matching import match, objects_of, training_targets
 from ssd300_vgg16.network.variants import default_boxes
 
 CASES = [f"random{i}" for i in range(6)] + ["tiny", "whole_image", "empty", "two_share_a_default_box"]
@@ -136,3 +136,14 @@ def test_training_targets_say_label_and_place_of_the_matched_object():
     assert not offsets[~positive].any()
     decoded = box_math.decode(offsets[positive], default_boxes()[positive])
     np.testing.assert_allclose(decoded, objects[matched[positive]], atol=1e-3)
+
+
+def test_objects_are_had_back_from_their_targets():
+    boxes = np.array([[20, 30, 120, 150], [22, 30, 122, 150], [200, 10, 290, 90]], dtype=np.float32)
+    labels = np.array([3, 1, 3])
+    found, of_box = objects_of(*training_targets(boxes, labels, default_boxes()), default_boxes())
+    order = np.lexsort((found[:, 0], of_box))
+    np.testing.assert_allclose(found[order], boxes[[1, 0, 2]], atol=0.01)
+    assert of_box[order].tolist() == [1, 3, 3]
+    nothing = training_targets(boxes[:0], labels[:0], default_boxes())
+    assert len(objects_of(*nothing, default_boxes())[0]) == 0
