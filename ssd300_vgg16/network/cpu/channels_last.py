@@ -20,6 +20,7 @@ BLOCK = 1 << 19
 
 _MAP = types.Array(float32, 3, "C")
 _FLAT = types.Array(float32, 1, "C")
+_ROWS = types.Array(float32, 2, "C", readonly=True)
 # Nothing laxer: a NaN has to stay one, for the trainer to see.
 _FUSED = {"fastmath": {"contract"}}
 
@@ -285,6 +286,52 @@ def direct_gradients(padded, gradient, transposed, total, bias_total, found, siz
                     width, channels, outputs, flat, start, outputs, 1,
                     transposed, tap * channels * outputs, channels, flat_found, place, stride * channels, True,
                 )  # fmt: skip
+
+
+@njit(error_model="numpy")
+def _is_zero(row):
+    for value in row:  # noqa: SIM110 - numba knows no generators in all()
+        if value != 0:
+            return False
+    return True
+
+
+@compiled(types.void(_MAP, _ROWS, _ROWS, _FLAT, _FLAT, _FLAT, _MAP, int64), **_FUSED)
+def gradients_from_cells(padded, logits_gradient, offsets_gradient, transposed, total, bias_total, found, size):
+    """As `direct_gradients`, from gradients of both parts of the outputs, [H * W, ...], that are 0 in most cells."""
+    (across, channels), outputs, taps = padded.shape[1:], len(bias_total), size * size
+    flat_padded, flat_found = padded.reshape(-1), found.reshape(-1)
+    of_logits, of_offsets = logits_gradient.shape[1], offsets_gradient.shape[1]
+    cells = [
+        cell for cell in range(len(logits_gradient))
+        if not (_is_zero(logits_gradient[cell]) and _is_zero(offsets_gradient[cell]))
+    ]  # fmt: skip
+    values = np.zeros(len(cells) * outputs, dtype=np.float32)
+    around = np.empty(len(cells) * channels, dtype=np.float32)
+    products = np.empty(len(cells) * channels, dtype=np.float32)
+    for number, cell in enumerate(cells):
+        start = number * outputs
+        values[start : start + of_logits] = logits_gradient[cell]
+        values[start + of_logits : start + of_logits + of_offsets] = offsets_gradient[cell]
+    add_sums(values, bias_total)
+    width = across - size + 1
+    places = [(cell // width * across + cell % width) * channels for cell in cells]
+    for tap in range(taps):
+        shift = (tap // size * across + tap % size) * channels
+        for number, place in enumerate(places):
+            start = number * channels
+            around[start : start + channels] = flat_padded[place + shift : place + shift + channels]
+        add_product(
+            channels, outputs, len(cells), around, 0, 1, channels,
+            values, 0, outputs, total, tap * channels * outputs, outputs, True,
+        )  # fmt: skip
+        add_product(
+            len(cells), channels, outputs, values, 0, outputs, 1,
+            transposed, tap * channels * outputs, channels, products, 0, channels, False,
+        )  # fmt: skip
+        for number, place in enumerate(places):
+            start = number * channels
+            flat_found[place + shift : place + shift + channels] += products[start : start + channels]
 
 
 @compiled(types.void(_MAP, _MAP, int64, int64, int64), **_FUSED)

@@ -3,11 +3,12 @@
 import numpy as np
 from numba import float32, float64, int64, types
 
-from ssd300_vgg16.network.cpu.threads import compiled, run_in_threads
+from ssd300_vgg16.network.cpu.threads import compiled, reused, run_in_threads
 
 _ROWS = types.Array(float32, 2, "C", readonly=True)
 _LABELS = types.Array(int64, 1, "C", readonly=True)
 _MADE = types.Array(float32, 2, "C")
+_LINE = types.Array(float32, 1, "C")
 
 
 def multibox_loss(
@@ -25,36 +26,56 @@ def multibox_loss(
     # What is compiled looks at no bounds.
     if target_labels.size and not 0 <= target_labels.min() <= target_labels.max() < logits.shape[2]:
         raise ValueError(f"labels from {target_labels.min()} to {target_labels.max()}, and {logits.shape[2]} classes")
-    arrays = [np.ascontiguousarray(each) for each in (offsets, logits, target_offsets, target_labels)]
-    offsets_gradient, logits_gradient = np.zeros_like(arrays[0]), np.zeros_like(arrays[1])
+    offsets, logits, target_offsets, target_labels = map(
+        np.ascontiguousarray, (offsets, logits, target_offsets, target_labels)
+    )
+    offsets_gradient, logits_gradient = reused(offsets.shape), reused(logits.shape)
     sums = np.zeros((len(offsets), 2))
 
     def work(images: range) -> None:
+        largest, exponentials = np.empty(boxes[1], dtype=np.float32), reused(logits.shape[1:])
         for image in images:
-            of_image = (each[image] for each in (*arrays, offsets_gradient, logits_gradient))
-            sums[image] = _loss_of_image(*of_image, negatives)
+            _subtract_largest(logits[image], largest, exponentials)
+            np.exp(exponentials, out=exponentials)  # by numpy, which takes many at once
+            sums[image] = _loss_of_image(
+                offsets[image], logits[image], target_offsets[image], target_labels[image], largest, exponentials,
+                offsets_gradient[image], logits_gradient[image], negatives,
+            )  # fmt: skip
 
     run_in_threads(work, range(len(offsets)))
     return sums.sum(axis=0), offsets_gradient, logits_gradient
 
 
-@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _MADE, _MADE, int64))
-def _loss_of_image(offsets, logits, target_offsets, labels, offsets_gradient, logits_gradient, negatives):
+@compiled(types.void(_ROWS, _LINE, _MADE))
+def _subtract_largest(logits, largest, shifted):
     boxes, classes = logits.shape
-    normalisers = np.empty(boxes, dtype=np.float32)  # logarithms of the sums of exponentials
+    for box in range(boxes):
+        row = logits[box]
+        found = row[0]
+        for value in row:
+            found = max(found, value)
+        largest[box] = found
+        for number in range(classes):
+            shifted[box, number] = row[number] - found
+
+
+@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _LINE, _MADE, _MADE, _MADE, int64))
+def _loss_of_image(
+    offsets, logits, target_offsets, labels, largest, exponentials, offsets_gradient, logits_gradient, negatives
+):
+    """exponentials: of the logits less the largest of each row."""
+    boxes, classes = logits.shape
+    offsets_gradient[:] = 0
+    logits_gradient[:] = 0
+    totals = np.empty(boxes, dtype=np.float32)
     losses = np.empty(boxes, dtype=np.float32)
     of_background = np.empty(boxes, dtype=np.float32)
     positives, localization, classification = 0, 0.0, 0.0
     for box in range(boxes):
-        row = logits[box]
-        largest = row[0]
-        for value in row:
-            largest = max(largest, value)
-        total = float32(0)
-        for value in row:
-            total += np.exp(value - largest)
-        normalisers[box] = np.log(total) + largest
-        losses[box] = normalisers[box] - row[labels[box]]
+        totals[box] = 0
+        for value in exponentials[box]:
+            totals[box] += value
+        losses[box] = np.log(totals[box]) + (largest[box] - logits[box, labels[box]])
         if labels[box] > 0:
             positives += 1
             for side in range(4):
@@ -80,8 +101,7 @@ def _loss_of_image(offsets, logits, target_offsets, labels, offsets_gradient, lo
             elif not losses[box] > last:
                 continue
         classification += losses[box]
-        row, gradient = logits[box], logits_gradient[box]
         for number in range(classes):
-            gradient[number] = np.exp(row[number] - normalisers[box])
-        gradient[labels[box]] -= float32(1)
+            logits_gradient[box, number] = exponentials[box, number] / totals[box]
+        logits_gradient[box, labels[box]] -= float32(1)
     return localization, classification

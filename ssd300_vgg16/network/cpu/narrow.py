@@ -8,16 +8,16 @@ Gradients go from layer to layer as those before the ReLU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from ssd300_vgg16.network.cpu import channels_last
 from ssd300_vgg16.network.cpu.threads import one_blas_thread, reused, run_in_threads, sum_of
 from ssd300_vgg16.network.cpu.vectors import LANES
 from ssd300_vgg16.network.cpu.winograd import ROTATED_WEIGHT_TRANSFORM_2D, WEIGHT_TRANSFORM_2D
-from ssd300_vgg16.network.variants import PIXEL_MEAN, SQUARED_NORM_FLOOR
+from ssd300_vgg16.network.variants import PIXEL_MEAN, SQUARED_NORM_FLOOR, DefaultBoxLayout
 from ssd300_vgg16.runtime import flow
 
 Arrays = list[np.ndarray]
@@ -39,25 +39,31 @@ class Convolution:
     relu: bool = True
     tiled: bool = False
 
+    @property
+    def tiled_backward(self) -> bool:
+        return self.tiled
+
     def kernels(self, weight: np.ndarray, backward: bool) -> np.ndarray:
         """Weight [O, C, K, K] as the compiled functions read it, in one line."""
         weight = self._filled_up(weight)
-        if self.tiled and backward:
-            return (ROTATED_WEIGHT_TRANSFORM_2D @ weight.reshape(-1, 9).T).reshape(-1)
-        if self.tiled:
-            return (WEIGHT_TRANSFORM_2D @ weight.transpose(1, 0, 2).reshape(-1, 9).T).reshape(-1)
-        return np.ascontiguousarray(weight.transpose(2, 0, 1) if backward else weight.transpose(2, 1, 0)).reshape(-1)
+        if not backward:
+            weight = weight.transpose(1, 0, 2)
+        if self.tiled_backward if backward else self.tiled:
+            transform = ROTATED_WEIGHT_TRANSFORM_2D if backward else WEIGHT_TRANSFORM_2D
+            taps = weight.reshape(-1, 9).T
+            return np.matmul(transform, taps, out=reused((len(transform), taps.shape[1]))).reshape(-1)
+        return np.ascontiguousarray(weight.transpose(2, 0, 1)).reshape(-1)
 
     def total(self, weight: np.ndarray) -> np.ndarray:
         """Zeros to add the weight's gradients to."""
         outputs, channels, taps = self._filled_up(weight).shape
-        total = reused((channels_last.POINTS if self.tiled else taps, channels, outputs))
+        total = reused((channels_last.POINTS if self.tiled_backward else taps, channels, outputs))
         total.fill(0)
         return total
 
     def weight_gradient(self, total: np.ndarray, weight: np.ndarray) -> np.ndarray:
         outputs, channels = weight.shape[:2]
-        if self.tiled:
+        if self.tiled_backward:
             total = (WEIGHT_TRANSFORM_2D.T @ total.reshape(len(total), -1)).reshape(9, *total.shape[1:])[::-1]
         return total.transpose(2, 1, 0)[:outputs, :channels].reshape(weight.shape)
 
@@ -83,7 +89,7 @@ class Convolution:
         self, x: np.ndarray, gradient: np.ndarray, kernels: np.ndarray, total: np.ndarray, bias_total: np.ndarray
     ) -> np.ndarray:
         """The gradient before the ReLU that x comes from, from that before the ReLU here."""
-        if self.tiled:
+        if self.tiled_backward:
             return channels_last.gradients(x, gradient, kernels, total, bias_total)
         padded = self._padded(x)
         # The image itself needs no gradient.
@@ -118,33 +124,15 @@ class Convolution:
 class Head(Convolution):
     """A convolution without ReLU whose gradient is 0 in most cells: few of the default boxes count in the loss."""
 
-    def kernels(self, weight: np.ndarray, backward: bool) -> np.ndarray:
-        if not backward:
-            return super().kernels(weight, backward)
-        weight = self._filled_up(weight)
-        return weight.transpose(0, 2, 1).reshape(len(weight), -1)
+    tiled_backward = False
 
-    def total(self, weight: np.ndarray) -> np.ndarray:
-        outputs, channels, taps = self._filled_up(weight).shape
-        return np.zeros((channels * taps, outputs), dtype=np.float32)
-
-    def weight_gradient(self, total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        outputs, channels, size, _ = weight.shape
-        return total.reshape(-1, size, size, total.shape[1]).transpose(3, 0, 1, 2)[:outputs, :channels]
-
-    def backward(
-        self, x: np.ndarray, gradient: np.ndarray, kernels: np.ndarray, total: np.ndarray, bias_total: np.ndarray
+    def backward_from_cells(
+        self, x: np.ndarray, gradients: Arrays, kernels: np.ndarray, total: np.ndarray, bias_total: np.ndarray
     ) -> np.ndarray:
-        """The gradient for x, of the cells alone whose gradient is not 0."""
-        cells = np.nonzero(gradient.any(axis=2))
-        rows, columns = cells
-        values, padded = gradient[cells], self._padded(x)
-        around = sliding_window_view(padded, (self.size, self.size), axis=(0, 1))[cells]  # type: ignore[call-overload]
-        total += around.reshape(len(rows), len(total)).T @ values
-        bias_total += values.sum(axis=0)
+        """The gradient for x, from those of its answers in parts [H * W, ...], logits first."""
+        padded = self._padded(x)
         found = np.zeros_like(padded)
-        for tap, of_tap in enumerate(np.split(values @ kernels, self.size**2, axis=1)):
-            found[rows + tap // self.size, columns + tap % self.size] += of_tap
+        channels_last.gradients_from_cells(padded, *gradients, kernels, total.reshape(-1), bias_total, found, self.size)
         return found[self.padding : -self.padding, self.padding : -self.padding]
 
 
@@ -202,7 +190,7 @@ class Network:
     stages: tuple[tuple[Convolution | MaxPool, ...], ...]
     scale: int
     num_classes: int
-    boxes_per_cell: tuple[int, ...]
+    layout: DefaultBoxLayout
     shapes: tuple[tuple[int, ...], ...]
 
     def split(self, flat: np.ndarray) -> Arrays:
@@ -218,16 +206,17 @@ class Network:
         weights, scale = self._weights(parameters), _filled_up_line(parameters[self.scale])
         kernels = self._kernels(weights, backward=False)
         biases = [_filled_up_line(bias) for _, bias in weights]
-        results: list = [None] * len(images)
+        boxes = self._rows_of_maps()[-1].stop
+        offsets, logits = (reused((len(images), boxes, values)) for values in (4, self.num_classes))
+        kept: list = [None] * len(images)
 
         def work(numbers: Sequence[int]) -> None:
             for number in numbers:
-                offsets, logits, outputs = self._forward_one(images[number], kernels, biases, scale)
-                results[number] = offsets, logits, outputs if keep else None
+                outputs = self._forward_one(images[number], kernels, biases, scale, offsets[number], logits[number])
+                kept[number] = outputs if keep else None
 
         run_in_threads(work, range(len(images)))
-        offsets, logits, outputs = zip(*results, strict=True)
-        return np.stack(offsets), np.stack(logits), list(outputs)
+        return offsets, logits, kept
 
     def backward(
         self, parameters: Arrays, kept: list, offsets_gradient: np.ndarray, logits_gradient: np.ndarray
@@ -262,17 +251,26 @@ class Network:
             run_in_threads(add, range(len(weights)))
         split = [each for pair in gradients[: -len(self.stages)] for each in pair]
         split.append(sum_of(share[-1] for share in shares)[: self.shapes[self.scale][0]])
-        for (weight, bias), boxes in zip(gradients[-len(self.stages) :], self.boxes_per_cell, strict=True):
+        for (weight, bias), boxes in zip(gradients[-len(self.stages) :], self.layout.boxes_per_cell, strict=True):
             outputs = boxes * self.num_classes
             split += [weight[:outputs], bias[:outputs], weight[outputs:], bias[outputs:]]
-        return np.concatenate([each.reshape(-1) for each in split])
+        return np.concatenate([each.reshape(-1) for each in split], out=reused((sum(map(prod, self.shapes)),)))
+
+    def _rows_of_maps(self) -> list[slice]:
+        """Where the default boxes of each feature map lie among all."""
+        sides, boxes_per_cell = self.layout.feature_maps, self.layout.boxes_per_cell
+        ends = np.cumsum([side**2 * boxes for side, boxes in zip(sides, boxes_per_cell, strict=True)])
+        return [slice(*pair) for pair in pairwise([0, *ends])]
 
     def _convolutions(self) -> list[Convolution]:
-        """Of all stages, then of the heads: both heads of a map as one, logits first."""
-        of_stages = [layer for stage in self.stages for layer in stage if isinstance(layer, Convolution)]
+        """Of all stages, then the heads."""
+        return [layer for stage in self.stages for layer in stage if isinstance(layer, Convolution)] + self._heads()
+
+    def _heads(self) -> list[Head]:
+        """Of each map: both heads as one, logits first."""
+        first = self.scale // 2
         # On the last, smallest maps there is hardly a whole tile.
-        heads = range(len(self.stages))
-        return of_stages + [Head(len(of_stages) + map_, relu=False, tiled=map_ < 2) for map_ in heads]
+        return [Head(first + index, relu=False, tiled=index < 2) for index in range(len(self.stages))]
 
     def _weights(self, parameters: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
         """Weight and bias of each of the convolutions."""
@@ -295,12 +293,19 @@ class Network:
         return kernels
 
     def _forward_one(
-        self, image: np.ndarray, kernels: Arrays, biases: Arrays, scale: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        self,
+        image: np.ndarray,
+        kernels: Arrays,
+        biases: Arrays,
+        scale: np.ndarray,
+        offsets: np.ndarray,
+        logits: np.ndarray,
+    ) -> Arrays:
+        """The layers' outputs; offsets [D, 4] and logits [D, num_classes] are filled."""
         x = np.subtract(image.transpose(1, 2, 0), _PIXEL_MEAN, order="C")
-        outputs, offsets, logits = [x], [], []
-        heads = self._convolutions()[-len(self.stages) :]
-        for index, (stage, head) in enumerate(zip(self.stages, heads, strict=True)):
+        outputs = [x]
+        parts = zip(self.stages, self._heads(), self._rows_of_maps(), strict=True)
+        for index, (stage, head, rows) in enumerate(parts):
             for layer in stage:
                 if isinstance(layer, Convolution):
                     x = layer.forward(x, kernels[layer.number], biases[layer.number])
@@ -310,10 +315,15 @@ class Network:
             feature_map = x if index else l2_normalise(x, scale)
             answers = head.forward(feature_map, kernels[head.number], biases[head.number])
             by_cell = answers.reshape(-1, answers.shape[2])
-            split, end = (self.boxes_per_cell[index] * each for each in (self.num_classes, self.num_classes + 4))
-            logits.append(by_cell[:, :split].reshape(-1, self.num_classes))
-            offsets.append(by_cell[:, split:end].reshape(-1, 4))
-        return np.concatenate(offsets), np.concatenate(logits), outputs
+            start = 0
+            for part in (self._by_cell(logits[rows], index), self._by_cell(offsets[rows], index)):
+                part[:] = by_cell[:, start : start + part.shape[1]]
+                start += part.shape[1]
+        return outputs
+
+    def _by_cell(self, rows: np.ndarray, index: int) -> np.ndarray:
+        """Rows of a map's default boxes, as one row of each cell."""
+        return rows.reshape(self.layout.feature_maps[index] ** 2, -1)
 
     def _backward_one(
         self,
@@ -324,25 +334,19 @@ class Network:
         logits_gradient: np.ndarray,
         totals: Arrays,
     ) -> None:
-        end, place = len(offsets_gradient), len(outputs) - 1
-        heads = self._convolutions()[-len(self.stages) :]
+        place, count = len(outputs) - 1, len(kernels)
+        heads, rows = self._heads(), self._rows_of_maps()
         gradient: np.ndarray | None = None
-
-        def backward(layer: Convolution, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-            number = layer.number
-            return layer.backward(x, gradient, kernels[number], totals[number], totals[len(kernels) + number])
-
         for index in reversed(range(len(self.stages))):
-            x = outputs[place]
-            cells = x.shape[0] * x.shape[1]
-            start = end - cells * self.boxes_per_cell[index]
-            split, width = (self.boxes_per_cell[index] * each for each in (self.num_classes, self.num_classes + 4))
-            answers_gradient = np.zeros((cells, filled_up(width)), dtype=np.float32)
-            answers_gradient[:, :split] = logits_gradient[start:end].reshape(cells, -1)
-            answers_gradient[:, split:width] = offsets_gradient[start:end].reshape(cells, -1)
-            answers_gradient = answers_gradient.reshape(*x.shape[:2], -1)
-            end = start
-            of_map = backward(heads[index], x if index else l2_normalise(x, scale), answers_gradient)
+            x, number = outputs[place], heads[index].number
+            of_answers = [self._by_cell(each[rows[index]], index) for each in (logits_gradient, offsets_gradient)]
+            of_map = heads[index].backward_from_cells(
+                x if index else l2_normalise(x, scale),
+                of_answers,
+                kernels[number],
+                totals[number],
+                totals[count + number],
+            )
             if not index:
                 of_map, of_scale = l2_normalise_gradients(x, scale, of_map)
                 totals[-1] += of_scale
@@ -351,7 +355,8 @@ class Network:
             for layer in reversed(self.stages[index]):
                 x = outputs[place - 1]
                 if isinstance(layer, Convolution):
-                    gradient = backward(layer, x, gradient)
+                    number = layer.number
+                    gradient = layer.backward(x, gradient, kernels[number], totals[number], totals[count + number])
                 else:
                     gradient = layer.backward(x, outputs[place], gradient)
                 place -= 1
@@ -390,7 +395,7 @@ def network_of(model) -> tuple[Network, list] | None:
             return None
         parameters += [each for part in pair for each in (part.weight, part.bias)]
     shapes = tuple(tuple(parameter.shape) for parameter in parameters)
-    return Network(tuple(stages), scale, model.num_classes, model.layout.boxes_per_cell, shapes), parameters
+    return Network(tuple(stages), scale, model.num_classes, model.layout, shapes), parameters
 
 
 def _numbers(part) -> tuple[int, int, int, int]:

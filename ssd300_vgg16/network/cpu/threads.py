@@ -90,6 +90,7 @@ _buffers = threading.local()
 _numbers = count()
 _used: dict[int, int] = {}  # sizes of the arrays from `reused` that somebody holds
 _free: dict[int, list[memoryview]] = defaultdict(list)  # by size, what nobody holds
+_missed = False  # whether the last array from `reused` needed new memory
 
 
 @cache
@@ -124,10 +125,15 @@ def reused(shape: tuple[int, ...]) -> np.ndarray:
     if size < LEAST_REUSED:
         return np.empty(shape, dtype=np.float32)
     # No lock: what is done here and when an array goes, in whichever thread, are single operations of lists and dicts.
+    global _missed
     try:
         memory = _free[size].pop()
+        _missed = False
     except IndexError:
-        _give_up_what_others_left()
+        # One may be missing because threads happened to meet; two in a row, because sizes are no longer what they were.
+        if _missed:
+            _give_up_what_others_left()
+        _missed = True
         memory = np.empty(size, dtype=np.float32).data
     whole = np.frombuffer(memory, dtype=np.float32)  # every part of it has this one as its base
     number = next(_numbers)

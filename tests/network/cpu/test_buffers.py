@@ -77,3 +77,11 @@ def test_memory_of_sizes_that_are_no_longer_asked_for_is_given_up():
     for more in range(4):
         reused((least + more,))
     assert sum(map(len, threads._free.values())) <= 1
+
+
+def test_one_size_more_costs_nobody_his_memory():
+    kept = reused(SHAPE)
+    at = place(kept)
+    del kept
+    reused((2 * LEAST_REUSED + 1,))  # once, as when two threads meet that did not before
+    assert place(reused(SHAPE)) == at
