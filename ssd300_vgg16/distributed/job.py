@@ -31,7 +31,7 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return None
     given = {name: value for name, value in environment.items() if value}
-    by_srun = "SLURM_STEP_ID" in given and _count(given.get("SLURM_STEP_NUM_TASKS")) > 1
+    by_srun = "SLURM_STEP_ID" in given and (_count(given, "SLURM_STEP_NUM_TASKS") or 1) > 1
     if by_srun:
         given = _srun_settings(given) | given
     problems: list[str] = []
@@ -45,7 +45,7 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     if "MASTER_ADDR" not in given:
         problems.append("MASTER_ADDR is missing (name or address of the host with NODE_RANK=0)")
     _refuse(problems, f" (NNODES={hosts})")
-    first_local_rank = _count(given.get("SLURM_LOCALID")) * processes if by_srun else 0
+    first_local_rank = (_count(given, "SLURM_LOCALID") or 0) * processes if by_srun else 0
     return Job(processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank)
 
 
@@ -55,20 +55,17 @@ def _number(
     """The variable's value; what is wrong with it is added to the problems."""
     if name not in given and default is not None:
         return default
-    text = given.get(name)
-    if text is not None and _is_count(text) and low <= int(text) <= high:
-        return int(text)
-    wanted = f"a whole number from {low} to {high}"
-    problems.append(f"{name} is missing ({wanted})" if text is None else f"{name}={text} is not {wanted}")
+    value = _count(given, name)
+    if value is not None and low <= value <= high:
+        return value
+    problem = f"{name}={given[name]} is not" if name in given else f"{name} is missing:"
+    problems.append(f"{problem} a whole number from {low} to {high}")
     return low
 
 
-def _is_count(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,12}", text) is not None
-
-
-def _count(text: str | None) -> int:
-    return int(text) if text is not None and _is_count(text) else 0
+def _count(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
 
 
 def _refuse(problems: list[str], about: str = "") -> None:
@@ -87,9 +84,9 @@ def _srun_settings(given: Mapping[str, str]) -> dict[str, str]:
         settings["NODE_RANK"] = given["SLURM_PROCID"]
     if first := _first_host(given.get("SLURM_STEP_NODELIST", "")):
         settings["MASTER_ADDR"] = first
-    if _is_count(job := given.get("SLURM_JOB_ID", "")):
+    if (job := _count(given, "SLURM_JOB_ID")) is not None:
         # Two ports a job: neighbours in the queue often share a host. Below the ports the system hands out by itself.
-        settings["MASTER_PORT"] = str(20000 + 2 * (int(job) % 6000))
+        settings["MASTER_PORT"] = str(20000 + 2 * (job % 6000))
     return settings
 
 
