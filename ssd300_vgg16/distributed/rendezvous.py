@@ -55,10 +55,6 @@ class Link:
         self.address = connection.getpeername()[0].removeprefix("::ffff:")
         self.own_address = connection.getsockname()[0].removeprefix("::ffff:")
 
-    def fileno(self) -> int:
-        """For `wait`."""
-        return self.connection.fileno()
-
     def send(self, *values: object) -> None:
         """Failures are not reported: reading notices them, after what the other side had to say."""
         with contextlib.suppress(OSError):
@@ -100,7 +96,8 @@ class Links:
 
     def poll(self) -> End | None:
         """The first bad news that has come over the links, or about them."""
-        for link in wait(list(self._open), timeout=0):
+        ready = wait([link.connection for link in self._open], timeout=0)
+        for link in [link for link in self._open if link.connection in ready]:
             try:
                 end = link.receive_end()
             except OSError as error:
@@ -167,12 +164,12 @@ def _gather(job: Job, settings: dict[str, str], join_timeout: float, silence_tim
             remaining = deadline - time.monotonic()
             if remaining < 0:
                 _give_up(job, joined, join_timeout)
-            ready = wait([listener, *joined.values()], remaining)
+            ready = wait([listener, *(link.connection for link in joined.values())], remaining)
             for host, link in list(joined.items()):
-                if link in ready:  # it has nothing to say before the start: it has left, and may come back
+                if link.connection in ready:  # it has nothing to say before the start: it has left, and may come back
                     joined.pop(host).close()
-            if listener in ready and (link := _welcome(listener, settings, joined, silence_timeout)):
-                joined[link.host] = link
+            if listener in ready and (newcomer := _welcome(listener, settings, joined, silence_timeout)):
+                joined[newcomer.host] = newcomer
     for link in joined.values():
         link.send_end(START)
     return list(joined.values())

@@ -272,13 +272,14 @@ def training(way: Way) -> Iterator[Check]:
             losses = difference(found.losses[number], expected.losses[number])
             yield Check(f"loss of step {number + 1}", losses, way.tolerance.answers)
         # After a step from rest the momentum is the gradient, times the learning rate.
-        for name, ours, theirs in (
-            ("gradients", found.momentum, expected.momentum),
-            ("update", found.change(0, 1), expected.change(0, 1)),
-            ("resumed step", found.resumed(), found.change(1, 2)),
-        ):
-            part, parameter = worst_parameter(ours, theirs)
-            yield Check(name, part, way.tolerance.parameters, parameter)
+        yield _of_parameters("gradients", found.momentum, expected.momentum, way)
+        yield _of_parameters("update", found.change(0, 1), expected.change(0, 1), way)
+        yield _of_parameters("resumed step", found.resumed(), found.change(1, 2), way)
+
+
+def _of_parameters(name: str, found: Arrays, expected: Arrays, way: Way) -> Check:
+    part, parameter = worst_parameter(found, expected)
+    return Check(name, part, way.tolerance.parameters, parameter)
 
 
 class _Trained:

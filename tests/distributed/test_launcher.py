@@ -131,7 +131,12 @@ def end(process, seconds=15):
 # One host.
 
 
-def test_ranks_know_their_place(tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("job", "threads", "first"),
+    [(Job(2), None, 0), (Job(2, port=4321, first_local_rank=4), "7", 4)],
+    ids=["as it is", "with settings"],
+)
+def test_ranks_know_their_place(tmp_path, capfd, monkeypatch, job, threads, first):
     body = """
 import json
 names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS".split()
@@ -140,49 +145,36 @@ values |= {"stdin": os.readlink("/proc/self/fd/0"), "leader": os.getsid(0) == os
 with open(f"{folder}/{rank}", "w") as file:
     json.dump(values, file)
 """
-    assert supervise(Job(2), rank_command(tmp_path, body)) == 0
-    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
-    port = first["MASTER_PORT"]
-    assert 1024 < int(port) < 65536
+    if threads:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert supervise(job, rank_command(tmp_path, body)) == 0
+    ranks = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
+    port = ranks[0]["MASTER_PORT"]
+    assert int(port) == job.port or (job.port == 0 and 1024 < int(port) < 65536)
     common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)), "stdin": "/dev/null", "leader": True}
-    assert first == common | {"RANK": "0", "LOCAL_RANK": "0"}
-    assert second == common | {"RANK": "1", "LOCAL_RANK": "1"}
+    common |= {"OMP_NUM_THREADS": threads or str(max(1, len(os.sched_getaffinity(0)) // 2))}
+    common |= {"stdin": "/dev/null", "leader": True}
+    assert ranks == [common | {"RANK": str(rank), "LOCAL_RANK": str(first + rank)} for rank in range(2)]
     assert capfd.readouterr().err == ""
 
 
-def test_settings_of_the_job_and_the_user_reach_the_ranks(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    body = 'note(" ".join(os.environ[name] for name in ("LOCAL_RANK", "MASTER_PORT", "OMP_NUM_THREADS")))'
-    job = Job(2, port=4321, first_local_rank=4)
-    assert supervise(job, rank_command(tmp_path, body)) == 0
-    assert notes(tmp_path) == ["0 4 4321 7", "1 5 4321 7"]
-
-
-def test_a_killed_rank_ends_all(tmp_path, start):
-    supervisor = start({"processes": 3}, SLEEP)
-    ranks = pids(tmp_path, range(3))
-    os.kill(ranks[1], signal.SIGKILL)
+@pytest.mark.parametrize(
+    ("last", "restarts", "advice", "how"),
+    [
+        ("os.kill(os.getpid(), 9)", 0, ADVICE, "was killed by signal 9 (Killed)"),
+        ("sys.exit(3)", 3, ADVICE, "ended with status 3"),  # an error would come again
+        ("sys.exit(3)", 3, "", "ended with status 3"),
+    ],
+)
+def test_a_failed_rank_ends_all(tmp_path, capfd, last, restarts, advice, how):
+    body = f"ready()\nif rank == 1: wait_for(0); wait_for(2); {last}\ntime.sleep(60)"
     began = time.monotonic()
-    until(lambda: not any(map(alive, ranks)), 2)
-    status, said = end(supervisor)
-    assert time.monotonic() - began < 2
-    assert status == 1
-    assert said.splitlines() == [
-        f"train.sh: process 2 of 3 (rank 1, pid {ranks[1]}) was killed by signal 9 (Killed)",
-        f"train.sh: {ADVICE}",
-    ]
-
-
-@pytest.mark.parametrize("advice", [ADVICE, ""])
-def test_a_failed_rank_ends_all_and_is_not_started_again(tmp_path, capfd, advice):
-    body = "ready()\nif rank == 0: wait_for(1); sys.exit(3)\ntime.sleep(60)"
-    assert supervise(Job(2), rank_command(tmp_path, body), rank_command(tmp_path, FINISH), 3, advice) == 1
-    first, *_ = ranks = pids(tmp_path, range(2))
-    assert len(ranks) == 2 and not any(map(alive, ranks))
-    said = capfd.readouterr().err
-    lines = [f"process 1 of 2 (rank 0, pid {first}) ended with status 3", advice]
-    assert said.splitlines() == [f"train.sh: {line}" for line in lines if line]
+    assert supervise(Job(3), rank_command(tmp_path, body), rank_command(tmp_path, FINISH), restarts, advice) == 1
+    assert time.monotonic() - began < 5
+    ranks = pids(tmp_path, range(3))
+    assert len(ranks) == 3 and not any(map(alive, ranks))
+    lines = [f"process 2 of 3 (rank 1, pid {ranks[1]}) {how}", advice]
+    assert capfd.readouterr().err.splitlines() == [f"train.sh: {line}" for line in lines if line]
 
 
 @pytest.mark.parametrize("status", [2, 130, 138, 143])
@@ -260,16 +252,6 @@ def test_a_crash_after_a_signal_does_not_start_the_job_again(tmp_path, start):
     status, said = end(supervisor)
     assert status == 1
     assert "(Segmentation fault)" in said and "starting again" not in said and said.endswith(f"train.sh: {ADVICE}\n")
-
-
-def test_a_second_signal_kills(tmp_path, start):
-    supervisor = start({"processes": 2}, DEAF, constants={"REPEAT_SECONDS": 0})
-    ranks = pids(tmp_path, range(2))
-    supervisor.send_signal(signal.SIGINT)
-    until(lambda: len(notes(tmp_path)) == 2)
-    supervisor.send_signal(signal.SIGINT)
-    assert end(supervisor, 3) == (130, "")
-    assert not any(map(alive, ranks))
 
 
 def test_ranks_that_do_not_stop_are_killed(tmp_path, start):

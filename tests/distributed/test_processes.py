@@ -138,17 +138,24 @@ def test_processes_that_would_not_do_the_same_are_refused(place):
             run_module._refuse_unlike(Spoken({}, told), trainer, setup)
 
 
-def test_a_job_is_started_again_from_where_it_is(place, tmp_path, monkeypatch):
-    """From the beginning as long as there is no run to go on with; with each process's own number of workers."""
+@pytest.fixture
+def asked(monkeypatch):
+    """What `supervise` was last asked for, on the first of two hosts; it does nothing."""
     asked = {}
 
     def supervise(job, command, again, restarts, advice, options):
-        asked.update(command=command[4:], again=again, restarts=restarts, advice=advice)
+        asked.update(command=command[4:], again=again, restarts=restarts, advice=advice, options=options)
         return 0
 
-    monkeypatch.setattr(train, "supervise", supervise)
+    for module in (train, evaluate):
+        monkeypatch.setattr(module, "supervise", supervise)
     for name, value in {"NPROC": "2", "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}.items():
         monkeypatch.setenv(name, value)
+    return asked
+
+
+def test_a_job_is_started_again_from_where_it_is(place, tmp_path, asked):
+    """From the beginning as long as there is no run to go on with; with each process's own number of workers."""
     arguments = ["--data-path", str(place / "shapes"), "--output-dir", str(tmp_path / "run"), "--restarts", "5"]
     arguments += ["--weights-backbone", "none"]
     assert train.main(arguments) == 0
@@ -167,16 +174,12 @@ def test_a_job_is_started_again_from_where_it_is(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("module", "more"), [(train, ["--check", "--weights-backbone", "none"]), (evaluate, [])])
-def test_hosts_may_have_the_package_in_different_folders(place, tmp_path, monkeypatch, module, more):
+def test_hosts_may_have_the_package_in_different_folders(place, tmp_path, asked, module, more):
     """What has to be the same on all hosts are the options, not the command, which names the package's folder."""
-    asked = {}
-    monkeypatch.setattr(module, "supervise", lambda *_, options=None, **__: asked.update(options=options) or 0)
-    for name, value in {"NPROC": "2", "NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}.items():
-        monkeypatch.setenv(name, value)
     more = [*more, "--weights", str(tmp_path)] if module is evaluate else more
     arguments = ["--data-path", str(place / "shapes"), *more]
     assert module.main(arguments) == 0
-    assert asked == {"options": arguments}
+    assert asked["options"] == arguments
 
 
 def test_a_loss_that_is_not_finite_ends_all_with_the_batch_written(place):
