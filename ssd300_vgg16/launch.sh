@@ -33,7 +33,7 @@ set_up() {
   python=$(find_python)
   (
     trap 'die "interrupted: run the same command again to do it over"' INT TERM
-    wait_for_others "$python"
+    wait_for_others
     up_to_date || install "$python"
   ) 9>"$venv/.lock"
 }
@@ -101,12 +101,11 @@ uv_python() {
   uv python install --quiet 3.10 &>/dev/null && "${find[@]}" 2>/dev/null
 }
 
-# An flock on file 9 is held by this shell and all it starts, so a pip that outlives a killed shell is waited for too.
+# A lock on file 9 is held by this shell and all it starts, so a pip that outlives a killed shell is waited for too.
 wait_for_others() {
-  "$1" -I -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && return
+  flock --nonblock 9 2>/dev/null && return
   say "waiting for another set-up in $venv to finish"
-  "$1" -I -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null ||
-    die "cannot lock $venv/.lock: set SSD_VENV to a folder on a local disk and run again"
+  flock 9 2>/dev/null || die "cannot lock $venv/.lock: set SSD_VENV to a folder on a local disk and run again"
 }
 
 # Without the copy of the requirements an environment is half-made and of no use: a killed pip leaves broken packages.
@@ -163,23 +162,11 @@ install_packages() {
     grep . >"$changed"; then
     "${pip[@]}" uninstall --yes -r "$changed" >"$log" 2>&1 || die "$(pip_failure "$log")"
   fi
+  # Of what pip prints, the lines that tell that it goes on: large downloads, and waits.
   "${pip[@]}" install --no-cache-dir --progress-bar off -r "$wanted" 2>&1 | tee "$log" |
-    report_progress || die "$(pip_failure "$log")"
+    { grep --line-buffered 'Downloading .*[MG]B)\|^WARNING: Retrying\|^Installing' >&2 || :; } ||
+    die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
-}
-
-# What pip prints, as a few lines: which of how many packages, and how large.
-report_progress() {
-  local line number=0 all download='^ *Downloading ([^ ]* \([0-9.]* [MG]B\))'
-  all=$(grep -c == "$root/requirements.txt")
-  while IFS= read -r line; do
-    case $line in
-      Collecting\ *) number=$((number + 1)) ;;
-      WARNING:\ Retrying\ *) echo "  no answer, trying again" >&2 ;;
-      Installing\ collected\ packages*) echo "  installing (a minute or two)" >&2 ;;
-      *) [[ ! $line =~ $download ]] || echo "  [$number/$all] downloading ${BASH_REMATCH[1]}" >&2 ;;
-    esac
-  done
 }
 
 pip_failure() {
