@@ -31,16 +31,6 @@ def set_before(monkeypatch, name, value):
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """As on a machine with two GPUs, the second of which is too new."""
-    driver = GpuDriver((Gpu("Ampere", (8, 0)), Gpu("Hopper", (9, 0))))
-    for module in (runtime, runtime_command, gpus):
-        monkeypatch.setattr(module, "gpu_driver", lambda: driver)
-    monkeypatch.setattr(gpus, "oneflow_version", lambda: "0.9.0")
-    monkeypatch.setattr(runtime.flow.cuda, "is_available", lambda: True)
-
-
 def test_the_report_names_versions_and_hardware():
     lines = dict(line.split(maxsplit=1) for line in runtime_command.report().splitlines())
     assert lines["python"] == "{}.{}.{}".format(*sys.version_info[:3])
@@ -52,7 +42,13 @@ def test_the_report_names_versions_and_hardware():
     assert "gpus" in lines
 
 
-def test_the_report_says_which_gpus_can_be_used(two_gpus, monkeypatch):
+def test_the_report_says_which_gpus_can_be_used(monkeypatch):
+    """As on a machine with two GPUs, the second of which is too new."""
+    driver = GpuDriver((Gpu("Ampere", (8, 0)), Gpu("Hopper", (9, 0))))
+    for module in (runtime, runtime_command, gpus):
+        monkeypatch.setattr(module, "gpu_driver", lambda: driver)
+    monkeypatch.setattr(gpus, "oneflow_version", lambda: "0.9.0")
+    monkeypatch.setattr(runtime.flow.cuda, "is_available", lambda: True)
     monkeypatch.setattr(runtime_command, "matmul_rate", lambda: 100.0)
     report = runtime_command.report()
     assert "gpus      Ampere; Hopper\n" in report
@@ -83,12 +79,7 @@ def test_nvrtc_is_found_by_the_name_that_cudnn_loads_it_by():
     assert python("-c", code).stdout == "True\n"
 
 
-def test_nothing_is_printed_when_oneflow_is_imported():
-    process = python("-c", "import ssd300_vgg16 as s; s.SSD300; import sys; print('oneflow' in sys.modules)")
-    assert (process.stdout, process.stderr) == ("True\n", "")
-
-
-def test_ctrl_c_is_still_pythons_once_oneflow_is_there():
+def test_oneflow_is_imported_without_a_word_and_ctrl_c_is_still_pythons():
     code = (
         "import os, signal, time\n"
         "from ssd300_vgg16.runtime import flow\n"
@@ -99,24 +90,16 @@ def test_ctrl_c_is_still_pythons_once_oneflow_is_there():
         "except KeyboardInterrupt:\n"
         "    print('interrupted')"
     )
-    assert python("-c", code).stdout == "interrupted\n"
-
-
-def test_importing_the_package_is_cheap():
-    code = "import ssd300_vgg16, sys; print({'numpy', 'oneflow', 'cv2'} & set(sys.modules), dir(ssd300_vgg16)[0])"
-    process = python("-W", "error", "-c", code)
-    assert (process.stdout, process.stderr) == ("set() Detector\n", "")
+    process = python("-c", code)
+    assert (process.stdout, process.stderr) == ("interrupted\n", "")
 
 
 def test_native_messages_are_shown_if_the_import_fails(capfd):
-    def speak():
-        os.write(2, b"native trouble\n")
-
     with runtime._native_stderr_held_back():
-        speak()
+        os.write(2, b"native trouble\n")
     assert capfd.readouterr().err == ""
     with pytest.raises(UserError), runtime._native_stderr_held_back():
-        speak()
+        os.write(2, b"native trouble\n")
         raise UserError("import failed")
     assert capfd.readouterr().err == "native trouble\n"
 

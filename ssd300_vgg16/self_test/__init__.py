@@ -2,7 +2,7 @@
 
 .venv/bin/python -I -m ssd300_vgg16.runtime --self-test --device cuda
 
-A broken library, driver or kernel shows up as a check that FAILED, the first of them nearest to the fault.
+A broken library, driver or kernel shows up as a check that FAILED.
 """
 
 import ctypes
@@ -72,7 +72,6 @@ def self_test(device: str | None) -> int:
 
 def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
     """All checks of a device in groups, each with its title."""
-    yield "network at full width, beside flowvision's on the CPU", partial(checks.beside_flowvision, device)
     yield "post-processing", partial(checks.postprocessing, device)
     if device != "cpu":
         half = Way(device, eager=True, amp=True, tolerance=HALF)

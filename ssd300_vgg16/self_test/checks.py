@@ -1,27 +1,23 @@
 """A device beside the CPU: network, post-processing, loss, gradients, update, and a training that is resumed.
 
-The network is beside flowvision's own too. On the CPU itself, what is compiled (OneFlow's own kernels) is compared with
-single operations (the kernels here).
+On the CPU itself, what is compiled (OneFlow's own kernels) is compared with single operations (the kernels here).
 """
 
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import numpy as np
 
 from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.postprocess import postprocess
-from ssd300_vgg16.network.ssd import COCO_CLASSES, SSD
-from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
+from ssd300_vgg16.network.ssd import SSD
+from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.network.vgg import convolutions_in_half
 from ssd300_vgg16.self_test import made_up
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
@@ -33,13 +29,8 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 if TYPE_CHECKING:
     import oneflow as flow
-    from oneflow import Tensor
 else:
     from ssd300_vgg16.runtime import flow
-
-# isort: split
-# Once `runtime` has made OneFlow importable.
-from flowvision.models.detection import ssd300_vgg16
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -66,8 +57,8 @@ HALF = Tolerance("half", "10 bits of mantissa in products and in what is kept of
 EXACT = Tolerance("no products", "a few float32 operations on the same numbers: 1e-7 is usual", 1e-5, 1e-5)
 FIRST_WITH_TF32 = (8, 0)  # compute capability
 
-# On the CPU OneFlow's own kernels are slow, and the full width is computed beside flowvision.
-CPU_WIDTH = 0.375
+FULL_WIDTH = 1.0
+CPU_TRAINING_WIDTH = 0.375  # on the CPU OneFlow's own kernels are slow; those here for narrow networks are others
 IMAGES, CLASSES = 2, 21
 # Three background boxes count for each of these: with so many, all do, and none hangs on the last bits of its loss.
 POSITIVE = 0.3
@@ -76,7 +67,6 @@ SCHEDULE = Schedule("multistep", 1e-3, total_steps=100, warmup_steps=0)
 # That it starts at in a training, 65536, is too large for these gradients, and the first updates would be left out.
 LOSS_SCALE = 256.0
 LOGITS_DEVIATION = 1.5
-RANDOM = ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "normal_", "uniform_")  # of flow.nn.init
 
 
 @dataclass(frozen=True)
@@ -113,11 +103,6 @@ class Way:
         """As the report calls it."""
         kind = "in single operations" if self.eager else "compiled"
         return f"{kind}, {self.tolerance.name}"
-
-    @property
-    def width(self) -> float:
-        """Of the network."""
-        return CPU_WIDTH if self.device == "cpu" else 1.0
 
     def run(self, call: Callable, *arrays: np.ndarray) -> list[np.ndarray]:
         """What a network or a function gives for arrays."""
@@ -184,56 +169,6 @@ def worst_parameter(found: Arrays, expected: Arrays) -> tuple[float, str]:
     return worst
 
 
-def beside_flowvision(device: str) -> Iterator[Check]:
-    """This package's network on a device, flowvision's on the CPU: from an image to the answers, stage by stage."""
-    image = made_up.images(1)
-    model = made_up.model(COCO_CLASSES, 1.0, "cpu")
-    # Before they go to the device, which may be broken: what comes back from it is no reference.
-    theirs = _flowvision_stages(model_tensors(model), image)
-    ours = _our_stages(model.to(device), image, device)
-    for stage, array in ours.items():
-        shape = " x ".join(map(str, array.shape))
-        yield Check(stage, difference(array, theirs[stage]), float32_of(device).answers, shape)
-
-
-def _our_stages(model: SSD, image: np.ndarray, device: str) -> Arrays:
-    with flow.no_grad():
-        images = flow.from_numpy(image).to(device).to(flow.float32) - model.pixel_mean
-        maps = model.backbone(images)
-        offsets, logits = model.head(maps)
-    return _stages(images, maps, offsets, logits, default_boxes(SSD300_COCO))
-
-
-def _flowvision_stages(weights: Arrays, image: np.ndarray) -> Arrays:
-    """Its own normalisation, layers, heads and default boxes; its NMS does not exist on the CPU in OneFlow 0.9.0."""
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of what flowvision has deprecated itself
-        # Random numbers for its 35 million weights take seconds, and these are about to be replaced.
-        for name in RANDOM:
-            stack.enter_context(patch.object(flow.nn.init, name, lambda weight, *_, **__: weight))
-        model = ssd300_vgg16(pretrained=False, pretrained_backbone=False).eval()
-    # By name: a parameter that only one of the two has would be refused.
-    model.load_state_dict({name: flow.tensor(array) for name, array in weights.items()})
-    with flow.no_grad():
-        images, _ = model.transform([flow.from_numpy(image[0].astype(np.float32) / 255)])
-        maps = list(model.backbone(images.tensors).values())
-        answers = model.head(maps)
-        boxes = model.anchor_generator(images, maps)[0]
-    return _stages(images.tensors, maps, answers["bbox_regression"], answers["cls_logits"], boxes.numpy())
-
-
-def _stages(images: "Tensor", maps: list["Tensor"], offsets: "Tensor", logits: "Tensor", boxes: np.ndarray) -> Arrays:
-    names = ("conv4_3", "fc7", "conv8_2", "conv9_2", "conv10_2", "conv11_2")
-    return {
-        "image": images.numpy(),
-        **{name: feature_map.numpy() for name, feature_map in zip(names, maps, strict=True)},
-        "offsets": offsets.numpy(),
-        "class logits": logits.numpy(),
-        "default boxes": boxes,
-    }
-
-
 def postprocessing(device: str) -> Iterator[Check]:
     """What is detected in given answers of the network."""
     offsets, logits, _, _ = _given_answers()
@@ -248,11 +183,11 @@ def postprocessing(device: str) -> Iterator[Check]:
 
 def network(way: Way) -> Iterator[Check]:
     """Offsets and logits."""
-    model = made_up.model(CLASSES, way.width, way.device)
+    model = made_up.model(CLASSES, FULL_WIDTH, way.device)
     if way.eager and way.amp:  # as a Detector has it; what is compiled chooses by itself
         convolutions_in_half(model)
     found = way.run(model, made_up.images(IMAGES))
-    for name, one, other in zip(("offsets", "class logits"), found, _expected_answers(way.width), strict=True):
+    for name, one, other in zip(("offsets", "class logits"), found, _expected_answers(), strict=True):
         yield Check(name, difference(one, other), way.tolerance.answers)
 
 
@@ -266,8 +201,9 @@ def loss(way: Way) -> Iterator[Check]:
 
 def training(way: Way) -> Iterator[Check]:
     """Two steps, and the second of them in a training that goes on from a checkpoint of the first."""
+    width = CPU_TRAINING_WIDTH if way.device == "cpu" else FULL_WIDTH
     with tempfile.TemporaryDirectory() as folder:
-        found, expected = _Trained(way, way.width, Path(folder)), _expected_training(way.width)
+        found, expected = _Trained(way, width, Path(folder)), _expected_training(width)
         for number in (0, 1):
             losses = difference(found.losses[number], expected.losses[number])
             yield Check(f"loss of step {number + 1}", losses, way.tolerance.answers)
@@ -329,8 +265,8 @@ def _losses(*tensors):
 
 
 @cache
-def _expected_answers(width: float) -> list[np.ndarray]:
-    return REFERENCE.run(made_up.model(CLASSES, width, "cpu"), made_up.images(IMAGES))
+def _expected_answers() -> list[np.ndarray]:
+    return REFERENCE.run(made_up.model(CLASSES, FULL_WIDTH, "cpu"), made_up.images(IMAGES))
 
 
 @cache
