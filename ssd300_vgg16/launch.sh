@@ -33,7 +33,7 @@ set_up() {
   python=$(find_python)
   (
     trap 'die "interrupted: run the same command again to do it over"' INT TERM
-    wait_for_others
+    wait_for_others "$python"
     up_to_date || install "$python"
   ) 9>"$venv/.lock"
 }
@@ -101,11 +101,12 @@ uv_python() {
   uv python install --quiet 3.10 &>/dev/null && "${find[@]}" 2>/dev/null
 }
 
-# A lock on file 9 is held by this shell and all it starts, so a pip that outlives a killed shell is waited for too.
+# An flock on file 9 is held by this shell and all it starts, so a pip that outlives a killed shell is waited for too.
 wait_for_others() {
-  flock --nonblock 9 2>/dev/null && return
+  "$1" -I -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && return
   say "waiting for another set-up in $venv to finish"
-  flock 9 2>/dev/null || die "cannot lock $venv/.lock: set SSD_VENV to a folder on a local disk and run again"
+  "$1" -I -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null ||
+    die "cannot lock $venv/.lock: set SSD_VENV to a folder on a local disk and run again"
 }
 
 # Without the copy of the requirements an environment is half-made and of no use: a killed pip leaves broken packages.

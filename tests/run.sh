@@ -11,7 +11,7 @@ has_dev() {
 }
 has_dev || (
   # Under set-up's lock: two calls at a time would change the same packages.
-  wait_for_others
+  wait_for_others "$venv/bin/python"
   has_dev && exit
   (launch -I -m pip --disable-pip-version-check --no-input install --quiet --no-cache-dir -r requirements-dev.txt >&2)
   cp -- requirements-dev.txt "$installed_dev"
