@@ -19,7 +19,7 @@ from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02  # short, so that the rank that is blamed is the one that ended first
 STOP_GRACE = 120.0  # for all to end after a signal
 END_GRACE = 5.0
 KILL_SECONDS = 10.0

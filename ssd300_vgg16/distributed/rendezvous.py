@@ -41,13 +41,13 @@ START = End(0)  # as host 0's first message
 class Link:
     """A connection to another host's supervisor."""
 
-    def __init__(self, connection: socket.socket, silence_timeout: float, host: int = 0):
+    def __init__(self, connection: socket.socket, host: int = 0):
         self.connection, self.host = connection, host
         # A host without power or network falls silent: after the timeout its link is an error to read from.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silence_timeout))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _peer_seconds()))
         connection.settimeout(None)
         # Unbuffered: what has come and is not read yet is for `wait` to see.
         self._lines = connection.makefile("rb", buffering=0)
@@ -87,10 +87,8 @@ class Link:
 class Links:
     """This host's links: to all the others on host 0, elsewhere to host 0 only; none if there is one host."""
 
-    def __init__(self, job: Job, links: list[Link], silence_timeout: float = 0):
-        self._links, self._silence_timeout = links, silence_timeout
-        self._open = set(links)
-        self._unended = set(links)
+    def __init__(self, job: Job, links: list[Link]):
+        self._links, self._open, self._unended = links, set(links), set(links)
         self._is_hub = job.host_rank == 0
         self.here = f"host {job.host_rank} ({job.address if self._is_hub else links[0].own_address})"
 
@@ -104,11 +102,10 @@ class Links:
                 self._open.remove(link)
                 if link not in self._unended:
                     continue
-                # A killed process closes its link.
-                gone = isinstance(error, ConnectionError)
-                how = "is gone: train.sh was killed there, or the host went down"
-                silent = f"has not been heard from for {self._silence_timeout:g} s"
-                end = End(1, f"host {link.host} ({link.address}) {how if gone else silent}")
+                how = f"has not been heard from for {_peer_seconds():g} s"
+                if isinstance(error, ConnectionError):  # a killed process closes its link
+                    how = "is gone: train.sh was killed there, or the host went down"
+                end = End(1, f"host {link.host} ({link.address}) {how}")
             self._unended.discard(link)
             if end.status:
                 return end
@@ -138,37 +135,30 @@ def open_links(job: Job, options: list[str]) -> Links:
     """
     if job.hosts == 1:
         return Links(job, [])
-    join_timeout, silence_timeout = _seconds("SSD_JOIN_TIMEOUT", 300), _seconds("SSD_PEER_TIMEOUT", 30)
+    deadline = time.monotonic() + _join_seconds()
     settings = {
         "NNODES": str(job.hosts),
         "NPROC": str(job.processes),
         "options": hashlib.sha256(json.dumps(options).encode()).hexdigest(),
     }
     if job.host_rank == 0:
-        return Links(job, _gather(job, settings, join_timeout, silence_timeout), silence_timeout)
-    return Links(job, [_join(job, settings, join_timeout, silence_timeout)], silence_timeout)
+        return Links(job, _gather(job, settings, deadline))
+    return Links(job, [_join(job, settings, deadline)])
 
 
-def _gather(job: Job, settings: dict[str, str], join_timeout: float, silence_timeout: float) -> list[Link]:
+def _gather(job: Job, settings: dict[str, str], deadline: float) -> list[Link]:
     """Host 0: wait for the others, then let all begin."""
-    deadline = time.monotonic() + join_timeout
     joined: dict[int, Link] = {}
-    try:
-        listener = listen(job.port + 1)
-    except OSError as error:
-        raise UserError(
-            f"cannot wait for the other hosts at port {job.port + 1} ({error.strerror}): set another MASTER_PORT"
-        ) from error
-    with listener:
+    with listen(job.port + 1) as listener:
         while len(joined) < job.hosts - 1:
             remaining = deadline - time.monotonic()
             if remaining < 0:
-                _give_up(job, joined, join_timeout)
+                _give_up(job, joined)
             ready = wait([listener, *(link.connection for link in joined.values())], remaining)
             for host, link in list(joined.items()):
                 if link.connection in ready:  # it has nothing to say before the start: it has left, and may come back
                     joined.pop(host).close()
-            if listener in ready and (newcomer := _welcome(listener, settings, joined, silence_timeout)):
+            if listener in ready and (newcomer := _welcome(listener, settings, joined)):
                 joined[newcomer.host] = newcomer
     for link in joined.values():
         link.send_end(START)
@@ -177,18 +167,19 @@ def _gather(job: Job, settings: dict[str, str], join_timeout: float, silence_tim
 
 def listen(port: int) -> socket.socket:
     """A socket that others can connect to at any address of this host; port 0: any free one."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
+    except OSError as error:
+        raise UserError(f"cannot listen at port {port} ({error.strerror}): set another MASTER_PORT") from error
 
 
-def _welcome(
-    listener: socket.socket, settings: dict[str, str], joined: dict[int, Link], silence_timeout: float
-) -> Link | None:
+def _welcome(listener: socket.socket, settings: dict[str, str], joined: dict[int, Link]) -> Link | None:
     """The link of a host that has connected; None if it does not belong to the job, which a host is told."""
     connection, _ = listener.accept()
     try:
-        link = Link(connection, silence_timeout)
+        link = Link(connection)
         connection.settimeout(HELLO_SECONDS)
         link.host, theirs = link.receive(int, dict)
         connection.settimeout(None)
@@ -209,10 +200,10 @@ def _welcome(
     return None
 
 
-def _give_up(job: Job, joined: dict[int, Link], join_timeout: float) -> NoReturn:
+def _give_up(job: Job, joined: dict[int, Link]) -> NoReturn:
     missing = [str(host) for host in range(1, job.hosts) if host not in joined]
     text = (
-        f"not all hosts have joined within {join_timeout:g} s. Missing: host {', '.join(missing)} of 0 to "
+        f"not all hosts have joined within {_join_seconds():g} s. Missing: host {', '.join(missing)} of 0 to "
         f"{job.hosts - 1}. Run there the same command as on host 0, with NODE_RANK={missing[0]} and so on, "
         f"NNODES={job.hosts} NPROC={job.processes} MASTER_ADDR={job.address} MASTER_PORT={job.port}; "
         f"port {job.port + 1} of {job.address} must be open to them"
@@ -222,19 +213,17 @@ def _give_up(job: Job, joined: dict[int, Link], join_timeout: float) -> NoReturn
     raise UserError(text)
 
 
-def _join(job: Job, settings: dict[str, str], join_timeout: float, silence_timeout: float) -> Link:
-    """Another host: reach host 0, trying again until the timeout, and wait for it to say when to begin."""
-    deadline = time.monotonic() + join_timeout
+def _join(job: Job, settings: dict[str, str], deadline: float) -> Link:
+    """Another host: reach host 0, trying again until the deadline, and wait for it to say when to begin."""
     while True:
         try:
-            connection = socket.create_connection((job.address, job.port + 1), timeout=CONNECT_SECONDS)
-            link = Link(connection, silence_timeout)
+            link = Link(socket.create_connection((job.address, job.port + 1), timeout=CONNECT_SECONDS))
             link.send(job.host_rank, settings)
             answer = link.receive_end()  # without a timeout: host 0 has one, and is seen to be alive
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"host 0 could not be reached at {job.address} port {job.port + 1} within {join_timeout:g} s "
+                    f"host 0 could not be reached at {job.address} port {job.port + 1} within {_join_seconds():g} s "
                     f"({error.strerror or error}): see that train.sh runs there with the same MASTER_ADDR and "
                     "MASTER_PORT, and that no firewall is between"
                 ) from error
@@ -243,6 +232,14 @@ def _join(job: Job, settings: dict[str, str], join_timeout: float, silence_timeo
             if answer == START:
                 return link
             raise UserError(answer.text)
+
+
+def _join_seconds() -> float:
+    return _seconds("SSD_JOIN_TIMEOUT", 300)
+
+
+def _peer_seconds() -> float:
+    return _seconds("SSD_PEER_TIMEOUT", 30)
 
 
 def _seconds(name: str, default: float) -> float:

@@ -23,7 +23,7 @@ from ssd300_vgg16.runtime import flow
 STOP_HEARTBEAT = "_ZN7oneflow14GrpcCtrlClient13StopHeartbeatEv"
 CONTROL_CLIENT = "_ZZN7oneflow9SingletonINS_10CtrlClientEvE7GetPPtrEvE3ptr"
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 60
 SUPERVISOR_SECONDS = 60  # after which a lost process has been told of
 SECRET = 16  # bytes
 
