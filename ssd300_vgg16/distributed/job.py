@@ -9,6 +9,7 @@ from ssd300_vgg16.errors import UserError
 DEFAULT_PORT = 29500
 MAX_COUNT = 100_000  # processes of a host, or hosts
 MAX_PORT = 65534  # the supervisors' links use the one above
+MIN_SECONDS, MAX_SECONDS = 2, 1_000_000  # Linux counts the milliseconds of a timeout in 32 bits
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Job:
     address: str = "127.0.0.1"  # of the host with host_rank 0
     port: int = 0  # on it, for OneFlow; the one above is for the supervisors' links. 0: any free one (one host only)
     first_local_rank: int = 0  # LOCAL_RANK of the first process here: srun may start several supervisors on a host
+    join_timeout: int = 300  # seconds for all hosts to come
+    peer_timeout: int = 30  # seconds after which a silent host is lost
 
 
 def job_from(environment: Mapping[str, str]) -> Job | None:
@@ -44,9 +47,11 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     host_rank = _number(given, "NODE_RANK", 0, hosts - 1, problems)
     if "MASTER_ADDR" not in given:
         problems.append("MASTER_ADDR is missing (name or address of the host with NODE_RANK=0)")
+    join_timeout = _number(given, "SSD_JOIN_TIMEOUT", MIN_SECONDS, MAX_SECONDS, problems, default=Job.join_timeout)
+    peer_timeout = _number(given, "SSD_PEER_TIMEOUT", MIN_SECONDS, MAX_SECONDS, problems, default=Job.peer_timeout)
     _refuse(problems, f" (NNODES={hosts})")
     first_local_rank = (_count(given, "SLURM_LOCALID") or 0) * processes if by_srun else 0
-    return Job(processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank)
+    return Job(processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank, join_timeout, peer_timeout)
 
 
 def _number(

@@ -6,7 +6,6 @@ A message is a line of JSON, a list. None is sent to show that a host is there: 
 import contextlib
 import hashlib
 import json
-import os
 import socket
 import sys
 import time
@@ -24,7 +23,6 @@ RETRY_SECONDS = 0.5
 PROBE_SECONDS = 1
 MAX_LINE = 4096
 MAX_TEXT = 500
-MAX_SECONDS = 1_000_000  # Linux counts the milliseconds of a timeout in 32 bits
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,13 @@ START = End(0)  # as host 0's first message
 class Link:
     """A connection to another host's supervisor."""
 
-    def __init__(self, connection: socket.socket, host: int = 0):
+    def __init__(self, connection: socket.socket, peer_timeout: int, host: int = 0):
         self.connection, self.host = connection, host
         # A host without power or network falls silent: after the timeout its link is an error to read from.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * _peer_seconds()))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * peer_timeout)
         connection.settimeout(None)
         # Unbuffered: what has come and is not read yet is for `wait` to see.
         self._lines = connection.makefile("rb", buffering=0)
@@ -89,7 +87,7 @@ class Links:
 
     def __init__(self, job: Job, links: list[Link]):
         self._links, self._open, self._unended = links, set(links), set(links)
-        self._is_hub = job.host_rank == 0
+        self._is_hub, self._peer_timeout = job.host_rank == 0, job.peer_timeout
         self.here = f"host {job.host_rank} ({job.address if self._is_hub else links[0].own_address})"
 
     def poll(self) -> End | None:
@@ -102,7 +100,7 @@ class Links:
                 self._open.remove(link)
                 if link not in self._unended:
                     continue
-                how = f"has not been heard from for {_peer_seconds():g} s"
+                how = f"has not been heard from for {self._peer_timeout} s"
                 if isinstance(error, ConnectionError):  # a killed process closes its link
                     how = "is gone: train.sh was killed there, or the host went down"
                 end = End(1, f"host {link.host} ({link.address}) {how}")
@@ -131,11 +129,11 @@ class Links:
 def open_links(job: Job, options: list[str]) -> Links:
     """Meet the supervisors of the other hosts, which must have been started alike; returns when all are there.
 
-    Raises UserError if they are not within SSD_JOIN_TIMEOUT seconds, or if this one is refused.
+    Raises UserError if they are not within the job's join_timeout, or if this one is refused.
     """
     if job.hosts == 1:
         return Links(job, [])
-    deadline = time.monotonic() + _join_seconds()
+    deadline = time.monotonic() + job.join_timeout
     settings = {
         "NNODES": str(job.hosts),
         "NPROC": str(job.processes),
@@ -158,7 +156,7 @@ def _gather(job: Job, settings: dict[str, str], deadline: float) -> list[Link]:
             for host, link in list(joined.items()):
                 if link.connection in ready:  # it has nothing to say before the start: it has left, and may come back
                     joined.pop(host).close()
-            if listener in ready and (newcomer := _welcome(listener, settings, joined)):
+            if listener in ready and (newcomer := _welcome(listener, job, settings, joined)):
                 joined[newcomer.host] = newcomer
     for link in joined.values():
         link.send_end(START)
@@ -175,11 +173,11 @@ def listen(port: int) -> socket.socket:
         raise UserError(f"cannot listen at port {port} ({error.strerror}): set another MASTER_PORT") from error
 
 
-def _welcome(listener: socket.socket, settings: dict[str, str], joined: dict[int, Link]) -> Link | None:
+def _welcome(listener: socket.socket, job: Job, settings: dict[str, str], joined: dict[int, Link]) -> Link | None:
     """The link of a host that has connected; None if it does not belong to the job, which a host is told."""
     connection, _ = listener.accept()
     try:
-        link = Link(connection)
+        link = Link(connection, job.peer_timeout)
         connection.settimeout(HELLO_SECONDS)
         link.host, theirs = link.receive(int, dict)
         connection.settimeout(None)
@@ -203,7 +201,7 @@ def _welcome(listener: socket.socket, settings: dict[str, str], joined: dict[int
 def _give_up(job: Job, joined: dict[int, Link]) -> NoReturn:
     missing = [str(host) for host in range(1, job.hosts) if host not in joined]
     text = (
-        f"not all hosts have joined within {_join_seconds():g} s. Missing: host {', '.join(missing)} of 0 to "
+        f"not all hosts have joined within {job.join_timeout} s. Missing: host {', '.join(missing)} of 0 to "
         f"{job.hosts - 1}. Run there the same command as on host 0, with NODE_RANK={missing[0]} and so on, "
         f"NNODES={job.hosts} NPROC={job.processes} MASTER_ADDR={job.address} MASTER_PORT={job.port}; "
         f"port {job.port + 1} of {job.address} must be open to them"
@@ -217,13 +215,14 @@ def _join(job: Job, settings: dict[str, str], deadline: float) -> Link:
     """Another host: reach host 0, trying again until the deadline, and wait for it to say when to begin."""
     while True:
         try:
-            link = Link(socket.create_connection((job.address, job.port + 1), timeout=CONNECT_SECONDS))
+            connection = socket.create_connection((job.address, job.port + 1), timeout=CONNECT_SECONDS)
+            link = Link(connection, job.peer_timeout)
             link.send(job.host_rank, settings)
             answer = link.receive_end()  # without a timeout: host 0 has one, and is seen to be alive
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"host 0 could not be reached at {job.address} port {job.port + 1} within {_join_seconds():g} s "
+                    f"host 0 could not be reached at {job.address} port {job.port + 1} within {job.join_timeout} s "
                     f"({error.strerror or error}): see that train.sh runs there with the same MASTER_ADDR and "
                     "MASTER_PORT, and that no firewall is between"
                 ) from error
@@ -232,21 +231,3 @@ def _join(job: Job, settings: dict[str, str], deadline: float) -> Link:
             if answer == START:
                 return link
             raise UserError(answer.text)
-
-
-def _join_seconds() -> float:
-    return _seconds("SSD_JOIN_TIMEOUT", 300)
-
-
-def _peer_seconds() -> float:
-    return _seconds("SSD_PEER_TIMEOUT", 30)
-
-
-def _seconds(name: str, default: float) -> float:
-    try:
-        value = float(os.environ.get(name) or default)
-    except ValueError:
-        value = 0
-    if not 2 <= value <= MAX_SECONDS:
-        raise UserError(f"{name}={os.environ[name]} is not a number of seconds from 2 to {MAX_SECONDS}")
-    return value

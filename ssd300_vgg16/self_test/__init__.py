@@ -60,9 +60,9 @@ def self_test(device: str | None) -> int:
     print("\nspeed at full width")
     for title, measure in speeds(device):
         try:
-            print(f"  {title:<40} {measure()}", flush=True)
+            print(f"  {title:<44} {measure()}", flush=True)
         except Exception as error:  # as in `guarded`
-            print(f"  {title:<40} FAILED  {_said(error)}", flush=True)
+            print(f"  {title:<44} FAILED  {_said(error)}", flush=True)
             failed.append(f"speed: {title}")
     print(f"\n{_legend(device)}")
     print(f"{count} checks on {device} in {time.perf_counter() - since:.0f} s: ", end="")
@@ -84,12 +84,10 @@ def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
 
 def speeds(device: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """What is measured, each with its title."""
-    yield "training, float32", partial(_training_speed, device, False)
-    if device != "cpu":
-        yield "training, half (--amp)", partial(_training_speed, device, True)
-    yield "detection, with post-processing", partial(_detection_speed, device, False)
-    if device != "cpu":
-        yield "detection, half (--amp)", partial(_detection_speed, device, True)
+    for amp in (False,) if device == "cpu" else (False, True):
+        precision = "half (--amp)" if amp else "float32"
+        yield f"training, {precision}", partial(_training_speed, device, amp)
+        yield f"detection and post-processing, {precision}", partial(_detection_speed, device, amp)
 
 
 def guarded(group: Callable[[], Iterable[Check]]) -> Iterator[Check]:
@@ -107,9 +105,9 @@ def _said(error: Exception) -> str:
         text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
     if isinstance(error, UserError):
         return text
-    frames = traceback.extract_tb(error.__traceback__)
-    *_, place = (frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE))
-    return f"{text} ({Path(place.filename).relative_to(PACKAGE)}, line {place.lineno})"
+    frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    *_, (file, line) = (frame for frame in frames if frame[0].is_relative_to(PACKAGE))
+    return f"{text} ({file.relative_to(PACKAGE)}, line {line})"
 
 
 def _training_speed(device: str, amp: bool) -> str:
