@@ -6,7 +6,7 @@ import sys
 from functools import cache
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.gpus import VISIBLE, cuda_in_use, gpu_driver, gpu_problem, show_only, visible_name
+from ssd300_vgg16.gpus import VISIBLE, cuda_in_use, gpu_driver, gpu_problem, visible_name
 
 # The cuda:N that this process has been reduced to, in which it is the only GPU.
 _shown: str | None = None
@@ -36,7 +36,7 @@ def resolve_device(name: str | None, local_rank: int | None = None) -> str:
     if index and not _one_of_several():
         _show(asked, index)
         asked = "cuda"
-    # Here, because OneFlow's import takes longest of all, and must come after what it is to see has been chosen.
+    # Not at the top: OneFlow is imported after what it is to see has been chosen, and takes longest of all.
     from ssd300_vgg16 import runtime
 
     if problem := runtime.cuda_problem():
@@ -85,10 +85,11 @@ def _show(asked: str, index: int) -> None:
     """Have OneFlow see this GPU only."""
     global _shown
     visible = visible_name(index)
-    if "oneflow" in sys.modules or cuda_in_use():
+    if "oneflow" in sys.modules or cuda_in_use():  # which reads the variable once
         raise UserError(
             f"--device {asked}: OneFlow or CUDA is in use in this process already, with another GPU first: set "
             f"{VISIBLE}={visible} before the program starts, and take the device cuda"
         )
-    show_only(visible)
+    os.environ[VISIBLE] = visible
+    gpu_driver.cache_clear()
     _shown = asked

@@ -19,12 +19,6 @@ DRIVER_SECONDS = 120.0  # machines with many GPUs that have gone to sleep take h
 # Compute capabilities that the wheel of OneFlow 0.9.0 on PyPI holds code for; it holds no PTX for later ones.
 WHEEL_VERSION = "0.9.0"
 WHEEL_CAPABILITIES = ((6, 0), (6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
-NO_CODE_FOR_GPU = (
-    "this OneFlow ({version}) has no code for {name} (compute capability {major}.{minor}): install a OneFlow build for "
-    "a newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to 12.2; "
-    "docs/troubleshooting.md says how), or run with --device cpu"
-)
-NO_GPU = "no GPU with a working CUDA driver was found; use --device cpu"
 
 # Of cuda.h. OneFlow takes the first for "no GPU"; any other makes its import abort the process.
 _NO_DEVICE = 100
@@ -56,7 +50,7 @@ class GpuDriver:
 
 @cache
 def gpu_driver() -> GpuDriver:
-    """What the driver answered when it was first asked, or since `show_only`."""
+    """What the driver answered when it was first asked, or since its cache was cleared."""
     return ask_driver()
 
 
@@ -91,12 +85,6 @@ def cuda_in_use() -> bool:
     return ctypes.CDLL("libcuda.so.1").cuDeviceGetCount(ctypes.byref(ctypes.c_int())) == 0
 
 
-def show_only(visible: str) -> None:
-    """Let CUDA see what is named so; of no use once it runs in this process."""
-    os.environ[VISIBLE] = visible
-    gpu_driver.cache_clear()
-
-
 def visible_name(index: int) -> str:
     """What to set CUDA_VISIBLE_DEVICES to so that this one of the visible GPUs is the only one."""
     visible = os.environ.get(VISIBLE)
@@ -107,7 +95,7 @@ def gpu_problem(index: int) -> str | None:
     """Why OneFlow cannot use a GPU, and what to do about it; None if it can, as far as the driver knows."""
     driver = gpu_driver()
     if driver.problem or not driver.gpus:
-        return driver.problem or NO_GPU
+        return driver.problem or "no GPU with a working CUDA driver was found; use --device cpu"
     if index >= len(driver.gpus):
         return f"this machine has GPUs 0 to {len(driver.gpus) - 1}"
     return capability_problem(oneflow_version(), driver.gpus[index])
@@ -122,7 +110,11 @@ def capability_problem(version: str | None, gpu: Gpu) -> str | None:
     major, minor = gpu.capability
     if version != WHEEL_VERSION or any(major == x and minor >= y for x, y in WHEEL_CAPABILITIES):
         return None
-    return NO_CODE_FOR_GPU.format(version=version, name=gpu.name, major=major, minor=minor)
+    return (
+        f"this OneFlow ({version}) has no code for {gpu.name} (compute capability {major}.{minor}): install a OneFlow "
+        "build for a newer CUDA from https://github.com/siliconflow/oneflow_releases/releases (assets for CUDA 11.8 to "
+        "12.2; docs/troubleshooting.md says how), or run with --device cpu"
+    )
 
 
 def oneflow_version() -> str | None:
@@ -136,18 +128,15 @@ def oneflow_version() -> str | None:
 def _ask_driver() -> dict:
     driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return {"status": status, "gpus": [_describe(driver, index) for index in range(count.value)]}
-
-
-def _describe(driver: ctypes.CDLL, index: int) -> tuple[str, int, int]:
-    device, value, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    driver.cuDeviceGet(ctypes.byref(device), index)
-    driver.cuDeviceGetName(name, len(name), device)
-    capability = []
-    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(value.value)
-    return name.value.decode(errors="replace"), capability[0], capability[1]
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name, gpus = ctypes.create_string_buffer(256), []
+    for index in range(count.value):
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(name, len(name), device)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+        gpus.append((name.value.decode(errors="replace"), major.value, minor.value))
+    return {"status": status, "gpus": gpus}
 
 
 if __name__ == "__main__":

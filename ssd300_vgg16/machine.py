@@ -19,13 +19,17 @@ def use_widest_kernels() -> None:
 
 def processor_flags() -> set[str]:
     """The instructions that this processor has, as Linux calls them; none if it lacks AVX2 or does not say."""
+    flags = set(cpuinfo("flags").split())
+    return flags if "avx2" in flags else set()
+
+
+def cpuinfo(field: str) -> str:
+    """What Linux says of the first processor; empty if it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    rows = [line.partition(":")[2].split() for line in lines if line.startswith("flags")]
-    flags = set(rows[0]) if rows else set()
-    return flags if "avx2" in flags else set()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 @cache

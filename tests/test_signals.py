@@ -89,7 +89,10 @@ def test_a_second_signal_does_not_wait(place, tmp_path):
         "    train.main(sys.argv[1:])\n"
     )
     arguments = ("--data-path", place / "shapes", "--output-dir", tmp_path / "run", "--save-every", 1, *SETTINGS)
-    process = start_script(script, *arguments, folder=tmp_path)
+    command = [sys.executable, script, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         for line in process.stdout:
             if line == "stuck\n":
@@ -106,13 +109,6 @@ def test_a_second_signal_does_not_wait(place, tmp_path):
     assert process.returncode == -signal.SIGTERM
     assert load_checkpoint(tmp_path / "run" / LAST).progress.step == 1
     assert_gone(process.pid)
-
-
-def start_script(script, *arguments, folder):
-    command = [sys.executable, script, *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
 
 
 @pytest.mark.parametrize("signal_number", STOP_SIGNALS)

@@ -9,6 +9,7 @@ from ssd300_vgg16.errors import UserError
 DEFAULT_PORT = 29500
 MAX_COUNT = 100_000  # processes of a host, or hosts
 MAX_PORT = 65534  # the supervisors' links use the one above
+MIN_SECONDS, MAX_SECONDS = 2, 1_000_000  # Linux counts the milliseconds of a timeout in 32 bits
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Job:
     address: str = "127.0.0.1"  # of the host with host_rank 0
     port: int = 0  # on it, for OneFlow; the one above is for the supervisors' links. 0: any free one (one host only)
     first_local_rank: int = 0  # LOCAL_RANK of the first process here: srun may start several supervisors on a host
+    join_timeout: int = 300  # seconds for all hosts to come
+    peer_timeout: int = 30  # seconds after which a silent host is lost
 
 
 def job_from(environment: Mapping[str, str]) -> Job | None:
@@ -31,7 +34,7 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return None
     given = {name: value for name, value in environment.items() if value}
-    by_srun = "SLURM_STEP_ID" in given and _count(given.get("SLURM_STEP_NUM_TASKS")) > 1
+    by_srun = "SLURM_STEP_ID" in given and (_count(given, "SLURM_STEP_NUM_TASKS") or 1) > 1
     if by_srun:
         given = _srun_settings(given) | given
     problems: list[str] = []
@@ -44,9 +47,11 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     host_rank = _number(given, "NODE_RANK", 0, hosts - 1, problems)
     if "MASTER_ADDR" not in given:
         problems.append("MASTER_ADDR is missing (name or address of the host with NODE_RANK=0)")
+    join_timeout = _number(given, "SSD_JOIN_TIMEOUT", MIN_SECONDS, MAX_SECONDS, problems, default=Job.join_timeout)
+    peer_timeout = _number(given, "SSD_PEER_TIMEOUT", MIN_SECONDS, MAX_SECONDS, problems, default=Job.peer_timeout)
     _refuse(problems, f" (NNODES={hosts})")
-    first_local_rank = _count(given.get("SLURM_LOCALID")) * processes if by_srun else 0
-    return Job(processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank)
+    first_local_rank = (_count(given, "SLURM_LOCALID") or 0) * processes if by_srun else 0
+    return Job(processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank, join_timeout, peer_timeout)
 
 
 def _number(
@@ -55,20 +60,17 @@ def _number(
     """The variable's value; what is wrong with it is added to the problems."""
     if name not in given and default is not None:
         return default
-    text = given.get(name)
-    if text is not None and _is_count(text) and low <= int(text) <= high:
-        return int(text)
-    wanted = f"a whole number from {low} to {high}"
-    problems.append(f"{name} is missing ({wanted})" if text is None else f"{name}={text} is not {wanted}")
+    value = _count(given, name)
+    if value is not None and low <= value <= high:
+        return value
+    problem = f"{name}={given[name]} is not" if name in given else f"{name} is missing:"
+    problems.append(f"{problem} a whole number from {low} to {high}")
     return low
 
 
-def _is_count(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,12}", text) is not None
-
-
-def _count(text: str | None) -> int:
-    return int(text) if text is not None and _is_count(text) else 0
+def _count(given: Mapping[str, str], name: str) -> int | None:
+    text = given.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
 
 
 def _refuse(problems: list[str], about: str = "") -> None:
@@ -87,9 +89,9 @@ def _srun_settings(given: Mapping[str, str]) -> dict[str, str]:
         settings["NODE_RANK"] = given["SLURM_PROCID"]
     if first := _first_host(given.get("SLURM_STEP_NODELIST", "")):
         settings["MASTER_ADDR"] = first
-    if _is_count(job := given.get("SLURM_JOB_ID", "")):
+    if (job := _count(given, "SLURM_JOB_ID")) is not None:
         # Two ports a job: neighbours in the queue often share a host. Below the ports the system hands out by itself.
-        settings["MASTER_PORT"] = str(20000 + 2 * (int(job) % 6000))
+        settings["MASTER_PORT"] = str(20000 + 2 * (job % 6000))
     return settings
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssd300_vgg16.distributed.rendezvous import listen
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
 
@@ -22,7 +23,7 @@ from ssd300_vgg16.runtime import flow
 STOP_HEARTBEAT = "_ZN7oneflow14GrpcCtrlClient13StopHeartbeatEv"
 CONTROL_CLIENT = "_ZZN7oneflow9SingletonINS_10CtrlClientEvE7GetPPtrEvE3ptr"
 
-CONNECT_SECONDS = 10
+CONNECT_SECONDS = 60
 SUPERVISOR_SECONDS = 60  # after which a lost process has been told of
 SECRET = 16  # bytes
 
@@ -75,9 +76,7 @@ class World:
         return self.all_reduce_array(np.array(values, dtype=np.float64)).tolist()
 
     def sum_at_once(self, *values: float) -> list[float]:
-        """Sums over all processes; where they are `connected`, beside the running step."""
-        if not self.sockets:
-            return self.all_reduce(*values)
+        """Sums over all processes of a `connected` world, beside the running step."""
         own = np.array(values, dtype=np.float64)
         try:
             if self.is_first:
@@ -94,18 +93,17 @@ class World:
             ) from error
 
     def connected(self) -> "World":
-        """This world with sockets, if all others can reach the first process at MASTER_ADDR; else without."""
+        """This world with sockets to the first process, at MASTER_ADDR; UserError if it cannot be reached there."""
         if self.world_size == 1:
             return self
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
         sockets: list[socket.socket] = []
-        with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as server:
+        with listen(0) as server:
             # The first process's port counts. Whoever knows the secret is one of us.
             own = server.getsockname()[1].to_bytes(2, "big") + secrets.token_bytes(SECRET)
             told = self.broadcast(np.frombuffer(own, dtype=np.uint8)).tobytes()
             port, secret = int.from_bytes(told[:2], "big"), told[2:]
-            with suppress(OSError):
+            address = os.environ["MASTER_ADDR"]
+            try:
                 if self.is_first:
                     server.settimeout(CONNECT_SECONDS)
                     while len(sockets) < self.world_size - 1:
@@ -114,16 +112,16 @@ class World:
                         if _receive(other, SECRET) == secret:
                             sockets.append(other)
                 else:
-                    sockets.append(socket.create_connection((os.environ["MASTER_ADDR"], port), CONNECT_SECONDS))
+                    sockets.append(socket.create_connection((address, port), CONNECT_SECONDS))
                     sockets[0].sendall(secret)
-        wanted = self.world_size - 1 if self.is_first else 1
-        (missing,) = self.all_reduce(wanted - len(sockets))
+            except OSError as error:
+                raise UserError(
+                    f"processes cannot reach the first of them at MASTER_ADDR={address}, port {port} ({error}): open "
+                    "all ports between them"
+                ) from error
         for other in sockets:
-            if missing:
-                other.close()
-            else:
-                other.settimeout(None)
-        return self if missing else replace(self, sockets=tuple(sockets))
+            other.settimeout(None)
+        return replace(self, sockets=tuple(sockets))
 
     def all_reduce_array(self, array: np.ndarray) -> np.ndarray:
         """The sum of an array of each process; the array itself where there is one process."""

@@ -18,16 +18,8 @@ from pathlib import Path
 from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.gpus import (
-    NONE_VISIBLE,
-    VISIBLE,
-    WHEEL_VERSION,
-    ask_driver,
-    gpu_driver,
-    gpu_problem,
-    oneflow_version,
-)
-from ssd300_vgg16.machine import use_widest_kernels
+from ssd300_vgg16.gpus import NONE_VISIBLE, VISIBLE, WHEEL_VERSION, ask_driver, gpu_driver, oneflow_version
+from ssd300_vgg16.machine import cpuinfo, use_widest_kernels
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -100,25 +92,18 @@ def _native_stderr_held_back() -> Iterator[None]:
 
 
 @contextmanager
-def _interrupt_handler_kept() -> Iterator[None]:
-    """OneFlow's import makes Ctrl-C end the process on the spot; Python's handler lets a training save first."""
-    handler = signal.getsignal(signal.SIGINT)
+def _process_kept() -> Iterator[None]:
+    """Undo what else OneFlow's import does to the process."""
+    before, handler = set(os.environ), signal.getsignal(signal.SIGINT)
     try:
         yield
     finally:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _environment_kept() -> Iterator[None]:
-    """OneFlow's import sets RANK, MASTER_PORT and others, which would mislead processes started from this one."""
-    before = set(os.environ)
-    try:
-        yield
-    finally:
+        # It sets RANK, MASTER_PORT and others, which would mislead processes started from this one.
         for name in set(os.environ) - before:
             del os.environ[name]
+        # It makes Ctrl-C end the process on the spot; Python's handler lets a training save first.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _choose_computing_thread() -> None:
@@ -154,7 +139,7 @@ def _import_oneflow() -> ModuleType:
     _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
     _choose_computing_thread()
-    with _native_stderr_held_back(), _interrupt_handler_kept(), _environment_kept():
+    with _native_stderr_held_back(), _process_kept():
         try:
             return importlib.import_module("oneflow")
         except ImportError as error:
@@ -172,11 +157,6 @@ _load_cuda_libraries()
 flow = _import_oneflow()
 
 
-def default_device() -> str:
-    """ "cuda" where a GPU is found that this OneFlow can use, else "cpu"."""
-    return "cpu" if gpu_problem(0) or cuda_problem() else "cuda"
-
-
 def cuda_problem() -> str | None:
     """Why OneFlow has no GPU where the driver has one; None if it has."""
     if flow.cuda.is_available():
@@ -187,23 +167,14 @@ def cuda_problem() -> str | None:
     )
 
 
-def cpu_name() -> str:
-    """The processor's model name as Linux gives it, else the architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def environment() -> dict[str, str]:
     """Versions and hardware that a run depends on, to be kept with its results."""
-    blas = "MKL" if MKL_IN_USE else "OpenBLAS inside OneFlow"
     gpus = gpu_driver().gpus if flow.cuda.is_available() else ()
     return {
         "python": platform.python_version(),
         "oneflow": flow.__version__,
         "platform": platform.platform(),
-        "cpu": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
-        "blas": blas,
+        "cpu": f"{cpuinfo('model name') or platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "blas": "MKL" if MKL_IN_USE else "OpenBLAS inside OneFlow",
         "gpus": "; ".join(gpu.name for gpu in gpus) or "none",
     }

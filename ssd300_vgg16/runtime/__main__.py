@@ -12,7 +12,7 @@ import time
 from ssd300_vgg16 import start
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import VISIBLE, gpu_driver, gpu_problem, visible_name
-from ssd300_vgg16.runtime import cuda_problem, default_device, environment, flow
+from ssd300_vgg16.runtime import cuda_problem, environment, flow
 
 
 def matmul_rate(side: int = 1536, runs: int = 5) -> float:
@@ -36,7 +36,8 @@ def report() -> str:
         lines.append(f"cuda:{index}    {gpu_problem(index) or cuda_problem() or 'this OneFlow has code for it'}")
     if problem := gpu_driver().problem:
         lines.append(f"driver    {problem}")
-    lines.append(f"device    {default_device()} (the default of --device here)")
+    device = "cpu" if gpu_problem(0) or cuda_problem() else "cuda"
+    lines.append(f"device    {device} (the default of --device here)")
     return "\n".join(lines)
 
 
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
         print(report())
         if not options.self_test:
             return 0
-        # Here, so that a library that is broken does not keep the report back.
+        # Not at the top: a library that is broken would keep the report back.
         from ssd300_vgg16.self_test import self_test
 
         return self_test(options.device)

@@ -2,27 +2,44 @@
 
 .venv/bin/python -I -m ssd300_vgg16.runtime --self-test --device cuda
 
-A broken library, driver or kernel shows up as a check that FAILED, the first of them nearest to the fault.
+A broken library, driver or kernel shows up as a check that FAILED.
 """
 
 import ctypes
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from ssd300_vgg16 import __version__
+from ssd300_vgg16.data.categories import COCO_CATEGORIES
+from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.devices import resolve_device
+from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.ssd import COCO_CLASSES
+from ssd300_vgg16.network.variants import default_boxes
+from ssd300_vgg16.network.vgg import convolutions_in_half
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.self_test import checks, speed
+from ssd300_vgg16.self_test import checks, made_up
 from ssd300_vgg16.self_test.checks import HALF, Check, Way, float32_of, ways_of
-from ssd300_vgg16.self_test.flowvision import beside_flowvision
+from ssd300_vgg16.training.config import OptimizerConfig, Schedule
+from ssd300_vgg16.training.step import make_step
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 DRIVER = Path("/proc/driver/nvidia/version")
 LONGEST_ERROR = 400
 PACKAGE = Path(__file__).resolve().parent.parent
+# Images at a time: few enough for a GPU of 8 GB, and for an answer within seconds on the CPU.
+CPU_BATCH, GPU_BATCH = 2, 16
+SECONDS = 5.0
+# Added to the background's logits: a few hundred candidates an image are left, as of a trained network.
+BACKGROUND = 9.0
+POSITIVE = 0.003  # of the default boxes, as on COCO
 HEADER = f"  {'':<18} {'largest':>9} {'allowed':>9}"
 
 
@@ -43,9 +60,9 @@ def self_test(device: str | None) -> int:
     print("\nspeed at full width")
     for title, measure in speeds(device):
         try:
-            print(f"  {title:<40} {measure()}", flush=True)
+            print(f"  {title:<44} {measure()}", flush=True)
         except Exception as error:  # as in `guarded`
-            print(f"  {title:<40} FAILED  {_said(error)}", flush=True)
+            print(f"  {title:<44} FAILED  {_said(error)}", flush=True)
             failed.append(f"speed: {title}")
     print(f"\n{_legend(device)}")
     print(f"{count} checks on {device} in {time.perf_counter() - since:.0f} s: ", end="")
@@ -55,7 +72,6 @@ def self_test(device: str | None) -> int:
 
 def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
     """All checks of a device in groups, each with its title."""
-    yield "network at full width, beside flowvision's on the CPU", partial(beside_flowvision, device)
     yield "post-processing", partial(checks.postprocessing, device)
     if device != "cpu":
         half = Way(device, eager=True, amp=True, tolerance=HALF)
@@ -68,12 +84,10 @@ def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
 
 def speeds(device: str) -> Iterator[tuple[str, Callable[[], str]]]:
     """What is measured, each with its title."""
-    yield "training, float32", partial(speed.training, device, False)
-    if device != "cpu":
-        yield "training, half (--amp)", partial(speed.training, device, True)
-    yield "detection, with post-processing", partial(speed.detection, device, False)
-    if device != "cpu":
-        yield "detection, half (--amp)", partial(speed.detection, device, True)
+    for amp in (False,) if device == "cpu" else (False, True):
+        precision = "half (--amp)" if amp else "float32"
+        yield f"training, {precision}", partial(_training_speed, device, amp)
+        yield f"detection and post-processing, {precision}", partial(_detection_speed, device, amp)
 
 
 def guarded(group: Callable[[], Iterable[Check]]) -> Iterator[Check]:
@@ -89,13 +103,65 @@ def _said(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     if len(text) > LONGEST_ERROR:  # OneFlow's begin with what was called, and end with what is wrong
         text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
-    places, trace = [], error.__traceback__
-    while trace:
-        file = Path(trace.tb_frame.f_code.co_filename)
-        if file.is_relative_to(PACKAGE):
-            places.append(f"{file.relative_to(PACKAGE)}, line {trace.tb_lineno}")
-        trace = trace.tb_next
-    return text if isinstance(error, UserError) else f"{text} ({places[-1]})"
+    if isinstance(error, UserError):
+        return text
+    frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    *_, (file, line) = (frame for frame in frames if frame[0].is_relative_to(PACKAGE))
+    return f"{text} ({file.relative_to(PACKAGE)}, line {line})"
+
+
+def _training_speed(device: str, amp: bool) -> str:
+    """Of steps like those of train.sh, without reading images."""
+    count = _batch_size(device)
+    model = made_up.model(COCO_CLASSES, 1.0, device)
+    # So slow that the weights stay what they are.
+    schedule = Schedule("multistep", 1e-9, total_steps=1 << 30, warmup_steps=0)
+    step = make_step(model, OptimizerConfig("sgd"), schedule, ALONE, 1, amp, eager=device == "cpu")
+    batch = made_up.batch(count, COCO_CLASSES, len(default_boxes()), POSITIVE)
+    positives = int(np.count_nonzero(batch.labels))
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            metrics = step(batch, positives)
+        metrics.numpy()
+        model.backbone.scale_weight.numpy()  # the update is done, too
+
+    return _rate(run, count)
+
+
+def _detection_speed(device: str, amp: bool) -> str:
+    """From images of the network's size in main memory to detections; with OneFlow."""
+    count = _batch_size(device)
+    model = made_up.model(COCO_CLASSES, 1.0, device)
+    for convolution in model.head.classification_head.module_list:
+        bias = convolution.bias.numpy().reshape(-1, COCO_CLASSES).copy()
+        bias[:, 0] += BACKGROUND
+        convolution.bias.data.copy_(flow.from_numpy(bias.reshape(-1)).to(device))
+    if amp:
+        convolutions_in_half(model)
+    detector = Detector(model, ModelDescription(COCO_CLASSES, 1.0, tuple(COCO_CATEGORIES)), device)
+    images, sizes = made_up.images(count), np.array([[480, 640]] * count)
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            detector.detect(images, sizes)
+
+    return _rate(run, count)
+
+
+def _batch_size(device: str) -> int:
+    return CPU_BATCH if device == "cpu" else GPU_BATCH
+
+
+def _rate(run: Callable[[int], None], count: int) -> str:
+    """Images per second, of as many runs on so many as take SECONDS; the first of all warms up."""
+    run(1)
+    since = time.perf_counter()
+    run(1)
+    times = max(1, round(SECONDS / (time.perf_counter() - since)))
+    since = time.perf_counter()
+    run(times)
+    return f"{times * count / (time.perf_counter() - since):.1f} images/s in batches of {count}"
 
 
 def _facts(device: str) -> str:
@@ -113,13 +179,10 @@ def _driver() -> str:
     """NVIDIA's driver, and the newest CUDA that it knows."""
     text = DRIVER.read_text() if DRIVER.is_file() else ""
     version = re.search(r"\d+\.\d+[.\d]*", text)
-    return f"{version.group() if version else 'version not known'}, CUDA {_newest_cuda()}"
-
-
-def _newest_cuda() -> str:
-    number = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
-    return f"{number.value // 1000}.{number.value % 1000 // 10}"
+    cuda = ctypes.c_int()
+    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(cuda))
+    major, minor = cuda.value // 1000, cuda.value % 1000 // 10
+    return f"{version.group() if version else 'version not known'}, CUDA {major}.{minor}"
 
 
 def _legend(device: str) -> str:

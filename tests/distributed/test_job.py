@@ -30,6 +30,7 @@ SRUN_PORT = 20000 + 2 * (1234567 % 6000)
         ({"NPROC": "8", "MASTER_PORT": "4000"}, Job(8, port=4000)),
         (TWO_HOSTS, Job(1, 2, 1, "10.0.0.1", 29500)),
         (TWO_HOSTS | {"NPROC": "4", "MASTER_PORT": "65534"}, Job(4, 2, 1, "10.0.0.1", 65534)),
+        (TWO_HOSTS | {"SSD_JOIN_TIMEOUT": "90", "SSD_PEER_TIMEOUT": "9"}, Job(1, 2, 1, "10.0.0.1", 29500, 0, 90, 9)),
         (SRUN, Job(1, 4, 3, "node03", SRUN_PORT, 1)),
         (SRUN | {"NPROC": "2"}, Job(2, 4, 3, "node03", SRUN_PORT, 2)),
         (SRUN | {"MASTER_PORT": "4000", "MASTER_ADDR": "ib0"}, Job(1, 4, 3, "ib0", 4000, 1)),
@@ -85,6 +86,7 @@ def test_jobs_next_to_each_other_in_the_queue_share_no_port():
         (TWO_HOSTS | {"NODE_RANK": "2", "NPROC": "1.5"}, ["NODE_RANK=2 is not", "from 0 to 1", "NPROC=1.5"]),
         (TWO_HOSTS | {"NNODES": "x"}, ["NNODES=x"]),
         (TWO_HOSTS | {"MASTER_PORT": "0"}, ["MASTER_PORT=0"]),
+        (TWO_HOSTS | {"SSD_JOIN_TIMEOUT": "soon", "SSD_PEER_TIMEOUT": "1"}, ["JOIN_TIMEOUT=soon", "PEER_TIMEOUT=1"]),
         (SRUN | {"SLURM_STEP_NODELIST": "", "SLURM_PROCID": ""}, ["MASTER_ADDR is missing", "NODE_RANK is missing"]),
     ],
 )

@@ -7,7 +7,6 @@ import sys
 import time
 
 import pytest
-from places import REPOSITORY
 from small_data import WIDTH, environment, shapes_folder
 
 from ssd300_vgg16.training.run_folder import read_metrics
@@ -46,23 +45,31 @@ def hosts():
         ip("netns", "del", name)
 
 
-def start(hosts, folder, *arguments) -> list[subprocess.Popen]:
-    """The same command on both hosts."""
-    common = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": ADDRESSES[0], "SSD_PEER_TIMEOUT": str(PEER_TIMEOUT)}
+@pytest.fixture
+def start(hosts, tmp_path):
+    """Starts the same training on both hosts."""
     processes = []
-    for rank, host in enumerate(hosts):
-        command = ["ip", "netns", "exec", host, sys.executable, "-m", "ssd300_vgg16.train", *map(str, arguments)]
-        variables = {**environment(), **common, "NODE_RANK": str(rank), "PYTHONPATH": str(REPOSITORY)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, cwd=folder, env=variables, **pipes))
-    return processes
+
+    def start(*arguments) -> list[subprocess.Popen]:
+        common = {"NNODES": "2", "NPROC": "1", "MASTER_ADDR": ADDRESSES[0], "SSD_PEER_TIMEOUT": str(PEER_TIMEOUT)}
+        for rank, host in enumerate(hosts):
+            command = ["ip", "netns", "exec", host, sys.executable, "-m", "ssd300_vgg16.train", *map(str, arguments)]
+            variables = {**environment(), **common, "NODE_RANK": str(rank)}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen(command, cwd=tmp_path, env=variables, **pipes))
+        return processes[-2:]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def test_a_host_that_is_cut_off_ends_both_with_a_word_and_a_checkpoint(hosts, tmp_path):
+def test_a_host_that_is_cut_off_ends_both_with_a_word_and_a_checkpoint(hosts, start, tmp_path):
     shapes_folder(tmp_path, 8, 2)
     settings = ("--preset", "narrow", "--width", WIDTH, "-b", 4, "-j", 0, "--device", "cpu", "--data-path", "shapes")
     often = ("--epochs", 999, "--eval-every", 999, "--save-every", 1, "--print-freq", 1)
-    begun = start(hosts, tmp_path, *settings, *often, "--output-dir", "run")
+    begun = start(*settings, *often, "--output-dir", "run")
     for line in begun[0].stdout:
         if "epoch 2/999 step 2/2" in line:
             break
@@ -80,7 +87,7 @@ def test_a_host_that_is_cut_off_ends_both_with_a_word_and_a_checkpoint(hosts, tm
 
     ip("-n", hosts[1], "link", "set", "ends", "up")
     epochs = done // 2 + 1
-    resumed = start(hosts, tmp_path, "--resume", "run", "--epochs", epochs, "-j", 0, "--device", "cpu")
+    resumed = start("--resume", "run", "--epochs", epochs, "-j", 0, "--device", "cpu")
     outputs = [process.communicate(timeout=120) for process in resumed]
     assert [process.returncode for process in resumed] == [0, 0], outputs
     steps = [row["step"] for row in read_metrics(tmp_path / "run") if row["kind"] == "training"]
