@@ -16,24 +16,8 @@ MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 2 << 30
 # A tar may give a member a long name in a header of its own, which is read whole and searched.
 MAX_LONG_NAME_BYTES = 64 << 10
-LONG_NAME_TYPES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-# What the readers of the standard library raise for damaged archives. RecursionError: headers upon headers in a tar.
-DAMAGED = (
-    EOFError,
-    OSError,
-    RecursionError,
-    ValueError,
-    struct.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# What the readers of the standard library raise. RuntimeError: headers upon headers in a tar, a zip with a password.
+DAMAGED = (EOFError, OSError, RuntimeError, ValueError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 NO_FILE = "is a link, a device or a sparse file; only files and folders are read"
 COPY_AGAIN = "copy or download it again"
 CHUNK = 1 << 20
@@ -73,7 +57,7 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """The zip in a file; raises UserError if its list of contents cannot be read."""
     try:
         return zipfile.ZipFile(file)
-    except (*DAMAGED, NotImplementedError) as error:
+    except DAMAGED as error:
         raise UserError(f"it is a zip that is damaged or cut short ({error}); {COPY_AGAIN}") from error
 
 
@@ -96,7 +80,7 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(entry) as file:
             content = file.read(entry.file_size + 1)  # never more than what was counted
-    except (*DAMAGED, RuntimeError, NotImplementedError) as error:
+    except DAMAGED as error:
         raise UserError(f"its part {entry.filename!r:.120} cannot be unpacked ({error}); {COPY_AGAIN}") from error
     if len(content) != entry.file_size:
         raise UserError(f"its part {entry.filename!r:.120} is not as long as the zip says; {COPY_AGAIN}")
@@ -109,7 +93,7 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in LONG_NAME_TYPES and header.size > MAX_LONG_NAME_BYTES):
+        if header.size < 0 or (header.size > MAX_LONG_NAME_BYTES and not header.isreg()):
             raise UserError(f"it is an archive with a name of {header.size} bytes; it is damaged or made up")
         return header
 

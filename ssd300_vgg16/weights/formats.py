@@ -19,7 +19,7 @@ from ssd300_vgg16.text import listed
 from ssd300_vgg16.weights.archive import open_zip, read_tar, read_zip
 from ssd300_vgg16.weights.oneflow_reader import DONE, PICKLE, Files, files_on_disk, read_flow_folder, roots
 from ssd300_vgg16.weights.safetensors_file import read_safetensors
-from ssd300_vgg16.weights.torch_reader import STREAM_MAGIC, TAR_MEMBERS, is_torch_zip, read_torch_stream, read_torch_zip
+from ssd300_vgg16.weights.torch_reader import STREAM_MAGIC, is_torch_zip, read_torch_stream, read_torch_zip
 
 HEAD_BYTES = 1024
 READ_HERE = (
@@ -150,10 +150,6 @@ def _of_safetensors(file: BinaryIO, path: Path | None) -> Contents:
 
 def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
     """The one folder of OneFlow's in an archive, or the one file of weights in it."""
-    if contents.keys() >= TAR_MEMBERS:
-        raise UserError(
-            "it is in the format of PyTorch's first releases (a tar); load it with torch.load, and torch.save it again"
-        )
     files = Files({name: len(content) for name, content in contents.items()}, contents.__getitem__)
     folders = roots(files)
     # A folder of OneFlow's is many files, each of which could be taken for weights.

@@ -50,11 +50,10 @@ class _Tensor(StandIn):
 
 
 # OneFlow's releases named the module of its classes differently.
+_TENSORS = ("Tensor", "_oneflow_internal.Tensor", "framework.tensor.Tensor")
+_PARAMETERS = ("nn.Parameter", "nn.parameter.Parameter", "_oneflow_internal.nn.Parameter")
 NAMES: Mapping[str, object] = {
-    **dict.fromkeys(("oneflow.Tensor", "oneflow._oneflow_internal.Tensor", "oneflow.framework.tensor.Tensor"), _Tensor),
-    "oneflow.nn.Parameter": _Tensor,
-    "oneflow.nn.parameter.Parameter": _Tensor,
-    "oneflow._oneflow_internal.nn.Parameter": _Tensor,
+    **{f"oneflow.{name}": _Tensor for name in _TENSORS + _PARAMETERS},
     "oneflow.Size": same,
     "oneflow._oneflow_internal.Size": same,
     "oneflow._oneflow_internal.dtype": StandIn,
@@ -88,20 +87,21 @@ def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], li
     """
 
     def read(name: str, max_bytes: int) -> bytes:
-        if root + name not in files.sizes:
-            raise UserError(f"{name} is missing; copy or download the whole folder again")
-        if files.sizes[root + name] > max_bytes:
-            raise UserError(f"{name} has {files.sizes[root + name]} bytes, where {max_bytes} are expected; not loaded")
-        return files.read(root + name)
+        path, file = root + name, name.rpartition("/")[2]
+        if path not in files.sizes:
+            raise UserError(f"its {file} is missing; copy or download the whole folder again")
+        if files.sizes[path] > max_bytes:
+            raise UserError(f"its {file} has {files.sizes[path]} bytes, where {max_bytes} are expected; not loaded")
+        return files.read(path)
 
     # Tensors that share a folder (tied weights, or a file made to seem large) share one array.
     @cache
     def array(folder: str) -> np.ndarray:
-        shape, dtype = _meta(f"{folder}/{META}", read(f"{folder}/{META}", META_BYTES))
+        shape, dtype = _meta(read(f"{folder}/{META}", META_BYTES))
         expected = prod(shape) * item_size(dtype)
         raw = read(f"{folder}/{NUMBERS}", expected)
         if len(raw) != expected:
-            raise UserError(f"{folder}/{NUMBERS} has {len(raw)} bytes, {META} says {expected}; copy it again")
+            raise UserError(f"its {NUMBERS} has {len(raw)} bytes, its {META} says {expected}; copy it again")
         return numbers(raw, dtype).reshape(shape)
 
     if root + PICKLE in files.sizes:
@@ -126,9 +126,9 @@ def _folder(state: object) -> str:
     return folder
 
 
-def _meta(name: str, text: bytes) -> tuple[tuple[int, ...], str]:
+def _meta(text: bytes) -> tuple[tuple[int, ...], str]:
     """The shape and type of the numbers beside it."""
     match = META_TEXT.fullmatch(text.decode("latin1"))
     if match is None or match[2] not in TYPES:
-        raise UserError(f"{name} says no shape and type of numbers that are read here: {text[:80]!r}")
+        raise UserError(f"its {META} says no shape and type of numbers that are read here: {text[:80]!r}")
     return check_shape(tuple(int(count) for count in re.findall(r"\d+", match[1]))), TYPES[match[2]]

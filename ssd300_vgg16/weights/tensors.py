@@ -86,19 +86,15 @@ def item_size(dtype: str) -> int:
     return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
 
 
-def numbers(raw: bytes, dtype: str, big_endian: bool = False) -> np.ndarray:
-    """The bytes as [N] numbers of a type, in this machine's order; bfloat16 becomes float32.
-
-    The bytes must make whole numbers.
-    """
+def numbers(raw: bytes, dtype: str) -> np.ndarray:
+    """Little-endian bytes as [N] numbers of a type; bfloat16 becomes float32. The bytes must make whole numbers."""
     if dtype == "bool":
         # Through uint8: a byte other than 0 and 1, taken as a bool as it is, is neither.
         return np.frombuffer(raw, np.uint8).astype(bool)
     if dtype == BFLOAT16:
         # bfloat16 is the upper half of float32.
-        return (numbers(raw, "uint16", big_endian).astype(np.uint32) << 16).view(np.float32)
-    stored = np.dtype(dtype).newbyteorder(">" if big_endian else "<")
-    return np.frombuffer(raw, stored).astype(dtype, copy=False)
+        return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, dtype)
 
 
 def check_shape(shape: object) -> tuple[int, ...]:

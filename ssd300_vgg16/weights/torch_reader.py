@@ -21,8 +21,6 @@ PICKLE_IN_ZIP = re.compile(r"([^/]+/)?data\.pkl")
 STREAM_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 STREAM_PROTOCOL = 1001
 LENGTH_BYTES = 8
-# What the files of PyTorch's first releases, which are tars, hold.
-TAR_MEMBERS = frozenset(("pickle", "storages", "tensors"))
 MADE_UP = "the file is damaged or made up"
 
 
@@ -45,20 +43,13 @@ class _Storage:
         return self.stored * item_size(self.dtype)
 
 
-@dataclass(frozen=True)
 class _Tensor:
     """What a pickle says of a tensor, not checked yet."""
 
-    storage: _Storage
-    offset: object
-    shape: object
-    strides: object
-
-
-def _tensor(storage: object, offset: object, shape: object, strides: object, *_grad_and_hooks: object) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise TypeError("a tensor without its numbers")
-    return _Tensor(storage, offset, shape, strides)
+    def __init__(self, storage: object, offset: object, shape: object, strides: object, *_grad_and_hooks: object):
+        if not isinstance(storage, _Storage):
+            raise TypeError("a tensor without its numbers")
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
 
 def _parameter(tensor: object, *_grad_and_hooks: object) -> object:
@@ -78,8 +69,8 @@ STORAGE_TYPES = {
     "Bool": "bool",
 }
 NAMES: Mapping[str, object] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _Tensor,
+    "torch._utils._rebuild_tensor_v2": _Tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": same,
@@ -113,8 +104,8 @@ def read_torch_zip(archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], lis
             raise UserError(f"the part {name!r:.80} of its file is missing; copy or download it again")
         return read_entry(archive, entries[folders[0] + name])
 
-    # Older releases do not write the part byteorder: their numbers are taken to be little-endian.
-    big_endian = f"{folders[0]}byteorder" in entries and part("byteorder") == b"big"
+    if f"{folders[0]}byteorder" in entries and part("byteorder") == b"big":
+        raise UserError("its numbers are big-endian, as on IBM Z: torch.save it on another machine")
     storages: dict[str, _Storage] = {}
     data = read_pickle(io.BytesIO(part("data.pkl")), NAMES, partial(_add_storage, storages))
 
@@ -122,7 +113,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], lis
         raw, expected = part(f"data/{key}"), storages[key].stored_bytes
         if len(raw) != expected:
             raise UserError(f"it has {len(raw)} bytes of numbers stored, instead of {expected}; copy it again")
-        return numbers(raw, storages[key].dtype, big_endian)
+        return numbers(raw, storages[key].dtype)
 
     return _network(data, stored)
 
