@@ -1,7 +1,6 @@
 """Published weights, downloaded once by pooch: from the first source that has the right file, checked, and kept."""
 
 import fcntl
-import sys
 from pathlib import Path
 
 import pooch
@@ -44,7 +43,7 @@ def fetch(weights: Published) -> Path:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"another process is downloading {weights.name}: waiting for it", file=sys.stderr, flush=True)
+                pooch.get_logger().info("another process is downloading %s: waiting for it", weights.name)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # The process that held the lock may have put the file there meanwhile.
             return _cached(weights, cache.abspath) or _from_any(weights, cache)
@@ -62,7 +61,7 @@ def _cached(weights: Published, folder: Path) -> Path | None:
         if path.is_file():
             sha256, remembered = sha256_of(path), Path(f"{path}.sha256")
             problem = source.mismatch(path.stat().st_size, sha256)
-            if remembered.is_file() and remembered.read_text() != sha256:
+            if remembered.is_file() and remembered.read_text("latin1") != sha256:
                 problem = f"it has changed since it was downloaded, with the SHA-256 in {remembered}"
             if problem:
                 raise UserError(f"{path} is not the published file: {problem}. Delete it, to have it downloaded again")
@@ -78,11 +77,8 @@ def _from_any(weights: Published, cache: pooch.Pooch) -> Path:
         except (Broken, Refused) as reason:
             reasons.append(f"  {source.url}: {reason}" + (f" ({TRIES} tries)" if isinstance(reason, Broken) else ""))
     by_hand = next((source for source in weights.sources if source.sha256), weights.sources[0])
-    raise UserError(
-        "\n".join((f"{weights.name} could not be downloaded:", *reasons))
-        + f"\nWithout a network, download {by_hand.url} on another machine and put it at "
-        f"{cache.abspath / by_hand.file_name}; behind a proxy, set HTTPS_PROXY and REQUESTS_CA_BUNDLE"
-    )
+    advice = f"Without a network, download {by_hand.url} elsewhere and put it at {cache.abspath / by_hand.file_name}"
+    raise UserError("\n".join((f"{weights.name} could not be downloaded:", *reasons, advice)))
 
 
 class _Resuming:
@@ -102,7 +98,7 @@ class _Resuming:
         except requests.exceptions.ProxyError:  # whose text may hold the proxy's password
             raise Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through") from None
         except requests.RequestException as error:
-            raise Broken(f"could not be reached ({error})") from error
+            raise Broken(f"could not be reached; for a proxy set HTTPS_PROXY, REQUESTS_CA_BUNDLE ({error})") from error
         except HTTPError as error:
             raise Broken(f"broke off the connection ({error.args[0]})") from error
         sha256 = sha256_of(self.part)
@@ -114,7 +110,7 @@ class _Resuming:
         self.part.replace(output_file)
 
     def _transfer(self, url: str) -> None:
-        known = self.validator.read_text() if self.validator.is_file() else ""
+        known = self.validator.read_text("latin1") if self.validator.is_file() else ""
         offset = self.part.stat().st_size if known and self.part.is_file() else 0
         headers = {"Accept-Encoding": "identity"}  # the bytes of the file: a .tar.gz is not to be unpacked on the way
         if offset:
@@ -124,13 +120,14 @@ class _Resuming:
             # A strong ETag, or else the time of change, may stand in If-Range.
             etag = response.headers.get("ETag", "W/")
             validator = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
-            joins = validator == known and response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-            if response.status_code == 416 or (response.status_code == 206 and not joins):  # not all mind If-Range
-                self.part.unlink()
+            goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+            joins = offset and goes_on and validator == known  # not every server minds If-Range
+            if response.status_code == 416 or (response.status_code == 206 and not joins):
+                self.part.unlink(missing_ok=True)
                 raise Broken("has another file than before: it is fetched anew")
             if response.status_code == 200:
                 self.part.unlink(missing_ok=True)  # first, or a part of another file could get this validator
-                self.validator.write_text(validator)
+                self.validator.write_text(validator, "latin1")
             total = response.raw.length_remaining  # of what is still to come; None if the server does not say it
             bar = tqdm(desc=self.path.name, total=total, unit="B", unit_scale=True, leave=False, disable=None)
             with bar, self.part.open("ab") as file:
@@ -146,9 +143,8 @@ def _refuse_answer(response: requests.Response) -> None:
     hops = [hop.url for hop in (*response.history, response)]
     if hops[0].startswith("https:") and not all(hop.startswith("https:") for hop in hops):
         raise Refused(f"redirects from https to {hops[-1]}, which is not protected")
-    status = response.status_code
-    if status not in (200, 206, 416):
-        passing = status >= 500 or status in (408, 429)
-        raise (Broken if passing else Refused)(f"answers HTTP {status} ({response.reason})")
+    if response.status_code not in (200, 206, 416):
+        passing = response.status_code >= 500 or response.status_code in (408, 429)
+        raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise Refused("sends a web page in place of the file (does this network ask for a login first?)")

@@ -3,10 +3,8 @@
 All of them are read without running anything in them, and without the framework that wrote them.
 """
 
-import gzip
 import re
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -62,14 +60,14 @@ def kind_of(head: bytes) -> Literal["safetensors", "stream", "zip", "gzip", "tar
 class Contents:
     """What a file holds, before anyone asks whether it is an SSD.
 
-    format: as people call it; tensors: by the names in the file, read-only where that saves a copy; header: this
-    package's own, of files it wrote; ignored: names of what is no tensor of the network, as "epoch" or "optimizer".
+    format: as people call it; tensors: by the names in the file, read-only where that saves a copy; ignored: names of
+    what is no tensor of the network, as "epoch" or "optimizer"; header: this package's own, of files it wrote.
     """
 
     format: str
     tensors: dict[str, np.ndarray]
-    header: dict
     ignored: list[str]
+    header: dict = field(default_factory=dict)
 
 
 def read_contents(path: Path) -> Contents:
@@ -82,7 +80,7 @@ def read_contents(path: Path) -> Contents:
         if path.is_dir():
             if not any((path / mark).is_file() for mark in (PICKLE, DONE)):
                 raise UserError(f"it is a folder without OneFlow's weights (neither {PICKLE} nor {DONE}). {READ_HERE}")
-            return _foreign("OneFlow folder", read_flow_folder(files_on_disk(path), ""))
+            return Contents("OneFlow folder", *read_flow_folder(files_on_disk(path), ""))
         if not path.is_file():
             raise UserError("no such file of weights")
         with path.open("rb") as file:
@@ -95,10 +93,12 @@ def read_contents(path: Path) -> Contents:
         raise UserError(f"{path}: {error}") from error
 
 
-def _foreign(form: str, read: tuple[dict[str, np.ndarray], list[str]]) -> Contents:
-    """What a reader gave, of a format that has no header of this package's."""
-    tensors, ignored = read
-    return Contents(form, tensors, {}, ignored)
+def _told(head: bytes) -> str:
+    """What a file is that begins so, and holds no weights."""
+    for beginning, sentence in OTHER_FILES.items():
+        if re.match(beginning, head, re.IGNORECASE | re.DOTALL):
+            return sentence
+    return f"it is of no format that is known here, or damaged; it begins with the bytes {head[:8].hex(' ')}"
 
 
 def _of_file(file: BinaryIO, path: Path | None) -> Contents:
@@ -107,32 +107,22 @@ def _of_file(file: BinaryIO, path: Path | None) -> Contents:
     file.seek(0)
     kind = kind_of(head)
     if kind is None:
-        start = next(
-            (said for mark, said in OTHER_FILES.items() if re.match(mark, head, re.IGNORECASE | re.DOTALL)), ""
-        )
-        raise UserError(f"{start or f'it is of no format that is known here, or damaged ({head[:8]!r})'}. {READ_HERE}")
+        raise UserError(f"{_told(head)}. {READ_HERE}")
     if kind == "safetensors":
         return _of_safetensors(file, path)
     if kind == "stream":
-        return _foreign("PyTorch stream (before 1.6)", read_torch_stream(file))
+        return Contents("PyTorch stream (before 1.6)", *read_torch_stream(file))
     if kind == "zip":
         with open_zip(file) as archive:
             if is_torch_zip(archive):
-                return _foreign("PyTorch zip", read_torch_zip(archive))
+                return Contents("PyTorch zip", *read_torch_zip(archive))
             if path:
                 return _of_archive(read_zip(archive), ".zip")
     # One archive only is unpacked: archives in archives could multiply what is counted for each.
     if path is None:
         raise UserError("it is an archive in an archive: unpack the outer one first")
-    if kind == "gzip":
-        try:
-            inner = kind_of(gzip.GzipFile(fileobj=file).read(HEAD_BYTES))
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"it is a gzip that is damaged or cut short ({error}); download it again") from error
-        if inner != "tar":
-            raise UserError("it is packed with gzip, but no .tar.gz: unpack it first (gunzip)")
-        file.seek(0)
-    return _of_archive(read_tar(file, gzipped=kind == "gzip"), ".tar.gz" if kind == "gzip" else ".tar")
+    gzipped = kind == "gzip"
+    return _of_archive(read_tar(file, gzipped), ".tar.gz" if gzipped else ".tar")
 
 
 def _of_safetensors(file: BinaryIO, path: Path | None) -> Contents:
@@ -145,7 +135,7 @@ def _of_safetensors(file: BinaryIO, path: Path | None) -> Contents:
         tensors, header = read_safetensors(path)
     except (TypeError, AttributeError) as error:  # a type that numpy lacks
         raise UserError(f"it holds numbers that are not read here ({error}); save it as float32") from error
-    return Contents("safetensors", tensors, header, [])
+    return Contents("safetensors", tensors, [], header)
 
 
 def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
@@ -160,7 +150,7 @@ def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
         names = listed([name or "." for name in candidates], max_names=5)
         raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({names})")
     if folders:
-        inner = _foreign("OneFlow folder", read_flow_folder(files, folders[0]))
+        inner = Contents("OneFlow folder", *read_flow_folder(files, folders[0]))
     else:
         inner = _of_file(BytesIO(contents[candidates[0]]), None)
     return replace(inner, format=f"{inner.format} in a {suffix}")

@@ -1,15 +1,22 @@
-"""Weights as other projects publish them, in files that PyTorch would have written; nothing here reads weights.
+"""Weights as other projects publish them, in files that PyTorch would have written, and how such files are refused.
 
 SSDs by the names that other projects give their tensors, in the order in which their code lists them.
 """
 
 import pickle
 import struct
+import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.formats import read_contents
 
 FOREIGN_WIDTH = 1 / 16  # of these networks
 # The lists that ssd.pytorch and lufficc/SSD build their networks from. C: pooling that rounds up; S: stride 2 follows.
@@ -160,3 +167,23 @@ def write_pth(path: Path, tensors: dict[str, np.ndarray]) -> Path:
         for number, array in enumerate(tensors.values()):
             archive.writestr(f"archive/data/{number}", array.ravel("K").astype("<f4").tobytes())
     return path
+
+
+def refusal(path: Path) -> str:
+    """Why a file is not read; nothing may have been written beside it."""
+    before = sorted(path.parent.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        read_contents(path)
+    assert str(caught.value).startswith(str(path))
+    assert sorted(path.parent.rglob("*")) == before
+    return str(caught.value)
+
+
+@contextmanager
+def less_memory_than(limit: int) -> Iterator[None]:
+    """What is done within it may not take more bytes at any time."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < limit

@@ -6,16 +6,13 @@ import pickle
 import struct
 import tarfile
 import time
-import tracemalloc
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_weights import asked, saved, storage, tensor, text, value
+from foreign_weights import asked, less_memory_than, refusal, saved, storage, tensor, text, value
 
-from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights import restricted_pickle
 from ssd300_vgg16.weights.formats import read_contents
 
@@ -52,23 +49,7 @@ def tar_gz_of_flow(path, pickled):
     return path
 
 
-@contextmanager
-def less_memory_than(limit):
-    tracemalloc.start()
-    yield
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < limit
-
-
 CONTAINERS = pytest.mark.parametrize("write", [torch_zip, torch_stream, flow_folder, tar_gz_of_flow])
-
-
-def refusal(path):
-    with pytest.raises(UserError) as caught:
-        read_contents(path)
-    assert str(caught.value).startswith(str(path))
-    return str(caught.value)
 
 
 def flow_tensor(folder="tensor_1"):

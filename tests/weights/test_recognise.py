@@ -19,7 +19,7 @@ CONV1_1 = "backbone.features.0.weight"
 
 
 def read(tensors, header=None, ignored=()):
-    return recognise(Contents("test", tensors, header or {}, list(ignored)), FILE)
+    return recognise(Contents("test", tensors, list(ignored), header or {}), FILE)
 
 
 def published_detector(size, num_classes):
@@ -184,7 +184,7 @@ def test_torchvisions_default_boxes_are_cocos_whatever_it_learns():
 def test_the_authors_own_weights_are_turned_to_rgb():
     theirs = foreign_detector("amdegroot", 300, 21)
     theirs["vgg.0.weight"] = np.arange(4 * 3 * 9, dtype=np.float32).reshape(4, 3, 3, 3)
-    contents = Contents("test", theirs, {}, [])
+    contents = Contents("test", theirs, [])
     found = recognise(contents, Path("cache/ssd_300_VOC0712.pth"))
     np.testing.assert_array_equal(found.tensors[CONV1_1], theirs["vgg.0.weight"][:, [2, 1, 0]])
     assert any("BGR" in note for note in found.notes)

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from foreign_weights import refusal
 from places import GOLDEN
 from safetensors.numpy import save_file
 
@@ -42,13 +43,6 @@ def assert_same(tensors, expected):
 def expected_of(version, name):
     with np.load(FILES / version / f"{name}.npz") as file:
         return {key.removeprefix("module."): file[key] for key in file}
-
-
-def refusal(path):
-    with pytest.raises(UserError) as caught:
-        read_contents(path)
-    assert str(caught.value).startswith(str(path))
-    return str(caught.value)
 
 
 @every_torch_file
