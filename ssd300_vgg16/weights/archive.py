@@ -43,8 +43,8 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
         while unpacked.read(CHUNK):  # to gzip's own checksum, which follows the tar's end
             pass
     except DAMAGED as error:
-        damage = "a gzip that is damaged, or not of a tar" if gzipped else "a tar that is damaged or cut short"
-        raise UserError(f"it is {damage} ({error}); {COPY_AGAIN}") from error
+        damage = "a gzip that is damaged or holds no tar" if gzipped else "a tar that is damaged or cut short"
+        raise UserError(f"it is {damage} ({error}); unpack it yourself, or {COPY_AGAIN}") from error
     return files
 
 

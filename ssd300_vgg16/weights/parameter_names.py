@@ -1,6 +1,7 @@
 """What other projects call the parameters of an SSD-VGG16: tables from their names to the published ones, used here."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 # The trunk's convolutions conv1_1 to conv4_3 and conv5_1 to conv5_3, as VGG16's layers are numbered everywhere.
 _TRUNK = {str(n): f"backbone.features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)}
@@ -40,21 +41,29 @@ def _detector(trunk: str, extras: str, scale: str, offsets: str, scores: str) ->
 
 @dataclass(frozen=True)
 class Project:
-    """table: the published name of each of its parameters; ssd512: the model that it has code for as SSD512."""
+    """table: the published name of each of its parameters; ssd512: the model that it has code for as SSD512.
+
+    boxes: whose sizes its code gives the default boxes, "coco" or "voc", by the number of outputs; None: for others.
+    """
 
     name: str
     table: dict[str, str]
     ssd512: str = "ssd512_vgg16"
+    boxes: Mapping[int | None, str] = field(default_factory=lambda: {None: "coco"})
 
     def own(self, published: str) -> str | None:
         """What the project calls the parameter of a published name; None if it has none."""
         return next((theirs for theirs, ours in self.table.items() if ours == published), None)
 
 
-AMDEGROOT = Project("amdegroot", _detector("vgg", "extras", "L2Norm", "loc", "conf"))
+_AMDEGROOT = _detector("vgg", "extras", "L2Norm", "loc", "conf")
 _LUFFICC_HEADS = ("box_head.predictor.reg_headers", "box_head.predictor.cls_headers")
-LUFFICC = Project("lufficc", _detector("backbone.vgg", "backbone.extras", "backbone.l2_norm", *_LUFFICC_HEADS))
-PUBLISHED = Project("torchvision", {ours: ours for ours in AMDEGROOT.table.values()}, ssd512="ssd512_vgg16_highres")
+_LUFFICC = _detector("backbone.vgg", "backbone.extras", "backbone.l2_norm", *_LUFFICC_HEADS)
+PUBLISHED = Project("torchvision", {ours: ours for ours in _AMDEGROOT.values()}, ssd512="ssd512_vgg16_highres")
+# Its code asks whether there are 21 outputs.
+AMDEGROOT = Project("amdegroot", _AMDEGROOT, boxes={21: "voc", None: "coco"})
+# Its defaults are VOC's, which its settings for COCO change.
+LUFFICC = Project("lufficc", _LUFFICC, boxes={81: "coco", 91: "coco", None: "voc"})
 # vgg16_reducedfc.pth: the trunk alone, fc6 and fc7 already decimated.
 REDUCED_FC = Project("vgg16_reducedfc", _parameters("", _VGG16_REDUCED))
 # The classifier of torchvision and flowvision, without its fully connected layers.

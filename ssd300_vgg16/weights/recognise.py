@@ -11,9 +11,8 @@ from ssd300_vgg16.data.dataset import BACKGROUND, Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import PIXEL_MEAN, variant_of
 from ssd300_vgg16.text import listed
-from ssd300_vgg16.weights import parameter_names
 from ssd300_vgg16.weights.formats import Contents, read_contents
-from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, FC7, MAX_MAPS, PROJECTS, Project
+from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, FC7, MAX_MAPS, PROJECTS, VGG16, Project
 from ssd300_vgg16.weights.published import TAKE_BGR
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -72,7 +71,7 @@ def recognise(contents: Contents, path: Path) -> Weights:
     notes: list[str] = []
     description: ModelDescription | None = None
     try:
-        if project is parameter_names.VGG16 and _is_classifier(given):
+        if project is VGG16 and _is_classifier(given):
             tensors, used, notes = _classifier_as_trunk(tensors, given)
             unused = [name for name in unused if name not in used]
         if path.name in TAKE_BGR:
@@ -185,7 +184,7 @@ def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project
     maps = 1 + max(level for level in range(MAX_MAPS) if f"{CLASSIFICATION}.{level}.bias" in tensors)
     num_classes = len(tensors[f"{CLASSIFICATION}.{maps - 1}.bias"]) // BOXES_OF_LAST_MAP
     model = "ssd300_vgg16" if maps < MAX_MAPS else project.ssd512
-    boxes = _box_sizes(project, num_classes)
+    boxes = project.boxes.get(num_classes, project.boxes[None])
     width = len(tensors[f"{CONV1_1}.weight"]) / TRUNK_CHANNELS
     categories = KNOWN_CLASSES.get(num_classes)
     names = {VOC_CATEGORIES: "VOC's", None: "unknown"}.get(categories, "COCO's")
@@ -196,17 +195,6 @@ def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project
     if model != "ssd300_vgg16":
         notes.append(f"seven feature maps by {project.name}'s names: taken for {model}")
     return ModelDescription(num_classes, width, categories or _unnamed(num_classes), variant_of(model, boxes)), notes
-
-
-def _box_sizes(project: Project, num_classes: int) -> str:
-    """Whose default boxes a network has by its project's code: "coco" or "voc".
-
-    torchvision's has COCO's whatever it learns; lufficc's defaults are VOC's, which its settings for COCO change;
-    amdegroot's asks whether there are 21 outputs.
-    """
-    if project is parameter_names.LUFFICC:
-        return "coco" if KNOWN_CLASSES.get(num_classes, VOC_CATEGORIES) != VOC_CATEGORIES else "voc"
-    return "voc" if project is parameter_names.AMDEGROOT and num_classes == len(VOC_CATEGORIES) + 1 else "coco"
 
 
 def is_unnamed(categories: tuple[Category, ...]) -> bool:

@@ -5,6 +5,8 @@ import stat
 
 import numpy as np
 import pytest
+from foreign_weights import write_pth
+from formula_weights import CLOSE, formula_weights, weights_left_unset
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from small_data import WIDTH
@@ -12,9 +14,11 @@ from small_data import WIDTH
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import SSD300_VGG16
 from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.model import build_model, load_model, load_tensors, model_tensors
+from ssd300_vgg16.weights.recognise import read_as_ssd
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
 CATEGORIES = (Category(1, 3, "Kätzchen"), Category(2, 70, "狗 🐕"), Category(3, 71, 'a "b"\n'))
@@ -209,3 +213,25 @@ def test_published_weights_tell_width_and_classes_by_their_shapes(tmp_path, num_
         assert description.names()[1] == "class 1"
     for name, array in model_tensors(loaded).items():
         np.testing.assert_array_equal(array, model_tensors(model)[name])
+
+
+def test_the_published_detector_is_known_and_answers_as_it_did(golden, tmp_path):
+    """In a file of its own format and size, with the numbers of the reference figures."""
+    layout = golden("state_dict")
+    shapes = [tuple(map(int, text.split(","))) for text in layout["shapes"]]
+    published_file = write_pth(
+        tmp_path / "w.pth", formula_weights(dict(zip(layout["names"].tolist(), shapes, strict=True)))
+    )
+    assert 142_500_000 < published_file.stat().st_size < 142_700_000
+    weights = read_as_ssd(published_file)
+    assert (weights.format, weights.names, weights.unused) == ("PyTorch zip", "torchvision", ())
+    assert weights.description == ModelDescription(91, 1, COCO_CATEGORIES, SSD300_VGG16)
+    with weights_left_unset():
+        model, _ = load_model(published_file)
+    reference = golden("forward")
+    images = np.random.default_rng(int(reference["image_seed"])).random((2, 3, 300, 300), dtype=np.float32)
+    with flow.no_grad():
+        offsets, logits = model(flow.from_numpy(images * 255))
+    for name, answer in (("offsets", offsets), ("logits", logits)):
+        found = answer.numpy().reshape(-1)[reference[f"{name}_index"]]
+        np.testing.assert_allclose(found, reference[name], **CLOSE)
