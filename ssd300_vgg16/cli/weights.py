@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     elif options.verb == "download":
         print(fetch(published(options.name)))
     elif options.verb == "inspect":
-        print("\n".join(_inspection(read_as_ssd(find_weights(Path(options.file))))))
+        weights = read_as_ssd(find_weights(Path(options.file)))
+        print("\n".join([*_summary(weights), *_tensor_rows(weights)]))
     else:
         _convert(options)
     return 0
@@ -81,8 +82,8 @@ def _listing() -> list[str]:
     return rows
 
 
-def _inspection(weights: Weights) -> list[str]:
-    """Rows on the file and its network, and behind them one for each tensor."""
+def _summary(weights: Weights) -> list[str]:
+    """Rows on the file and its network."""
     parameters = sum(array.size for array in weights.tensors.values())
     rows = [f"{weights.path}", f"  format   {weights.format}", f"  names    {weights.names}'s"]
     if weights.description:
@@ -103,11 +104,15 @@ def _inspection(weights: Weights) -> list[str]:
     rows.append(f"  tensors  {len(weights.tensors)} of an SSD-VGG16, {parameters:,} parameters; {fit}")
     if weights.unused:
         rows.append(f"  not used {listed(weights.unused, MAX_UNUSED)}")
-    longest = max(map(len, weights.tensors))
-    for name, array in weights.tensors.items():
-        shape = " x ".join(map(str, array.shape)) or "single"
-        rows.append(f"    {name:<{longest}}  {array.dtype}  {shape}")
     return rows
+
+
+def _tensor_rows(weights: Weights) -> list[str]:
+    longest = max(map(len, weights.tensors))
+    return [
+        f"    {name:<{longest}}  {array.dtype}  {' x '.join(map(str, array.shape)) or 'single'}"
+        for name, array in weights.tensors.items()
+    ]
 
 
 def _model() -> ModuleType:
@@ -134,8 +139,7 @@ def _convert(options: argparse.Namespace) -> None:
             raise UserError(f"--names {project.name}: there is no name for {name}")
         tensors[own] = array
     save_weights(target, tensors, weights.description)
-    # Without the rows of single tensors, which would push the rest off the screen.
-    print("\n".join(_inspection(weights)[: -len(weights.tensors)]))
+    print("\n".join(_summary(weights)))
     print(f"written: {target}, {len(tensors)} tensors by {project.name}'s names")
 
 

@@ -95,19 +95,18 @@ def test_it_goes_on_only_with_what_tells_the_file_surely(server, etag, headers, 
 
 
 @pytest.mark.parametrize(
-    ("second", "sizes"),
+    ("second", "requests"),
     [
-        pytest.param(Answer(OTHER, etag='"second"'), [HALF, 200_000], id="If-Range is minded"),
-        pytest.param(Answer(OTHER, etag='"second"', if_range=False), [HALF, 0, 200_000], id="If-Range is not"),
-        pytest.param(Answer(OTHER, ranges=False), [HALF, 200_000], id="Range is not"),
-        pytest.param(Answer(OTHER[:HALF], etag='"second"', if_range=False), [HALF, 0, HALF], id="now shorter"),
+        pytest.param(Answer(OTHER, etag='"second"'), 2, id="If-Range is minded"),
+        pytest.param(Answer(OTHER, etag='"second"', if_range=False), 3, id="If-Range is not"),
+        pytest.param(Answer(OTHER, ranges=False), 2, id="Range is not"),
+        pytest.param(Answer(OTHER[:HALF], etag='"second"', if_range=False), 3, id="now shorter"),
     ],
 )
-def test_a_file_that_changes_between_tries_is_not_glued_together(server, second, sizes):
+def test_a_file_that_changes_between_tries_is_not_glued_together(server, second, requests):
     server.answers = [Answer(stop=HALF), second]
     assert fetch(weights_at(server.url())).read_bytes() == second.body
-    if second.if_range:  # else how much was on its way when the client hung up is chance
-        assert [request.sent for request in server.requests] == sizes
+    assert len(server.requests) == requests
 
 
 def test_a_part_that_was_damaged_on_the_disk_is_not_used_again(server, cache):
