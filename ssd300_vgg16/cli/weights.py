@@ -21,7 +21,7 @@ from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
 from ssd300_vgg16.text import listed, printable
 from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.locate import find_weights
-from ssd300_vgg16.weights.parameter_names import AMDEGROOT, CONV1_1, LUFFICC, PUBLISHED, Project
+from ssd300_vgg16.weights.parameter_names import AMDEGROOT, CONV1_1, LUFFICC, PUBLISHED
 from ssd300_vgg16.weights.published import PUBLISHED as PUBLISHED_WEIGHTS
 from ssd300_vgg16.weights.published import published
 from ssd300_vgg16.weights.recognise import Weights, read_as_ssd, with_rgb
@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     elif options.verb == "download":
         print(fetch(published(options.name)))
     elif options.verb == "inspect":
-        print("\n".join(_inspection(read_as_ssd(find_weights(Path(options.file))))))
+        weights = read_as_ssd(find_weights(Path(options.file)))
+        print("\n".join([*_summary(weights), *_tensor_rows(weights)]))
     else:
         _convert(options)
     return 0
@@ -81,44 +82,37 @@ def _listing() -> list[str]:
     return rows
 
 
-def _inspection(weights: Weights) -> list[str]:
+def _summary(weights: Weights) -> list[str]:
+    """Rows on the file and its network."""
     parameters = sum(array.size for array in weights.tensors.values())
-    rows = [
-        f"{weights.path}",
-        f"  format   {weights.format}",
-        f"  names    {weights.names}'s",
-        *(f"  {row}" for row in _about_network(weights)),
-        *(f"  note     {note}" for note in weights.notes),
-        f"  tensors  {len(weights.tensors)} of an SSD-VGG16, {parameters:,} parameters; {_fit(weights)}",
-    ]
+    rows = [f"{weights.path}", f"  format   {weights.format}", f"  names    {weights.names}'s"]
+    if weights.description:
+        variant, num_classes = weights.description.variant, weights.description.num_classes
+        names = [printable(category.name) for category in weights.description.categories]
+        model = _model()
+        problems = model.misfits(model.empty_model(weights.description), weights.tensors)
+        fit = f"DOES NOT FIT the network: {'; '.join(problems)}" if problems else "all there, none too much"
+        rows += [
+            f"  network  {variant.model}, default boxes of {variant.boxes.upper()}'s sizes, "
+            f"width {weights.description.width:g}",
+            f"  classes  {num_classes} outputs: background, {', '.join(names)}",
+        ]
+    else:  # a trunk alone has no network to be compared with
+        fit = f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
+        rows.append("  network  VGG16 without SSD's heads: for --weights-backbone or --load, not for detecting")
+    rows += [f"  note     {note}" for note in weights.notes]
+    rows.append(f"  tensors  {len(weights.tensors)} of an SSD-VGG16, {parameters:,} parameters; {fit}")
     if weights.unused:
         rows.append(f"  not used {listed(weights.unused, MAX_UNUSED)}")
-    longest = max(map(len, weights.tensors))
-    for name, array in weights.tensors.items():
-        shape = " x ".join(map(str, array.shape)) or "single"
-        rows.append(f"    {name:<{longest}}  {array.dtype}  {shape}")
     return rows
 
 
-def _about_network(weights: Weights) -> list[str]:
-    description = weights.description
-    if description is None:
-        return ["network  VGG16 without SSD's heads: for --weights-backbone or --load, not for detecting"]
-    names = [printable(category.name) for category in description.categories]
+def _tensor_rows(weights: Weights) -> list[str]:
+    longest = max(map(len, weights.tensors))
     return [
-        f"network  {description.variant.model}, default boxes of {description.variant.boxes.upper()}'s sizes, "
-        f"width {description.width:g}",
-        f"classes  {description.num_classes} outputs: background, {', '.join(names)}",
+        f"    {name:<{longest}}  {array.dtype}  {' x '.join(map(str, array.shape)) or 'single'}"
+        for name, array in weights.tensors.items()
     ]
-
-
-def _fit(weights: Weights) -> str:
-    """Whether the tensors are a whole network's. A trunk alone has no network to be compared with."""
-    if weights.description is None:
-        return f"{len(weights.tensors[f'{CONV1_1}.weight'])} channels in conv1_1"
-    model = _model()
-    problems = model.misfits(model.empty_model(weights.description), weights.tensors)
-    return f"DOES NOT FIT the network: {'; '.join(problems)}" if problems else "all there, none too much"
 
 
 def _model() -> ModuleType:
@@ -138,18 +132,15 @@ def _convert(options: argparse.Namespace) -> None:
         model = _model()
         model.refuse_misfits(model.empty_model(weights.description), weights.tensors, weights.path)
     project = WRITABLE[options.names]
-    tensors = {_own_name(project, name): array for name, array in weights.tensors.items()}
+    tensors = {}
+    for name, array in weights.tensors.items():
+        own = project.own(name)
+        if own is None:
+            raise UserError(f"--names {project.name}: there is no name for {name}")
+        tensors[own] = array
     save_weights(target, tensors, weights.description)
-    # Without the rows of single tensors, which would push the rest off the screen.
-    print("\n".join(_inspection(weights)[: -len(weights.tensors)]))
+    print("\n".join(_summary(weights)))
     print(f"written: {target}, {len(tensors)} tensors by {project.name}'s names")
-
-
-def _own_name(project: Project, name: str) -> str:
-    own = project.own(name)
-    if own is None:
-        raise UserError(f"--names {project.name}: there is no name for {name}")
-    return own
 
 
 def _as_said(weights: Weights, options: argparse.Namespace) -> Weights:

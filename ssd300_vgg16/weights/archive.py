@@ -8,35 +8,18 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from ssd300_vgg16.errors import UserError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 2 << 30
 # A tar may give a member a long name in a header of its own, which is read whole and searched.
 MAX_LONG_NAME_BYTES = 64 << 10
-LONG_NAME_TYPES = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-# What the readers of the standard library raise for damaged archives. RecursionError: headers upon headers in a tar.
-DAMAGED = (
-    EOFError,
-    OSError,
-    RecursionError,
-    ValueError,
-    struct.error,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# What the readers of the standard library raise. RuntimeError: headers upon headers in a tar, a zip with a password.
+DAMAGED = (EOFError, OSError, RuntimeError, ValueError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+NO_FILE = "is a link, a device or a sparse file; only files and folders are read"
+COPY_AGAIN = "copy or download it again"
 CHUNK = 1 << 20
 
 
@@ -56,13 +39,12 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
                 if member.isreg() and not member.issparse() and (content := archive.extractfile(member)):
                     files[name] = content.read()
                 elif not member.isdir():
-                    raise UserError(f"its member {name!r:.120} is {_kind(member)}; only files and folders are read")
+                    raise UserError(f"its member {name!r:.120} {NO_FILE}")
         while unpacked.read(CHUNK):  # to gzip's own checksum, which follows the tar's end
             pass
     except DAMAGED as error:
-        raise UserError(
-            f"it is an archive that is damaged or cut short ({error}); copy or download it again"
-        ) from error
+        damage = "a gzip that is damaged or holds no tar" if gzipped else "a tar that is damaged or cut short"
+        raise UserError(f"it is {damage} ({error}); unpack it yourself, or {COPY_AGAIN}") from error
     return files
 
 
@@ -76,8 +58,8 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """The zip in a file; raises UserError if its list of contents cannot be read."""
     try:
         return zipfile.ZipFile(file)
-    except (*DAMAGED, NotImplementedError) as error:
-        raise UserError(f"it is a zip that is damaged or cut short ({error}); copy or download it again") from error
+    except DAMAGED as error:
+        raise UserError(f"it is a zip that is damaged or cut short ({error}); {COPY_AGAIN}") from error
 
 
 def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
@@ -88,7 +70,7 @@ def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     for entry in entries:
         name = _checked_name(entry.filename)
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"its member {name!r:.120} is a link or a device; only files and folders are read")
+            raise UserError(f"its member {name!r:.120} {NO_FILE}")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(f"its member {name!r:.120} is packed in a rare way; unpack it, and zip it without options")
     return entries
@@ -99,10 +81,10 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(entry) as file:
             content = file.read(entry.file_size + 1)  # never more than what was counted
-    except (*DAMAGED, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"its part {entry.filename!r:.120} cannot be unpacked ({error}); copy it again") from error
+    except DAMAGED as error:
+        raise UserError(f"its part {entry.filename!r:.120} cannot be unpacked ({error}); {COPY_AGAIN}") from error
     if len(content) != entry.file_size:
-        raise UserError(f"its part {entry.filename!r:.120} is not as long as the zip says; copy or download it again")
+        raise UserError(f"its part {entry.filename!r:.120} is not as long as the zip says; {COPY_AGAIN}")
     return content
 
 
@@ -110,9 +92,9 @@ class _Header(tarfile.TarInfo):
     """A member's header, refused before tarfile reads on if it asks for what no honest name needs."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Self":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in LONG_NAME_TYPES and header.size > MAX_LONG_NAME_BYTES):
+        if header.size < 0 or (header.size > MAX_LONG_NAME_BYTES and not header.isreg()):
             raise UserError(f"it is an archive with a name of {header.size} bytes; it is damaged or made up")
         return header
 
@@ -147,9 +129,3 @@ def _checked_name(name: str) -> str:
     if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:", name):
         raise UserError(f"its member {name!r:.120} would lie outside the folder it is unpacked in; not loaded")
     return "/".join(part for part in name.split("/") if part not in ("", "."))
-
-
-def _kind(member: tarfile.TarInfo) -> str:
-    if member.issym() or member.islnk():
-        return f"a link to {member.linkname!r:.120}"
-    return "a sparse file" if member.issparse() else "a device"

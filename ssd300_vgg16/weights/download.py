@@ -1,272 +1,150 @@
 """Published weights, downloaded once by pooch: from the first source that has the right file, checked, and kept."""
 
 import fcntl
-import json
-import os
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from datetime import date
 from pathlib import Path
 
 import pooch
 import requests
-import urllib3
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import sha256_of, write_json
+from ssd300_vgg16.files import sha256_of
 from ssd300_vgg16.weights.published import Published, Source
-from ssd300_vgg16.weights.request import Broken, Refused, ask, explain, strong_validator, whole_size
 
 TRIES = 5
-MAX_BYTES = 2 << 30  # bytes; four times the largest file of published weights
-_BLOCK = 1 << 16
+TIMEOUT = (10, 30)  # seconds to connect, and of silence: a server that is slow, but sends, is waited for
 
 
-def cache_folder() -> Path:
-    """SSD_CACHE, or ssd300_vgg16 in the user's cache folder (XDG_CACHE_HOME, or ~/.cache). It need not exist."""
-    try:
-        if named := os.environ.get("SSD_CACHE"):
-            return Path(named).expanduser().absolute()
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        return (base if base.is_absolute() else Path.home() / ".cache") / "ssd300_vgg16"
-    except RuntimeError as error:  # no home
-        raise UserError(f"no folder for downloaded weights was found ({error}): name one with SSD_CACHE") from error
+class Broken(ValueError):
+    """This try failed, and another may not: pooch tries again after a ValueError."""
 
 
-def fetch(weights: Published, folder: Path | None = None, progress: bool = True) -> Path:
-    """The file of published weights in the folder (cache_folder() by default), downloaded if need be.
+class Refused(Exception):
+    """This source does not give the file, however often it is asked."""
 
-    A file that is there already, downloaded or put there by hand, is checked and used without a network. Any number of
-    processes may call this at once: one downloads, and the others wait for it. With progress, a bar and a line for
-    each trouble go to standard error. Raises UserError if the file cannot be had, with the reason for each source, and
-    if it was changed since.
+
+def fetch(weights: Published) -> Path:
+    """The file of published weights in SSD_CACHE, else in ~/.cache/ssd300_vgg16, downloaded if need be.
+
+    A file that is there already, downloaded or put there by hand, is checked and used without a network. Of several
+    processes one downloads, and the others wait. Raises UserError if the file cannot be had, or was changed since.
     """
-    folder = folder or cache_folder()
-    with _disk_errors(folder):
-        if cached := _cached(weights, folder):
-            return cached
-        folder.mkdir(parents=True, exist_ok=True)
+    urls = {source.file_name: source.url for source in weights.sources}
+    # Without hashes for pooch: of most files none is known, and of the others the first digits.
+    cache = pooch.create(pooch.os_cache("ssd300_vgg16"), "", registry=dict.fromkeys(urls), urls=urls, env="SSD_CACHE")
+    cache.retry_if_failed = TRIES - 1
+    try:
+        if path := _cached(weights, cache.abspath):
+            return path
+        cache.abspath.mkdir(parents=True, exist_ok=True)
         # An flock, because the kernel releases it when its holder dies, however it dies.
-        with (folder / f".{weights.name}.lock").open("a") as lock:
+        with (cache.abspath / f".{weights.name}.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                _say(f"another process is downloading {weights.name}: waiting for it", progress)
+                pooch.get_logger().info("another process is downloading %s: waiting for it", weights.name)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # The process that held the lock may have put the file there meanwhile.
-            return _cached(weights, folder) or _from_any(weights, folder, progress)
-
-
-def _cached(weights: Published, folder: Path) -> Path | None:
-    paths = ((folder / source.file_name, source) for source in weights.sources)
-    return next((path for path, source in paths if _is_good(path, source)), None)
-
-
-def _is_good(path: Path, source: Source) -> bool:
-    """Whether the file is there and is the source's. Raises UserError if it is not, or no longer, the published one.
-
-    A file whose size and time of change are those remembered is not read again.
-    """
-    if not path.is_file():
-        return False
-    status = path.stat()
-    known = _read_json(_record(path))
-    known = known if isinstance(known.get("sha256"), str) else {}
-    untouched = (known.get("size"), known.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
-    sha256 = known["sha256"] if untouched else sha256_of(path)
-    if mismatch := source.mismatch(status.st_size, sha256):
-        raise UserError(f"{path} is not the published file: {mismatch}. Delete it, to have it downloaded again")
-    if sha256 != known.get("sha256", sha256):
-        raise UserError(
-            f"{path} has changed since it was checked on {known.get('date')}. Delete it, to have it downloaded "
-            f"again; or delete {_record(path)}, to take it as it is"
-        )
-    if not untouched:
-        with suppress(UserError):  # a cache that is read-only serves all the same
-            _remember(path, source, sha256)
-    return True
-
-
-def _remember(path: Path, source: Source, sha256: str) -> None:
-    status = path.stat()
-    about = {"url": source.url, "size": status.st_size, "sha256": sha256, "mtime_ns": status.st_mtime_ns}
-    _write_note(path, {**about, "date": date.today().isoformat()})
-
-
-def _write_note(path: Path, about: dict) -> None:
-    """Write what is known of a file beside it."""
-    try:
-        write_json(_record(path), about)
-    except UserError as error:
-        raise UserError(f"{error}; make room or give access, or set SSD_CACHE to another folder") from error
-
-
-def _record(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _read_json(path: Path) -> dict:
-    """The JSON object in a file; empty if there is none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _from_any(weights: Published, folder: Path, progress: bool) -> Path:
-    pooch.get_logger().setLevel("INFO" if progress else "ERROR")
-    reasons = []
-    for source in weights.sources:
-        download = _Download(source, folder, progress)
-        name = source.file_name
-        cache = pooch.create(folder, "", registry={name: None}, urls={name: source.url}, retry_if_failed=TRIES - 1)
-        try:
-            path = Path(cache.fetch(name, downloader=download))
-        except (Broken, Refused) as reason:
-            reasons.append(f"  {source.url}: {reason}" + (f" ({TRIES} tries)" if isinstance(reason, Broken) else ""))
-            continue
-        _remember(path, source, download.sha256)
-        for other in weights.sources:  # a source that failed before may have left a part
-            _Download(other, folder, progress).discard()
-        return path
-    by_hand = next((source for source in weights.sources if source.sha256), weights.sources[0])
-    raise UserError(
-        "\n".join((f"{weights.name} could not be downloaded:", *reasons))
-        + f"\nWithout a network, download {by_hand.url} on another machine and put it at {folder / by_hand.file_name}"
-    )
-
-
-class _Download:
-    """A downloader for pooch: what has come is kept in NAME.part, and the next try goes on from there.
-
-    NAME.part.json says which file that is: its URL, its validator, its whole size. sha256: the finished file's.
-    """
-
-    def __init__(self, source: Source, folder: Path, progress: bool):
-        self.source, self.progress, self.sha256 = source, progress, ""
-        self.path = folder / source.file_name
-        self.part = folder / f"{source.file_name}.part"
-
-    def __call__(self, url: str, output_file: str, _: object) -> None:
-        with _disk_errors(self.part):
-            Path(output_file).unlink()  # pooch's, empty as yet: a process that is killed would leave it behind
-            try:
-                self._check(self._transfer())
-            except (Broken, Refused, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                reason = error if isinstance(error, Broken | Refused) else explain(error)
-                _say(f"{url}: {reason}", self.progress)
-                raise reason from None
-            _record(self.path).unlink(missing_ok=True)  # it is of a file that is not there any more
-            self.part.replace(output_file)
-            self.discard()
-
-    def discard(self) -> None:
-        """Remove what has come, and the note."""
-        self.part.unlink(missing_ok=True)
-        _record(self.part).unlink(missing_ok=True)
-
-    def _size(self) -> int:
-        return self.part.stat().st_size if self.part.is_file() else 0
-
-    def _transfer(self) -> bool:
-        """Complete the part. Whether earlier tries had a share in it: only if it is surely the same file."""
-        note = _read_json(_record(self.part))
-        validator, total = note.get("validator"), note.get("total")
-        known = note.get("url") == self.source.url and (validator or self.source.sha256)
-        # Without a validator or a hash nobody could tell that two halves are of different files.
-        if not known or self._size() > (total or MAX_BYTES):
-            self.discard()
-        offset = self._size()
-        if offset and offset == total:  # killed between the last byte and its check
-            return True
-        # "identity" asks for the bytes of the file: a .tar.gz is not to be unpacked on the way.
-        headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers |= {"Range": f"bytes={offset}-"} | ({"If-Range": validator} if validator else {})
-        with requests.Session() as session, closing(ask(session, self.source.url, headers)) as response:
-            whole, now = whole_size(response), strong_validator(response)
-            if response.status_code in (206, 416):  # not every server minds If-Range
-                said = ((now, validator), (whole, total))
-                changed = any(None not in pair and pair[0] != pair[1] for pair in said)
-                joins = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
-                if changed or not joins or response.status_code == 416:
-                    self.discard()
-                    raise Broken("has another file than before: it is fetched anew")
-            elif response.status_code != 200:
-                passing = response.status_code >= 500 or response.status_code in (408, 429)
-                raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
-            self._check_offer(response, whole, offset if response.status_code == 206 else 0)
-            if response.status_code == 200:
-                offset = 0
-                self.discard()
-                _write_note(self.part, {"url": self.source.url, "validator": now, "total": whole})
-            self._receive(response, whole)
-        expected = whole or self.source.size
-        if expected and self._size() < expected:
-            raise Broken(f"broke off after {self._size():,} of {expected:,} bytes")
-        return offset > 0
-
-    def _check_offer(self, response: requests.Response, whole: int | None, offset: int) -> None:
-        """Refuse, before its body is read, what cannot be the file or has no room; `offset` bytes are here already."""
-        if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise Refused("sends a web page in place of the file (does this network ask for a login first?)")
-        if whole and self.source.size and whole != self.source.size:
-            raise Refused(f"offers a file of {whole:,} bytes; the published one has {self.source.size:,}")
-        if whole and whole > MAX_BYTES:
-            raise Refused(f"offers a file of {whole:,} bytes, more than weights of this network can have")
-        needed = (whole or self.source.size or 0) - offset
-        free = shutil.disk_usage(self.part.parent).free
-        if needed > free:
-            raise UserError(
-                f"{self.part.parent} has {free / 1e6:,.0f} MB free and the download needs {needed / 1e6:,.0f} MB: make "
-                "room, or set SSD_CACHE to a folder on another disk"
-            )
-
-    def _receive(self, response: requests.Response, whole: int | None) -> None:
-        """Append the body to the part, unbuffered: whatever ends this, the bytes that have come are in the file."""
-        bar = tqdm(
-            desc=self.path.name,
-            total=whole,
-            initial=self._size(),
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            disable=None if self.progress else True,  # None: no bar where standard error is no terminal
-        )
-        with bar, self.part.open("ab", buffering=0) as file:
-            while block := response.raw.read1(_BLOCK, decode_content=False):  # as it is sent, and not held back
-                if file.tell() + len(block) > MAX_BYTES:
-                    self.discard()
-                    raise Refused(f"sends more than {MAX_BYTES:,} bytes, more than weights of this network can have")
-                bar.update(len(block))
-                while block:  # a disk that fills up takes some of the bytes before it says so
-                    block = block[file.write(block) :]
-            os.fsync(file.fileno())
-
-    def _check(self, resumed: bool) -> None:
-        """Raises Refused if the part is the wrong file, Broken if that may be the joining."""
-        self.sha256 = sha256_of(self.part)
-        if mismatch := self.source.mismatch(self._size(), self.sha256):
-            self.discard()
-            raise Broken(mismatch) if resumed else Refused(f"sends another file: {mismatch}")
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """An error of the disk becomes a UserError that names SSD_CACHE, and the error's own file or else this one."""
-    try:
-        yield
+            return _cached(weights, cache.abspath) or _from_any(weights, cache)
     except OSError as error:
         raise UserError(
-            f"{error.filename or path} could not be read or written ({error.strerror or error}): make room or give "
-            "access, or set SSD_CACHE to another folder for downloaded weights"
+            f"{error.filename or cache.abspath} could not be read or written ({error.strerror or error}): make room "
+            "or give access, or set SSD_CACHE to another folder for downloaded weights"
         ) from error
 
 
-def _say(message: str, progress: bool) -> None:
-    if progress:
-        tqdm.write(message, file=sys.stderr)
+def _cached(weights: Published, folder: Path) -> Path | None:
+    """The file that is there; raises UserError if it is not the published one, or not the one that was downloaded."""
+    for source in weights.sources:
+        path = folder / source.file_name
+        if path.is_file():
+            sha256, remembered = sha256_of(path), Path(f"{path}.sha256")
+            problem = source.mismatch(path.stat().st_size, sha256)
+            if remembered.is_file() and remembered.read_text("latin1") != sha256:
+                problem = f"it has changed since it was downloaded, with the SHA-256 in {remembered}"
+            if problem:
+                raise UserError(f"{path} is not the published file: {problem}. Delete it, to have it downloaded again")
+            return path
+    return None
+
+
+def _from_any(weights: Published, cache: pooch.Pooch) -> Path:
+    reasons = []
+    for source in weights.sources:
+        try:
+            return Path(cache.fetch(source.file_name, downloader=_Resuming(source, cache.abspath)))
+        except (Broken, Refused) as reason:
+            reasons.append(f"  {source.url}: {reason}" + (f" ({TRIES} tries)" if isinstance(reason, Broken) else ""))
+    by_hand = next((source for source in weights.sources if source.sha256), weights.sources[0])
+    advice = f"Without a network, download {by_hand.url} elsewhere and put it at {cache.abspath / by_hand.file_name}"
+    raise UserError("\n".join((f"{weights.name} could not be downloaded:", *reasons, advice)))
+
+
+class _Resuming:
+    """A downloader for pooch, whose own begins anew: what has come is kept in NAME.part, and the next try goes on.
+
+    NAME.validator holds what the server tells the file by: without it, two halves could be of different files.
+    """
+
+    def __init__(self, source: Source, folder: Path):
+        self.source, self.path = source, folder / source.file_name
+        self.part, self.validator = Path(f"{self.path}.part"), Path(f"{self.path}.validator")
+
+    def __call__(self, url: str, output_file: str, _: object) -> None:
+        Path(output_file).unlink()  # pooch's, empty as yet: a process that is killed would leave it behind
+        try:
+            self._transfer(url)
+        except requests.exceptions.ProxyError:  # whose text may hold the proxy's password
+            raise Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through") from None
+        except requests.RequestException as error:
+            raise Broken(f"could not be reached; for a proxy set HTTPS_PROXY, REQUESTS_CA_BUNDLE ({error})") from error
+        except HTTPError as error:
+            raise Broken(f"broke off the connection ({error.args[0]})") from error
+        sha256 = sha256_of(self.part)
+        if mismatch := self.source.mismatch(self.part.stat().st_size, sha256):
+            self.part.unlink()
+            raise Refused(f"sends another file: {mismatch}")
+        Path(f"{self.path}.sha256").write_text(sha256)
+        self.validator.unlink()
+        self.part.replace(output_file)
+
+    def _transfer(self, url: str) -> None:
+        known = self.validator.read_text("latin1") if self.validator.is_file() else ""
+        offset = self.part.stat().st_size if known and self.part.is_file() else 0
+        headers = {"Accept-Encoding": "identity"}  # the bytes of the file: a .tar.gz is not to be unpacked on the way
+        if offset:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": known}
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            _refuse_answer(response)
+            # A strong ETag, or else the time of change, may stand in If-Range.
+            etag = response.headers.get("ETag", "W/")
+            validator = response.headers.get("Last-Modified", "") if etag.startswith("W/") else etag
+            goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+            joins = offset and goes_on and validator == known  # not every server minds If-Range
+            if response.status_code == 416 or (response.status_code == 206 and not joins):
+                self.part.unlink(missing_ok=True)
+                raise Broken("has another file than before: it is fetched anew")
+            if response.status_code == 200:
+                self.part.unlink(missing_ok=True)  # first, or a part of another file could get this validator
+                self.validator.write_text(validator, "latin1")
+            total = response.raw.length_remaining  # of what is still to come; None if the server does not say it
+            bar = tqdm(desc=self.path.name, total=total, unit="B", unit_scale=True, leave=False, disable=None)
+            with bar, self.part.open("ab") as file:
+                # As it is sent, and not held back: whatever ends this, the bytes that have come are in the file.
+                while block := response.raw.read1(1 << 16, decode_content=False):
+                    file.write(block)
+                    file.flush()
+                    bar.update(len(block))
+
+
+def _refuse_answer(response: requests.Response) -> None:
+    """Raises Broken or Refused if this is no answer with a file in it, or came by a way that anyone could change."""
+    hops = [hop.url for hop in (*response.history, response)]
+    if hops[0].startswith("https:") and not all(hop.startswith("https:") for hop in hops):
+        raise Refused(f"redirects from https to {hops[-1]}, which is not protected")
+    if response.status_code not in (200, 206, 416):
+        passing = response.status_code >= 500 or response.status_code in (408, 429)
+        raise (Broken if passing else Refused)(f"answers HTTP {response.status_code} ({response.reason})")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise Refused("sends a web page in place of the file (does this network ask for a login first?)")

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle, same
-from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, check_shape, find_state_dict, numbers
+from ssd300_vgg16.weights.tensors import BFLOAT16, check_shape, item_size, numbers, read_network
 
 PICKLE, DONE, META, NUMBERS = "pickled_data", "snapshot_done", "meta", "out"
 PROTOCOL = 1
@@ -49,13 +50,10 @@ class _Tensor(StandIn):
 
 
 # OneFlow's releases named the module of its classes differently.
+_TENSORS = ("Tensor", "_oneflow_internal.Tensor", "framework.tensor.Tensor")
+_PARAMETERS = ("nn.Parameter", "nn.parameter.Parameter", "_oneflow_internal.nn.Parameter")
 NAMES: Mapping[str, object] = {
-    "oneflow.Tensor": _Tensor,
-    "oneflow._oneflow_internal.Tensor": _Tensor,
-    "oneflow.framework.tensor.Tensor": _Tensor,
-    "oneflow.nn.Parameter": _Tensor,
-    "oneflow.nn.parameter.Parameter": _Tensor,
-    "oneflow._oneflow_internal.nn.Parameter": _Tensor,
+    **{f"oneflow.{name}": _Tensor for name in _TENSORS + _PARAMETERS},
     "oneflow.Size": same,
     "oneflow._oneflow_internal.Size": same,
     "oneflow._oneflow_internal.dtype": StandIn,
@@ -77,7 +75,8 @@ def files_on_disk(folder: Path) -> Files:
 
 def roots(files: Files) -> list[str]:
     """The folders that hold weights as OneFlow writes them, as prefixes of names ("" or "some/folder/")."""
-    return sorted({name.removesuffix(mark) for name in files.sizes for mark in (PICKLE, DONE) if _last(name) == mark})
+    marks = [name.rpartition("/") for name in files.sizes]
+    return sorted({folder + slash for folder, slash, last in marks if last in (PICKLE, DONE)})
 
 
 def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -86,72 +85,50 @@ def read_flow_folder(files: Files, root: str) -> tuple[dict[str, np.ndarray], li
     Raises UserError for a tensor whose numbers are missing or not as many as `meta` says, and for a pickle that asks
     for more than tensors.
     """
-    if root + PICKLE not in files.sizes:
-        return _older_layout(files, root)
-    pickled = io.BytesIO(_read(files, root + PICKLE, PICKLE_BYTES))
-    saved = read_pickle(pickled, NAMES)
-    if not isinstance(saved, dict) or saved.get("protocol_version") != PROTOCOL:
-        raise UserError(f"its {PICKLE} is not one that flow.save wrote (protocol_version {PROTOCOL})")
-    described, ignored = find_state_dict(saved.get("data"), _Tensor)
+
+    def read(name: str, max_bytes: int) -> bytes:
+        path, file = root + name, name.rpartition("/")[2]
+        if path not in files.sizes:
+            raise UserError(f"its {file} is missing; copy or download the whole folder again")
+        if files.sizes[path] > max_bytes:
+            raise UserError(f"its {file} has {files.sizes[path]} bytes, where {max_bytes} are expected; not loaded")
+        return files.read(path)
+
     # Tensors that share a folder (tied weights, or a file made to seem large) share one array.
-    arrays: dict[str, np.ndarray] = {}
-    tensors = {}
-    for name, tensor in described.items():
-        folder = _folder(name, tensor.state)
-        if folder not in arrays:
-            arrays[folder] = _array(files, root, folder, name)
-        tensors[name] = arrays[folder]
-    return tensors, ignored
+    @cache
+    def array(folder: str) -> np.ndarray:
+        shape, dtype = _meta(read(f"{folder}/{META}", META_BYTES))
+        expected = prod(shape) * item_size(dtype)
+        raw = read(f"{folder}/{NUMBERS}", expected)
+        if len(raw) != expected:
+            raise UserError(f"its {NUMBERS} has {len(raw)} bytes, its {META} says {expected}; copy it again")
+        return numbers(raw, dtype).reshape(shape)
 
-
-def _older_layout(files: Files, root: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    if root + PICKLE in files.sizes:
+        saved = read_pickle(io.BytesIO(read(PICKLE, PICKLE_BYTES)), NAMES)
+        if not isinstance(saved, dict) or saved.get("protocol_version") != PROTOCOL:
+            raise UserError(f"its {PICKLE} is not one that flow.save wrote (protocol_version {PROTOCOL})")
+        return read_network(saved.get("data"), _Tensor, lambda tensor: array(_folder(tensor.state)))
+    # The older layout: a folder with the name of each tensor.
     inside = sorted(name.removeprefix(root) for name in files.sizes if name.startswith(root) and name != root + DONE)
-    tensors = {}
-    for name in inside:
-        folder, _, file = name.partition("/")
-        if file == NUMBERS:
-            tensors[folder] = _array(files, root, folder, folder)
-    if not tensors:
+    folders = [folder for folder, _, file in (name.partition("/") for name in inside) if file == NUMBERS]
+    if not folders:
         raise UserError(f"it has {DONE}, but no folder with the numbers of a tensor ({NUMBERS}); copy it again")
-    return tensors, [name for name in inside if name.partition("/")[0] not in tensors]
+    arrays, _ = read_network({folder: folder for folder in folders}, str, array)
+    return arrays, [name for name in inside if name.partition("/")[0] not in folders]
 
 
-def _folder(name: str, state: object) -> str:
+def _folder(state: object) -> str:
     """The folder of a tensor, from its state in the pickle."""
     folder = state.get("path") if isinstance(state, dict) else None
     if not isinstance(folder, str) or not re.fullmatch(r"\w+", folder, re.ASCII):
-        raise UserError(f"its tensor {name!r:.120} does not lie in a plain folder beside {PICKLE}; not loaded")
+        raise UserError(f"it does not lie in a plain folder beside {PICKLE}; not loaded")
     return folder
-
-
-def _array(files: Files, root: str, folder: str, name: str) -> np.ndarray:
-    """The array in one tensor's folder."""
-    try:
-        shape, dtype = _meta(_read(files, f"{root}{folder}/{META}", META_BYTES))
-        expected = prod(shape) * ITEM_SIZES[dtype]
-        raw = _read(files, f"{root}{folder}/{NUMBERS}", expected)
-        if len(raw) != expected:
-            raise UserError(f"{NUMBERS} has {len(raw)} bytes, {META} says {expected}; copy or download it again")
-    except UserError as error:
-        raise UserError(f"its tensor {name!r:.120} in {folder!r:.120}: {error}") from error
-    return numbers(raw, dtype).reshape(shape)
 
 
 def _meta(text: bytes) -> tuple[tuple[int, ...], str]:
     """The shape and type of the numbers beside it."""
     match = META_TEXT.fullmatch(text.decode("latin1"))
     if match is None or match[2] not in TYPES:
-        raise UserError(f"{META} says no shape and type of numbers that are read here: {text[:80]!r}")
+        raise UserError(f"its {META} says no shape and type of numbers that are read here: {text[:80]!r}")
     return check_shape(tuple(int(count) for count in re.findall(r"\d+", match[1]))), TYPES[match[2]]
-
-
-def _read(files: Files, name: str, max_bytes: int) -> bytes:
-    if name not in files.sizes:
-        raise UserError(f"{_last(name)} is missing; copy or download the whole folder again")
-    if files.sizes[name] > max_bytes:
-        raise UserError(f"{_last(name)} has {files.sizes[name]} bytes, where {max_bytes} are expected; not loaded")
-    return files.read(name)
-
-
-def _last(name: str) -> str:
-    return name.rpartition("/")[2]

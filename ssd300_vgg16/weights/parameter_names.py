@@ -1,9 +1,7 @@
-"""What other projects call the parameters of an SSD-VGG16: tables from their names to the published ones, used here.
+"""What other projects call the parameters of an SSD-VGG16: tables from their names to the published ones, used here."""
 
-Names stand without their ending, ".weight" or ".bias".
-"""
-
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 # The trunk's convolutions conv1_1 to conv4_3 and conv5_1 to conv5_3, as VGG16's layers are numbered everywhere.
 _TRUNK = {str(n): f"backbone.features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21)}
@@ -23,60 +21,51 @@ MAX_MAPS = 7  # of SSD512; SSD300 has 6
 _EXTRA = {str(2 * layer + half): f"backbone.extra.{layer + 1}.{2 * half}" for layer in range(5) for half in range(2)}
 
 
-def _below(prefix: str, table: dict[str, str]) -> dict[str, str]:
-    return {f"{prefix}{theirs}": ours for theirs, ours in table.items()}
+def _parameters(prefix: str, layers: dict[str, str]) -> dict[str, str]:
+    """Published names of weights and biases by those of a project, whose layers' names stand behind the prefix."""
+    parts = ("weight", "bias")
+    return {f"{prefix}{theirs}.{part}": f"{ours}.{part}" for theirs, ours in layers.items() for part in parts}
 
 
-def _heads(theirs: str, ours: str) -> dict[str, str]:
-    return {f"{theirs}.{level}": f"{ours}.{level}" for level in range(MAX_MAPS)}
+def _detector(trunk: str, extras: str, scale: str, offsets: str, scores: str) -> dict[str, str]:
+    """Published names of a detector's parameters by those of a project, which calls its parts so."""
+    maps = [str(level) for level in range(MAX_MAPS)]
+    return {
+        **_parameters(f"{trunk}.", _VGG16_REDUCED),
+        **_parameters(f"{extras}.", _EXTRA),
+        f"{scale}.weight": SCALE,
+        **_parameters(f"{offsets}.", {level: f"{REGRESSION}.{level}" for level in maps}),
+        **_parameters(f"{scores}.", {level: f"{CLASSIFICATION}.{level}" for level in maps}),
+    }
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project's names; ssd512: the model that it publishes (or has code for) as SSD512."""
+    """table: the published name of each of its parameters; ssd512: the model that it has code for as SSD512.
+
+    boxes: whose sizes its code gives the default boxes, "coco" or "voc", by the number of outputs; None: for others.
+    """
 
     name: str
     table: dict[str, str]
     ssd512: str = "ssd512_vgg16"
-
-    def published(self, name: str) -> str | None:
-        """The published name of a parameter of this project; None if it is not one of an SSD's."""
-        layer, _, ending = name.rpartition(".")
-        if name == SCALE and self.table.get(SCALE) == SCALE:
-            return SCALE
-        ours = self.table.get(layer)
-        if ours is None or ending not in ("weight", "bias"):
-            return None
-        return ours if ours == SCALE else f"{ours}.{ending}"
+    boxes: Mapping[int | None, str] = field(default_factory=lambda: {None: "coco"})
 
     def own(self, published: str) -> str | None:
         """What the project calls the parameter of a published name; None if it has none."""
-        if published == SCALE:
-            layers = [theirs for theirs, ours in self.table.items() if ours == SCALE]
-            return next((SCALE if layer == SCALE else f"{layer}.weight" for layer in layers), None)
-        layer, _, ending = published.rpartition(".")
-        return next((f"{theirs}.{ending}" for theirs, ours in self.table.items() if ours == layer), None)
+        return next((theirs for theirs, ours in self.table.items() if ours == published), None)
 
 
-_AMDEGROOT = {
-    **_below("vgg.", _VGG16_REDUCED),
-    **_below("extras.", _EXTRA),
-    "L2Norm": SCALE,
-    **_heads("loc", REGRESSION),
-    **_heads("conf", CLASSIFICATION),
-}
-_LUFFICC = {
-    **_below("backbone.vgg.", _VGG16_REDUCED),
-    **_below("backbone.extras.", _EXTRA),
-    "backbone.l2_norm": SCALE,
-    **_heads("box_head.predictor.reg_headers", REGRESSION),
-    **_heads("box_head.predictor.cls_headers", CLASSIFICATION),
-}
+_AMDEGROOT = _detector("vgg", "extras", "L2Norm", "loc", "conf")
+_LUFFICC_HEADS = ("box_head.predictor.reg_headers", "box_head.predictor.cls_headers")
+_LUFFICC = _detector("backbone.vgg", "backbone.extras", "backbone.l2_norm", *_LUFFICC_HEADS)
 PUBLISHED = Project("torchvision", {ours: ours for ours in _AMDEGROOT.values()}, ssd512="ssd512_vgg16_highres")
-AMDEGROOT = Project("amdegroot", _AMDEGROOT)
-LUFFICC = Project("lufficc", _LUFFICC)
+# Its code asks whether there are 21 outputs.
+AMDEGROOT = Project("amdegroot", _AMDEGROOT, boxes={21: "voc", None: "coco"})
+# Its defaults are VOC's, which its settings for COCO change.
+LUFFICC = Project("lufficc", _LUFFICC, boxes={81: "coco", 91: "coco", None: "voc"})
 # vgg16_reducedfc.pth: the trunk alone, fc6 and fc7 already decimated.
-REDUCED_FC = Project("vgg16_reducedfc", _VGG16_REDUCED)
+REDUCED_FC = Project("vgg16_reducedfc", _parameters("", _VGG16_REDUCED))
 # The classifier of torchvision and flowvision, without its fully connected layers.
-VGG16 = Project("VGG16", _below("features.", _VGG16))
+VGG16 = Project("VGG16", _parameters("features.", _VGG16))
 PROJECTS = (PUBLISHED, AMDEGROOT, LUFFICC, REDUCED_FC, VGG16)

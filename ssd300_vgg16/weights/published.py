@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
-from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from ssd300_vgg16.errors import UserError
@@ -38,7 +37,7 @@ class Published:
     """Weights with a name; the first source that answers with the right file is taken."""
 
     name: str
-    kind: Literal["detector", "backbone"]
+    kind: str  # "detector" or "backbone"
     about: str
     sources: tuple[Source, ...]
 
@@ -61,80 +60,63 @@ _AMDEGROOT = "https://s3.amazonaws.com/amdegroot-models"
 # The README of https://github.com/lufficc/SSD, "Model Zoo", which gives the figures.
 _LUFFICC = "https://github.com/lufficc/SSD/releases/download/1.2"
 
-_DETECTORS = (
-    Published(
-        "ssd300_vgg16_coco",
-        "detector",
+_DETECTORS: dict[str, tuple[str, list[Source]]] = {
+    "ssd300_vgg16_coco": (
         "SSD300, COCO: 25.1 box AP on val2017; what torchvision and flowvision publish",
-        (
+        [
             Source(f"{_ONEFLOW}/ssd300_vgg16.tar.gz"),
             Source(f"{_PYTORCH}/ssd300_vgg16_coco-b556d3b4.pth", 142_594_222, "b556d3b43ab6c3f6"),
-        ),
+        ],
     ),
-    Published(
-        "ssd300_voc_amdegroot",
-        "detector",
+    "ssd300_voc_amdegroot": (
         "SSD300, VOC 07+12: 77.43 mAP on VOC2007 test; amdegroot/ssd.pytorch",
-        (Source(f"{_AMDEGROOT}/ssd300_mAP_77.43_v2.pth"),),
+        [Source(f"{_AMDEGROOT}/ssd300_mAP_77.43_v2.pth")],
     ),
-    Published(
-        "ssd300_voc_caffe",
-        "detector",
+    "ssd300_voc_caffe": (
         "SSD300, VOC 07+12: 77.26 mAP on VOC2007 test; the paper's own Caffe weights, from amdegroot/ssd.pytorch",
-        (Source(f"{_AMDEGROOT}/ssd_300_VOC0712.pth"),),
+        [Source(f"{_AMDEGROOT}/ssd_300_VOC0712.pth")],
     ),
-    Published(
-        "ssd300_voc_lufficc",
-        "detector",
+    "ssd300_voc_lufficc": (
         "SSD300, VOC 07+12: 77.7 mAP on VOC2007 test; lufficc/SSD",
-        (Source(f"{_LUFFICC}/vgg_ssd300_voc0712.pth"),),
+        [Source(f"{_LUFFICC}/vgg_ssd300_voc0712.pth")],
     ),
-    Published(
-        "ssd300_coco_lufficc",
-        "detector",
+    "ssd300_coco_lufficc": (
         "SSD300, COCO trainval35k: 25.2 box AP; lufficc/SSD",
-        (Source(f"{_LUFFICC}/vgg_ssd300_coco_trainval35k.pth"),),
+        [Source(f"{_LUFFICC}/vgg_ssd300_coco_trainval35k.pth")],
     ),
-    Published(
-        "ssd512_voc_lufficc",
-        "detector",
+    "ssd512_voc_lufficc": (
         "SSD512, VOC 07+12: 80.7 mAP on VOC2007 test; lufficc/SSD",
-        (Source(f"{_LUFFICC}/vgg_ssd512_voc0712.pth"),),
+        [Source(f"{_LUFFICC}/vgg_ssd512_voc0712.pth")],
     ),
-    Published(
-        "ssd512_coco_lufficc",
-        "detector",
+    "ssd512_coco_lufficc": (
         "SSD512, COCO trainval35k: 29.0 box AP; lufficc/SSD",
-        (Source(f"{_LUFFICC}/vgg_ssd512_coco_trainval35k.pth"),),
+        [Source(f"{_LUFFICC}/vgg_ssd512_coco_trainval35k.pth")],
     ),
-)
-
-_BACKBONES = (
-    Published(
-        "vgg16_amdegroot",
-        "backbone",
+}
+_BACKBONES: dict[str, tuple[str, list[Source]]] = {
+    "vgg16_amdegroot": (
         "VGG16 to conv5_3, ImageNet, the Caffe weights behind the 25.1; its classifier is NaN",
-        (
+        [
             Source(f"{_ONEFLOW}/vgg16_amdegroot.tar.gz"),
             Source(f"{_PYTORCH}/vgg16_features-amdegroot-88682ab5.pth", sha256="88682ab5"),
-        ),
+        ],
     ),
-    Published(
-        "vgg16_reducedfc",
-        "backbone",
+    "vgg16_reducedfc": (
         "VGG16 to conv5_3 and fc6 and fc7 as convolutions, ImageNet, Caffe's; amdegroot/ssd.pytorch",
-        (Source(f"{_AMDEGROOT}/vgg16_reducedfc.pth"),),
+        [Source(f"{_AMDEGROOT}/vgg16_reducedfc.pth")],
     ),
-    Published(
-        "vgg16_imagenet",
-        "backbone",
+    "vgg16_imagenet": (
         "plain VGG16, ImageNet: 71.6 top-1; torchvision's own training, with its own normalisation of images",
-        (Source(f"{_PYTORCH}/vgg16-397923af.pth", 553_433_881, "397923af8e79cdbb"),),
+        [Source(f"{_PYTORCH}/vgg16-397923af.pth", 553_433_881, "397923af8e79cdbb")],
     ),
-)
+}
 
 # Files whose first layer takes BGR, as Caffe's networks do; all others here take RGB. Of the authors' own weights,
 # amdegroot/ssd.pytorch's issues 31 and 321 report 77.2 mAP with BGR and 72.5 with RGB.
 TAKE_BGR = frozenset({"ssd_300_VOC0712.pth"})
 
-PUBLISHED = {entry.name: entry for entry in (*_DETECTORS, *_BACKBONES)}
+PUBLISHED = {
+    name: Published(name, kind, about, tuple(sources))
+    for kind, table in (("detector", _DETECTORS), ("backbone", _BACKBONES))
+    for name, (about, sources) in table.items()
+}

@@ -9,15 +9,13 @@ import numpy as np
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.dataset import BACKGROUND, Category
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.variants import variant_of
+from ssd300_vgg16.network.variants import PIXEL_MEAN, variant_of
 from ssd300_vgg16.text import listed
-from ssd300_vgg16.weights import parameter_names, vgg16
 from ssd300_vgg16.weights.formats import Contents, read_contents
-from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, MAX_MAPS, PROJECTS, Project
+from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, FC7, MAX_MAPS, PROJECTS, VGG16, Project
 from ssd300_vgg16.weights.published import TAKE_BGR
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
-FC6_WEIGHT = f"{FC6}.weight"
 TRUNK_CHANNELS = 64  # of conv1_1 at width 1
 BOXES_OF_LAST_MAP = 4
 # The state of a training in this package's own checkpoints, beside the network.
@@ -30,6 +28,10 @@ MAX_WIDTH = 100
 FEW_PARAMETERS = 100_000_000  # a network of no more is built for comparison even if most of it is missing
 # Outputs, background included, to whose classes these are.
 KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
+# What torchvision's and flowvision's classifiers take: RGB in 0..1, minus this mean, divided by this deviation.
+CLASSIFIER_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float64)
+CLASSIFIER_DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float64)
+CONV5_3 = "backbone.extra.0.5"
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ def recognise(contents: Contents, path: Path) -> Weights:
     if project is None:
         names = listed(list(given), max_names=8) or "none"
         raise UserError(f"{path}: neither an SSD-VGG16 nor a VGG16. It is a {contents.format}; its tensors: {names}")
-    tensors = {ours: array for name, array in given.items() if (ours := project.published(name))}
-    unused = [name for name in given if not project.published(name)]
+    tensors = {project.table[name]: array for name, array in given.items() if name in project.table}
+    unused = [name for name in given if name not in project.table]
     notes: list[str] = []
     description: ModelDescription | None = None
     try:
-        if project is parameter_names.VGG16 and vgg16.is_classifier(given):
-            tensors, notes = vgg16.classifier_as_trunk(tensors, given)
-            unused = [name for name in unused if name not in vgg16.FULLY_CONNECTED or FC6_WEIGHT not in tensors]
+        if project is VGG16 and _is_classifier(given):
+            tensors, used, notes = _classifier_as_trunk(tensors, given)
+            unused = [name for name in unused if name not in used]
         if path.name in TAKE_BGR:
             tensors = with_rgb(tensors)
             notes = [*notes, "conv1_1 was turned from BGR, which these weights take, to RGB"]
@@ -128,12 +130,61 @@ def _project_of(tensors: Mapping[str, np.ndarray]) -> Project | None:
     return None
 
 
+def _is_classifier(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether there are fully connected layers, and their numbers finite: a network for normalised pixels.
+
+    They are not finite in the trunk that torchvision published for training SSDs, which is made for SSD's pixels.
+    """
+    weights = [array for name, array in tensors.items() if name.startswith("classifier.") and array.size]
+    return bool(weights) and all(np.isfinite(array).all() for array in weights)
+
+
+def _classifier_as_trunk(
+    trunk: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """A classifier's trunk for SSD's pixels, with fc6 and fc7 of VGG16's; which of its layers these are; what was done.
+
+    Liu et al. 2016, section 3, "Base network". Without fc6 and fc7 if it has others, as networks for small images do.
+    """
+    trunk = {**trunk, **_for_unscaled_pixels(trunk[f"{CONV1_1}.weight"], trunk[f"{CONV1_1}.bias"])}
+    notes = ["a classifier: conv1_1 was changed to take pixels in 0..255 where the classifier took normalised ones"]
+    channels = len(trunk.get(f"{CONV5_3}.weight", ()))
+    wide = 8 * channels  # 4096 for 512, of which decimating leaves SSD's 1024
+    shapes = {"0.weight": (wide, channels * 7 * 7), "0.bias": (wide,), "3.weight": (wide, wide), "3.bias": (wide,)}
+    layers = {f"classifier.{name}": shape for name, shape in shapes.items()}
+    if any(name not in tensors or tensors[name].shape != shape for name, shape in layers.items()):
+        return trunk, [], notes
+    weight6, bias6, weight7, bias7 = (tensors[name] for name in layers)
+    # Subsampled as in DeepLab-LargeFOV: a quarter of the outputs, and of 7x7 positions the 3x3 three apart.
+    decimated = {
+        f"{FC6}.weight": weight6.reshape(wide, channels, 7, 7)[::4, :, ::3, ::3],
+        f"{FC6}.bias": bias6[::4],
+        f"{FC7}.weight": weight7[::4, ::4, None, None],
+        f"{FC7}.bias": bias7[::4],
+    }
+    trunk |= {name: np.ascontiguousarray(array) for name, array in decimated.items()}
+    return trunk, list(layers), [*notes, "its fc6 and fc7 were decimated to 3x3 and 1x1 convolutions"]
+
+
+def _for_unscaled_pixels(weight: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
+    """conv1_1 of a classifier, [64, 3, 3, 3] and [64], for pixels in 0..255 minus SSD's mean, not normalised ones.
+
+    With it the trunk answers as the classifier's would, but for the border, where padding stands for another grey.
+    """
+    kernels = weight.astype(np.float64) / (255 * CLASSIFIER_DEVIATION).reshape(1, 3, 1, 1)
+    # The classifier sees (p - its mean); here p - SSD's mean goes in.
+    # The difference of the two means, seen through the kernels, goes into the bias.
+    shift = np.asarray(PIXEL_MEAN) - 255 * CLASSIFIER_MEAN
+    shifted = bias + (kernels.sum(axis=(2, 3)) * shift).sum(axis=1)
+    return {f"{CONV1_1}.weight": kernels.astype(np.float32), f"{CONV1_1}.bias": shifted.astype(np.float32)}
+
+
 def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project) -> tuple[ModelDescription, list[str]]:
     """What the heads of a detector say of it, and what had to be assumed beyond that."""
     maps = 1 + max(level for level in range(MAX_MAPS) if f"{CLASSIFICATION}.{level}.bias" in tensors)
     num_classes = len(tensors[f"{CLASSIFICATION}.{maps - 1}.bias"]) // BOXES_OF_LAST_MAP
     model = "ssd300_vgg16" if maps < MAX_MAPS else project.ssd512
-    boxes = _box_sizes(project, num_classes)
+    boxes = project.boxes.get(num_classes, project.boxes[None])
     width = len(tensors[f"{CONV1_1}.weight"]) / TRUNK_CHANNELS
     categories = KNOWN_CLASSES.get(num_classes)
     names = {VOC_CATEGORIES: "VOC's", None: "unknown"}.get(categories, "COCO's")
@@ -144,17 +195,6 @@ def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project
     if model != "ssd300_vgg16":
         notes.append(f"seven feature maps by {project.name}'s names: taken for {model}")
     return ModelDescription(num_classes, width, categories or _unnamed(num_classes), variant_of(model, boxes)), notes
-
-
-def _box_sizes(project: Project, num_classes: int) -> str:
-    """Whose default boxes a network has by its project's code: "coco" or "voc".
-
-    torchvision's has COCO's whatever it learns; lufficc's defaults are VOC's, which its settings for COCO change;
-    amdegroot's asks whether there are 21 outputs.
-    """
-    if project is parameter_names.LUFFICC:
-        return "coco" if KNOWN_CLASSES.get(num_classes, VOC_CATEGORIES) != VOC_CATEGORIES else "voc"
-    return "voc" if project is parameter_names.AMDEGROOT and num_classes == len(VOC_CATEGORIES) + 1 else "coco"
 
 
 def is_unnamed(categories: tuple[Category, ...]) -> bool:

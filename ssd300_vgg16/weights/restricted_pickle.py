@@ -34,14 +34,13 @@ def mapping(pairs: object = ()) -> dict:
     """
     if isinstance(pairs, dict):
         return pairs
-    if pairs == ():
-        return {}
-    if not isinstance(pairs, list):
-        raise ValueError("a mapping is made from what is no list of pairs")
     made: dict = {}
-    for key, value in pairs:
-        _set(made, key, value)
-    pairs.clear()
+    if isinstance(pairs, list):
+        for key, value in pairs:
+            _set(made, key, value)
+        pairs.clear()
+    elif pairs != ():
+        raise ValueError("a mapping is made from what is no list of pairs")
     return made
 
 
@@ -142,10 +141,6 @@ class _Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             _set(self.stack[-1], key, value)
 
-    def new_dict(self, values: list) -> None:
-        self.push({})
-        self.set_items(values)
-
     def look_up(self, module: object, name: object) -> None:
         full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
         if full not in self.names:
@@ -182,7 +177,10 @@ def _set(target: dict, key: object, value: object) -> None:
 
 
 def _instructions() -> dict[str, Callable[[_Machine, Any], None]]:  # pickletools gives each its type of argument
-    """What to do with the argument of each instruction; those that weights do not need are left out."""
+    """What to do with the argument of each instruction; those that weights do not need are left out.
+
+    So are those of protocol 0, which is text: frameworks write protocol 2 and later ones.
+    """
     table: dict[str, Callable[[_Machine, Any], None]] = {
         "NONE": lambda m, _: m.push(None),
         "NEWTRUE": lambda m, _: m.push(True),
@@ -191,8 +189,6 @@ def _instructions() -> dict[str, Callable[[_Machine, Any], None]]:  # pickletool
         "EMPTY_DICT": lambda m, _: m.push({}),
         "EMPTY_LIST": lambda m, _: m.push([]),
         "EMPTY_TUPLE": lambda m, _: m.push(()),
-        "DICT": lambda m, _: m.new_dict(m.take_to_mark()),
-        "LIST": lambda m, _: m.push(m.take_to_mark()),
         "TUPLE": lambda m, _: m.push(tuple(m.take_to_mark())),
         "TUPLE1": lambda m, _: m.push(tuple(m.take(1))),
         "TUPLE2": lambda m, _: m.push(tuple(m.take(2))),
@@ -208,10 +204,10 @@ def _instructions() -> dict[str, Callable[[_Machine, Any], None]]:  # pickletool
         "BUILD": _Machine.build,
         "BINPERSID": _Machine.load_persistent,
     }
-    plain = "INT BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE"
-    table |= dict.fromkeys([*plain.split(), "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"], _Machine.push)
-    table |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.memoize)
-    table |= dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.push(m.memo[index]))
+    plain = "BININT BININT1 BININT2 LONG1 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINBYTES"
+    table |= dict.fromkeys([*plain.split(), "SHORT_BINBYTES"], _Machine.push)
+    table |= dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.memoize)
+    table |= dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, index: m.push(m.memo[index]))
     return table | dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None)
 
 

@@ -76,18 +76,26 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
     Raises UserError if the file is missing, is no whole safetensors file, or has changed since it was written.
     """
+    try:
+        return read_safetensors(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """As `read_weights`, whose messages name the file."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file of weights")
+        raise UserError("no such file of weights")
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); was its copying interrupted?") from error
+        raise UserError(f"not a whole safetensors file ({error}); was its copying interrupted?") from error
     if not isinstance(header, dict):
-        raise UserError(f"{path}: its header is not one that this package wrote; copy it again")
+        raise UserError("its header is not one that this package wrote; copy it again")
     if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
-        raise UserError(f"{path}: damaged (its checksum is another than when it was written); copy it again")
+        raise UserError("damaged (its checksum is another than when it was written); copy it again")
     return tensors, header
 
 

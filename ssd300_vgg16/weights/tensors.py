@@ -1,8 +1,7 @@
 """Tensors in a checkpoint: which of its mappings is the network, and arrays out of raw bytes, checked."""
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, TypeGuard, TypeVar
 
@@ -19,26 +18,23 @@ DATA_PARALLEL = "module."
 Tensor = TypeVar("Tensor")
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    path: tuple[str, ...]
-    count: int
+def read_network(
+    data: object, tensor_type: type[Tensor], read: Callable[[Tensor], np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The network's arrays by name, and the names of all else in the data, as "epoch" or "model.version".
 
-
-def find_state_dict(data: object, tensor_type: type[Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of the network by name, and the names of all else in the data, as "epoch" or "model.version".
-
-    The mapping with most tensors is the network; of several about as large, the one saved under a network's name. The
-    prefix that DataParallel gives all names is dropped. Raises UserError if there is no mapping of names to tensors.
+    read: the array of a tensor that the data describe. The mapping with most tensors is the network; of several about
+    as large, the one saved under a network's name. The prefix that DataParallel gives all names is dropped. Raises
+    UserError if there is no mapping of names to tensors, and with the name of a tensor that cannot be read.
     """
     candidates = list(_candidates(data, tensor_type))
     if not candidates:
         raise UserError(
             "it holds no mapping of names to tensors; save the network's state_dict(), not the network or a list"
         )
-    most = max(candidate.count for candidate in candidates)
+    most = max(count for _, count in candidates)
     # From half as many tensors as the largest has on, the name tells more than the number.
-    path = max(candidates, key=lambda candidate: (2 * candidate.count >= most, _rank(candidate), candidate.count)).path
+    path, _ = max(candidates, key=lambda candidate: (2 * candidate[1] >= most, _rank(candidate[0]), candidate[1]))
     ignored = []
     level: Any = data  # a mapping at every step of the path, since `_candidates` has walked it
     for depth, step in enumerate(path):
@@ -46,11 +42,18 @@ def find_state_dict(data: object, tensor_type: type[Tensor]) -> tuple[dict[str, 
         level = level[step]
     tensors = {name: value for name, value in level.items() if _is_name(name) and isinstance(value, tensor_type)}
     ignored += [".".join((*path, str(name))) for name in level if name not in tensors]
-    return _without_prefix(tensors), ignored
+    prefix = DATA_PARALLEL if all(name.startswith(DATA_PARALLEL) for name in tensors) else ""
+    arrays = {}
+    for name, tensor in tensors.items():
+        try:
+            arrays[name.removeprefix(prefix)] = read(tensor)
+        except UserError as error:
+            raise UserError(f"its tensor {name!r:.120}: {error}") from error
+    return arrays, ignored
 
 
-def _candidates(data: object, tensor_type: type) -> Iterator[_Candidate]:
-    """The mappings with tensors, the outermost first; each once, since a mapping may hold itself."""
+def _candidates(data: object, tensor_type: type) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Path and number of tensors of each mapping with some, the outermost first; once, since one may hold itself."""
     waiting: deque[tuple[tuple[str, ...], object]] = deque([((), data)])
     seen: set[int] = set()
     while waiting:
@@ -59,7 +62,7 @@ def _candidates(data: object, tensor_type: type) -> Iterator[_Candidate]:
             continue
         seen.add(id(mapping))
         if count := sum(_is_name(name) and isinstance(value, tensor_type) for name, value in mapping.items()):
-            yield _Candidate(path, count)
+            yield path, count
         if len(path) < MAX_DEPTH:
             waiting.extend(((*path, name), value) for name, value in mapping.items() if _is_name(name))
 
@@ -68,48 +71,30 @@ def _is_name(name: object) -> TypeGuard[str]:
     return isinstance(name, str) and len(name) <= MAX_NAME_LENGTH
 
 
-def _rank(candidate: _Candidate) -> int:
-    name = candidate.path[-1] if candidate.path else ""
-    return -NAMES_OF_NETWORKS.index(name) if name in NAMES_OF_NETWORKS else -len(NAMES_OF_NETWORKS)
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith(DATA_PARALLEL) for name in tensors):
-        return {name.removeprefix(DATA_PARALLEL): tensor for name, tensor in tensors.items()}
-    return tensors
+def _rank(path: tuple[str, ...]) -> int:
+    known = path[-1:] and path[-1] in NAMES_OF_NETWORKS
+    return -NAMES_OF_NETWORKS.index(path[-1]) if known else -len(NAMES_OF_NETWORKS)
 
 
 MAX_DIMENSIONS = 8
 MAX_NUMBERS = 2**40
 BFLOAT16 = "bfloat16"
-# Bytes of one number, by the name that numpy and PyTorch share.
-ITEM_SIZES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
-    BFLOAT16: 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
 
 
-def numbers(raw: bytes, dtype: str, big_endian: bool = False) -> np.ndarray:
-    """The bytes as [N] numbers of a type in ITEM_SIZES, in this machine's order; bfloat16 becomes float32.
+def item_size(dtype: str) -> int:
+    """Bytes of one number of a type, by the name that numpy and PyTorch share."""
+    return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
 
-    The bytes must make whole numbers.
-    """
+
+def numbers(raw: bytes, dtype: str) -> np.ndarray:
+    """Little-endian bytes as [N] numbers of a type; bfloat16 becomes float32. The bytes must make whole numbers."""
     if dtype == "bool":
         # Through uint8: a byte other than 0 and 1, taken as a bool as it is, is neither.
         return np.frombuffer(raw, np.uint8).astype(bool)
     if dtype == BFLOAT16:
         # bfloat16 is the upper half of float32.
-        return (numbers(raw, "uint16", big_endian).astype(np.uint32) << 16).view(np.float32)
-    stored = np.dtype(dtype).newbyteorder(">" if big_endian else "<")
-    return np.frombuffer(raw, stored).astype(dtype, copy=False)
+        return (np.frombuffer(raw, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, dtype)
 
 
 def check_shape(shape: object) -> tuple[int, ...]:
@@ -117,27 +102,6 @@ def check_shape(shape: object) -> tuple[int, ...]:
     if not (is_counts(shape) and len(shape) <= MAX_DIMENSIONS and prod(size or 1 for size in shape) <= MAX_NUMBERS):
         raise UserError(f"its shape is no tuple of up to {MAX_DIMENSIONS} counts; the file is damaged or made up")
     return shape
-
-
-def strided(values: np.ndarray, offset: object, shape: object, strides: object) -> np.ndarray:
-    """The view of [N] values that starts at `offset` and steps by `strides`, all three counted in values.
-
-    Raises UserError for a view that leaves the values, or repeats them to seem more than they are.
-    """
-    shape = check_shape(shape)
-    if not (is_counts(strides) and len(strides) == len(shape) and type(offset) is int and is_counts((offset,))):
-        raise UserError("its strides or offset are no counts; the file is damaged or made up")
-    count = prod(shape)
-    if not count:
-        return np.empty(shape, values.dtype)
-    end = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
-    # The second: strides of 0 would make a small file fill the memory.
-    if end > len(values) or count > len(values):
-        raise UserError(
-            f"its shape {shape} with strides {strides} from {offset} on reaches beyond the {len(values)} numbers stored"
-        )
-    item = values.itemsize
-    return np.ndarray(shape, values.dtype, values, offset * item, tuple(stride * item for stride in strides))
 
 
 def is_counts(values: object) -> TypeGuard[tuple[int, ...]]:

@@ -5,7 +5,8 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from struct import Struct
+from functools import cache, partial
+from math import prod
 from typing import BinaryIO
 
 import numpy as np
@@ -13,20 +14,18 @@ import numpy as np
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.archive import checked_zip, read_entry
 from ssd300_vgg16.weights.restricted_pickle import StandIn, read_pickle, same
-from ssd300_vgg16.weights.tensors import BFLOAT16, ITEM_SIZES, find_state_dict, is_counts, numbers, strided
+from ssd300_vgg16.weights.tensors import BFLOAT16, check_shape, is_counts, item_size, numbers, read_network
 
 PICKLE_IN_ZIP = re.compile(r"([^/]+/)?data\.pkl")
 # The number that begins a stream, as the instruction LONG1 of its first pickle.
 STREAM_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 STREAM_PROTOCOL = 1001
-LENGTH = Struct("<q")
-# What the files of PyTorch's first releases, which are tars, hold.
-TAR_MEMBERS = frozenset(("pickle", "storages", "tensors"))
+LENGTH_BYTES = 8
+MADE_UP = "the file is damaged or made up"
 
 
-@dataclass(frozen=True)
-class _StorageType:
-    dtype: str
+class _StorageType(str):
+    """The type of a storage's numbers, which is no text that a pickle could hold itself."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,16 @@ class _Storage:
 
     @property
     def stored_bytes(self) -> int:
-        return self.stored * ITEM_SIZES[self.dtype]
+        return self.stored * item_size(self.dtype)
 
 
-@dataclass(frozen=True)
 class _Tensor:
     """What a pickle says of a tensor, not checked yet."""
 
-    storage: _Storage
-    offset: object
-    shape: object
-    strides: object
-
-
-def _tensor(storage: object, offset: object, shape: object, strides: object, *_grad_and_hooks: object) -> _Tensor:
-    if not isinstance(storage, _Storage):
-        raise TypeError("a tensor without its numbers")
-    return _Tensor(storage, offset, shape, strides)
+    def __init__(self, storage: object, offset: object, shape: object, strides: object, *_grad_and_hooks: object):
+        if not isinstance(storage, _Storage):
+            raise TypeError("a tensor without its numbers")
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
 
 def _parameter(tensor: object, *_grad_and_hooks: object) -> object:
@@ -77,14 +69,14 @@ STORAGE_TYPES = {
     "Bool": "bool",
 }
 NAMES: Mapping[str, object] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor": _Tensor,
+    "torch._utils._rebuild_tensor_v2": _Tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": same,
     "torch.device": StandIn,
     "torch.storage.UntypedStorage": _StorageType("uint8"),
-    **{f"torch.{dtype}": dtype for dtype in ITEM_SIZES},
+    **{f"torch.{dtype}": dtype for dtype in STORAGE_TYPES.values()},
     **{f"torch.{name}Storage": _StorageType(dtype) for name, dtype in STORAGE_TYPES.items()},
 }
 
@@ -112,18 +104,18 @@ def read_torch_zip(archive: zipfile.ZipFile) -> tuple[dict[str, np.ndarray], lis
             raise UserError(f"the part {name!r:.80} of its file is missing; copy or download it again")
         return read_entry(archive, entries[folders[0] + name])
 
-    # Older releases do not write the part byteorder: their numbers are taken to be little-endian.
-    big_endian = f"{folders[0]}byteorder" in entries and part("byteorder") == b"big"
+    if f"{folders[0]}byteorder" in entries and part("byteorder") == b"big":
+        raise UserError("its numbers are big-endian, as on IBM Z: torch.save it on another machine")
+    storages: dict[str, _Storage] = {}
+    data = read_pickle(io.BytesIO(part("data.pkl")), NAMES, partial(_add_storage, storages))
 
-    def run(storage: _Storage) -> np.ndarray:
-        raw = part(f"data/{storage.key}")
-        if len(raw) != storage.stored_bytes:
-            raise UserError(
-                f"it has {len(raw)} bytes of numbers stored, instead of {storage.stored_bytes}; copy it again"
-            )
-        return numbers(raw, storage.dtype, big_endian)
+    def stored(key: str) -> np.ndarray:
+        raw, expected = part(f"data/{key}"), storages[key].stored_bytes
+        if len(raw) != expected:
+            raise UserError(f"it has {len(raw)} bytes of numbers stored, instead of {expected}; copy it again")
+        return numbers(raw, storages[key].dtype)
 
-    return _network(read_pickle(io.BytesIO(part("data.pkl")), NAMES, _Storages().add), run)
+    return _network(data, stored)
 
 
 def read_torch_stream(file: BinaryIO) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -132,23 +124,19 @@ def read_torch_stream(file: BinaryIO) -> tuple[dict[str, np.ndarray], list[str]]
     Pickles: a magic number, the protocol, the machine, the data, the keys of the storages; then for each key, in that
     order, how many numbers (int64) and the numbers, little-endian on any machine.
     """
-    # The magic number, which has been looked at already.
-    read_pickle(file, {})
+    read_pickle(file, {})  # the magic number, which has been looked at already
     if read_pickle(file, {}) != STREAM_PROTOCOL:
-        raise UserError(
-            f"it is no stream of protocol {STREAM_PROTOCOL}, which PyTorch wrote; copy or download it again"
-        )
-    # Sizes of numbers on the machine that wrote it, which are in the storages' types too.
-    read_pickle(file, {})
-    storages = _Storages()
-    data = read_pickle(file, NAMES, storages.add)
-    places = _places(file, read_pickle(file, {}), storages.by_key)
+        raise UserError(f"it is no stream of protocol {STREAM_PROTOCOL}, which PyTorch wrote; copy it again")
+    read_pickle(file, {})  # sizes of numbers on the machine that wrote it, which are in the storages' types too
+    storages: dict[str, _Storage] = {}
+    data = read_pickle(file, NAMES, partial(_add_storage, storages))
+    places = _places(file, read_pickle(file, {}), storages)
 
-    def run(storage: _Storage) -> np.ndarray:
-        file.seek(places[storage.key])
-        return numbers(file.read(storage.stored_bytes), storage.dtype)
+    def stored(key: str) -> np.ndarray:
+        file.seek(places[key])
+        return numbers(file.read(storages[key].stored_bytes), storages[key].dtype)
 
-    return _network(data, run)
+    return _network(data, stored)
 
 
 def _places(file: BinaryIO, keys: object, storages: Mapping[str, _Storage]) -> dict[str, int]:
@@ -159,52 +147,60 @@ def _places(file: BinaryIO, keys: object, storages: Mapping[str, _Storage]) -> d
     places = {}
     for key in keys:
         file.seek(start)
-        length = file.read(LENGTH.size)
-        places[key] = start + LENGTH.size
+        count = int.from_bytes(file.read(LENGTH_BYTES), "little", signed=True)
+        places[key] = start + LENGTH_BYTES
         start = places[key] + storages[key].stored_bytes
-        if len(length) < LENGTH.size or start > end:
-            raise UserError(f"it is cut short: of {len(keys)} storages, the {len(places)}th ends beyond the file's end")
-        if LENGTH.unpack(length) != (storages[key].stored,):
+        if start > end:
+            raise UserError("it is cut short: a storage ends beyond the file's end; copy or download it again")
+        if count != storages[key].stored:
             raise UserError("it is damaged: a storage has not as many numbers as its tensors say; copy it again")
     return places
 
 
-class _Storages:
-    """The storages that a pickle asks for."""
-
-    def __init__(self) -> None:
-        self.by_key: dict[str, _Storage] = {}
-
-    def add(self, saved: object) -> _Storage:
-        """One, from what the pickle says: ("storage", type, key, device, count) and in streams a view or None."""
-        if not (isinstance(saved, tuple) and len(saved) in (5, 6) and saved[0] == "storage"):
-            raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
-        _, kind, key, _, stored, *view = saved
-        # In streams a storage may be a window of another.
-        _, start, size = (view[0] if view else None) or (key, 0, stored)
-        counts = is_counts((stored, start, size))
-        if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
-            raise UserError("its pickle describes a storage that cannot be; the file is damaged or made up")
-        storage = _Storage(key, kind.dtype, stored, start, size)
-        before = self.by_key.setdefault(key, storage)
-        if (before.dtype, before.stored) != (storage.dtype, storage.stored):
-            raise UserError("its pickle describes one storage in two ways; the file is damaged or made up")
-        return storage
+def _add_storage(storages: dict[str, _Storage], saved: object) -> _Storage:
+    """One that a pickle asks for, which says ("storage", type, key, device, count) and in streams a view or None."""
+    if not (isinstance(saved, tuple) and len(saved) in (5, 6) and saved[0] == "storage"):
+        raise UserError("its pickle asks for a thing outside it that is no storage of numbers; not loaded")
+    _, kind, key, _, stored, *view = saved
+    # In streams a storage may be a window of another.
+    _, start, size = (view[0] if view else None) or (key, 0, stored)
+    counts = is_counts((stored, start, size))
+    if not (isinstance(kind, _StorageType) and isinstance(key, str) and counts and start + size <= stored):
+        raise UserError(f"its pickle describes a storage that cannot be; {MADE_UP}")
+    storage = _Storage(key, kind, stored, start, size)
+    before = storages.setdefault(key, storage)
+    if (before.dtype, before.stored) != (storage.dtype, storage.stored):
+        raise UserError(f"its pickle describes one storage in two ways; {MADE_UP}")
+    return storage
 
 
-def _network(data: object, run: Callable[[_Storage], np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors of the network in a checkpoint, and the names of the rest; `run` reads the stored numbers."""
-    described, ignored = find_state_dict(data, _Tensor)
-    runs: dict[str, np.ndarray] = {}
-    tensors = {}
-    for name, tensor in described.items():
+def _network(data: object, stored: Callable[[str], np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of the network in a checkpoint, and the names of the rest; `stored` reads the numbers of a key."""
+    # Tensors that share a storage, as tied weights do, share the array too.
+    once = cache(stored)
+
+    def read(tensor: _Tensor) -> np.ndarray:
         storage = tensor.storage
-        try:
-            # Tensors that share a storage, as tied weights do, share the array too.
-            if storage.key not in runs:
-                runs[storage.key] = run(storage)
-            stored = runs[storage.key][storage.start : storage.start + storage.size]
-            tensors[name] = strided(stored, tensor.offset, tensor.shape, tensor.strides)
-        except UserError as error:
-            raise UserError(f"its tensor {name!r:.120}: {error}") from error
-    return tensors, ignored
+        run = once(storage.key)[storage.start : storage.start + storage.size]
+        return _strided(run, tensor.offset, tensor.shape, tensor.strides)
+
+    return read_network(data, _Tensor, read)
+
+
+def _strided(values: np.ndarray, offset: object, shape: object, strides: object) -> np.ndarray:
+    """The view of [N] values that starts at `offset` and steps by `strides`, all three counted in values.
+
+    Raises UserError for a view that leaves the values, or repeats them to seem more than they are.
+    """
+    shape = check_shape(shape)
+    if not (is_counts(strides) and len(strides) == len(shape) and type(offset) is int and is_counts((offset,))):
+        raise UserError(f"its strides or offset are no counts; {MADE_UP}")
+    count = prod(shape)
+    if not count:
+        return np.empty(shape, values.dtype)
+    end = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+    # The second: strides of 0 would make a small file fill the memory.
+    if end > len(values) or count > len(values):
+        raise UserError(f"its shape {shape} reaches beyond the {len(values)} numbers stored; {MADE_UP}")
+    item = values.itemsize
+    return np.ndarray(shape, values.dtype, values, offset * item, tuple(stride * item for stride in strides))

@@ -17,15 +17,16 @@ from ssd300_vgg16.weights.recognise import Weights, is_unnamed
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 MAX_NAMES = 12
+VGG16 = tuple(f"{layer}." for layer in VGG16_LAYERS)
 # Parts of the network for the table, and the beginnings of their parameters' names; the first that fits counts.
-PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("VGG16, conv1_1 to conv5_3", tuple(f"{layer}." for layer in VGG16_LAYERS)),
-    ("fc6 and fc7", (FC6, FC7)),
-    ("scale of conv4_3", (SCALE,)),
-    ("extra layers", ("backbone.extra.",)),
-    ("box offsets", (REGRESSION,)),
-    ("class scores", (CLASSIFICATION,)),
-)
+PARTS: dict[str, tuple[str, ...]] = {
+    "VGG16, conv1_1 to conv5_3": VGG16,
+    "fc6 and fc7": (FC6, FC7),
+    "scale of conv4_3": (SCALE,),
+    "extra layers": ("backbone.extra.",),
+    "box offsets": (REGRESSION,),
+    "class scores": (CLASSIFICATION,),
+}
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,19 @@ def start_from(weights: Weights, description: ModelDescription, fresh: Mapping[s
     fresh: the network's initial tensors, for what the weights do not have. Raises UserError if they are not whole, or
     of a network of another width.
     """
-    _refuse_another_trunk(weights, fresh)
     theirs = weights.description
     labels = _shared_labels(theirs, description)
     taken = {}
     for name, initial in fresh.items():
         array = weights.tensors.get(name)
+        # VGG16 itself is in every file of weights: if it is not all there, or of another shape, the file is wrong.
+        if array is None and name.startswith(VGG16):
+            raise UserError(f"{weights.path}: {name} is missing; the file is not whole")
+        if array is not None and array.shape != initial.shape and name.startswith(VGG16):
+            raise UserError(
+                f"{weights.path}: {name} is {array.shape}, in this network {initial.shape}. "
+                "Give the --width that the weights have"
+            )
         if array is not None and theirs and name.startswith(CLASSIFICATION):
             array = _rows_by_class(array, theirs.num_classes, initial, description.num_classes, labels)
         if array is not None and array.shape == initial.shape:
@@ -60,26 +68,9 @@ def trunk_of(weights: Weights) -> Weights:
     """VGG16 alone of these weights: conv1_1 to fc7, without the layers behind it and without heads."""
     if weights.description is None:
         return weights
-    # fc6 and fc7 are VGG16's, as SSD has them.
-    kept = (*PARTS[0][1], *PARTS[1][1])
-    tensors = {name: array for name, array in weights.tensors.items() if name.startswith(kept)}
+    tensors = {name: array for name, array in weights.tensors.items() if name.startswith((*VGG16, FC6, FC7))}
     notes = (*weights.notes, "of this detector, VGG16 alone is taken")
     return replace(weights, tensors=tensors, description=None, notes=notes)
-
-
-def _refuse_another_trunk(weights: Weights, fresh: Mapping[str, np.ndarray]) -> None:
-    """VGG16 itself is in every file of weights: if it is not all there, or of another shape, the file is wrong."""
-    for name, initial in fresh.items():
-        if not name.startswith(PARTS[0][1]):
-            continue
-        array = weights.tensors.get(name)
-        if array is None:
-            raise UserError(f"{weights.path}: {name} is missing; the file is not whole")
-        if array.shape != initial.shape:
-            raise UserError(
-                f"{weights.path}: {name} is {array.shape}, in this network {initial.shape}. "
-                "Give the --width that the weights have"
-            )
 
 
 def _shared_labels(theirs: ModelDescription | None, ours: ModelDescription) -> dict[int, int]:
@@ -125,7 +116,10 @@ def _table(
     kind = weights.description.variant.name if weights.description else "a VGG16"
     rows = [f"starting from {weights.path}: {weights.format}, {weights.names}'s names, {kind}"]
     rows += [f"  ({note})" for note in weights.notes]
-    for part, names in _by_part(fresh).items():
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name in fresh:
+        parts[next(part for part, beginnings in PARTS.items() if name.startswith(beginnings))].append(name)
+    for part, names in parts.items():
         have = sum(name in taken for name in names)
         # Some of a part: say how many, as it is seldom what was meant.
         source = {0: "initialised", len(names): "from the file"}.get(have, f"{have} of {len(names)} from the file")
@@ -137,13 +131,6 @@ def _table(
     if weights.unused:
         rows.append(f"  not used: {listed(weights.unused, MAX_NAMES)}")
     return rows
-
-
-def _by_part(names: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {part: [] for part, _ in PARTS}
-    for name in names:
-        parts[next(part for part, beginnings in PARTS if name.startswith(beginnings))].append(name)
-    return parts
 
 
 def _class_rows(theirs: ModelDescription, description: ModelDescription, labels: Mapping[int, int]) -> list[str]:

@@ -107,8 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, answer: Answer, body: bytes, request: Request) -> None:
         for start in range(0, len(body), answer.piece):
             piece = body[start : start + answer.piece]
+            request.sent += len(piece)  # before it is, or the client could be done first
             self.wfile.write(piece)
-            request.sent += len(piece)
             self.server.closing.wait(answer.pause)
         if answer.at_stop:
             answer.at_stop()

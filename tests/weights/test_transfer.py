@@ -105,22 +105,15 @@ def test_classes_without_names_go_by_their_order_if_there_are_as_many():
     assert "classes from the file: background\n  classes initialised: RBC, WBC" in start.table
 
 
+EXTRA_LAYERS = tuple(f"backbone.extra.{layer}" for layer in range(1, 5))
+
+
 @pytest.mark.parametrize(
     ("without", "initialised"),
     [
         (("head.",), {"box offsets", "class scores"}),
-        (("head.", "backbone.extra.1", "backbone.extra.2", "backbone.extra.3", "backbone.extra.4"), {"extra layers"}),
-        (
-            (
-                "head.",
-                "backbone.extra.1",
-                "backbone.extra.2",
-                "backbone.extra.3",
-                "backbone.extra.4",
-                "backbone.extra.0.7",
-            ),
-            {"fc6 and fc7"},
-        ),
+        (("head.", *EXTRA_LAYERS), {"extra layers"}),
+        (("head.", *EXTRA_LAYERS, "backbone.extra.0.7"), {"fc6 and fc7"}),
     ],
 )
 def test_a_trunk_alone_leaves_the_rest_as_it_was(without, initialised):
@@ -145,13 +138,14 @@ def test_ssd300_starts_ssd512():
     assert "class scores                14 tensors  10 of 14 from the file" in start.table
 
 
-def test_another_width_is_refused():
-    with pytest.raises(UserError, match=r"w.pth: backbone.features.0.weight is \(1, 3, 3, 3\).*Give the --width"):
-        start_from(weights_of(described(CELLS)), described(CELLS), initial(described(CELLS, width=1 / 32), 0))
-
-
-def test_a_file_that_lacks_a_layer_of_vgg_is_refused():
-    with pytest.raises(UserError, match=r"backbone\.features\.17\.bias is missing"):
-        start_from(
-            weights_of(described(CELLS), ["backbone.features.17.bias"]), described(CELLS), initial(described(CELLS), 0)
-        )
+@pytest.mark.parametrize(
+    ("width", "without", "problem"),
+    [
+        (1 / 32, (), r"w.pth: backbone.features.0.weight is \(1, 3, 3, 3\).*Give the --width"),
+        (WIDTH, ("backbone.features.17.bias",), r"w.pth: backbone.features.17.bias is missing"),
+    ],
+)
+def test_a_trunk_that_is_not_this_networks_is_refused(width, without, problem):
+    description = described(CELLS, width=width)
+    with pytest.raises(UserError, match=problem):
+        start_from(weights_of(described(CELLS), without), description, initial(description, 0))

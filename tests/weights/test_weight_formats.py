@@ -1,6 +1,5 @@
 """Files of weights of every format: the tensors in them, whatever the file is called and packed in."""
 
-import io
 import json
 import struct
 import tarfile
@@ -8,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from foreign_weights import refusal
 from places import GOLDEN
 from safetensors.numpy import save_file
 
@@ -45,24 +45,11 @@ def expected_of(version, name):
         return {key.removeprefix("module."): file[key] for key in file}
 
 
-def refusal(path):
-    with pytest.raises(UserError) as caught:
-        read_contents(path)
-    assert str(caught.value).startswith(str(path))
-    return str(caught.value)
-
-
 @every_torch_file
-def test_a_state_dict_of_pytorch(version, layout):
-    contents = read_contents(FILES / version / f"plain_{layout}.pth")
-    assert (contents.format, contents.header, contents.ignored) == (LAYOUTS[layout], {}, [])
-    assert_same(contents.tensors, expected_of(version, "network"))
-
-
-@every_torch_file
-def test_the_network_is_found_in_a_checkpoint_among_optimizer_and_average(version, layout):
-    contents = read_contents(FILES / version / f"checkpoint_{layout}.pth")
-    assert contents.ignored == BESIDE_THE_NETWORK
+@pytest.mark.parametrize(("file", "ignored"), [("plain", []), ("checkpoint", BESIDE_THE_NETWORK)])
+def test_the_network_of_pytorch_is_found_alone_and_among_optimizer_and_average(version, layout, file, ignored):
+    contents = read_contents(FILES / version / f"{file}_{layout}.pth")
+    assert (contents.format, contents.header, contents.ignored) == (LAYOUTS[layout], {}, ignored)
     assert_same(contents.tensors, expected_of(version, "network"))
 
 
@@ -97,18 +84,12 @@ def test_a_whole_network_of_pytorch_is_code_and_refused(version, name, word):
     assert "state_dict()" in message
 
 
-def test_numbers_from_a_machine_of_the_other_byte_order(tmp_path):
-    source = FILES / "torch2.6" / "plain_zip.pth"
-    types = {name: array.dtype for name, array in expected_of("torch2.6", "network").items()}
-    storages = [f"plain_zip/data/{index}" for index in range(len(types))]
-    swapped = tmp_path / "swapped.pth"
-    with zipfile.ZipFile(source) as before, zipfile.ZipFile(swapped, "w") as after:
-        for entry in before.namelist():
-            content = before.read(entry)
-            if entry in storages:
-                content = np.frombuffer(content, list(types.values())[storages.index(entry)]).byteswap().tobytes()
-            after.writestr(entry, b"big" if entry.endswith("/byteorder") else content)
-    assert_same(read_contents(swapped).tensors, expected_of("torch2.6", "network"))
+def test_numbers_from_a_machine_of_the_other_byte_order_are_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    with zipfile.ZipFile(FILES / "torch2.6" / "plain_zip.pth") as before, zipfile.ZipFile(path, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, b"big" if name.endswith("/byteorder") else before.read(name))
+    assert "big-endian" in refusal(path)
 
 
 @pytest.fixture
@@ -142,15 +123,10 @@ def test_safetensors_of_others_have_no_header(safetensors):
     assert_same(dict(sorted(contents.tensors.items())), dict(sorted(TENSORS.items())))
 
 
-def test_our_own_safetensors_keep_their_header_and_checksum(tmp_path):
-    path = tmp_path / "ours"
-    save_weights(path, TENSORS, ModelDescription(2, 1.0, (Category(1, 1, "cat"),)), {"epoch": 3})
-    header = read_contents(path).header
+def test_our_own_safetensors_keep_their_header(tmp_path):
+    save_weights(tmp_path / "ours", TENSORS, ModelDescription(2, 1.0, (Category(1, 1, "cat"),)), {"epoch": 3})
+    header = read_contents(tmp_path / "ours").header
     assert (header["epoch"], header["model"]["num_classes"]) == (3, 2)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    assert "checksum" in refusal(path)
 
 
 def test_safetensors_of_a_type_that_numpy_lacks_are_refused(tmp_path):
@@ -186,14 +162,12 @@ def test_a_few_tensors_under_a_networks_name_are_no_network(tmp_path):
     assert (list(contents.tensors), contents.ignored) == (["x", "y", "z"], ["model", "parts.b"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"])
-def test_types_of_oneflow(tmp_path, dtype):
-    array = (np.arange(6).reshape(2, 3) % 2).astype(dtype)
-    data = {"w": flow.tensor(array.astype(np.float32)).to(getattr(flow, dtype)), "none": flow.zeros(0, 2)}
-    assert_same(
-        read_contents(write_flow_folder(tmp_path / "w", data)).tensors,
-        {"w": array, "none": np.zeros((0, 2), np.float32)},
-    )
+def test_types_of_oneflow(tmp_path):
+    types = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
+    expected = {dtype: (np.arange(6).reshape(2, 3) % 2).astype(dtype) for dtype in types}
+    data = {name: flow.tensor(array.astype(np.float32)).to(getattr(flow, name)) for name, array in expected.items()}
+    folder = write_flow_folder(tmp_path / "w", {**data, "none": flow.zeros(0, 2)})
+    assert_same(read_contents(folder).tensors, {**expected, "none": np.zeros((0, 2), np.float32)})
 
 
 def test_the_older_layout_of_oneflow(tmp_path):
@@ -277,14 +251,6 @@ def test_an_archive_must_hold_one_file_of_weights(tmp_path, safetensors, suffix)
         assert "archive in an archive" in refusal(pack(archive, tmp_path / f"outer{suffix}"))
 
 
-def tar_of_pytorchs_first_releases():
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name in ("sys_info", "pickle", "tensors", "storages"):
-            archive.addfile(tarfile.TarInfo(name))
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -304,7 +270,6 @@ def tar_of_pytorchs_first_releases():
         (b"PK\x03\x04" + bytes(64), "zip that is damaged"),
         (b"\x1f\x8b\x08\x00", "gzip that is damaged"),
         (b"\x10\0\0\0\0\0\0\0{", "safetensors"),
-        (tar_of_pytorchs_first_releases(), "first releases"),
     ],
 )
 def test_what_holds_no_weights_is_named(tmp_path, content, words):
@@ -313,37 +278,34 @@ def test_what_holds_no_weights_is_named(tmp_path, content, words):
     assert words in refusal(path)
 
 
-def test_what_is_missing_or_a_folder_of_something_else_is_named(tmp_path):
+def test_what_is_missing_or_holds_no_network_is_named(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.pth")
     (tmp_path / "images").mkdir()
     assert "pickled_data" in refusal(tmp_path / "images")
-
-
-def test_what_holds_no_mapping_of_tensors_is_named(tmp_path):
     assert "no mapping of names" in refusal(write_flow_folder(tmp_path / "list", [flow.zeros(2)]))
     assert "no mapping of names" in refusal(write_flow_folder(tmp_path / "epoch", {"epoch": 3}))
 
 
-@pytest.mark.parametrize("name", ["plain_zip.pth", "checkpoint_stream.pth", "flow.tar.gz", "flow.tar", "flow.zip"])
-def test_files_cut_short_are_refused(tmp_path, name):
-    source = FILES / "torch2.6" / name
+@pytest.fixture(
+    params=["plain_zip.pth", "checkpoint_stream.pth", "mixed_stream.pth", "flow.tar.gz", "flow.tar", "flow.zip"]
+)
+def whole(request, tmp_path):
+    """The bytes of a good file."""
+    source = FILES / "torch2.6" / request.param
     if not source.exists():
-        source = pack(write_flow_folder(tmp_path / "w"), tmp_path / name, junk=False)
-    whole = source.read_bytes()
+        source = pack(write_flow_folder(tmp_path / "w"), tmp_path / request.param, junk=False)
+    return source.read_bytes()
+
+
+def test_files_cut_short_are_refused(tmp_path, whole):
     # The end of a tar is filled up with zeros, without which it is whole, too.
     end = len(whole.rstrip(b"\0"))
-    path = tmp_path / "cut"
     for cut in np.linspace(0, end - 1, 50).astype(int):
-        path.write_bytes(whole[:cut])
-        assert refusal(path)
+        (tmp_path / "cut").write_bytes(whole[:cut])
+        assert refusal(tmp_path / "cut")
 
 
-@pytest.mark.parametrize("name", ["plain_zip.pth", "mixed_stream.pth", "flow.tar.gz", "flow.tar", "flow.zip"])
-def test_damaged_files_never_fail_with_anything_but_a_message(tmp_path, name):
-    source = FILES / "torch2.6" / name
-    if not source.exists():
-        source = pack(write_flow_folder(tmp_path / "w"), tmp_path / name, junk=False)
-    whole = source.read_bytes()
+def test_damaged_files_never_fail_with_anything_but_a_message(tmp_path, whole):
     random = np.random.default_rng(0)
     path, refused = tmp_path / "damaged", 0
     for _ in range(150):
