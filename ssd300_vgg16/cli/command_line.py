@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT
-from ssd300_vgg16.data.layout import VAL_FRACTION
+from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT, VAL_FRACTION
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told

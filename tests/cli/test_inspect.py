@@ -208,8 +208,8 @@ def test_missing_split_is_told_unless_it_was_asked_for(elsewhere, capsys):
     folder = shapes_folder(elsewhere)
     (folder / "annotations" / "instances_train.json").unlink()
     assert inspect.main(["inspect", str(folder)]) == 0
-    assert "not inspected: no train annotations" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no train annotations"):
+    assert "no train split there" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no train split there"):
         inspect.main(["inspect", str(folder), "--split", "both"])
 
 
@@ -219,7 +219,7 @@ def test_missing_split_is_told_unless_it_was_asked_for(elsewhere, capsys):
         (["nowhere"], "nowhere: no such folder"),
         ([], "data/coco: no such folder"),
         (["."], r"\.: no COCO-style, VOC or YOLO data set found"),
-        ([".", "--dataset", "coco"], "no train annotations: looked for"),
+        ([".", "--dataset", "coco"], "no train split there: looked for"),
         ([".", "--data-path", "."], "named twice"),
         (["--val-images", "x"], "--val-images needs --val-annotations"),
     ],

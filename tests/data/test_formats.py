@@ -130,7 +130,9 @@ def test_another_kind_of_data_set_is_recognised(places, kind, place, message):
 def test_an_incomplete_data_set_of_the_kind_says_what_is_missing(places, tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val.json").touch()
-    with pytest.raises(UserError, match=r"no train annotations: looked for .*instances_train\.json"):
+    with pytest.raises(
+        UserError, match=r"no train split there: .*instances_train\.json.*--train-annotations"
+    ):
         DataSource("coco", tmp_path).locate("train")
     with pytest.raises(UserError, match=r"nowhere: no such folder; name that of a data set"):
         DataSource("coco", tmp_path / "nowhere").locate("train")

@@ -170,7 +170,7 @@ def test_the_command_says_why_there_is_no_figure(place, data, tmp_path, capsys):
 
 
 def test_classes_that_the_model_lacks_are_named_where_nothing_else_is(data):
-    with pytest.raises(UserError, match=r"does not know: 'horse' \(id 999, \d+ annotations\)\nNo annotation is left"):
+    with pytest.raises(UserError, match=r"does not know: 'horse' \(\d+ objects\)\nNo object is left"):
         changed_annotations(data, horses=None)
 
 
