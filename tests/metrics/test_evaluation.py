@@ -154,7 +154,7 @@ def test_why_there_is_nothing_to_find_is_said(data):
     evaluation = measure(perfect(dataset), dataset)
     said = (
         f"none of the {objects} objects of {dataset.name} counts: all are crowds; "
-        "left out, as the model lacks their classes: 'horse' (id 999, 2 annotations)"
+        "left out, as the model lacks their classes: 'horse' (2 objects)"
     )
     assert evaluation.as_json()["AP"] == -1
     assert evaluation.table().splitlines()[-1] == f"AP is -1: {said}"
