@@ -10,15 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ssd300_vgg16.data.annotations import (
-    SHOWN,
-    ImageRow,
-    ObjectRow,
-    are_finite,
-    choose_categories,
-    dataset_of,
-    is_side,
-)
+from ssd300_vgg16.data.annotations import SHOWN, ImageRow, ObjectRow, are_finite, dataset_of, is_side
 from ssd300_vgg16.data.categories import told_apart
 from ssd300_vgg16.data.coco_layout import FilesIn, find_image
 from ssd300_vgg16.data.dataset import Category, Dataset, Fate, Problems
@@ -47,7 +39,7 @@ def load_coco(
     """The data set of a COCO annotation file; samples in the file's order of images.
 
     categories fixes the labels (of the training split, or of trained weights): the file's categories are matched to
-    them by name and come back with the file's own ids (`choose_categories`).
+    them by name and come back with the file's own ids (`dataset_of`).
 
     Images that are missing on disk, and entries that are malformed or refer to unknown ids, are dropped; of entries
     with the same id the first is kept. Boxes of finite numbers stay as they are, even with no area or outside the
@@ -77,8 +69,7 @@ def load_coco(
     objects = _read_objects(annotations_section, images, rows, names, problems)
     if objects:
         _refuse_other_boxes(objects, rows, problems.source)
-    chosen = choose_categories(names, categories, objects, problems)
-    return dataset_of(rows, objects, chosen, problems, "coco", strict)
+    return dataset_of("coco", rows, objects, names, categories, problems, strict)
 
 
 def image_entries(path: Path) -> list[dict]:
@@ -144,28 +135,29 @@ def _located(section: str, entry: object, position: int) -> str:
     return f"{section}[{position}] ({', '.join(values)})"
 
 
-def _id_fault(entry: Any, known: dict) -> str | None:
-    """What is wrong with the entry's id, given those before it."""
+def _fault(entry: Any, **fields: type) -> str | None:
+    """What is wrong with an entry's fields, which have to be of these types; in words that follow "annotation"."""
     if type(entry) is not dict:
         return "that is not an object"
-    if type(entry.get("id")) is not int:  # not isinstance: true is an int too
-        return "without id" if "id" not in entry else "whose id is not a whole number"
-    return "with the id of another" if entry["id"] in known else None
+    for field, kind in fields.items():
+        if field not in entry:
+            return f"without {field}"
+        value = entry[field]
+        if type(value) is not kind or (kind is str and not str(value).strip()):  # not isinstance: true is an int too
+            return f"whose {field} is not a {'whole number' if kind is int else 'text'}"
+    return None
 
 
-def _text_fault(entry: dict, field: str) -> str | None:
-    """What is wrong with a field that has to be a text."""
-    if field not in entry:
-        return f"without {field}"
-    value = entry[field]
-    return None if isinstance(value, str) and value.strip() else f"whose {field} is not a text"
+def _id_fault(entry: Any, known: dict) -> str | None:
+    """What is wrong with the entry's id, given those before it."""
+    return _fault(entry, id=int) or ("with the id of another" if entry["id"] in known else None)
 
 
 def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     """Names by id, in order of id."""
     names: dict[int, str] = {}
     for position, entry in enumerate(entries):
-        fault = _id_fault(entry, names) or _text_fault(entry, "name")
+        fault = _id_fault(entry, names) or _fault(entry, name=str)
         if fault:
             problems.add(f"category {fault}", _located("categories", entry, position), Fate.CATEGORY_LEFT_OUT)
         else:
@@ -216,7 +208,7 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, I
 
 def _read_image(entry: dict, folder: Path, files_in: FilesIn) -> ImageRow | str:
     """The image, or what is wrong with it."""
-    fault = _text_fault(entry, "file_name")
+    fault = _fault(entry, file_name=str)
     if fault:
         return fault
     file = find_image(entry["file_name"], files_in)
@@ -234,47 +226,45 @@ def _read_image(entry: dict, folder: Path, files_in: FilesIn) -> ImageRow | str:
 
 
 def _read_objects(
-    entries: list,
-    images: dict[int, ImageRow | None],
-    rows: list[ImageRow],
-    names: dict[int, str],
-    problems: Problems,
+    entries: list, images: dict[int, ImageRow | None], rows: list[ImageRow], names: dict[int, str], problems: Problems
 ) -> list[ObjectRow]:
     """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
-    indices = {row.id: index for index, row in enumerate(rows)}
-    index_of = {id_: indices[image.id] for id_, image in images.items() if image}
+    index_of = {row.id: index for index, row in enumerate(rows)}
     objects = []
     for position, entry in enumerate(entries):
-        fault = _reference_fault(entry, images, names)
-        bbox = None if fault else _bbox(entry)
-        if fault or isinstance(bbox, str):
-            problems.add(f"annotation {fault or bbox}", _located("annotations", entry, position), Fate.OBJECT_LEFT_OUT)
-        elif bbox and entry["image_id"] in index_of:
+        bbox = _reference_fault(entry, images, names) or _bbox(entry)
+        if isinstance(bbox, str):
+            problems.add(f"annotation {bbox}", _located("annotations", entry, position), Fate.OBJECT_LEFT_OUT)
+            continue
+        image = images[entry["image_id"]]
+        if image:  # else it is dropped, which has been counted
             x, y, width, height = map(float, bbox)
-            where = f"annotation {entry.get('id')} of image {entry['image_id']}"
-            area = entry.get("area")
-            if not (type(area) in (int, float) and are_finite([area])):
-                if area is not None:
-                    example = f"{where} (area {str(area)[:SHOWN]})"
-                    problems.add("area that is not a number", example, Fate.READ_ALL_THE_SAME)
-                area = width * height
+            where = f"annotation {entry.get('id')} of image {image.id}"
+            area = _area(entry, width * height, where, problems)
             box, crowd = (x, y, x + width, y + height), bool(entry.get("iscrowd"))
-            objects.append(ObjectRow(index_of[entry["image_id"]], entry["category_id"], box, where, area, crowd))
+            objects.append(ObjectRow(index_of[image.id], entry["category_id"], box, where, area, crowd))
     return objects
 
 
 def _reference_fault(entry: Any, images: dict, names: dict) -> str | None:
-    """What is wrong with an annotation but for its box, in words that follow "annotation"."""
+    """What is wrong with an annotation but for its box."""
     # Its own id is not asked for: some tools count anew in each image, and nothing here refers to it.
-    if type(entry) is not dict:
-        return "that is not an object"
+    fault = _fault(entry, image_id=int, category_id=int)
+    if fault:
+        return fault
     for field, known in (("image_id", images), ("category_id", names)):
-        value = entry.get(field)
-        if type(value) is not int:
-            return f"without {field}" if field not in entry else f"whose {field} is not a whole number"
-        if value not in known:
+        if entry[field] not in known:
             return f"of unknown {field}"
     return None if entry.get("iscrowd") in (None, 0, 1) else "whose iscrowd is not 0 or 1"
+
+
+def _area(entry: dict, of_box: float, where: str, problems: Problems) -> float:
+    area: Any = entry.get("area")
+    if type(area) in (int, float) and are_finite([area]):
+        return area
+    if area is not None:
+        problems.add("area that is not a number", f"{where} (area {str(area)[:SHOWN]})", Fate.READ_ALL_THE_SAME)
+    return of_box
 
 
 def _bbox(entry: dict) -> list | str:

@@ -7,14 +7,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ssd300_vgg16.data.layout import (
-    Splits,
-    file_names,
-    folders_below,
-    read_json,
-    shorter_paths,
-    split_named,
-)
+from ssd300_vgg16.data.layout import Splits, file_names, folders_below, read_json, shorter_paths, split_named
 from ssd300_vgg16.errors import UserError
 
 # More JSON files than this in one folder are one for each image, which COCO's are not.

@@ -32,19 +32,30 @@ VAL_FRACTION = 0.2
 # are where it says without one.
 Location = tuple[Path, Path | None]
 
-# For each kind: what finds the places of the splits that are there, what it looks for, and what it is called.
-_FIND: dict[str, Callable[[Path], Splits]] = {
-    "coco": find_coco_splits,
-    "shapes": find_coco_splits,
-    "voc": find_voc_splits,
-    "yolo": find_yolo_splits,
+
+class Format(NamedTuple):
+    """What it is called, what finds the places of the splits that are there, and what this looks for."""
+
+    name: str
+    find: Callable[[Path], Splits]
+    looked_for: str
+
+
+FORMATS = {
+    "coco": Format(
+        "a COCO-style data set",
+        find_coco_splits,
+        "annotations/instances_{0}2017.json, annotations/instances_{0}.json, other JSON files with images near",
+    ),
+    "voc": Format("VOC", find_voc_splits, "ImageSets/Main/{0}.txt beside Annotations, folders of XML files called {0}"),
+    "yolo": Format(
+        "a YOLO data set", find_yolo_splits, "the key {0} in data.yaml or obj.data, folders of images called {0}"
+    ),
 }
-_LOOKED_FOR = {
-    "coco": "annotations/instances_{0}2017.json, annotations/instances_{0}.json, other JSON files with images near",
-    "voc": "ImageSets/Main/{0}.txt beside Annotations, folders of XML files called {0}",
-    "yolo": "the key {0} in data.yaml or obj.data, folders of images called {0}",
-}
-_NAMES = {"coco": "a COCO-style data set", "voc": "VOC", "yolo": "a YOLO data set"}
+NOTHING_FOUND = (
+    "no COCO-style, VOC or YOLO data set found: looked for COCO's JSON, XML files, data.yaml, obj.data or a list of "
+    "class names; --dataset with one of coco, voc, yolo says what is missing"
+)
 
 
 class Found(NamedTuple):
@@ -86,9 +97,9 @@ class DataSource:
 
     @cached_property
     def format(self) -> str:
-        """The kind, told by the content if need be. Raises UserError if nothing, or too much, is found there."""
+        """One of FORMATS, told by the content if need be. Raises UserError if nothing, or too much, is found there."""
         if self.kind != TOLD_BY_CONTENT:
-            return self.kind
+            return "coco" if self.kind == "shapes" else self.kind
         given = self.train or self.val
         if given:
             return "coco" if _is_json(given[0]) else "voc"
@@ -101,7 +112,7 @@ class DataSource:
     def locate(self, split: str) -> tuple[Path, ...]:
         """The files and folders that "train" or "val" will be read from; generated now if need be.
 
-        coco and shapes: annotation file, image folder; voc: image sets, or folders of XML files; yolo: folders of
+        coco: annotation file, image folder; voc: image sets, or folders of XML files; yolo: folders of
         images, or lists of them.
         Raises UserError when they are not there.
         """
@@ -151,15 +162,15 @@ class DataSource:
             )
             return Found(whole, splits[whole], note, fraction)
         self._refuse_other_kind(folder)
-        looked_for = _LOOKED_FOR["coco" if self.format == "shapes" else self.format].format(split)
+        looked_for = FORMATS[self.format].looked_for.format(split)
         own_place = "" if self.format == "yolo" else f"; or name it with --{split}-annotations, --{split}-images"
         raise UserError(f"{folder}: no {split} split there: looked for {looked_for}{own_place}")
 
     def _splits(self, folder: Path) -> Splits:
-        if self.format == "shapes":
+        if self.kind == "shapes":
             write_shapes(folder, **SHAPES_IMAGES, seed=SHAPES_SEED)
         try:
-            return _FIND[self.format](folder)
+            return FORMATS[self.format].find(folder)
         except UserError:
             # A folder of another kind is the likelier mistake than a file that is missing.
             self._refuse_other_kind(folder)
@@ -167,8 +178,8 @@ class DataSource:
 
     def _refuse_other_kind(self, folder: Path) -> None:
         other = guess_kind(folder)
-        if other and other != ("coco" if self.format == "shapes" else self.format):
-            raise UserError(f"{folder}: this looks like {_NAMES[other]}: add --dataset {other}")
+        if other not in (None, self.format):
+            raise UserError(f"{folder}: this looks like {FORMATS[other].name}: add --dataset {other}")
 
     def _given(self, split: str) -> Location | None:
         return self.train if split == "train" else self.val
@@ -191,12 +202,6 @@ def split_location(split: str, annotations: str | None, images: str | None) -> L
     return None if annotations is None else (Path(annotations), None if images is None else Path(images))
 
 
-NOTHING_FOUND = (
-    "no COCO-style, VOC or YOLO data set found: looked for COCO's JSON, XML files, data.yaml, obj.data or a list of "
-    "class names; --dataset with one of coco, voc, yolo says what is missing"
-)
-
-
 def guess_kind(path: str | os.PathLike) -> str | None:
     """The kind of data set that a folder or file holds, by its content: "coco", "voc", "yolo", or None.
 
@@ -215,7 +220,7 @@ def guess_kind(path: str | os.PathLike) -> str | None:
     }
     kinds = [kind for kind, place in seen.items() if place]
     if len(kinds) > 1:
-        all_seen = " and ".join(f"{_NAMES[kind]} ({seen[kind]})" for kind in kinds)
+        all_seen = " and ".join(f"{FORMATS[kind].name} ({seen[kind]})" for kind in kinds)
         choice = " or ".join(kinds)
         raise UserError(f"{path}: there is {all_seen}: say which is meant with --dataset {choice}")
     return kinds[0] if kinds else None

@@ -8,16 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from ssd300_vgg16.data.annotations import (
-    SHOWN,
-    Box,
-    ImageRow,
-    ObjectRow,
-    are_finite,
-    choose_categories,
-    dataset_of,
-    is_side,
-)
+from ssd300_vgg16.data.annotations import SHOWN, Box, ImageRow, ObjectRow, are_finite, dataset_of, is_side
 from ssd300_vgg16.data.categories import folded
 from ssd300_vgg16.data.dataset import Category, Dataset, Fate, Problems
 from ssd300_vgg16.data.images import ImageError, image_size
@@ -40,7 +31,7 @@ def load_voc(
     A folder of XML files stands for an image set that lists them all (`read_image_set`); images without are left out.
     An image is the one with the name of its XML file, else the XML's <filename>. Its id is its number in the lists,
     counted from 1. Without categories, the names in the files get labels and ids 1..N in alphabetical order, which for
-    VOC is VOC's own; with them, names are matched (`choose_categories`), ids are theirs, and those that no object has
+    VOC is VOC's own; with them, names are matched (`dataset_of`), ids are theirs, and those that no object has
     are left out.
 
     Boxes are in continuous coordinates, x from 0 at the left edge to the width. VOC counts pixels from 1, the last one
@@ -85,9 +76,7 @@ def load_voc(
             spellings[spelling] += 1
             objects.append(row)
         images.append(ImageRow(number, folder / file_name, *size))
-    chosen = choose_categories(_names(spellings, problems), categories, objects, problems)
-    chosen = dict(sorted(chosen.items(), key=lambda item: item[1].label))
-    return dataset_of(images, objects, chosen, problems, "voc", strict, advice)
+    return dataset_of("voc", images, objects, _names(spellings, problems), categories, problems, strict, advice)
 
 
 def _listed_images(image_sets: Sequence[ImageSet], problems: Problems) -> Iterator[tuple[ImageSet, str]]:

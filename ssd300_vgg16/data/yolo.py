@@ -6,15 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from ssd300_vgg16.data.annotations import (
-    SHOWN,
-    Box,
-    ImageRow,
-    ObjectRow,
-    are_finite,
-    choose_categories,
-    dataset_of,
-)
+from ssd300_vgg16.data.annotations import SHOWN, Box, ImageRow, ObjectRow, are_finite, dataset_of
 from ssd300_vgg16.data.categories import told_apart
 from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Category, Dataset, Fate, Problems
 from ssd300_vgg16.data.image_files import find_images
@@ -38,7 +30,7 @@ def load_yolo(
     around it; all in fractions of the image, turned as its EXIF orientation says, since that is how YOLO reads it. An
     image without such a file has no objects. Images come in the order of their paths, or of the list, and their ids
     count from 1. Category ids are YOLO's class numbers, labels are one more; with categories, labels are those of the
-    categories with the same names (`choose_categories`).
+    categories with the same names (`dataset_of`).
 
     Images that are missing or unreadable and malformed lines are dropped; boxes that stick out of the image by no
     more than PIXELS_BEYOND_IMAGE are clipped, other odd ones kept as in `load_coco`. All this is counted in
@@ -62,9 +54,8 @@ def load_yolo(
         images.append(image)
     _report_without_image(places, paths, classes, problems)
     names = told_apart(dict(enumerate(description.names)), problems)
-    chosen = choose_categories(names, categories, objects, problems)
     advice = f"Labels were looked for in files like {_label_file(images[-1].path)}." if images else ""
-    return dataset_of(images, objects, chosen, problems, "yolo", strict, advice)
+    return dataset_of("yolo", images, objects, names, categories, problems, strict, advice)
 
 
 def _image_paths(places: tuple[Path, ...], root: Path, problems: Problems) -> Iterator[Path]:

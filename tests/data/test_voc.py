@@ -143,28 +143,16 @@ def test_images_that_are_elsewhere(tmp_path):
         load_voc([tmp_path / "data" / "xml"])
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["1 -1", "2  1"], r"image set of one class.*\(1 -1\).*train\.txt"),
-        (["1 1"], "image set of one class"),
-        (["1", "9"], None),
-    ],
-)
-def test_image_sets_of_one_class_are_refused(tmp_path, lines, message):
+@pytest.mark.parametrize("lines", [["1 -1", "2  1"], ["1 1"]])
+def test_image_sets_of_one_class_are_refused(tmp_path, lines):
     folder = write_voc(tmp_path / "VOC", one_cat_each("1", "2"), {"cat_train": lines})
-    if message:
-        with pytest.raises(UserError, match=message):
-            load_voc([image_set(folder, "cat_train")])
-    else:
-        assert len(load_voc([image_set(folder, "cat_train")]).samples) == 1
+    with pytest.raises(UserError, match=rf"image set of one class.*\({lines[0]}\).*train\.txt"):
+        load_voc([image_set(folder, "cat_train")])
 
 
 def test_names_may_have_blanks_and_look_flagged(load):
-    assert [sample.path.name for sample in load(one_cat_each("photo 1", "photo 0")).samples] == [
-        "photo 1.jpg",
-        "photo 0.jpg",
-    ]
+    names = [sample.path.name for sample in load(one_cat_each("photo 1", "photo 0")).samples]
+    assert names == ["photo 1.jpg", "photo 0.jpg"]
 
 
 def test_places_that_are_no_image_sets(tmp_path):
@@ -344,10 +332,10 @@ def test_spellings_that_differ_in_case_are_one_category(load):
 
 
 def test_the_labels_of_the_training_split_hold_for_the_other(load):
-    given = (Category(1, 1, "bird"), Category(2, 2, "cat"), Category(3, 3, "dog"))
+    given = (Category(1, 1, "bird"), Category(2, 2, "dog"), Category(3, 3, "cat"))
     dataset = load({"1": xml(thing("DOG"), thing("horse"), thing("horse"), thing("cat"))}, categories=given)
     assert dataset.categories == given[1:]
-    assert dataset.samples[0].labels.tolist() == [3, 2]
+    assert dataset.samples[0].labels.tolist() == [2, 3]
     assert dataset.problems.counts == {"category that the model does not know": 1}
     assert "'horse' (2 objects)" in dataset.problems.message()
 

@@ -249,17 +249,6 @@ def test_nothing_to_train_on(load, tmp_path, labels, given, message):
         load(labels, categories=given)
 
 
-def test_strict_refuses_what_is_otherwise_counted(load):
-    labels = {"a": f"{GOOD}0 0.5 0.5 0 0\n0\n"}
-    message = load(labels).problems.message()
-    assert "data.yaml (train): 1 of 3 objects left out\n  1 x line that is neither" in message
-    assert "data.yaml (train): 1 of 3 objects not trained on, but counted in an evaluation\n  1 x box of no" in message
-    with pytest.raises(UserError) as caught:
-        load(labels, strict=True)
-    assert str(caught.value).startswith(message)
-    assert len(load({"a": GOOD}, strict=True).samples) == 1
-
-
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
