@@ -1,5 +1,6 @@
 """Data sets of all kinds by what the command lines say of them."""
 
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -95,13 +96,8 @@ def test_splits_of_voc_can_be_folders_of_xml_files(tmp_path):
     [
         ("coco", ("a.json", None), "--val-annotations needs --val-images with it"),
         ("shapes", ("a.json", None), "--val-annotations needs --val-images with it"),
-        (
-            "yolo",
-            ("a.json", "images"),
-            r"--val-annotations: the places of a YOLO data set's splits are in its data\.yaml",
-        ),
+        ("yolo", ("a.json", "images"), r"--val-annotations: the places .* are in its data\.yaml"),
         ("voc", (None, "images"), "--val-images needs --val-annotations with it"),
-        ("coco", (None, "images"), "--val-images needs --val-annotations with it"),
     ],
 )
 def test_places_that_a_kind_has_no_use_for(kind, given, message):
@@ -117,20 +113,10 @@ def test_kinds_without_a_usual_place(kind):
         source.locate("train")
 
 
-@pytest.mark.parametrize(
-    ("kind", "place", "message"),
-    [
-        ("coco", "voc", "looks like VOC: add --dataset voc"),
-        ("coco", "yolo", "looks like a YOLO data set: add --dataset yolo"),
-        ("voc", "yolo", "looks like a YOLO data set: add --dataset yolo"),
-        ("voc", "coco", "looks like a COCO-style data set: add --dataset coco"),
-        ("yolo", "voc", "looks like VOC: add --dataset voc"),
-        ("yolo", "coco", "looks like a COCO-style data set: add --dataset coco"),
-    ],
-)
-def test_another_kind_of_data_set_is_recognised(places, kind, place, message):
+@pytest.mark.parametrize(("kind", "place"), list(permutations(("coco", "voc", "yolo"), 2)))
+def test_another_kind_of_data_set_is_recognised(places, kind, place):
     for split in ("train", "val"):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=f"this looks like .*: add --dataset {place}$") as caught:
             DataSource(kind, places[place]).locate(split)
         assert str(places[place]) in str(caught.value)
 
