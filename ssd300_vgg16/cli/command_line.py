@@ -7,10 +7,9 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT
-from ssd300_vgg16.data.layout import VAL_FRACTION
+from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT, VAL_FRACTION
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told
@@ -75,36 +74,31 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
-def positive_int(text: str) -> int:
-    """For `type=`: a whole number from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
-    return value
+Number = TypeVar("Number", int, float)
 
 
-def natural(text: str) -> int:
-    """For `type=`: a whole number from 0 up."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 up")
-    return value
+def _number(convert: Callable[[str], Number], allows: Callable[[Number], bool], what: str) -> Callable[[str], Number]:
+    """For `type=`: what reads such a number, and says what it should be."""
+
+    def read(text: str) -> Number:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not allows(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        return value
+
+    return read
 
 
-def positive(text: str) -> float:
-    """For `type=`: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """For `type=`: a number from 0 up to, but not including, 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up to, but not including, 1")
-    return value
+INFINITY = float("inf")
+positive_int = _number(int, lambda value: value >= 1, "a whole number from 1 up")
+natural = _number(int, lambda value: value >= 0, "a whole number from 0 up")
+positive = _number(float, lambda value: 0 < value < INFINITY, "a number above 0")
+not_negative = _number(float, lambda value: 0 <= value < INFINITY, "a number from 0 up")
+fraction = _number(float, lambda value: 0 <= value < 1, "a number from 0 up to, but not including, 1")
+share = _number(float, lambda value: 0 < value <= 1, "a number above 0, up to 1")
 
 
 def folder(text: str) -> str:
@@ -112,22 +106,6 @@ def folder(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: name a folder (. is the current one)")
     return text
-
-
-def share(text: str) -> float:
-    """For `type=`: a number above 0, up to 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and up to 1")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """For `type=`: a finite number from 0 up."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
-    return value
 
 
 def refuse_as_target(path: Path, suffix: str, kind: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Hashable
 from typing import TypeVar
 
-from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.dataset import Category, Fate, Problems
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import listed
 
@@ -41,7 +41,6 @@ SPELLINGS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-MAX_NAMES = 20  # in a message
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -57,10 +56,14 @@ def folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def told_apart(names: dict[int, str]) -> dict[int, str]:
+def told_apart(names: dict[int, str], problems: Problems) -> dict[int, str]:
     """Names by id, those that are there already with their id: "cat (id 7)", or tables would lose a row."""
     apart: dict[int, str] = {}
+    first: dict[str, int] = {}
     for id_, name in names.items():
+        if first.setdefault(folded(name), id_) != id_:
+            ids = f"ids {first[folded(name)]} and {id_}"
+            problems.add("category name used twice", f"{name!r} ({ids})", Fate.READ_ALL_THE_SAME)
         apart[id_] = f"{name} (id {id_})" if name in apart.values() else name
     return apart
 
@@ -79,7 +82,7 @@ def match_names(names: dict[Key, str], given: tuple[Category, ...], source: str)
             if id_ not in matched and key(id_, name) in free:
                 matched[id_] = free.pop(key(id_, name))
     if not matched:
-        theirs = listed(list(names.values()), MAX_NAMES)
-        ours = listed([category.name for category in given], MAX_NAMES)
+        theirs = listed(list(names.values()))
+        ours = listed([category.name for category in given])
         raise UserError(f"{source}: none of its categories ({theirs}) is one of the model's ({ours})")
     return matched

@@ -1,58 +1,33 @@
 """Data sets in COCO's annotation format, checked while they are read."""
 
-import json
+import contextlib
 import os
-from collections import Counter
-from collections.abc import Callable
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
-from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.categories import COCO_CATEGORIES, folded, match_names, told_apart
-from ssd300_vgg16.data.coco_entries import (
-    annotation_fault,
-    id_fault,
-    is_size,
-    located,
-    text_fault,
-    with_box_of_mask,
-    with_numbers,
-)
-from ssd300_vgg16.data.coco_layout import find_image
-from ssd300_vgg16.data.dataset import (
-    CATEGORY_LEFT_OUT,
-    IMAGE_LEFT_OUT,
-    MAX_COORDINATE,
-    OBJECT_LEFT_OUT,
-    READ_ALL_THE_SAME,
-    UNKNOWN_CATEGORY,
-    Category,
-    Dataset,
-    ImageRow,
-    ObjectTable,
-    Problems,
-    Sample,
-    file_names,
-    report_boxes,
-    samples_of,
-    without_repeated,
-)
+from ssd300_vgg16.data.annotations import SHOWN, ImageRow, ObjectRow, are_finite, dataset_of, is_side
+from ssd300_vgg16.data.categories import told_apart
+from ssd300_vgg16.data.coco_layout import FilesIn, find_image
+from ssd300_vgg16.data.dataset import Category, Dataset, Fate, Problems
 from ssd300_vgg16.data.images import ImageError, image_size
-from ssd300_vgg16.data.sizes import report_sizes
+from ssd300_vgg16.data.layout import file_names, read_json
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import listed
 
 JOINED = "image that is there again: joined with the first"
-MAX_SECTIONS = 20  # in a message
 # Boxes that are fractions of the image may stick out of it a little.
 FRACTION_LIMIT = 1.01
 SMALLEST_IMAGE = 8  # pixels a side; in smaller ones a box may be within 0 to 1 by right
 # From how many boxes, and which part of them beyond the image, it is told that they are corners.
 FEWEST_TELLING = 4
 BEYOND_TELLING = 0.25
+MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 
 
 def load_coco(
@@ -64,8 +39,7 @@ def load_coco(
     """The data set of a COCO annotation file; samples in the file's order of images.
 
     categories fixes the labels (of the training split, or of trained weights): the file's categories are matched to
-    them by name (`match_names`) and come back with the file's own ids. Without it, a file with exactly COCO's 80
-    categories gets label = COCO id; any other, a subset of COCO's too, gets labels 1..N in order of id.
+    them by name and come back with the file's own ids (`dataset_of`).
 
     Images that are missing on disk, and entries that are malformed or refer to unknown ids, are dropped; of entries
     with the same id the first is kept. Boxes of finite numbers stay as they are, even with no area or outside the
@@ -78,11 +52,12 @@ def load_coco(
     Raises UserError when the file cannot be read as COCO annotations, no image or no annotation of it is usable,
     categories have no name in common with it, or, if strict, when there is any problem.
     """
-    document = _read_json(Path(annotation_file))
-    images_section, annotations_section, categories_section = (
-        _section(document, name, annotation_file) for name in ("images", "annotations", "categories")
-    )
+    document = _read_document(Path(annotation_file))
     problems = Problems(str(annotation_file))
+    images_section, annotations_section, categories_section = (
+        _with_numbers(_section(document, name, annotation_file), problems)
+        for name in ("images", "annotations", "categories")
+    )
     problems.totals = {
         "images": len(images_section),
         "objects": len(annotations_section),
@@ -90,35 +65,23 @@ def load_coco(
     }
     names = _without_root(_read_categories(categories_section, problems), categories_section, annotations_section)
     images = _read_images(images_section, Path(image_folder), problems)
-    if any(with_numbers(entry) is not entry for entry in (*images_section, *annotations_section)):
-        problems.notes.append(f"{annotation_file}: numbers that are written as texts are read as numbers")
-    entries = _usable_annotations(annotations_section, images, names, problems)
-    chosen = _choose_categories(names, categories, entries, problems)
     rows = list(dict.fromkeys(filter(None, images.values())))
-    samples = _samples(rows, entries, chosen, problems)
-    if strict:
-        problems.refuse()
-    return Dataset(str(annotation_file), chosen, samples, problems)
+    objects = _read_objects(annotations_section, images, rows, names, problems)
+    if objects:
+        _refuse_other_boxes(objects, rows, problems.source)
+    return dataset_of("coco", rows, objects, names, categories, problems, strict)
 
 
 def image_entries(path: Path) -> list[dict]:
     """Those of the file's images that have an id and a file name. Raises UserError if it is not COCO's JSON."""
-    entries = filter(lambda entry: isinstance(entry, dict), _section(_read_json(path), "images", path))
+    entries = filter(lambda entry: isinstance(entry, dict), _section(_read_document(path), "images", path))
     return [
         entry for entry in entries if isinstance(entry.get("id"), int | str) and isinstance(entry.get("file_name"), str)
     ]
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            document = json.load(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+def _read_document(path: Path) -> dict:
+    document = read_json(path)
     if not isinstance(document, dict):
         raise UserError(f"{path}: COCO annotations are a JSON object, this is a {type(document).__name__}")
     return document
@@ -126,7 +89,7 @@ def _read_json(path: Path) -> dict:
 
 def _section(document: dict, name: str, path: str | os.PathLike) -> list:
     if name not in document:
-        others = listed(list(document), MAX_SECTIONS) or "nothing"
+        others = listed(list(document)) or "nothing"
         raise UserError(
             f'{path}: no "{name}": COCO annotations have images, annotations and categories; found {others}'
         )
@@ -137,24 +100,71 @@ def _section(document: dict, name: str, path: str | os.PathLike) -> list:
     return document[name]
 
 
+def _with_numbers(entries: list, problems: Problems) -> list:
+    """The entries with numbers where some tools write them as texts, which is noted."""
+    read = [_entry_with_numbers(entry) for entry in entries]
+    note = f"{problems.source}: numbers that are written as texts are read as numbers"
+    if note not in problems.notes and any(one is not other for one, other in zip(read, entries, strict=True)):
+        problems.notes.append(note)
+    return read
+
+
+def _entry_with_numbers(entry: Any) -> Any:
+    """The same entry, or a copy with numbers in place of "7" and ["1.5", "2", "10", "20"]."""
+    if type(entry) is not dict:
+        return entry
+    numbers: dict[str, Any] = {
+        name: int(value)
+        for name in ("id", "image_id", "category_id", "iscrowd")
+        if isinstance(value := entry.get(name), str) and _WHOLE_NUMBER.fullmatch(value)
+    }
+    bbox = entry.get("bbox")
+    if type(bbox) is list and any(type(value) is str for value in bbox):
+        with contextlib.suppress(ValueError, TypeError):
+            numbers["bbox"] = [float(value) for value in bbox]
+    return entry | numbers if numbers else entry
+
+
+def _located(section: str, entry: object, position: int) -> str:
+    """Where an entry stands in the file: by its ids as far as it has them."""
+    if not isinstance(entry, dict):
+        return f"{section}[{position}]"
+    fields = ("id", "image_id", "category_id", "bbox", "file_name", "name")
+    # Cut short: a field may hold anything, a whole mask too.
+    values = [f"{field} {str(entry[field])[:SHOWN]}" for field in fields if field in entry]
+    return f"{section}[{position}] ({', '.join(values)})"
+
+
+def _fault(entry: Any, **fields: type) -> str | None:
+    """What is wrong with an entry's fields, which have to be of these types; in words that follow "annotation"."""
+    if type(entry) is not dict:
+        return "that is not an object"
+    for field, kind in fields.items():
+        if field not in entry:
+            return f"without {field}"
+        value = entry[field]
+        if type(value) is not kind or (kind is str and not str(value).strip()):  # not isinstance: true is an int too
+            return f"whose {field} is not a {'whole number' if kind is int else 'text'}"
+    return None
+
+
+def _id_fault(entry: Any, known: dict) -> str | None:
+    """What is wrong with the entry's id, given those before it."""
+    return _fault(entry, id=int) or ("with the id of another" if entry["id"] in known else None)
+
+
 def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     """Names by id, in order of id."""
     names: dict[int, str] = {}
-    ids_by_name: dict[str, int] = {}
-    for position, entry in enumerate(map(with_numbers, entries)):
-        fault = id_fault(entry, names) or text_fault(entry, "name")
+    for position, entry in enumerate(entries):
+        fault = _id_fault(entry, names) or _fault(entry, name=str)
         if fault:
-            problems.add(f"category {fault}", located("categories", entry, position), CATEGORY_LEFT_OUT)
-            continue
-        id_, name = entry["id"], entry["name"].strip()
-        if folded(name) in ids_by_name:
-            ids = f"ids {ids_by_name[folded(name)]} and {id_}"
-            problems.add("category name used twice", f"{name!r} ({ids})", READ_ALL_THE_SAME)
-        names[id_] = name
-        ids_by_name.setdefault(folded(name), id_)
+            problems.add(f"category {fault}", _located("categories", entry, position), Fate.CATEGORY_LEFT_OUT)
+        else:
+            names[entry["id"]] = entry["name"].strip()
     if not names:
         raise UserError(f"{problems.message()}\nNo category is left.")
-    return told_apart(dict(sorted(names.items())))
+    return told_apart(dict(sorted(names.items())), problems)
 
 
 def _without_root(names: dict[int, str], entries: list, annotations: list) -> dict[int, str]:
@@ -174,118 +184,136 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, I
     files_in = cache(lambda parent: file_names(folder / parent))
     images: dict[int, ImageRow | None] = {}
     id_of: dict[str, int] = {}  # by file_name
-    for position, entry in enumerate(map(with_numbers, entries)):
+    for position, entry in enumerate(entries):
+        fault = _id_fault(entry, images)
         file_name = entry.get("file_name") if type(entry) is dict else None
         first_id = id_of.get(file_name) if isinstance(file_name, str) else None
         # Some tools write an image once for each of its boxes, with the same id or another.
-        if first_id is not None and not id_fault(entry, set() if entry.get("id") == first_id else images):
+        if first_id is not None and (fault is None or entry.get("id") == first_id):
             images[entry["id"]] = images[first_id]
-            problems.add(JOINED, located("images", entry, position), READ_ALL_THE_SAME)
-            continue
-        fault = id_fault(entry, images)
-        if fault:
-            problems.add(f"image {fault}", located("images", entry, position), IMAGE_LEFT_OUT)
-            continue
-        images[entry["id"]], fault = _read_image_entry(entry, folder, files_in)
-        if isinstance(file_name, str):
-            id_of.setdefault(file_name, entry["id"])
-        if fault:
-            problems.add(f"image {fault}", f"image {entry['id']} ({entry.get('file_name')})", IMAGE_LEFT_OUT)
+            problems.add(JOINED, _located("images", entry, position), Fate.READ_ALL_THE_SAME)
+        elif fault:
+            problems.add(f"image {fault}", _located("images", entry, position), Fate.IMAGE_LEFT_OUT)
+        else:
+            image = _read_image(entry, folder, files_in)
+            images[entry["id"]] = image if isinstance(image, ImageRow) else None
+            if isinstance(file_name, str):
+                id_of[file_name] = entry["id"]
+            if isinstance(image, str):
+                problems.add(f"image {image}", f"image {entry['id']} ({file_name})", Fate.IMAGE_LEFT_OUT)
     if not any(images.values()):
         raise UserError(f"{problems.message()}\nNo image is left: is {folder} the folder that the file_names refer to?")
     return images
 
 
-def _read_image_entry(
-    entry: dict, folder: Path, files_in: Callable[[str], frozenset[str]]
-) -> tuple[ImageRow | None, str | None]:
-    """The image, or None and what is wrong with it."""
-    fault = text_fault(entry, "file_name")
+def _read_image(entry: dict, folder: Path, files_in: FilesIn) -> ImageRow | str:
+    """The image, or what is wrong with it."""
+    fault = _fault(entry, file_name=str)
     if fault:
-        return None, fault
+        return fault
     file = find_image(entry["file_name"], files_in)
     if file is None:
-        return None, f"missing in {folder}"
-    path = folder / file
+        return f"missing in {folder}"
     height, width = entry.get("height"), entry.get("width")
     if height is None or width is None:
         try:
-            height, width = image_size(path)
+            height, width = image_size(folder / file)
         except ImageError:
-            return None, "without width and height, whose file cannot be read"
-    if not (is_size(height) and is_size(width)):
-        return None, "whose width or height is not a positive whole number"
-    return ImageRow(entry["id"], path, int(height), int(width)), None
+            return "without width and height, whose file cannot be read"
+    if not (is_side(height) and is_side(width)):
+        return "whose width or height is not a positive whole number"
+    return ImageRow(entry["id"], folder / file, int(height), int(width))
 
 
-def _usable_annotations(
-    entries: list, images: dict[int, ImageRow | None], names: dict[int, str], problems: Problems
-) -> list[dict]:
+def _read_objects(
+    entries: list, images: dict[int, ImageRow | None], rows: list[ImageRow], names: dict[int, str], problems: Problems
+) -> list[ObjectRow]:
     """The well-formed annotations of images that are kept; those of dropped images are no problem of their own."""
-    usable = []
-    for position, entry in enumerate(with_box_of_mask(with_numbers(entry)) for entry in entries):
-        fault = annotation_fault(entry, images, names)
-        if fault:
-            problems.add(f"annotation {fault}", located("annotations", entry, position), OBJECT_LEFT_OUT)
+    index_of = {row.id: index for index, row in enumerate(rows)}
+    objects = []
+    for position, entry in enumerate(entries):
+        bbox = _reference_fault(entry, images, names) or _bbox(entry)
+        if isinstance(bbox, str):
+            problems.add(f"annotation {bbox}", _located("annotations", entry, position), Fate.OBJECT_LEFT_OUT)
             continue
         image = images[entry["image_id"]]
-        if image:  # else its image is dropped, which has been counted
-            usable.append(entry if image.id == entry["image_id"] else entry | {"image_id": image.id})
-    return usable
+        if image:  # else it is dropped, which has been counted
+            x, y, width, height = map(float, bbox)
+            where = f"annotation {entry.get('id')} of image {image.id}"
+            area = _area(entry, width * height, where, problems)
+            box, crowd = (x, y, x + width, y + height), bool(entry.get("iscrowd"))
+            objects.append(ObjectRow(index_of[image.id], entry["category_id"], box, where, area, crowd))
+    return objects
 
 
-def _choose_categories(
-    names: dict[int, str], given: tuple[Category, ...] | None, entries: list[dict], problems: Problems
-) -> tuple[Category, ...]:
-    if given is not None:
-        return _match_categories(names, given, entries, problems)
-    # Only with all of them: a subset would have outputs that nothing is ever learned for.
-    if names == {category.id: category.name for category in COCO_CATEGORIES}:
-        return COCO_CATEGORIES
-    return tuple(Category(label, id_, name) for label, (id_, name) in enumerate(names.items(), start=1))
+def _reference_fault(entry: Any, images: dict, names: dict) -> str | None:
+    """What is wrong with an annotation but for its box."""
+    # Its own id is not asked for: some tools count anew in each image, and nothing here refers to it.
+    fault = _fault(entry, image_id=int, category_id=int)
+    if fault:
+        return fault
+    for field, known in (("image_id", images), ("category_id", names)):
+        if entry[field] not in known:
+            return f"of unknown {field}"
+    return None if entry.get("iscrowd") in (None, 0, 1) else "whose iscrowd is not 0 or 1"
 
 
-def _match_categories(
-    names: dict[int, str], given: tuple[Category, ...], entries: list[dict], problems: Problems
-) -> tuple[Category, ...]:
-    """The file's categories with the given labels; annotated ones that are not among the given are a problem."""
-    matched = match_names(names, given, problems.source)
-    annotated = Counter(entry["category_id"] for entry in entries)
-    for id_ in annotated.keys() - matched.keys():
-        described = f"{names[id_]!r} (id {id_}, {annotated[id_]} annotations)"
-        problems.add(UNKNOWN_CATEGORY, described, CATEGORY_LEFT_OUT)
-    return tuple(Category(matched[id_].label, id_, matched[id_].name) for id_ in names if id_ in matched)
+def _area(entry: dict, of_box: float, where: str, problems: Problems) -> float:
+    area: Any = entry.get("area")
+    if type(area) in (int, float) and are_finite([area]):
+        return area
+    if area is not None:
+        problems.add("area that is not a number", f"{where} (area {str(area)[:SHOWN]})", Fate.READ_ALL_THE_SAME)
+    return of_box
 
 
-def _samples(
-    images: list[ImageRow], entries: list[dict], chosen: tuple[Category, ...], problems: Problems
-) -> tuple[Sample, ...]:
-    label_of = {category.id: category.label for category in chosen}
-    entries = [entry for entry in entries if entry["category_id"] in label_of]
-    if not entries:
-        raise UserError(f"{problems.message()}\nNo annotation is left.")
-    table = _table(entries, images, label_of, problems)
-
-    def described(row: int) -> str:
-        image = images[table.image_index[row]]
-        return f"annotation {entries[row].get('id')} (image {image.id}, {image}): bbox {entries[row]['bbox']}"
-
-    report_boxes(images, table, described, problems)
-    _refuse_other_boxes(table, images, problems.source)
-    # COCO's own published figures count what is in its files, twice where it is there twice.
-    if not all(category in COCO_CATEGORIES for category in chosen):
-        table = without_repeated(table, described, problems)
-    samples = samples_of(images, table)
-    report_sizes(samples, problems)
-    return samples
+def _bbox(entry: dict) -> list | str:
+    """The box xywh, else that around the run-length encoded mask, else what is wrong with the box."""
+    bbox = entry.get("bbox")
+    if type(bbox) is not list or len(bbox) != 4 or any(type(value) not in (int, float) for value in bbox):
+        fault = "without bbox" if "bbox" not in entry else "whose bbox is not 4 numbers"
+    elif not are_finite(bbox):
+        fault = "whose bbox is not finite"
+    else:
+        return bbox
+    mask = entry.get("segmentation")
+    box = _box_of_mask(mask.get("size"), mask.get("counts")) if type(mask) is dict else None
+    return box or fault
 
 
-def _refuse_other_boxes(table: ObjectTable, images: list[ImageRow], source: str) -> None:
+def _box_of_mask(size: object, counts: object) -> list[float] | None:
+    """The box xywh around a mask (height, width) in COCO's run-length encoding; None if it is malformed.
+
+    counts: lengths of the runs, column by column, or these compressed to a text.
+    """
+    # pycocotools checks nothing: a side of 0 ends the process, and runs that do not fill the size give any box.
+    if not (type(size) is list and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        return None
+    height, width = size
+    if height * width > MAX_MASK_PIXELS:
+        return None
+    if type(counts) is list:
+        if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
+            return None
+        encoded = coco_mask.frPyObjects({"size": size, "counts": counts}, height, width)
+    elif type(counts) is str and re.fullmatch("[0-o]*", counts):
+        encoded = {"size": size, "counts": counts.encode()}
+    else:
+        return None
+    # Last of all, once nothing can be handed to C code that it does not expect.
+    x, y, box_width, box_height = coco_mask.toBbox(encoded).tolist()
+    is_within = x + box_width <= width and y + box_height <= height
+    return [x, y, box_width, box_height] if is_within else None
+
+
+def _refuse_other_boxes(objects: list[ObjectRow], images: list[ImageRow], source: str) -> None:
     """UserError if all boxes of the file say that they are written in another way than COCO's."""
-    height, width = np.array([image[2:] for image in images], dtype=np.float64)[table.image_index].T
-    x, y, x_end, y_end = table.boxes.T
+    boxes = np.array([row.box for row in objects])
+    sizes = np.array([image[2:] for image in images], dtype=np.float64)
+    height, width = sizes[[row.image_index for row in objects]].T
+    x, y, x_end, y_end = boxes.T
     right, bottom = x_end - x, y_end - y  # what is the width in COCO's sense would be the right edge
-    is_fraction = (table.boxes <= FRACTION_LIMIT).all() and (table.boxes >= 0).all() and (right * bottom > 0).any()
+    is_fraction = (boxes <= FRACTION_LIMIT).all() and (boxes >= 0).all() and (right * bottom > 0).any()
     if is_fraction and min(height.min(), width.min()) > SMALLEST_IMAGE:
         raise UserError(
             f"{source}: all {len(x)} boxes are within 0 to 1: they are fractions of the image, and COCO's bbox is in "
@@ -298,28 +326,3 @@ def _refuse_other_boxes(table: ObjectTable, images: list[ImageRow], source: str)
             f"{source}: {beyond.sum()} of {len(x)} boxes lead out of their images, and all fit as x1, y1, x2, y2; "
             "COCO's bbox is x, y, width, height: correct what wrote the file"
         )
-
-
-def _table(entries: list[dict], images: list[ImageRow], label_of: dict[int, int], problems: Problems) -> ObjectTable:
-    index_of = {image.id: index for index, image in enumerate(images)}
-    boxes_xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
-    return ObjectTable(
-        image_index=np.array([index_of[entry["image_id"]] for entry in entries], dtype=np.int64),
-        boxes=box_math.xywh_to_xyxy(boxes_xywh),
-        labels=np.array([label_of[entry["category_id"]] for entry in entries], dtype=np.int64),
-        crowd=np.array([bool(entry.get("iscrowd")) for entry in entries]),
-        areas=_areas(entries, boxes_xywh, problems),
-        difficult=np.zeros(len(entries), dtype=bool),
-    )
-
-
-def _areas(entries: list[dict], boxes_xywh: np.ndarray, problems: Problems) -> np.ndarray:
-    areas = boxes_xywh[:, 2] * boxes_xywh[:, 3]
-    for row, entry in enumerate(entries):
-        area: Any = entry.get("area")
-        if type(area) in (int, float) and abs(area) < MAX_COORDINATE**2:
-            areas[row] = area
-        elif area is not None:
-            described = f"annotation {entry.get('id')} (area {str(area)[:80]})"
-            problems.add("area that is not a number", described, READ_ALL_THE_SAME)
-    return areas

@@ -1,15 +1,13 @@
 """Where the annotation files and images of a COCO-style data set are, in whatever layout a tool exports it."""
 
-import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ssd300_vgg16.data.dataset import file_names
-from ssd300_vgg16.data.layout import folders_below, shorter_paths, split_named, the_only
+from ssd300_vgg16.data.layout import Splits, file_names, folders_below, read_json, shorter_paths, split_named
 from ssd300_vgg16.errors import UserError
 
 # More JSON files than this in one folder are one for each image, which COCO's are not.
@@ -19,6 +17,7 @@ NAMES_LOOKED_FOR = 50
 _OTHER_KINDS = re.compile("^(captions|person_keypoints|stuff|panoptic|image_info)_")
 # Label Studio puts eight digits before the name of a file that is uploaded to it.
 _UPLOADED = re.compile("^[0-9a-f]{8}-(.+)$")
+FilesIn = Callable[[str], frozenset[str]]  # the names of the files in a folder of the image folder
 
 
 class CocoFile(NamedTuple):
@@ -31,14 +30,13 @@ class CocoFile(NamedTuple):
 def coco_files(data: Path) -> list[CocoFile]:
     """The COCO annotation files in a folder, and if there is none those beside it, sorted; or the one that data is."""
     if data.is_file():
-        names = coco_names(data)
-        return [] if names is None else [CocoFile(data, names)]
+        return _coco_files([data])
     files = [file for folder in folders_below(data) for file in _files_in(folder)]
     if not files and data.is_dir():
         inside = cache(file_names)
-        beside = _files_in(Path(os.path.normpath(data / "..")) if data.name in ("", "..") else data.parent)
         # What lies beside a folder may belong to another one.
-        files = [file for file in beside if _count_there(file.names, data, inside)]
+        beside = Path(os.path.normpath(data / "..")) if data.name in ("", "..") else data.parent
+        files = [file for file in _files_in(beside) if _count_there(file.names, data, inside)]
     return files
 
 
@@ -46,25 +44,26 @@ def _files_in(folder: Path) -> list[CocoFile]:
     paths = sorted(folder / name for name in file_names(folder) if name.lower().endswith(".json"))
     if any(path.name.startswith("instances_") for path in paths):
         paths = [path for path in paths if not _OTHER_KINDS.match(path.name)]
-    if len(paths) > MAX_JSON_FILES:
-        return []
-    return [CocoFile(path, names) for path in paths if (names := coco_names(path)) is not None]
+    return _coco_files(paths) if len(paths) <= MAX_JSON_FILES else []
 
 
-def coco_names(path: Path) -> tuple[str, ...] | None:
+def _coco_files(paths: list[Path]) -> list[CocoFile]:
+    """Those of the JSON files that are COCO's."""
+    files = []
+    for path in paths:
+        status = path.stat()
+        names = _names(path, status.st_mtime_ns, status.st_size)
+        if names is not None:
+            files.append(CocoFile(path, names))
+    return files
+
+
+@lru_cache  # the kind of the data and both of its splits are asked for, and each reads all of a large file
+def _names(path: Path, mtime_ns: int, size: int) -> tuple[str, ...] | None:
     """Some file_names of a COCO annotation file, from all over it; None if it is not one."""
     try:
-        status = path.stat()
-    except OSError:
-        return None
-    return _coco_names(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache
-def _coco_names(path: Path, *_: int) -> tuple[str, ...] | None:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        document = read_json(path)
+    except UserError:
         return None
     if not (isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys()):
         return None
@@ -73,69 +72,45 @@ def _coco_names(path: Path, *_: int) -> tuple[str, ...] | None:
     return tuple(names[:: max(1, len(names) // NAMES_LOOKED_FOR)])
 
 
-def find_coco_splits(data: Path) -> dict[str, tuple[Path, Path]]:
-    """(annotation file, image folder) of each split that is there: train, val, test, or layout.WHOLE.
+def find_coco_splits(data: Path) -> Splits:
+    """(annotation file, image folder) of each split that is there.
 
     Raises UserError where several files are for one split, or where the images of a file are not found.
     """
-    known = _in_coco_layout(data)
-    if {"train", "val"} <= known.keys():
-        return known  # without reading COCO's other files, which are large
-    files = coco_files(data)
+    places = {split: place for split in ("train", "val") if (place := _in_coco_layout(data, split))}
+    if len(places) == 2:
+        return places  # without reading COCO's other files, which are large
     by_split: dict[str, list[CocoFile]] = {}
-    for file in files:
+    for file in coco_files(data):
         by_split.setdefault(split_named(file.path, data), []).append(file)
-    places = {}
-    for split, ones in by_split.items():
-        if split in known:
+    for split, files in by_split.items():
+        if split in places:
             continue
-        paths = [file.path for file in ones]
-        advice = "Name one: --train-annotations FILE --train-images FOLDER, and the same with val"
-        path = the_only(paths, f"COCO annotation files ({split})", data, advice)
-        places[split] = (path, _image_folder(ones[paths.index(path)], data))
-    return {**places, **known}
-
-
-def _in_coco_layout(data: Path) -> dict[str, tuple[Path, Path]]:
-    places = {}
-    for split in ("train", "val"):
-        try:
-            places[split] = find_coco_split(data, split)
-        except UserError:
-            continue
+        if len(files) > 1:
+            some = ", ".join(str(file.path) for file in files[:3])
+            raise UserError(
+                f"{data}: {len(files)} COCO annotation files ({split}), and which is meant is not clear: {some}. "
+                "Name one: --train-annotations FILE --train-images FOLDER, and the same with val"
+            )
+        places[split] = (files[0].path, _image_folder(files[0], data))
     return places
 
 
-def find_coco_split(data_path: str | os.PathLike, split: str) -> tuple[Path, Path]:
-    """(annotation file, image folder) of the split, "train" or "val", of a data set in COCO's layout.
-
-    DATA/annotations/instances_{split}2017.json or instances_{split}.json, with the images in DATA or DATA/images,
-    in a folder {split}2017 or {split}, or all in DATA/images or DATA/JPEGImages. Raises UserError when not found.
-    """
-    data = Path(data_path)
-    # COCO's own layout goes first, then that of tools which write COCO's format.
+def _in_coco_layout(data: Path, split: str) -> tuple[Path, ...] | None:
+    """The places of a split in COCO's own layout, or that of tools which write COCO's format."""
     files = [data / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
-    folders = [data / name for name in (f"{split}2017", split, f"images/{split}2017", f"images/{split}")]
-    folders += [data / "images", data / "JPEGImages"]
-    annotation_file = _first(Path.is_file, files, f"{split} annotations", f"--{split}-annotations FILE")
-    image_folder = _first(Path.is_dir, folders, f"folder of {split} images", f"--{split}-images FOLDER")
-    return annotation_file, image_folder
-
-
-def _first(exists: Callable[[Path], bool], candidates: Sequence[Path], what: str, option: str) -> Path:
-    for path in candidates:
-        if exists(path):
-            return path
-    raise UserError(f"no {what}: looked for {', '.join(map(str, candidates))}. Or give it with {option}.")
+    names = (f"{split}2017", split, f"images/{split}2017", f"images/{split}", "images", "JPEGImages")
+    file = next(filter(Path.is_file, files), None)
+    folder = next(filter(Path.is_dir, (data / name for name in names)), None)
+    return (file, folder) if file and folder else None
 
 
 def _image_folder(file: CocoFile, data: Path) -> Path:
     """The folder with most of the images that the file names; the nearest of several."""
     root = data if data.is_dir() else data.parent
-    above = file.path.parent.parent
     folders = dict.fromkeys([file.path.parent, *folders_below(root), *folders_below(file.path.parent, 1)])
     # A file in DATA/annotations, named outright: its images are in DATA.
-    folders |= dict.fromkeys(folders_below(above) if data.is_file() else [])
+    folders |= dict.fromkeys(folders_below(file.path.parent.parent) if data.is_file() else [])
     inside = cache(file_names)
     split = split_named(file.path, root)
 
@@ -156,10 +131,10 @@ def _count_there(names: tuple[str, ...], folder: Path, inside: Callable[[Path], 
     return sum(find_image(name, lambda parent: inside(folder / parent)) is not None for name in names)
 
 
-def find_image(file_name: str, files_in: Callable[[str], frozenset[str]]) -> str | None:
+def find_image(file_name: str, files_in: FilesIn) -> str | None:
     """The path in the image folder that a file_name means, as written or as far as its end goes; None if not there.
 
-    files_in: the names of the files in a folder of the image folder. Label Studio writes /data/upload/1/3f2a5c07-a.jpg.
+    Label Studio writes /data/upload/1/3f2a5c07-a.jpg.
     """
     for path in shorter_paths(file_name):
         parent, _, name = path.rpartition("/")

@@ -1,10 +1,10 @@
-"""The objects of a whole data set as columns, on the way from any format's files to samples."""
+"""What every format of annotations becomes: categories, samples, and what was wrong with them."""
 
 import hashlib
-import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,12 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import printable
 
 BACKGROUND = 0  # the label
+EXAMPLES_KEPT = 3
 MAX_EXAMPLE_LETTERS = 400
+MAX_NAMED = 10  # images with one kind of note
+# COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
+PIXELS_BEYOND_IMAGE = 1.0
+UNKNOWN_CATEGORY = "category that the model does not know"
 
 
 @dataclass(frozen=True)
@@ -58,20 +63,17 @@ class Sample:
         return clipped[keep], self.labels[keep]
 
 
-class Fate(NamedTuple):
-    """What became of things that something is wrong with: "objects", "left out"."""
+class Fate(Enum):
+    """What became of things that something is wrong with: which things, and what."""
 
-    things: str
-    what: str
-
-
-OBJECT_LEFT_OUT = Fate("objects", "left out")
-OBJECT_UNTRAINED = Fate("objects", "not trained on, but counted in an evaluation")
-OBJECT_CLIPPED = Fate("objects", "clipped to their images in training")
-IMAGE_LEFT_OUT = Fate("images", "left out, with their objects")
-LABELS_LEFT_OUT = Fate("label files", "left out")
-CATEGORY_LEFT_OUT = Fate("categories", "left out, with their objects")
-READ_ALL_THE_SAME = Fate("entries", "read all the same")
+    OBJECT_LEFT_OUT = ("objects", "left out")
+    OBJECT_UNTRAINED = ("objects", "not trained on, but counted in an evaluation")
+    OBJECT_CLIPPED = ("objects", "clipped to their images in training")
+    IMAGE_LEFT_OUT = ("images", "left out, with their objects")
+    IMAGE_SKIPPED = ("image files looked at", "that are left out when they are read")
+    LABELS_LEFT_OUT = ("label files", "left out")
+    CATEGORY_LEFT_OUT = ("categories", "left out, with their objects")
+    READ_ALL_THE_SAME = ("entries", "read all the same")
 
 
 @dataclass
@@ -83,19 +85,18 @@ class Problems:
     """
 
     source: str
-    examples_kept: int = 3
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
 
     def add(self, kind: str, example: str, fate: Fate) -> None:
         """Count one problem of this kind ("box of no area"), with an example that locates it ("annotation 17")."""
-        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.counts[kind] += 1
         self.fates[kind] = fate
         examples = self.examples.setdefault(kind, [])
-        if len(examples) < self.examples_kept:
+        if len(examples) < EXAMPLES_KEPT:
             examples.append(example)
 
     def __bool__(self) -> bool:
@@ -113,23 +114,52 @@ class Problems:
     def message(self) -> str:
         """All notes and problems in one text: for each fate what became of how many, then a line a kind."""
         lines = [printable(note, MAX_EXAMPLE_LETTERS) for note in self.notes]
-        if not self.counts and not lines:
-            return f"{self.source}:"
         for fate in dict.fromkeys(self.fates.values()):
-            kinds = [kind for kind in self.counts if self.fates[kind] == fate]
-            lines.append(f"{self.source}: {self._became(fate)}")
-            lines += map(self._line, kinds)
-        return "\n".join(lines)
-
-    def _became(self, fate: Fate) -> str:
-        count, total = self.count(fate), self.totals.get(fate.things)
-        return f"{fate.things} {fate.what}: {count:,}" if total is None else f"{count:,} of {total:,} {' '.join(fate)}"
+            things, became = fate.value
+            count, total = self.count(fate), self.totals.get(things)
+            of_total = f"{things} {became}: {count:,}" if total is None else f"{count:,} of {total:,} {things} {became}"
+            lines.append(f"{self.source}: {of_total}")
+            lines += [self._line(kind) for kind in self.counts if self.fates[kind] == fate]
+        return "\n".join(lines) or f"{self.source}:"
 
     def _line(self, kind: str) -> str:
         # Examples quote the file, and so may hold anything; a path and what is wrong there are to fit.
         examples = [printable(example, MAX_EXAMPLE_LETTERS) for example in self.examples[kind]]
         more = ["..."] if self.counts[kind] > len(examples) else []
         return f"  {self.counts[kind]:,} x {kind}: {', '.join(examples + more)}"
+
+
+class Note(NamedTuple):
+    """What is odd about an image that is read all the same: a kind of fault, and more about this file.
+
+    harmful: whether pixels may be wrong.
+    """
+
+    path: str
+    what: str
+    detail: str = ""
+    harmful: bool = False
+
+    def __str__(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.path}: {self.what}{detail}"
+
+
+class Notes:
+    """Tells each note once, and of a kind the first MAX_NAMED; that there are more of it, once too."""
+
+    def __init__(self, tell: Callable[[str], object]):
+        self._tell = tell
+        self._named: dict[str, set[str]] = {}
+
+    def add(self, notes: Iterable[Note]) -> None:
+        """Tell what of these was not told yet."""
+        for note in notes:
+            named = self._named.setdefault(note.what, set())
+            if note.path in named or len(named) > MAX_NAMED:
+                continue
+            named.add(note.path)
+            self._tell(str(note) if len(named) <= MAX_NAMED else f"and more images: {note.what}")
 
 
 @dataclass(frozen=True)
@@ -190,102 +220,3 @@ def _is_same(one: Path, other: Path) -> bool:
         return one == other or one.stat().st_size == other.stat().st_size
     except OSError:
         return False
-
-
-# COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
-PIXELS_BEYOND_IMAGE = 1.0
-# Coordinates must fit float32, the sum of two included.
-MAX_COORDINATE = 1e38
-UNKNOWN_CATEGORY = "category that the model does not know"
-
-
-class ImageRow(NamedTuple):
-    """One image; sizes in pixels."""
-
-    id: int
-    path: Path
-    height: int
-    width: int
-
-    def __str__(self) -> str:
-        return f"{self.path.name}, {self.width} x {self.height}"
-
-
-class ObjectTable(NamedTuple):
-    """Columns of N objects; image_index counts in a list of images."""
-
-    image_index: np.ndarray  # int64 [N]
-    boxes: np.ndarray  # float64 [N, 4] xyxy
-    labels: np.ndarray  # int64 [N]
-    crowd: np.ndarray  # bool [N]
-    areas: np.ndarray  # float64 [N]
-    difficult: np.ndarray  # bool [N]
-
-
-def samples_of(images: list[ImageRow], table: ObjectTable, upright: bool = False) -> tuple[Sample, ...]:
-    """A sample for each image, its objects in the table's order; upright: sizes and boxes are of upright images."""
-    # Sorted once, then cut: to look for the rows of each image alone is quadratic.
-    order = np.argsort(table.image_index, kind="stable")
-    starts = np.searchsorted(table.image_index[order], np.arange(len(images) + 1)).tolist()
-    _, boxes, labels, crowd, areas, difficult = (column[order] for column in table)
-    return tuple(
-        Sample(
-            *image,
-            boxes=boxes[first:last],
-            labels=labels[first:last],
-            crowd=crowd[first:last],
-            areas=areas[first:last],
-            difficult=difficult[first:last],
-            upright=upright,
-        )
-        for image, (first, last) in zip(images, pairwise(starts), strict=True)
-    )
-
-
-def without_repeated(table: ObjectTable, described: Callable[[int], str], problems: Problems) -> ObjectTable:
-    """Each object once; those that are there again, with the same box and label, are counted. Boxes of no area stay."""
-    rows = np.column_stack((table.image_index, table.labels, table.crowd, table.difficult, table.boxes))
-    _, first = np.unique(rows, axis=0, return_index=True)
-    keep = (box_math.area(table.boxes) <= 0) | np.isin(np.arange(len(rows)), first)
-    for row in np.flatnonzero(~keep).tolist():
-        problems.add("object that is there twice, with the same box: counted once", described(row), OBJECT_LEFT_OUT)
-    return ObjectTable(*(column[keep] for column in table))
-
-
-def report_boxes(
-    images: list[ImageRow], table: ObjectTable, described: Callable[[int], str], problems: Problems
-) -> None:
-    """Count the boxes that are well-formed and yet wrong for their image.
-
-    described: the object of this row, with its place in the file.
-    """
-    height, width = np.array([image[2:] for image in images], dtype=np.float64)[table.image_index].T
-    for (kind, fate), rows in faulty_boxes(table.boxes, height, width).items():
-        for row in np.flatnonzero(rows).tolist():
-            problems.add(kind, described(row), fate)
-
-
-def faulty_boxes(boxes: np.ndarray, height: np.ndarray, width: np.ndarray) -> dict[tuple[str, Fate], np.ndarray]:
-    """Which of the boxes [N, 4] xyxy are wrong for their images of this height and width [N]: bool [N] for each kind.
-
-    Each is under the worst that is true of it.
-    """
-    x1, y1, x2, y2 = boxes.T
-    empty = (x2 <= x1) | (y2 <= y1)
-    outside = (x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0)
-    far = PIXELS_BEYOND_IMAGE
-    beyond = (x1 < -far) | (y1 < -far) | (x2 > width + far) | (y2 > height + far)
-    return {
-        ("box of no area", OBJECT_UNTRAINED): empty,
-        ("box outside the image", OBJECT_UNTRAINED): outside & ~empty,
-        ("box beyond the image", OBJECT_CLIPPED): beyond & ~outside & ~empty,
-    }
-
-
-def file_names(folder: Path) -> frozenset[str]:
-    """The files in a folder; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
-    except (OSError, ValueError):
-        return frozenset()

@@ -1,36 +1,50 @@
 """Formats of labels that are not read: told by their files, with what to export instead."""
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from ssd300_vgg16.data.dataset import file_names
-from ssd300_vgg16.data.layout import folders_below
+from ssd300_vgg16.data.layout import file_names, folders_below, read_json
+from ssd300_vgg16.errors import UserError
 
-FILES_LOOKED_AT = 20
+FILES_LOOKED_AT = 20  # of each suffix in a folder
 BYTES_LOOKED_AT = 1 << 20
-_COLUMNS = {"xmin", "x_min", "x1", "bbox", "bbox_x", "xtl"}
+_FROM_THE_PROGRAM = "export them as COCO, VOC or YOLO from the program that they were labelled with"
 # What each program offers to export.
 _ADVICE = {
     "labelme": "convert them to COCO or VOC: labelme's own examples/bounding_box/labelme2voc.py does",
     "VGG Image Annotator": "export them as COCO: Annotation, Export Annotations (COCO format)",
     "VoTT": "export them as Pascal VOC: Export Settings",
-    "CreateML": "export them as COCO, VOC or YOLO from the program that they were labelled with",
+    "CreateML": _FROM_THE_PROGRAM,
     "Label Studio": "export them as COCO or YOLO, with images",
     "Datumaro": "convert them: datum convert -if datumaro -f coco",
     "CVAT's own XML": "export the task as COCO 1.0, PASCAL VOC 1.1 or YOLO 1.1",
-    "CSV": "export them as COCO, VOC or YOLO from the program that they were labelled with",
+    "CSV": _FROM_THE_PROGRAM,
     "KITTI": "convert them: datum convert -if kitti -f coco",
-    "TFRecord": "export them as COCO, VOC or YOLO from the program that they were labelled with",
+    "TFRecord": _FROM_THE_PROGRAM,
 }
+# By keys of a JSON file's object, of the objects in that, and of the first in a list.
+_KEYS = (
+    ("labelme", {"shapes", "imagePath"}),
+    ("VoTT", {"asset", "regions"}),
+    ("VoTT", {"assets", "tags"}),
+    ("Datumaro", {"categories", "items"}),
+    ("VGG Image Annotator", {"_via_img_metadata"}),
+)
+_KEYS_INSIDE = (("VGG Image Annotator", {"filename", "regions"}),)
+_KEYS_OF_LIST = (
+    ("CreateML", {"image", "annotations"}),
+    ("Label Studio", {"data", "annotations"}),
+    ("Label Studio", {"data", "completions"}),
+)
+_COLUMNS = {"xmin", "x_min", "x1", "bbox", "bbox_x", "xtl"}
 
 
 def foreign_format(path: Path) -> str | None:
     """A sentence on the format of the labels in a folder or file, if it is a known one that is not read."""
-    for file in islice(_files(path), FILES_LOOKED_AT * len(_TELL)):
+    for file in _files(path):
         name = _TELL[file.suffix.lower()](file)
         if name:
             return f"labels in the format {name} ({file}), which is not read: {_ADVICE[name]}"
@@ -40,8 +54,7 @@ def foreign_format(path: Path) -> str | None:
 def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield from [path] if path.suffix.lower() in _TELL else []
-        return
-    for folder in folders_below(path):
+    for folder in folders_below(path) if path.is_dir() else []:
         names = sorted(file_names(folder))
         for suffix in _TELL:
             yield from islice((folder / name for name in names if name.lower().endswith(suffix)), FILES_LOOKED_AT)
@@ -49,26 +62,19 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _tell_json(file: Path) -> str | None:
     try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        document = read_json(file)
+    except UserError:
         return None
     if isinstance(document, list):
-        entry = document[0] if document and isinstance(document[0], dict) else {}
-        if "image" in entry and "annotations" in entry:
-            return "CreateML"
-        return "Label Studio" if "data" in entry and {"annotations", "completions"} & entry.keys() else None
+        return _with_keys(_KEYS_OF_LIST, document[:1])
     if not isinstance(document, dict):
         return None
-    if {"shapes", "imagePath"} <= document.keys():
-        return "labelme"
-    if {"asset", "regions"} <= document.keys() or {"assets", "tags"} <= document.keys():
-        return "VoTT"
-    if {"categories", "items"} <= document.keys():
-        return "Datumaro"
-    entries = [entry for entry in document.values() if isinstance(entry, dict)]
-    if "_via_img_metadata" in document or any({"filename", "regions"} <= entry.keys() for entry in entries):
-        return "VGG Image Annotator"
-    return None
+    return _with_keys(_KEYS, [document]) or _with_keys(_KEYS_INSIDE, list(document.values()))
+
+
+def _with_keys(known: tuple[tuple[str, set[str]], ...], entries: list) -> str | None:
+    entries = [entry for entry in entries if isinstance(entry, dict)]
+    return next((name for name, keys in known if any(keys <= entry.keys() for entry in entries)), None)
 
 
 def _tell_xml(file: Path) -> str | None:

@@ -1,23 +1,23 @@
 """Where a data set comes from: options of the command lines to `Dataset` objects."""
 
+import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.coco_layout import coco_files, find_coco_split, find_coco_splits
+from ssd300_vgg16.data.coco_layout import coco_files, find_coco_splits
 from ssd300_vgg16.data.dataset import Category, Dataset
 from ssd300_vgg16.data.foreign import foreign_format
-from ssd300_vgg16.data.layout import VAL_FRACTION, WHOLE, divided
+from ssd300_vgg16.data.layout import WHOLE, Splits
 from ssd300_vgg16.data.shapes import write_shapes
 from ssd300_vgg16.data.voc import load_voc
-from ssd300_vgg16.data.voc_layout import find_voc_splits, xml_folders
-from ssd300_vgg16.data.voc_sets import find_voc_split, read_image_set, voc_folders
-from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
-from ssd300_vgg16.data.yolo_layout import find_description, find_yolo_splits
+from ssd300_vgg16.data.voc_layout import find_voc_splits, is_image_set, read_image_set, voc_folders, xml_folders
+from ssd300_vgg16.data.yolo import load_yolo
+from ssd300_vgg16.data.yolo_layout import find_description, find_yolo_splits, places_of, read_description
 from ssd300_vgg16.errors import UserError
 
 TOLD_BY_CONTENT = "auto"
@@ -26,10 +26,36 @@ DEFAULT_COCO = Path("data/coco")
 DEFAULT_SHAPES = Path("data/shapes")
 SHAPES_IMAGES = {"train_images": 1200, "val_images": 100}
 SHAPES_SEED = 0
+VAL_FRACTION = 0.2
 
 # A split's own annotation file and image folder; for VOC an image set or a folder of XML files, whose images
 # are where it says without one.
 Location = tuple[Path, Path | None]
+
+
+class Format(NamedTuple):
+    """What it is called, what finds the places of the splits that are there, and what this looks for."""
+
+    name: str
+    find: Callable[[Path], Splits]
+    looked_for: str
+
+
+FORMATS = {
+    "coco": Format(
+        "a COCO-style data set",
+        find_coco_splits,
+        "annotations/instances_{0}2017.json, annotations/instances_{0}.json, other JSON files with images near",
+    ),
+    "voc": Format("VOC", find_voc_splits, "ImageSets/Main/{0}.txt beside Annotations, folders of XML files called {0}"),
+    "yolo": Format(
+        "a YOLO data set", find_yolo_splits, "the key {0} in data.yaml or obj.data, folders of images called {0}"
+    ),
+}
+NOTHING_FOUND = (
+    "no COCO-style, VOC or YOLO data set found: looked for COCO's JSON, XML files, data.yaml, obj.data or a list of "
+    "class names; --dataset with one of coco, voc, yolo says what is missing"
+)
 
 
 class Found(NamedTuple):
@@ -71,35 +97,35 @@ class DataSource:
 
     @cached_property
     def format(self) -> str:
-        """The kind, told by the content if need be. Raises UserError if nothing, or too much, is found there."""
+        """One of FORMATS, told by the content if need be. Raises UserError if nothing, or too much, is found there."""
         if self.kind != TOLD_BY_CONTENT:
-            return self.kind
+            return "coco" if self.kind == "shapes" else self.kind
         given = self.train or self.val
         if given:
             return "coco" if _is_json(given[0]) else "voc"
         folder = self._folder()
         kind = guess_kind(folder)
         if kind is None:
-            raise UserError(nothing_found(folder))
+            raise UserError(f"{folder}: {foreign_format(folder) or NOTHING_FOUND}")
         return kind
 
     def locate(self, split: str) -> tuple[Path, ...]:
         """The files and folders that "train" or "val" will be read from; generated now if need be.
 
-        coco and shapes: annotation file, image folder; voc: image sets, or folders of XML files; yolo: folders of
+        coco: annotation file, image folder; voc: image sets, or folders of XML files; yolo: folders of
         images, or lists of them.
         Raises UserError when they are not there.
         """
         found = self._find(split)
         # What data.yaml names need not be there.
-        return find_yolo_split(self._folder(), found.split) if self.format == "yolo" else found.places
+        return places_of(read_description(self._folder()), found.split) if self.format == "yolo" else found.places
 
     def load(self, split: str, categories: tuple[Category, ...] | None = None) -> Dataset:
         """The "train" or "val" split; with `categories`, its labels are theirs."""
         found = self._find(split)
         if self.format == "voc":
-            _, given_folder = self._given(split) or (None, None)
-            dataset = load_voc(found.places, given_folder, categories, self.strict)
+            _, images = self._given(split) or (None, None)
+            dataset = load_voc(found.places, images, categories, self.strict)
         elif self.format == "yolo":
             dataset = load_yolo(self._folder(), found.split, categories, self.strict)
         else:
@@ -107,7 +133,7 @@ class DataSource:
             dataset = load_coco(annotation_file, image_folder, categories, self.strict)
         if found.note:
             dataset.problems.notes.append(found.note)
-        return dataset if found.fraction is None else divided(dataset, split, found.fraction)
+        return dataset if found.fraction is None else _divided(dataset, split, found.fraction)
 
     def _find(self, split: str) -> Found:
         given = self._given(split)
@@ -117,24 +143,16 @@ class DataSource:
         if given:
             return Found(split, tuple(place for place in given if place))
         folder = self._folder()
-        if self.format == "shapes":
-            write_shapes(folder, **SHAPES_IMAGES, seed=SHAPES_SEED)
-        try:
-            splits = _FIND[self.format](folder)
-        except UserError:
-            # A folder of another kind is the likelier mistake than a file that is missing.
-            _refuse_other_kind(folder, self.format)
-            raise
-        has_val = bool(self.val or {"val", "test"} & splits.keys())
-        if has_val and self.val_fraction is not None:
-            places = self.val or splits.get("val") or splits["test"]
-            raise UserError(f"--val-fraction: the data has a validation split, {places[0]}: leave the option out")
-        if split in splits and (split == "val" or has_val):
+        splits = self._splits(folder)
+        val = self.val or splits.get("val") or splits.get("test")
+        if val and self.val_fraction is not None:
+            raise UserError(f"--val-fraction: the data has a validation split, {val[0]}: leave the option out")
+        if split in splits and (split == "val" or val):
             return Found(split, splits[split])
         if split == "val" and "test" in splits:
             return Found("test", splits["test"], f"no val split: the test split is used, {splits['test'][0]}")
         whole = "train" if "train" in splits else WHOLE
-        if whole in splits and has_val:
+        if whole in splits and val:
             return Found(whole, splits[whole])
         if whole in splits:
             fraction = VAL_FRACTION if self.val_fraction is None else self.val_fraction
@@ -143,8 +161,25 @@ class DataSource:
                 "told by a hash of their names (--val-fraction)"
             )
             return Found(whole, splits[whole], note, fraction)
-        _refuse_other_kind(folder, self.format)
-        return Found(split, _FIND_OR_SAY[self.format](folder, split))
+        self._refuse_other_kind(folder)
+        looked_for = FORMATS[self.format].looked_for.format(split)
+        own_place = "" if self.format == "yolo" else f"; or name it with --{split}-annotations, --{split}-images"
+        raise UserError(f"{folder}: no {split} split there: looked for {looked_for}{own_place}")
+
+    def _splits(self, folder: Path) -> Splits:
+        if self.kind == "shapes":
+            write_shapes(folder, **SHAPES_IMAGES, seed=SHAPES_SEED)
+        try:
+            return FORMATS[self.format].find(folder)
+        except UserError:
+            # A folder of another kind is the likelier mistake than a file that is missing.
+            self._refuse_other_kind(folder)
+            raise
+
+    def _refuse_other_kind(self, folder: Path) -> None:
+        other = guess_kind(folder)
+        if other not in (None, self.format):
+            raise UserError(f"{folder}: this looks like {FORMATS[other].name}: add --dataset {other}")
 
     def _given(self, split: str) -> Location | None:
         return self.train if split == "train" else self.val
@@ -158,22 +193,6 @@ class DataSource:
         if self.kind != "shapes" and self.path and not folder.exists():
             raise UserError(f"{folder}: no such folder; name that of a data set")
         return folder
-
-
-# For each kind: the places of the splits that are there, by name; and those of one split, or a UserError that says
-# what was looked for.
-_FIND: dict[str, Callable[[Path], Mapping[str, tuple[Path, ...]]]] = {
-    "coco": find_coco_splits,
-    "shapes": find_coco_splits,
-    "voc": find_voc_splits,
-    "yolo": find_yolo_splits,
-}
-_FIND_OR_SAY: dict[str, Callable[[Path, str], tuple[Path, ...]]] = {
-    "coco": find_coco_split,
-    "shapes": find_coco_split,
-    "voc": find_voc_split,
-    "yolo": find_yolo_split,
-}
 
 
 def split_location(split: str, annotations: str | None, images: str | None) -> Location | None:
@@ -192,7 +211,7 @@ def guess_kind(path: str | os.PathLike) -> str | None:
     if _is_json(path) or any(path.glob("annotations/instances_*.json")):
         return "coco"
     # Image sets have one meaning; the other layouts are told by files that may lie beside anything.
-    if voc_folders(path) or path.parent.parent.name == "ImageSets" or path.suffix.lower() == ".xml":
+    if voc_folders(path) or is_image_set(path) or path.suffix.lower() == ".xml":
         return "voc"
     seen: dict[str, Path | None] = {
         "coco": next((file.path for file in coco_files(path)), None),
@@ -201,31 +220,37 @@ def guess_kind(path: str | os.PathLike) -> str | None:
     }
     kinds = [kind for kind, place in seen.items() if place]
     if len(kinds) > 1:
-        all_seen = " and ".join(f"{_NAMES[kind]} ({seen[kind]})" for kind in kinds)
+        all_seen = " and ".join(f"{FORMATS[kind].name} ({seen[kind]})" for kind in kinds)
         choice = " or ".join(kinds)
         raise UserError(f"{path}: there is {all_seen}: say which is meant with --dataset {choice}")
     return kinds[0] if kinds else None
-
-
-_NAMES = {"coco": "a COCO-style data set", "voc": "VOC", "yolo": "a YOLO data set"}
-
-
-def nothing_found(path: Path) -> str:
-    """That there is no data set in a format that is read, and what else there is."""
-    foreign = foreign_format(path)
-    if foreign:
-        return f"{path}: {foreign}"
-    return (
-        f"{path}: no COCO-style, VOC or YOLO data set found: looked for COCO's JSON, XML files, data.yaml, obj.data "
-        "or a list of class names; --dataset with one of coco, voc, yolo says what is missing"
-    )
 
 
 def _is_json(path: Path) -> bool:
     return path.suffix.lower() == ".json"
 
 
-def _refuse_other_kind(path: Path, kind: str) -> None:
-    other = guess_kind(path)
-    if other and other != ("coco" if kind == "shapes" else kind):
-        raise UserError(f"{path}: this looks like {_NAMES[other]}: add --dataset {other}")
+def _divided(dataset: Dataset, split: str, fraction: float) -> Dataset:
+    """The "train" or "val" part of a data set that has no split of its own: of each image its file's name decides.
+
+    The same name falls into the same part whatever other images there are, and val of a smaller fraction is in that of
+    a larger one. Raises UserError if nothing is left for the split.
+    """
+    shares = [_share(sample.path.name) for sample in dataset.samples]
+    # A few images may all fall on one side; then the nearest one changes it.
+    limit = max(fraction, min(shares)) if fraction < 1 else 1.0
+    if fraction < 1 and max(shares) <= limit:
+        limit = max((share for share in shares if share < max(shares)), default=limit)
+    chosen = [
+        sample for sample, share in zip(dataset.samples, shares, strict=True) if (share <= limit) == (split == "val")
+    ]
+    if not chosen:
+        raise UserError(
+            f"{dataset.name}: of {len(shares)} images none is left for {split} with --val-fraction {fraction:g}"
+        )
+    return replace(dataset, samples=tuple(chosen))
+
+
+def _share(name: str) -> float:
+    """From 0 to 1, evenly spread over names."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48

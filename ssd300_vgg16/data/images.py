@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from ssd300_vgg16.data import decoder
-from ssd300_vgg16.data.notes import Note
+from ssd300_vgg16.data.dataset import Note
 from ssd300_vgg16.errors import UserError
 
 # Only formats whose decoders fail with an error on damaged files: OpenCV's JPEG 2000 decoder ends the process.

@@ -1,23 +1,19 @@
-"""How folders of data sets are laid out: splits by name, folders below a folder, paths that another machine wrote."""
+"""Folders and files of data sets: what is in them, splits by name, paths that another machine wrote, text."""
 
-import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any
 
-from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.errors import UserError
 
-# Of a data set that is not divided.
+# Where the images and annotations of each split are: train, val, test, or WHOLE of a data set that is not divided.
+Splits = dict[str, tuple[Path, ...]]
 WHOLE = "whole"
-VAL_FRACTION = 0.2
 MAX_FOLDERS = 2000
 _SPLIT_WORD = re.compile(r"(?<![a-z])(trainval|train|training|val|valid|validation|test|testing)(?![a-z])")
-
-Place = TypeVar("Place")
 
 
 def split_named(path: Path, data: Path) -> str:
@@ -28,6 +24,15 @@ def split_named(path: Path, data: Path) -> str:
         if word:
             return next(split for split in ("train", "val", "test") if word[0].startswith(split))
     return WHOLE
+
+
+def file_names(folder: Path) -> frozenset[str]:
+    """The files in a folder; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except (OSError, ValueError):
+        return frozenset()
 
 
 def folders_below(folder: Path, depth: int = 2) -> list[Path]:
@@ -56,35 +61,27 @@ def shorter_paths(written: str) -> Iterator[str]:
     return ("/".join(parts[first:]) for first in range(len(parts)))
 
 
-def the_only(places: Sequence[Place], what: str, data: Path, advice: str) -> Place:
-    """The only one of the places. Raises UserError, which names some of them, if there are several."""
-    if len(places) > 1:
-        some = ", ".join(map(str, places[:3]))
-        raise UserError(f"{data}: {len(places)} of {what}, and which is meant is not clear: {some}. {advice}")
-    return places[0]
+def read_text(path: Path) -> str:
+    """The UTF-8 text of a file. Raises UserError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: cannot be read: it is not UTF-8 text") from None
 
 
-def divided(dataset: Dataset, split: str, fraction: float) -> Dataset:
-    """The "train" or "val" part of a data set that has no split of its own: of each image its file's name decides.
-
-    The same name falls into the same part whatever other images there are, and val of a smaller fraction is in that of
-    a larger one. Raises UserError if nothing is left for the split.
-    """
-    shares = [_share(sample.path.name) for sample in dataset.samples]
-    # A few images may all fall on one side; then the nearest one changes it.
-    limit = max(fraction, min(shares)) if fraction < 1 else 1.0
-    if fraction < 1 and max(shares) <= limit:
-        limit = max((share for share in shares if share < max(shares)), default=limit)
-    chosen = [
-        sample for sample, share in zip(dataset.samples, shares, strict=True) if (share <= limit) == (split == "val")
-    ]
-    if not chosen:
-        raise UserError(
-            f"{dataset.name}: of {len(shares)} images none is left for {split} with --val-fraction {fraction:g}"
-        )
-    return replace(dataset, samples=tuple(chosen))
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, each with its number. Raises UserError as `read_text` does."""
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
 
 
-def _share(name: str) -> float:
-    """From 0 to 1, evenly spread over names."""
-    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:6], "big") / 2**48
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError, naming the place, if it is none."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise UserError(f"{path}: not valid JSON: {error}") from None

@@ -10,10 +10,9 @@ from functools import partial
 import numpy as np
 
 from ssd300_vgg16.data.augment import augment, policy_of
-from ssd300_vgg16.data.dataset import Sample
+from ssd300_vgg16.data.dataset import Note, Sample
 from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
-from ssd300_vgg16.data.notes import Note
 from ssd300_vgg16.data.sizes import read_as_annotated, scaled
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError

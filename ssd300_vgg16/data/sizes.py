@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, READ_ALL_THE_SAME, Fate, Problems, Sample
+from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Fate, Problems, Sample
 from ssd300_vgg16.data.images import LYING, DecodedImage, ImageError, decode_image, exif_orientation, image_size
 from ssd300_vgg16.errors import UserError
 
-SKIPPED = Fate("image files looked at", "that are left out when they are read")
 FILES_LOOKED_AT = 200  # when a data set is loaded; the others tell as they are read
 SAME_SHAPE = 0.02  # how far width / height of a resized image may be from the declared one
 TURNED = "image that its EXIF orientation turns to the declared size: read upright"
@@ -51,30 +50,29 @@ def report_sizes(samples: Sequence[Sample], problems: Problems) -> None:
     some = looked_at(samples)
     faults = []
     for sample in some:
+        declared = sample.height, sample.width
         try:
             size = image_size(sample.path, sample.upright)
-            kind = None if size == (sample.height, sample.width) else _kind(sample, size)
-        except ImageError as error:
-            if isinstance(error, _WrongSize):
-                faults.append(str(error))
-            continue  # else it will be said when it is read
-        if kind:
-            width_height = f"{sample.path.name}: {size[1]} x {size[0]}, declared {sample.width} x {sample.height}"
-            problems.add(kind, width_height, READ_ALL_THE_SAME)
+            if size == declared:
+                continue
+            is_turned = _is_turned(sample, size)
+            annotated = declared if is_turned else _annotated_size(sample, size)
+        except _WrongSize as error:
+            faults.append(str(error))
+        except ImageError:
+            pass  # it will be said when it is read
+        else:
+            kind = TURNED if is_turned else RESIZED if annotated == declared else MISDECLARED
+            example = f"{sample.path.name}: {size[1]} x {size[0]}, declared {sample.width} x {sample.height}"
+            problems.add(kind, example, Fate.READ_ALL_THE_SAME)
     if len(faults) > len(some) / 2:
         raise UserError(f"{problems.source}: {len(faults)} of {len(some)} images looked at are so: {faults[0]}")
     for fault in faults:
-        problems.add("image of another size and shape than declared: left out", fault, SKIPPED)
+        problems.add("image of another size and shape than declared: left out", fault, Fate.IMAGE_SKIPPED)
 
 
 class _WrongSize(ImageError):
     pass
-
-
-def _kind(sample: Sample, size: tuple[int, int]) -> str:
-    if _is_turned(sample, size):
-        return TURNED
-    return MISDECLARED if _annotated_size(sample, size) == size else RESIZED
 
 
 def _is_turned(sample: Sample, size: tuple[int, int]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 from tqdm import tqdm
 
-from ssd300_vgg16.data.notes import Notes
+from ssd300_vgg16.data.dataset import Notes
 from ssd300_vgg16.data.shared_memory import Message, SharedMemory
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import keep_freed_memory

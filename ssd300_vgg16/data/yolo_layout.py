@@ -7,17 +7,27 @@ from typing import Any
 
 import yaml
 
-from ssd300_vgg16.data.dataset import file_names
 from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
-from ssd300_vgg16.data.layout import WHOLE, folders_below, shorter_paths, split_named
+from ssd300_vgg16.data.layout import (
+    WHOLE,
+    Splits,
+    file_names,
+    folders_below,
+    read_lines,
+    read_text,
+    shorter_paths,
+    split_named,
+)
 from ssd300_vgg16.errors import UserError
 
 SPLITS = ("train", "val", "test")
-FILE_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
+YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 # Lists of class names; the first is Roboflow's, and lies in each split's folder.
 ROBOFLOW_NAMES = "_darknet.labels"
-NAMES_FILES = ("obj.names", "classes.txt", "labels.txt", "classes.names")
+NAMES_FILES = (ROBOFLOW_NAMES, "obj.names", "classes.txt", "labels.txt", "classes.names")
 FILES_LOOKED_AT = 20
+_DATA_KEY = re.compile(r"names\s*=")
+_LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
 
 
 @dataclass(frozen=True)
@@ -30,19 +40,11 @@ class YoloDescription:
     file: Path
     names: tuple[str, ...]
     root: Path
-    places: dict[str, tuple[Path, ...]]
+    places: Splits
     notes: list[str] = field(default_factory=list)
 
 
-def find_description(data: Path) -> Path | None:
-    """The file that describes a YOLO data set, if the folder or file holds one; other programs' YAML does not count."""
-    file = find_yaml(data)
-    if file and _is_description(file):
-        return file
-    return _darknet_file(data)
-
-
-def find_yolo_splits(data: Path) -> dict[str, tuple[Path, ...]]:
+def find_yolo_splits(data: Path) -> Splits:
     """The folders of images, or lists of them, of each split that is described; or layout.WHOLE.
 
     They need not be there, but for a test split: many files name one that was never made.
@@ -52,24 +54,26 @@ def find_yolo_splits(data: Path) -> dict[str, tuple[Path, ...]]:
     return {split: those for split, those in places.items() if split != "test" or is_there}
 
 
-def read_description(data: Path) -> YoloDescription:
-    """The description in this file or folder, of whichever form. Raises UserError, naming the key."""
-    if find_yaml(data) is None and (file := _darknet_file(data)):
-        return _read_data_file(file) if file.suffix == ".data" else _described_by_names(file, data)
-    return read_yaml(data)
+def places_of(description: YoloDescription, split: str) -> tuple[Path, ...]:
+    """The places of a split. Raises UserError unless all are there."""
+    if split not in description.places:
+        raise UserError(f"{description.file}: {split}: this key is absent; it names the folder of the {split} images")
+    for place in description.places[split]:
+        if not place.exists():
+            raise UserError(f"{description.file}: {split}: there is no {place}")
+    return description.places[split]
 
 
-def find_yaml(data_path: Path) -> Path | None:
-    """data_path if it is a YAML file; in a folder the file of a usual name, else its only one that has class names."""
-    if data_path.is_file():
-        return data_path if data_path.suffix.lower() in (".yaml", ".yml") else None
+def find_description(data: Path) -> Path | None:
+    """The file that describes a YOLO data set, if the folder or file holds one; other programs' YAML does not count."""
+    if data.is_file():
+        return data if data.suffix.lower() in (".yaml", ".yml", ".data") or data.name in NAMES_FILES else None
     # A usual name goes first: data sets have YAML files of other programs beside theirs.
-    usual = [data_path / name for name in FILE_NAMES if (data_path / name).is_file()]
+    usual = [data / name for name in YAML_NAMES if (data / name).is_file() and _is_description(data / name)]
     if usual:
         return usual[0]
-    others = [*data_path.glob("*.yaml"), *data_path.glob("*.yml")][:FILES_LOOKED_AT]
-    others = [file for file in others if _is_description(file)]
-    return others[0] if len(others) == 1 else None
+    others = list(filter(_is_description, [*data.glob("*.yaml"), *data.glob("*.yml")][:FILES_LOOKED_AT]))
+    return others[0] if len(others) == 1 else _darknet_file(data)
 
 
 def _is_description(file: Path) -> bool:
@@ -77,15 +81,49 @@ def _is_description(file: Path) -> bool:
     try:
         content = _content(file)
     except UserError:
-        return file.name in FILE_NAMES and file.stat().st_size > 0
+        return file.name in YAML_NAMES and file.stat().st_size > 0
     return bool({"names", "nc"} & content.keys()) or {"train", "val"} <= content.keys()
 
 
-def read_yaml(data_path: Path) -> YoloDescription:
-    """The description in this file, or in this folder. Places need not exist. Raises UserError, naming the key."""
-    file = find_yaml(data_path)
+def _darknet_file(data: Path) -> Path | None:
+    """darknet's .data file, else the list of class names that lies with YOLO's label files; None without either."""
+    files = {folder: file_names(folder) for folder in folders_below(data)}
+    data_files = [folder / name for folder in files for name in sorted(files[folder]) if name.endswith(".data")]
+    for file in data_files[:FILES_LOOKED_AT]:  # other programs' files end so too
+        if any(_DATA_KEY.match(line) for line in _some_lines(file)):
+            return file
+    lists = [folder / name for name in NAMES_FILES for folder in files if name in files[folder]]
+    return lists[0] if lists and (lists[0].name == ROBOFLOW_NAMES or _has_labels(files)) else None
+
+
+def _has_labels(files: dict[Path, frozenset[str]]) -> bool:
+    """Whether one of the first text files of some folder has a line that is a label."""
+    for folder, names in files.items():
+        texts = sorted(name for name in names if name.endswith(".txt") and name not in NAMES_FILES)
+        for name in texts[:FILES_LOOKED_AT]:
+            if any(_LABEL_LINE.fullmatch(line) for line in _some_lines(folder / name)[:1]):
+                return True
+    return False
+
+
+def _some_lines(file: Path) -> list[str]:
+    try:
+        return [line for _, line in read_lines(file)]
+    except UserError:
+        return []
+
+
+def read_description(data: Path) -> YoloDescription:
+    """The description in this file or folder, of whichever form. Raises UserError, naming the key."""
+    file = find_description(data)
     if file is None:
-        raise UserError(f"{data_path}: no data.yaml there; name a YOLO data set's YAML file, or its folder")
+        raise UserError(f"{data}: no data.yaml there with train, val and names; name that file, or its folder")
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return _read_yaml(file)
+    return _read_data_file(file) if file.suffix == ".data" else _described_by_names(file, data)
+
+
+def _read_yaml(file: Path) -> YoloDescription:
     content = _content(file)
     if "kpt_shape" in content:
         raise UserError(f"{file}: kpt_shape: the labels are key points, not boxes; they cannot be used")
@@ -100,9 +138,7 @@ def read_yaml(data_path: Path) -> YoloDescription:
 
 def _content(file: Path) -> dict:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+        content = yaml.safe_load(read_text(file))
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{file}{line}: not valid YAML: {error.problem}") from None
@@ -149,13 +185,14 @@ def _entries(value: Any, split: str, file: Path) -> list[str]:
 
 
 def _place(entry: str, root: Path) -> Path:
-    """A folder or list by its path, from another machine maybe; ../train/images may be meant for train/images."""
+    """A folder or file by its path, from another machine maybe; ../train/images may be meant for train/images."""
     place = root / _expanded(entry)
     if place.exists():
         return place
     for shorter in shorter_paths(entry):
-        # The last folder alone is often called images, for each of the splits.
-        if (root / shorter).exists() and ("/" in shorter or split_named(Path(shorter), root) != WHOLE):
+        # A last folder alone is often called images, for each of the splits.
+        is_telling = "/" in shorter or split_named(Path(shorter), root) != WHOLE or (root / shorter).is_file()
+        if is_telling and (root / shorter).exists():
             return root / shorter
     return place
 
@@ -172,111 +209,51 @@ def _names(content: dict, file: Path) -> tuple[str, ...]:
         # YAML takes a class called no or 1.5 for a truth value or a number.
         if type(name) not in (str, int) or not str(name).strip():
             raise UserError(f"{file}: names: the name of class {index} is {name!r:.80}; put names in quotes")
-    _refuse_other_count(content.get("nc"), len(names), file)
+    # It is worth nothing beside the names, but a difference tells of a file that was edited by half.
+    count = content.get("nc")
+    if count is not None and (type(count) is not int or count != len(names)):
+        raise UserError(f"{file}: nc: {count!r:.80}, but there are {len(names)} names")
     return tuple(str(name).strip() for name in names)
 
 
-def _refuse_other_count(nc: object, count: int, file: Path) -> None:
-    # It is worth nothing beside the names, but a difference tells of a file that was edited by half.
-    if nc is not None and (type(nc) is not int or nc != count):
-        raise UserError(f"{file}: nc: {nc!r:.80}, but there are {count} names")
-
-
-def _darknet_file(data: Path) -> Path | None:
-    """darknet's .data file, else the list of class names that lies with YOLO's label files; None without either."""
-    if data.is_file():
-        is_one = data.suffix == ".data" or data.name in (ROBOFLOW_NAMES, *NAMES_FILES)
-        return data if is_one else None
-    folders = folders_below(data)
-    files = {folder: file_names(folder) for folder in folders}
-    data_files = [folder / name for folder in folders for name in sorted(files[folder]) if name.endswith(".data")]
-    # Other programs' files end so too.
-    data_files = [file for file in data_files[:FILES_LOOKED_AT] if any(_KEY.match(line) for line in _some_lines(file))]
-    if data_files:
-        return data_files[0]
-    lists = [folder / name for name in (ROBOFLOW_NAMES, *NAMES_FILES) for folder in folders if name in files[folder]]
-    return lists[0] if lists and (lists[0].name == ROBOFLOW_NAMES or _has_labels(folders, files)) else None
-
-
-_KEY = re.compile(r"names\s*=")
-_LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
-
-
-def _has_labels(folders: list[Path], files: dict[Path, frozenset[str]]) -> bool:
-    """Whether one of the first text files of some folder has a line that is a label."""
-    for folder in folders:
-        texts = sorted(name for name in files[folder] if name.endswith(".txt") and name not in NAMES_FILES)
-        for name in texts[:FILES_LOOKED_AT]:
-            if any(_LABEL_LINE.fullmatch(line) for line in _some_lines(folder / name)[:1]):
-                return True
-    return False
-
-
-def _some_lines(file: Path) -> list[str]:
-    try:
-        return _lines(file)
-    except UserError:
-        return []
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def _listed_names(file: Path) -> tuple[str, ...]:
+    names = tuple(line for _, line in read_lines(file))
+    if not names:
+        raise UserError(f"{file}: no class names there")
+    return names
 
 
 def _read_data_file(file: Path) -> YoloDescription:
     """darknet's .data: lines like "train = data/train.txt"; paths are those of the machine that it was trained on."""
-    pairs = [line.partition("=") for line in _lines(file) if "=" in line]
-    content = {key.strip(): value.strip() for key, _, value in pairs}
-    if not content.get("names"):
+    pairs = [line.partition("=") for _, line in read_lines(file)]
+    content = {key.strip(): value.strip() for key, _, value in pairs if value.strip()}
+    if "names" not in content:
         raise UserError(f"{file}: names: this key is absent; it names the file of the classes' names")
-    names_file = _place_of_data_file(content["names"], file)
-    names = tuple(_lines(names_file))
-    if not names:
-        raise UserError(f"{names_file}: no class names there")
+    names = _listed_names(names_file := _place(content["names"], file.parent))
     count = content.get("classes", str(len(names)))
     if count != str(len(names)):
         raise UserError(f"{file}: classes: {count}, but there are {len(names)} names in {names_file}")
     keys = {"train": "train", "valid": "val", "val": "val", "test": "test"}
-    places: dict[str, tuple[Path, ...]] = {}
-    for key, split in keys.items():
-        if content.get(key):
-            places[split] = (_place_of_data_file(content[key], file),)
+    places: Splits = {split: (_place(content[key], file.parent),) for key, split in keys.items() if key in content}
     # Tools write "valid = data/valid.txt" whether there is one or not.
     places = {split: those for split, those in places.items() if split == "train" or those[0].exists()}
     return YoloDescription(file, names, file.parent, places)
 
 
-def _place_of_data_file(written: str, file: Path) -> Path:
-    """A path in darknet's .data file, as it is or as far as its end goes."""
-    if (file.parent / written).exists():
-        return file.parent / written
-    shorter = (file.parent / path for path in shorter_paths(written))
-    return next((place for place in shorter if place.exists()), file.parent / written)
-
-
 def _described_by_names(file: Path, data: Path) -> YoloDescription:
     """The data set of a list of class names: all folders near it that have images, each for the split that it names."""
     root = data if data.is_dir() else file.parent
-    names = tuple(_lines(file))
-    if not names:
-        raise UserError(f"{file}: no class names there")
-    places: dict[str, tuple[Path, ...]] = {}
+    names = _listed_names(file)
+    places: Splits = {}
     for folder in folders_below(root):
         inside = file_names(folder)
         taken = [place for those in places.values() for place in those]
-        if not _holds_images(inside) or any(folder.is_relative_to(place) for place in taken):
+        has_images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in inside)
+        if not has_images or any(folder.is_relative_to(place) for place in taken):
             continue
         other = folder / ROBOFLOW_NAMES
-        if ROBOFLOW_NAMES in inside and tuple(_lines(other)) != names:
+        if ROBOFLOW_NAMES in inside and _listed_names(other) != names:
             raise UserError(f"{other}: other class names than in {file}, and both are for one data set")
         split = split_named(folder, root)
         places[split] = (*places.get(split, ()), folder)
     return YoloDescription(file, names, root, places)
-
-
-def _holds_images(names: frozenset[str]) -> bool:
-    return any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names)

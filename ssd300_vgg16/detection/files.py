@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.dataset import Category, Note, Notes
 from ssd300_vgg16.data.images import ImageError, decode_image, network_input
-from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.detection.formats import write_crops, write_labels
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.annotations import faulty_boxes
 from ssd300_vgg16.data.categories import same_name
-from ssd300_vgg16.data.dataset import Dataset, faulty_boxes
+from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.matching import MATCH_IOU, UNMATCHED, match
 
 SIZE_LIMITS = (8, 16, 32, 64, 128, 256)  # between the rows of `by_size`, in pixels of the network's input

@@ -13,7 +13,7 @@ from pycocotools.mask import encode
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.coco_layout import find_coco_split
+from ssd300_vgg16.data.coco_layout import find_coco_splits
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 
@@ -48,8 +48,8 @@ def load(tmp_path):
         Image.new("RGB", (60, 40)).save(tmp_path / "images" / name)
 
     def load_document(content, **options):
-        text = content if isinstance(content, str) else json.dumps(content)
-        (tmp_path / "file.json").write_text(text, encoding="utf-8")
+        text = content if isinstance(content, str | bytes) else json.dumps(content)
+        (tmp_path / "file.json").write_bytes(text.encode() if isinstance(text, str) else text)
         return load_coco(tmp_path / "file.json", tmp_path / "images", **options)
 
     return load_document
@@ -64,12 +64,8 @@ def test_a_clean_file(load, tmp_path):
     assert (first.id, first.path, first.height, first.width) == (1, tmp_path / "images" / "1.jpg", 40, 60)
     assert first.boxes.tolist() == [[10, 10, 30, 20]] * 2
     assert (first.labels.tolist(), first.crowd.tolist(), first.areas.tolist()) == ([2, 1], [False] * 2, [150] * 2)
-    assert [first.boxes.dtype, first.labels.dtype, first.crowd.dtype, first.areas.dtype] == [
-        np.float64,
-        np.int64,
-        np.bool_,
-        np.float64,
-    ]
+    columns = (first.boxes, first.labels, first.crowd, first.areas)
+    assert [column.dtype for column in columns] == [np.float64, np.int64, np.bool_, np.float64]
     assert (second.id, second.boxes.shape, second.labels.shape) == (2, (0, 4), (0,))
 
 
@@ -126,26 +122,14 @@ def test_all_of_coco_keeps_its_ids_a_part_does_not(load, count, labels, num_clas
 
 
 def test_given_categories_are_matched_by_name(load):
-    rows = [{"id": 7, "name": " CAT "}, {"id": 3, "name": "dog"}, {"id": 9, "name": "unused"}]
-    dataset = load(document(categories=rows), categories=GIVEN)
+    rows = [{"id": id_, "name": name} for id_, name in ((7, " CAT "), (3, "dog"), (9, "unused"), (4, "horse"))]
+    annotations = [annotation(id_, category_id=category) for id_, category in enumerate((7, 3, 4, 4))]
+    dataset = load(document(categories=rows, annotations=annotations), categories=GIVEN)
     assert set(dataset.categories) == {Category(2, 7, "cat"), Category(1, 3, "Dog")}
     assert dataset.samples[0].labels.tolist() == [2, 1]
-    assert not dataset.problems
-
-
-def test_annotations_of_unknown_categories_are_dropped(load):
-    rows = [{"id": 7, "name": "cat"}, {"id": 3, "name": "horse"}]
-    annotations = [annotation(1), annotation(2, category_id=3), annotation(3, category_id=3)]
-    dataset = load(document(categories=rows, annotations=annotations), categories=GIVEN)
-    assert dataset.categories == (Category(2, 7, "cat"),)
-    assert dataset.samples[0].labels.tolist() == [2]
     assert dataset.problems.counts == {"category that the model does not know": 1}
-    assert "'horse' (id 3, 2 annotations)" in dataset.problems.message()
-
-
-def test_no_common_category(load):
-    with pytest.raises(UserError, match=r"dog, cat.*model's \(Dig, cut\)"):
-        load(document(), categories=(Category(1, 7, "Dig"), Category(2, 3, "cut")))
+    message = dataset.problems.message()
+    assert "1 of 4 categories left out, with their objects\n" in message and "'horse' (2 objects)" in message
 
 
 def test_categories_of_one_name_are_told_apart_by_id(load):
@@ -157,20 +141,12 @@ def test_categories_of_one_name_are_told_apart_by_id(load):
     assert [sample.labels.tolist() for sample in again.samples] == [[2, 1], []]
 
 
-def test_a_given_category_is_matched_once(load):
-    rows = [{"id": 3, "name": "Cat"}, {"id": 7, "name": "cat"}]
-    dataset = load(document(categories=rows), categories=(Category(1, 7, "cat"),))
-    assert dataset.categories == (Category(1, 7, "cat"),)
-    assert dataset.problems.counts == {"category name used twice": 1, "category that the model does not know": 1}
-
-
 @pytest.mark.parametrize(
     ("bad", "kind", "place"),
     [
         (3, "annotation that is not an object", "annotations[0]"),
         (without(annotation(9), "image_id"), "annotation without image_id", "id 9"),
         (annotation(9, image_id=None), "annotation whose image_id is not a whole number", "id 9"),
-        (annotation(9, image_id=[1]), "annotation whose image_id is not a whole number", "id 9"),
         (annotation(9, image_id=77), "annotation of unknown image_id", "image_id 77"),
         (without(annotation(9), "category_id"), "annotation without category_id", "id 9"),
         (annotation(9, category_id=0), "annotation of unknown category_id", "category_id 0"),
@@ -178,9 +154,7 @@ def test_a_given_category_is_matched_once(load):
         (annotation(9, bbox=None), "annotation whose bbox is not 4 numbers", "id 9"),
         (annotation(9, bbox=[1, 2, 3]), "annotation whose bbox is not 4 numbers", "bbox [1, 2, 3]"),
         (annotation(9, bbox=[1, 2, 3, "four"]), "annotation whose bbox is not 4 numbers", "id 9"),
-        (annotation(9, bbox=[1, 2, 3, None]), "annotation whose bbox is not 4 numbers", "id 9"),
         (annotation(9, bbox=[1, 2, 3, True]), "annotation whose bbox is not 4 numbers", "id 9"),
-        (annotation(9, bbox={"x": 1}), "annotation whose bbox is not 4 numbers", "id 9"),
         (annotation(9, bbox=[1, 2, 3, float("nan")]), "annotation whose bbox is not finite", "id 9"),
         (annotation(9, bbox=[1, float("-inf"), 3, 4]), "annotation whose bbox is not finite", "id 9"),
         (annotation(9, bbox=[1, 2, 10**400, 4]), "annotation whose bbox is not finite", "id 9"),
@@ -279,7 +253,7 @@ def test_an_object_that_is_there_twice_counts_once(load):
     rows = [annotation(1), annotation(2), annotation(3, category_id=3), annotation(4, bbox=[10, 10, 20, 11])]
     dataset = load(document(annotations=rows))
     assert dataset.problems.counts == {"object that is there twice, with the same box: counted once": 1}
-    assert "annotation 2 (image 1" in dataset.problems.message()
+    assert "annotation 2 of image 1 (cat; " in dataset.problems.message()
     assert len(dataset.samples[0].boxes) == 3
     # COCO's own figures count all that is in its files.
     whole = [{"id": category.id, "name": category.name} for category in COCO_CATEGORIES]
@@ -336,7 +310,7 @@ def test_the_category_above_the_others_is_left_out(load):
 def test_odd_boxes_are_kept_and_counted(load, bbox, kind):
     dataset = load(document(annotations=[annotation(4, bbox=bbox)]))
     assert dataset.problems.counts == ({kind: 1} if kind else {})
-    assert (kind is None) or "annotation 4 (image 1, 1.jpg, 60 x 40)" in dataset.problems.message()
+    assert (kind is None) or "annotation 4 of image 1 (cat; 1.jpg, 60 x 40): xyxy " in dataset.problems.message()
     np.testing.assert_allclose(xyxy_to_xywh(dataset.samples[0].boxes), [bbox], rtol=1e-6, atol=1e-4)
 
 
@@ -355,20 +329,15 @@ def test_a_bad_area_is_replaced(load, area):
         (image("3rd"), "image whose id is not a whole number"),
         (image(1, file_name="3.jpg"), "image with the id of another"),
         (without(image(3), "file_name"), "image without file_name"),
-        (image(3, file_name=7), "image whose file_name is not a text"),
         (image(3, file_name=" "), "image whose file_name is not a text"),
         (image(3, width=0), "image whose width or height is not a positive whole number"),
-        (image(3, height=-4), "image whose width or height is not a positive whole number"),
         (image(3, height="40"), "image whose width or height is not a positive whole number"),
         (image(3, height=float("nan")), "image whose width or height is not a positive whole number"),
         (image(3, height=40.5), "image whose width or height is not a positive whole number"),
     ],
 )
 def test_malformed_images_are_dropped_and_counted(load, bad, kind):
-    rows = (
-        [annotation(1), annotation(2, image_id=3)] if isinstance(bad, dict) and bad.get("id") == 3 else [annotation(1)]
-    )
-    dataset = load(document(images=[image(1), bad], annotations=rows))
+    dataset = load(document(images=[image(1), bad], annotations=[annotation(1)]))
     assert dataset.problems.counts == {kind: 1}
     assert [sample.path.name for sample in dataset.samples] == ["1.jpg"]
 
@@ -382,19 +351,17 @@ def test_missing_images_are_dropped_and_named(load, tmp_path, name):
     assert [sample.id for sample in dataset.samples] == [1]
 
 
-@pytest.mark.parametrize("name", ["sub/deep.jpg", "./1.jpg", "sub//deep.jpg", "sub\\deep.jpg"])
-def test_images_in_sub_folders(load, tmp_path, name):
-    dataset = load(document(images=[image(1, file_name=name)]))
-    assert dataset.samples[0].path == tmp_path / "images" / name.replace("\\", "/")
-    assert not dataset.problems
-
-
 @pytest.mark.parametrize(
-    "name", ["../images/1.jpg", "/data/upload/2/1.jpg", "C:\\photos\\1.jpg", "../../up/3f2a5c07-1.jpg"]
+    ("name", "file"),
+    [(name, "sub/deep.jpg") for name in ("sub/deep.jpg", "sub//deep.jpg", "sub\\deep.jpg")]
+    # Of another machine: they are looked for in the folder.
+    + [(name, "1.jpg") for name in ("./1.jpg", "../images/1.jpg", "/data/upload/2/1.jpg", "C:\\photos\\1.jpg")]
+    + [("../../up/3f2a5c07-1.jpg", "1.jpg")],
 )
-def test_file_names_of_another_machine_are_looked_for_in_the_folder(load, tmp_path, name):
+def test_where_images_are(load, tmp_path, name, file):
     dataset = load(document(images=[image(1, file_name=name)]))
-    assert dataset.samples[0].path == tmp_path / "images" / "1.jpg"
+    assert dataset.samples[0].path == tmp_path / "images" / file
+    assert not dataset.problems
 
 
 def test_file_names_lead_nowhere_out_of_the_folder(load, tmp_path):
@@ -437,11 +404,9 @@ def test_malformed_categories_are_dropped(load, bad):
         (document(categories=[]), '"categories" is empty'),
         (document(categories=[{"id": 1}]), "category without name.*No category is left"),
         (document(images=[image(8), image(9)]), r"image missing in .*8\.jpg.*No image is left"),
-        (document(annotations=[annotation(1, bbox=[])]), "not 4 numbers.*No annotation is left"),
-        (
-            document(annotations=[annotation(1, image_id=2)], images=[image(1), image(2, width=0)]),
-            "No annotation is left",
-        ),
+        (document(annotations=[annotation(1, bbox=[])]), "not 4 numbers.*No object is left"),
+        (document(annotations=[annotation(1, image_id=2)], images=[image(1), image(2, width=0)]), "No object is left"),
+        (b"\xff\xfe\xfa{}", "cannot be read: it is not UTF-8 text"),
     ],
 )
 def test_useless_files(load, content, message):
@@ -450,19 +415,16 @@ def test_useless_files(load, content, message):
     assert "file.json" in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path):
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\xfa{}")
-    with pytest.raises(UserError, match=r"binary\.json: not valid JSON"):
-        load_coco(tmp_path / "binary.json", tmp_path)
+def test_places_that_are_not_there(load, tmp_path):
     with pytest.raises(UserError, match=r"absent\.json: cannot be read"):
         load_coco(tmp_path / "absent.json", tmp_path)
-    (tmp_path / "file.json").write_text("\ufeff" + json.dumps(document()), encoding="utf-8")
+    load("\ufeff" + json.dumps(document()))  # with a mark of its byte order
     with pytest.raises(UserError, match=r"nowhere: no such folder"):
         load_coco(tmp_path / "file.json", tmp_path / "nowhere")
 
 
 def test_all_problems_come_in_one_message(load):
-    rows = [annotation(k, bbox=[0, 0, 0, 0]) for k in range(5)] + [annotation(8, bbox=[1]), annotation(9)]
+    rows = [annotation(k, bbox=[0, 0, 0, 0]) for k in range(5)] + [annotation(8, bbox=[1]), annotation(9, area="x")]
     content = document(images=[image(1), image(5)], annotations=rows)
     message = load(content).problems.message()
     with pytest.raises(UserError, match=re.escape(message)):
@@ -471,19 +433,9 @@ def test_all_problems_come_in_one_message(load):
         "file.json: 5 of 7 objects not trained on, but counted in an evaluation\n  5 x box of no area: annotation 0 ",
         "file.json: 1 of 2 images left out, with their objects\n  1 x image missing",
         "file.json: 1 of 7 objects left out\n  1 x annotation whose bbox",
+        "file.json: entries read all the same: 1\n  1 x area that is not a number",
     ):
         assert part in message
-
-
-def test_what_becomes_of_categories_and_of_odd_entries(load):
-    rows = [annotation(1), annotation(2, category_id=3, area="x")]
-    message = load(document(annotations=rows), categories=(Category(1, 3, "dog"),)).problems.message()
-    assert "1 of 2 categories left out, with their objects\n  1 x category that the model does not know" in message
-    assert "entries read all the same: 1\n  1 x area that is not a number" in message
-
-
-def test_strict_accepts_a_clean_file(load):
-    assert len(load(document(), strict=True).samples) == 2
 
 
 def assert_equals_pycocotools(dataset, reference: COCO):
@@ -510,7 +462,7 @@ def test_pycocotools_sees_the_same(load, tmp_path, capsys):
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the BCCD data set is not there")
 @pytest.mark.parametrize(("split", "images", "boxes"), [("train", 205, 2805), ("val", 87, 1138)])
 def test_bccd(split, images, boxes, capsys):
-    annotation_file, image_folder = find_coco_split(BCCD, split)
+    annotation_file, image_folder = find_coco_splits(BCCD)[split]
     dataset = load_coco(annotation_file, image_folder)
     assert (len(dataset.samples), sum(len(sample.boxes) for sample in dataset.samples)) == (images, boxes)
     assert dataset.problems.counts == {"box of no area": 1}
@@ -518,7 +470,6 @@ def test_bccd(split, images, boxes, capsys):
     assert_equals_pycocotools(dataset, COCO(str(annotation_file)))
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
     ("file", "folder"),
     [
@@ -531,18 +482,12 @@ def test_bccd(split, images, boxes, capsys):
         ("instances_{}2017.json", "JPEGImages"),
     ],
 )
-def test_split_layouts(tmp_path, split, file, folder):
-    annotation_file = tmp_path / "annotations" / file.format(split)
-    annotation_file.parent.mkdir()
-    annotation_file.touch()
-    (tmp_path / folder.format(split)).mkdir(parents=True)
-    assert find_coco_split(str(tmp_path), split) == (annotation_file, tmp_path / folder.format(split))
-
-
-def test_an_absent_split_says_what_was_looked_for(tmp_path):
-    with pytest.raises(UserError, match=r"instances_val2017\.json, .*instances_val\.json\. .*--val-annotations FILE"):
-        find_coco_split(tmp_path, "val")
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "instances_val.json").touch()
-    with pytest.raises(UserError, match=r"val2017, .*/val, .*JPEGImages\. .*--val-images FOLDER"):
-        find_coco_split(tmp_path, "val")
+def test_split_layouts(tmp_path, file, folder):
+    expected = {}
+    for split in ("train", "val"):
+        places = (tmp_path / "annotations" / file.format(split), tmp_path / folder.format(split))
+        for place in (places[0].parent, places[1]):
+            place.mkdir(parents=True, exist_ok=True)
+        places[0].touch()
+        expected[split] = places
+    assert find_coco_splits(tmp_path) == expected

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from ssd300_vgg16.data import decoder, images
+from ssd300_vgg16.data.dataset import Note, Notes
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.images import (
     ImageError,
@@ -26,7 +27,6 @@ from ssd300_vgg16.data.images import (
     read_image,
     reduction,
 )
-from ssd300_vgg16.data.notes import Note, Notes
 from ssd300_vgg16.errors import UserError
 
 HEIGHT, WIDTH = 40, 60

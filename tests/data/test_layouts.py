@@ -1,7 +1,6 @@
 """Data sets in the layouts of many tools, found by their folder alone; and what is said where that cannot be."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from ssd300_vgg16 import evaluate
 from ssd300_vgg16.cli import inspect, train_options
 from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DataSource
-from ssd300_vgg16.data.voc import read_voc_xml
+from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.errors import UserError
 
 
@@ -110,7 +109,7 @@ def test_two_files_for_one_split_are_named(tmp_path):
     images(tmp_path)
     for name in ("one.json", "two.json"):
         coco(tmp_path / name)
-    with pytest.raises(UserError, match=r"2 of COCO annotation files .*one\.json, .*two\.json.*--train-annotations"):
+    with pytest.raises(UserError, match=r"2 COCO annotation files .*one\.json, .*two\.json.*--train-annotations"):
         DataSource(path=tmp_path).locate("train")
 
 
@@ -160,5 +159,6 @@ def test_nothing_that_could_be_a_data_set(tmp_path):
 def test_xml_in_the_encoding_that_it_declares(tmp_path, encoding):
     name = "Käse" if encoding == "iso-8859-1" else "猫"
     text = f'<?xml version="1.0" encoding="{encoding}"?>\n{xml(thing(name, CAT))}'
-    Path(tmp_path / "1.xml").write_bytes(text.encode(encoding))
-    assert [entry.name for entry in read_voc_xml(tmp_path / "1.xml").objects] == [name]
+    images(tmp_path, ["1.jpg"])
+    (tmp_path / "1.xml").write_bytes(text.encode(encoding))
+    assert [category.name for category in load_voc([tmp_path]).categories] == [name]

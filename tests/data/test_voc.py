@@ -10,10 +10,10 @@ from voc_files import image_set, one_cat_each, thing, write_pairs, write_voc, xm
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.coco_layout import find_coco_split
+from ssd300_vgg16.data.coco_layout import find_coco_splits
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.data.voc import load_voc
-from ssd300_vgg16.data.voc_sets import find_voc_split, voc_folders
+from ssd300_vgg16.data.voc_layout import find_voc_splits
 from ssd300_vgg16.errors import UserError
 
 
@@ -40,12 +40,6 @@ def test_a_clean_folder(load, tmp_path):
     assert b.boxes.tolist() == [[0, 0, 60, 40], [10, 10, 30, 20]]
     assert (b.labels.tolist(), b.difficult.tolist()) == ([2, 1], [False, True])
     assert (b.areas.tolist(), b.crowd.tolist()) == ([2400, 200], [False, False])
-    assert [column.dtype for column in (b.boxes, b.labels, b.difficult, b.areas)] == [
-        np.float64,
-        np.int64,
-        np.bool_,
-        np.float64,
-    ]
     assert (a.id, a.boxes.shape, a.difficult.shape) == (2, (0, 4), (0,))
     assert len(b.objects(40, 60)[0]) == 2, "difficult objects are trained on"
 
@@ -77,39 +71,27 @@ def devkit(tmp_path):
 @pytest.mark.parametrize("above", [True, False])
 def test_years_are_joined_against_the_test_set_of_2007(devkit, above):
     place = devkit.parent if above else devkit
-    train, val = (find_voc_split(place, split) for split in ("train", "val"))
+    train, val = (find_voc_splits(place)[split] for split in ("train", "val"))
     assert names_of(train) == [("VOC2007", "trainval"), ("VOC2012", "trainval")]
     assert names_of(val) == [("VOC2007", "test")]
     dataset = load_voc(train)
     assert dataset.name == f"{devkit} (VOC2007 trainval + VOC2012 trainval)"
-    assert [(sample.id, sample.path.name) for sample in dataset.samples] == [
-        (1, "1.jpg"),
-        (2, "2.jpg"),
-        (3, "2012_1.jpg"),
-        (4, "2012_2.jpg"),
-    ]
+    files = ("1.jpg", "2.jpg", "2012_1.jpg", "2012_2.jpg")
+    assert [(sample.id, sample.path.name) for sample in dataset.samples] == list(enumerate(files, start=1))
 
 
 @pytest.mark.parametrize("absent", ["Annotations/3.xml", "JPEGImages/3.jpg", "ImageSets/Main/test.txt"])
 def test_without_a_whole_test_set_there_is_train_and_val(devkit, absent):
     (devkit / "VOC2007" / absent).unlink()
-    assert names_of(find_voc_split(devkit, "train")) == [("VOC2007", "train"), ("VOC2012", "train")]
-    assert names_of(find_voc_split(devkit, "val")) == [("VOC2007", "val"), ("VOC2012", "val")]
-    assert names_of(find_voc_split(devkit / "VOC2012", "val")) == [("VOC2012", "val")]
+    splits = find_voc_splits(devkit)
+    assert names_of(splits["train"]) == [("VOC2007", "train"), ("VOC2012", "train")]
+    assert names_of(splits["val"]) == [("VOC2007", "val"), ("VOC2012", "val")]
+    assert names_of(find_voc_splits(devkit / "VOC2012")["val"]) == [("VOC2012", "val")]
 
 
 def test_without_trainval_train_and_val_are_taken_together(devkit):
     image_set(devkit / "VOC2007", "trainval").unlink()
-    assert names_of(find_voc_split(devkit / "VOC2007", "train")) == [("VOC2007", "train"), ("VOC2007", "val")]
-
-
-def test_an_absent_split_or_data_set_is_named(devkit, tmp_path):
-    image_set(devkit / "VOC2012", "val").unlink()
-    with pytest.raises(UserError, match=r"no val image set: looked for .*VOC2012.*val\.txt.*--val-annotations FILE"):
-        find_voc_split(devkit / "VOC2012", "val")
-    with pytest.raises(UserError, match="nowhere: no VOC data set"):
-        find_voc_split(tmp_path / "nowhere", "val")
-    assert voc_folders(tmp_path / "nowhere") == []
+    assert names_of(find_voc_splits(devkit / "VOC2007")["train"]) == [("VOC2007", "train"), ("VOC2007", "val")]
 
 
 @pytest.mark.parametrize("val", ["val", "valid"])
@@ -120,22 +102,18 @@ def test_folders_of_images_with_their_xml_files(tmp_path, val):
     Image.new("RGB", (60, 40)).save(tmp_path / "train" / "unlabelled.jpg")
     write_pairs(tmp_path / val, one_cat_each("d"))
     write_pairs(tmp_path / "test", one_cat_each("e"))
-    assert (find_voc_split(tmp_path, "train"), find_voc_split(str(tmp_path), "val")) == (
-        (tmp_path / "train",),
-        (tmp_path / val,),
-    )
-    dataset = load_voc(find_voc_split(tmp_path, "train"), strict=True)
+    splits = find_voc_splits(tmp_path)
+    assert splits == {"train": (tmp_path / "train",), "val": (tmp_path / val,), "test": (tmp_path / "test",)}
+    dataset = load_voc(splits["train"], strict=True)
     assert (dataset.name, dataset.kind) == (str(tmp_path / "train"), "voc")
-    files = [(1, "a 0.jpg"), (2, "b.rf.1f.jpg"), (3, "c.jpg")]
-    assert [(sample.id, sample.path) for sample in dataset.samples] == [
-        (number, tmp_path / "train" / name) for number, name in files
-    ]
+    files = [tmp_path / "train" / name for name in ("a 0.jpg", "b.rf.1f.jpg", "c.jpg")]
+    assert [(sample.id, sample.path) for sample in dataset.samples] == list(enumerate(files, start=1))
     assert dataset.samples[0].boxes.tolist() == [[10, 10, 30, 20]]
 
 
 def test_image_sets_go_before_folders(devkit):
     write_pairs(devkit / "train", one_cat_each("x"))
-    assert names_of(find_voc_split(devkit, "train")) == [("VOC2007", "trainval"), ("VOC2012", "trainval")]
+    assert names_of(find_voc_splits(devkit)["train"]) == [("VOC2007", "trainval"), ("VOC2012", "trainval")]
 
 
 @pytest.mark.parametrize(
@@ -161,84 +139,41 @@ def test_where_the_images_of_a_folder_of_xml_files_are(tmp_path, monkeypatch, fo
 
 def test_images_that_are_elsewhere(tmp_path):
     write_pairs(tmp_path / "data" / "xml", one_cat_each("1"), tmp_path / "images")
-    with pytest.raises(UserError, match=r"(?s)image missing in .*xml: 1\nNo image is left: .* with --train-images"):
+    with pytest.raises(UserError, match=r"(?s)image missing in .*xml: 1\nNo object is left\. .* with --train-images"):
         load_voc([tmp_path / "data" / "xml"])
 
 
-@pytest.mark.parametrize(
-    ("places", "split", "message"),
-    [
-        (
-            ["."],
-            "train",
-            r"data: XML files .* not divided .*: move them, with their images, into folders train and val",
-        ),
-        (["Annotations"], "val", r"Annotations: XML .* not divided .*: list the names .* ImageSets/Main/train.txt"),
-        (["train"], "val", r"no folder of val XML files: .*data/valid, .*data/val\. Or .* --val-annotations FOLDER"),
-        (
-            ["valid"],
-            "train",
-            r"no folder of train XML files: looked for .*data/train\. Or .* --train-annotations FOLDER",
-        ),
-        (["test"], "train", r"no VOC data set: .* folders train and val \(or valid\)"),
-    ],
-)
-def test_folders_without_a_split(tmp_path, places, split, message):
-    for place in places:
-        write_pairs(tmp_path / "data" / place, one_cat_each("1"))
-    with pytest.raises(UserError, match=message) as caught:
-        find_voc_split(tmp_path / "data", split)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_xml_files(tmp_path):
-    (tmp_path / "sub.xml").mkdir()
-    with pytest.raises(UserError, match="no XML file in this folder"):
-        load_voc([tmp_path])
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["1 -1", "2  1"], r"image set of one class.*\(1 -1\).*train\.txt"),
-        (["1 1"], "image set of one class"),
-        (["1", "9"], None),
-    ],
-)
-def test_image_sets_of_one_class_are_refused(tmp_path, lines, message):
+@pytest.mark.parametrize("lines", [["1 -1", "2  1"], ["1 1"]])
+def test_image_sets_of_one_class_are_refused(tmp_path, lines):
     folder = write_voc(tmp_path / "VOC", one_cat_each("1", "2"), {"cat_train": lines})
-    if message:
-        with pytest.raises(UserError, match=message):
-            load_voc([image_set(folder, "cat_train")])
-    else:
-        assert len(load_voc([image_set(folder, "cat_train")]).samples) == 1
+    with pytest.raises(UserError, match=rf"image set of one class.*\({lines[0]}\).*train\.txt"):
+        load_voc([image_set(folder, "cat_train")])
 
 
 def test_names_may_have_blanks_and_look_flagged(load):
-    assert [sample.path.name for sample in load(one_cat_each("photo 1", "photo 0")).samples] == [
-        "photo 1.jpg",
-        "photo 0.jpg",
-    ]
+    names = [sample.path.name for sample in load(one_cat_each("photo 1", "photo 0")).samples]
+    assert names == ["photo 1.jpg", "photo 0.jpg"]
 
 
-def test_image_sets_elsewhere_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"train\.txt: no such file"):
-        load_voc([tmp_path / "ImageSets" / "Main" / "train.txt"])
+def test_places_that_are_no_image_sets(tmp_path):
+    (tmp_path / "sub.xml").mkdir()
     (tmp_path / "train.txt").write_text("1\n")
-    with pytest.raises(UserError, match=r"train\.txt: not in a VOC data set"):
-        load_voc([tmp_path / "train.txt"])
+    binary = image_set(write_voc(tmp_path / "VOC", {}, {"train": []}), "train")
+    binary.write_bytes(b"\xff\xfe\xfa")
+    for place, message in (
+        (tmp_path, "no XML file in this folder"),
+        (tmp_path / "val.txt", r"val\.txt: no such file"),
+        (tmp_path / "train.txt", r"train\.txt: not in a VOC data set"),
+        (binary, r"train\.txt: cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_voc([place])
 
 
 def test_an_image_set_relative_to_its_own_folder(tmp_path, monkeypatch):
     folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1"]})
     monkeypatch.chdir(folder / "ImageSets" / "Main")
     assert len(load_voc([Path("train.txt")]).samples) == 1
-
-
-def test_images_may_be_in_another_folder(tmp_path):
-    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1"]})
-    moved = (folder / "JPEGImages").rename(tmp_path / "elsewhere")
-    assert load_voc([image_set(folder, "train")], moved).samples[0].path == moved / "1.jpg"
 
 
 @pytest.mark.parametrize(
@@ -318,19 +253,11 @@ def test_places_of_faults_in_xml_make_no_kinds_of_their_own(load, tmp_path):
         assert where in problems.message()
 
 
-def test_an_annotation_file_without_its_image_is_told(tmp_path):
-    folder = write_voc(tmp_path / "VOC", one_cat_each("1", "2"), {"train": ["1", "2"]}, images=["1.jpg"])
-    problems = load_voc([image_set(folder, "train")]).problems
-    assert problems.counts == {f"image missing in {folder / 'JPEGImages'}": 1}
-    assert "train.txt: 1 of 2 images left out, with their objects\n  1 x image missing in" in problems.message()
-
-
 def test_an_annotation_file_that_is_a_folder(load, tmp_path):
     folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1", "2"]})
     (folder / "Annotations" / "2.xml").mkdir()
-    assert load_voc([image_set(folder, "train")]).problems.counts == {
-        "annotation file that cannot be read (Is a directory)": 1
-    }
+    kind = "annotation file that cannot be read (Is a directory)"
+    assert load_voc([image_set(folder, "train")]).problems.counts == {kind: 1}
 
 
 @pytest.mark.parametrize(
@@ -341,9 +268,7 @@ def test_an_annotation_file_that_is_a_folder(load, tmp_path):
         ("<object><name>cat</name></object>", "object without bndbox", "object 1 (cat)"),
         ("<object><name>cat</name><bndbox/></object>", "object whose bndbox is not 4 numbers", "object 1 (cat)"),
         (thing(box=(1, 2, "three", 4)), "object whose bndbox is not 4 numbers", "object 1 (cat)"),
-        (thing(box=(1, 2, "", 4)), "object whose bndbox is not 4 numbers", "object 1 (cat)"),
         (thing(box=(1, 2, "nan", 4)), "object whose bndbox is not finite", "object 1 (cat)"),
-        (thing(box=(1, "-inf", 3, 4)), "object whose bndbox is not finite", "object 1 (cat)"),
         (thing(box=(1, 2, 3, "1e39")), "object whose bndbox is not finite", "object 1 (cat)"),
     ],
 )
@@ -388,9 +313,8 @@ def test_odd_boxes_are_kept_and_counted(load, box, kind, xyxy):
     assert dataset.problems.counts == ({kind: 1} if kind else {})
     assert kind is None or "1.xml, object 2 (dog; 1.jpg, 60 x 40)" in dataset.problems.message()
     assert dataset.samples[0].boxes[1].tolist() == list(xyxy)
-    assert len(dataset.samples[0].objects(40, 60)[0]) == (
-        1 if kind in ("box of no area", "box outside the image") else 2
-    )
+    trained = 1 if kind in ("box of no area", "box outside the image") else 2
+    assert len(dataset.samples[0].objects(40, 60)[0]) == trained
 
 
 def test_labels_are_in_alphabetical_order_which_is_that_of_voc(load):
@@ -408,10 +332,10 @@ def test_spellings_that_differ_in_case_are_one_category(load):
 
 
 def test_the_labels_of_the_training_split_hold_for_the_other(load):
-    given = (Category(1, 1, "bird"), Category(2, 2, "cat"), Category(3, 3, "dog"))
+    given = (Category(1, 1, "bird"), Category(2, 2, "dog"), Category(3, 3, "cat"))
     dataset = load({"1": xml(thing("DOG"), thing("horse"), thing("horse"), thing("cat"))}, categories=given)
     assert dataset.categories == given[1:]
-    assert dataset.samples[0].labels.tolist() == [3, 2]
+    assert dataset.samples[0].labels.tolist() == [2, 3]
     assert dataset.problems.counts == {"category that the model does not know": 1}
     assert "'horse' (2 objects)" in dataset.problems.message()
 
@@ -433,17 +357,11 @@ def test_a_model_of_coco_knows_all_of_voc(load):
     }
 
 
-def test_no_common_category(load):
-    with pytest.raises(UserError, match=r"none of its categories \(cat\) is one of the model's \(dog\)"):
-        load({"1": xml(thing())}, categories=(Category(1, 1, "dog"),))
-
-
 @pytest.mark.parametrize(
     ("line", "kind"),
     [
         ("1", "image listed twice"),
         ("../Annotations/1", "image set entry that is not a name in Annotations"),
-        ("/etc/1", "image set entry that is not a name in Annotations"),
         ("..\\1", "image set entry that is not a name in Annotations"),
         ("1\0", "image set entry that is not a name in Annotations"),
     ],
@@ -469,30 +387,12 @@ def test_nothing_to_train_on(load, files, message):
     assert "train.txt" in str(caught.value)
 
 
-def test_an_image_set_that_is_no_text(tmp_path):
-    folder = write_voc(tmp_path / "VOC", one_cat_each("1"), {"train": ["1"]})
-    image_set(folder, "train").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(UserError, match=r"train\.txt: cannot be read"):
-        load_voc([image_set(folder, "train")])
-
-
-def test_strict_refuses_what_is_otherwise_counted(load):
-    files = {"1": xml(thing(), thing(box=(5, 5, 5, 5))), "2": xml(thing(" ")), "3": xml(thing())}
-    message = load(files).problems.message()
-    assert "train.txt: 1 of 4 objects left out\n  1 x object without name: " in message
-    assert "train.txt: 1 of 4 objects not trained on, but counted in an evaluation\n  1 x box of no area: " in message
-    with pytest.raises(UserError) as caught:
-        load(files, strict=True)
-    assert str(caught.value).startswith(message)
-    assert len(load({"3": files["3"]}, strict=True).samples) == 1
-
-
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the BCCD data set is not there")
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_bccd_says_the_same_as_its_coco_form(split):
     """Its JSON took width = xmax - xmin and did not count from 1: the boxes differ by that pixel."""
-    dataset = load_voc(find_voc_split(BCCD, split))
-    reference = load_coco(*find_coco_split(BCCD, split), dataset.categories)
+    dataset = load_voc(find_voc_splits(BCCD)[split])
+    reference = load_coco(*find_coco_splits(BCCD)[split], dataset.categories)
     assert dataset.problems.counts == reference.problems.counts == {"box of no area": 1}
     theirs = {sample.path: sample for sample in reference.samples}
     assert len(theirs) == len(dataset.samples)

@@ -8,8 +8,8 @@ from yolo_files import GOOD, HEIGHT, WIDTH, YAML, picture, sideways, write_yolo
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
-from ssd300_vgg16.data.yolo import find_yolo_split, load_yolo
-from ssd300_vgg16.data.yolo_layout import read_yaml
+from ssd300_vgg16.data.yolo import load_yolo
+from ssd300_vgg16.data.yolo_layout import read_description
 from ssd300_vgg16.errors import UserError
 
 
@@ -128,7 +128,7 @@ def test_lists_of_images_with_faults(tmp_path):
     assert "entries read all the same: 1\n  1 x image listed twice" in dataset.problems.message()
     assert [sample.path.name for sample in dataset.samples] == ["a.jpg"]
     (folder / "train.txt").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match=r"train\.txt: cannot be read: not a text file"):
+    with pytest.raises(UserError, match=r"train\.txt: cannot be read: it is not UTF-8 text"):
         load_yolo(folder, "train")
 
 
@@ -169,15 +169,12 @@ COUNT = "line that is neither a class with 4 numbers nor one with 3 or more poin
     ("line", "kind"),
     [
         ("2 0.5 0.5 0.1 0.1", "line whose class is not one of 0 to 1"),
-        ("-1 0.5 0.5 0.1 0.1", "line whose class is not one of 0 to 1"),
         ("0.5 0.5 0.5 0.1 0.1", "line whose class is not a whole number"),
         ("nan 0.5 0.5 0.1 0.1", "line whose class is not a whole number"),
-        ("inf 0.5 0.5 0.1 0.1", "line whose class is not a whole number"),
         ("cat 0.5 0.5 0.1 0.1", "line with something else than numbers"),
         ("0,0.5,0.5,0.1,0.1", "line with something else than numbers"),
         ("0", COUNT),
         ("0 0.5 0.5 0.1", COUNT),
-        ("0 0.5 0.5 0.1 0.1 0.9", COUNT),
         ("0 0.5 0.5 0.1 0.1 0.9 0.9 0.9", COUNT),
         ("0 0.5 nan 0.1 0.1", "line with numbers that are not finite"),
         ("0 0.5 0.5 1e400 0.1", "line with numbers that are not finite"),
@@ -190,15 +187,13 @@ def test_malformed_lines_are_dropped_and_counted(load, line, kind):
     assert len(dataset.samples[0].labels) == 2
 
 
-@pytest.mark.parametrize("content", [b"\xff\xd8\xff", "a folder"])
-def test_label_files_that_are_none(load, tmp_path, content):
-    label = tmp_path / "yolo/labels/train/b.txt"
-    if isinstance(content, str):
-        label.mkdir(parents=True)
-    dataset = load({"a": GOOD, "b": content if isinstance(content, bytes) else None})
-    (kind,) = dataset.problems.counts
-    assert kind == ("label file that is not text" if isinstance(content, bytes) else "label file that cannot be read")
-    assert "b.txt" in dataset.problems.message()
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff", None])
+def test_label_files_that_cannot_be_read(load, tmp_path, content):
+    if content is None:
+        (tmp_path / "yolo/labels/train/b.txt").mkdir(parents=True)
+    problems = load({"a": GOOD, "b": content}).problems
+    assert problems.counts == {"label file that cannot be read": 1}
+    assert "b.txt: cannot be read: " in problems.message()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +212,7 @@ def test_label_files_that_are_none(load, tmp_path, content):
 def test_odd_boxes_are_clipped_by_a_pixel_or_counted(load, line, kind, xyxy):
     dataset = load({"a": f"{GOOD}{line}\n"})
     assert dataset.problems.counts == ({kind: 1} if kind else {})
-    assert kind is None or "a.txt, line 2 (a.jpg, 100 x 50)" in dataset.problems.message()
+    assert kind is None or "a.txt, line 2 (cat; a.jpg, 100 x 50): xyxy " in dataset.problems.message()
     np.testing.assert_allclose(dataset.samples[0].boxes[1], xyxy, atol=1e-9)
 
 
@@ -227,7 +222,7 @@ def test_categories_are_matched_by_name(load):
     assert dataset.categories == (Category(7, 1, "Dog"),)
     assert dataset.samples[0].labels.tolist() == [7]
     assert dataset.problems.counts == {"category that the model does not know": 1}
-    assert "'cat' (class 0, 2 objects)" in dataset.problems.message()
+    assert "'cat' (2 objects)" in dataset.problems.message()
     own = load({"a": GOOD})
     assert load({"a": GOOD}, categories=own.categories).categories == own.categories
 
@@ -245,7 +240,6 @@ def test_a_model_of_coco_knows_coco_in_yolos_order(load):
         ({"a": None}, None, r"No object is left.*files like .*labels/train/a\.txt"),
         ({"a": "9 1 1 1 1"}, None, "class is not one of 0 to 1.*No object is left"),
         ({"a": GOOD}, (Category(1, 1, "dog"),), r"does not know: 'cat'.*No object is left"),
-        ({"a": GOOD}, (Category(1, 1, "bird"),), r"none of its categories \(cat, dog\) is one of the model's \(bird\)"),
         ({}, None, "images/train"),
     ],
 )
@@ -253,17 +247,6 @@ def test_nothing_to_train_on(load, tmp_path, labels, given, message):
     (tmp_path / "yolo/images/train").mkdir(parents=True)
     with pytest.raises(UserError, match="(?s)" + message):
         load(labels, categories=given)
-
-
-def test_strict_refuses_what_is_otherwise_counted(load):
-    labels = {"a": f"{GOOD}0 0.5 0.5 0 0\n0\n"}
-    message = load(labels).problems.message()
-    assert "data.yaml (train): 1 of 3 objects left out\n  1 x line that is neither" in message
-    assert "data.yaml (train): 1 of 3 objects not trained on, but counted in an evaluation\n  1 x box of no" in message
-    with pytest.raises(UserError) as caught:
-        load(labels, strict=True)
-    assert str(caught.value).startswith(message)
-    assert len(load({"a": GOOD}, strict=True).samples) == 1
 
 
 @pytest.mark.parametrize(
@@ -276,25 +259,20 @@ def test_strict_refuses_what_is_otherwise_counted(load):
         ("x: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
         ("\0", "not valid YAML"),
         ("- a", "has keys train, val and names"),
-        ("", "has keys train, val and names"),
-        ("train: a", "names: must be a list of the classes' names, it is absent"),
+        ("", r"no data\.yaml there with train, val and names"),
+        ("train: a\nval: a", "names: must be a list of the classes' names, it is absent"),
         ("names: cat", "names: must be a list of the classes' names$"),
         ("names: []", "names: must be a list"),
         ("names: [cat, [dog]]", r"names: the name of class 1 is \['dog'\]"),
         ("names: [yes, no]", "names: the name of class 0 is True; put names in quotes"),
-        ("names: ['', b]", "names: the name of class 0 is ''"),
         ("names: {0: a, 2: b}", "names: its numbers must be 0, 1, 2"),
         ("names: {a: 0}", "names: its numbers must be"),
-        ("names: {true: a, 0: b}", "names: its numbers must be"),
         ("nc: 3\nnames: [a, b]", "nc: 3, but there are 2 names"),
-        ("nc: two\nnames: [a, b]", "nc: 'two', but there are 2 names"),
         ("path: 3\nnames: [a]", "path: must be the name of a folder, not 3"),
         ("path: nowhere\nnames: [a]", "path: no folder .*nowhere; without this key"),
         ("train: 3\nnames: [a]", r"train: must be a folder, a list of folders or a \.txt file, not 3"),
         ("train: [a, 3]\nnames: [a]", "train: must be a folder"),
-        ("train: []\nnames: [a]", "train: must be a folder"),
         ("train:\nnames: [a]", "train: this key is absent"),
-        ("val: x\nnames: [a]", "train: this key is absent"),
         ("train: nowhere\nnames: [a]", "train: there is no .*nowhere"),
         ("kpt_shape: [17, 3]\nnames: [a]", "kpt_shape: the labels are key points"),
     ],
@@ -302,13 +280,13 @@ def test_strict_refuses_what_is_otherwise_counted(load):
 def test_a_yaml_file_that_is_not_this_is_refused(tmp_path, yaml, message):
     (tmp_path / "data.yaml").write_text(yaml)
     with pytest.raises(UserError, match=message) as caught:
-        find_yolo_split(tmp_path, "train")
+        load_yolo(tmp_path, "train")
     assert "data.yaml" in str(caught.value)
 
 
 def test_names_that_are_numbers(tmp_path):
     (tmp_path / "data.yaml").write_text("names: [7, '8']\nnc: 2\n")
-    assert read_yaml(tmp_path).names == ("7", "8")
+    assert read_description(tmp_path).names == ("7", "8")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +298,6 @@ def test_names_that_are_numbers(tmp_path):
         (["a.yaml", "b.yaml"], "", None),
         (["a.yaml", "b.yaml"], "b.yaml", "b.yaml"),
         (["a.txt"], "a.txt", None),
-        ([], "", None),
         ([], "nowhere", None),
     ],
 )
@@ -328,7 +305,7 @@ def test_which_file_is_read(tmp_path, files, given, found):
     for name in files:
         (tmp_path / name).write_text("names: [a]")
     if found:
-        assert read_yaml(tmp_path / given).file == tmp_path / found
+        assert read_description(tmp_path / given).file == tmp_path / found
     else:
         with pytest.raises(UserError, match=r"no data\.yaml there"):
-            read_yaml(tmp_path / given)
+            read_description(tmp_path / given)

@@ -9,7 +9,7 @@ import numpy as np
 from places import REPOSITORY
 
 from ssd300_vgg16.data.coco import load_coco
-from ssd300_vgg16.data.coco_layout import find_coco_split
+from ssd300_vgg16.data.coco_layout import find_coco_splits
 from ssd300_vgg16.data.shapes import CATEGORY_IDS, write_shapes
 
 # Channels of the smallest network that is still one of SSD's: the first layer has a single one.
@@ -24,7 +24,7 @@ def shapes_folder(folder: Path, train_images: int = 4, val_images: int = 2) -> P
 
 def shapes(folder: Path, split: str):
     """The data set of one split of a `shapes_folder`."""
-    return load_coco(*find_coco_split(folder, split))
+    return load_coco(*find_coco_splits(folder)[split])
 
 
 def untrained_run(folder: Path, seed: int = 0, width: float = WIDTH) -> Path:

@@ -154,7 +154,7 @@ def test_why_there_is_nothing_to_find_is_said(data):
     evaluation = measure(perfect(dataset), dataset)
     said = (
         f"none of the {objects} objects of {dataset.name} counts: all are crowds; "
-        "left out, as the model lacks their classes: 'horse' (id 999, 2 annotations)"
+        "left out, as the model lacks their classes: 'horse' (2 objects)"
     )
     assert evaluation.as_json()["AP"] == -1
     assert evaluation.table().splitlines()[-1] == f"AP is -1: {said}"
@@ -170,7 +170,7 @@ def test_the_command_says_why_there_is_no_figure(place, data, tmp_path, capsys):
 
 
 def test_classes_that_the_model_lacks_are_named_where_nothing_else_is(data):
-    with pytest.raises(UserError, match=r"does not know: 'horse' \(id 999, \d+ annotations\)\nNo annotation is left"):
+    with pytest.raises(UserError, match=r"does not know: 'horse' \(\d+ objects\)\nNo object is left"):
         changed_annotations(data, horses=None)
 
 
