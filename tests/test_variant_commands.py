@@ -6,23 +6,19 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_data import WIDTH, metrics_without_times, shapes, shapes_folder
+from small_data import WIDTH, metrics_without_times, shapes_folder
 from voc_files import thing, write_voc, xml
 from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16 import evaluate, infer, train
-from ssd300_vgg16.data.images import network_input, read_image
-from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD512_VOC
 from ssd300_vgg16.training import trainer
-from ssd300_vgg16.training.replay import save_replay
 from ssd300_vgg16.weights.locate import BEST, LAST
-from ssd300_vgg16.weights.model import load_model, model_tensors
+from ssd300_vgg16.weights.model import load_model
 from ssd300_vgg16.weights.safetensors_file import read_weights
 
-DEFAULT_BOXES_512 = 24564
 SETTINGS = ("--width", WIDTH, "-b", 1, "-j", 0, "--device", "cpu", "--print-freq", 1, "--warmup-steps", 0)
 HERE = ("-j", 0, "--device", "cpu")
 
@@ -105,20 +101,6 @@ def test_evaluation_inference_and_python_follow_the_file(ssd512, data, tmp_path)
     assert evaluated == json.loads((ssd512 / "coco_metrics.json").read_text())
     rows = json.loads((tmp_path / "evaluated" / "detections.json").read_text())
     np.testing.assert_allclose([row["score"] for row in rows], detections["scores"], atol=1e-4)
-
-
-def test_a_batch_of_ssd512_is_looked_into(ssd512, data, tmp_path, capsys):
-    model, description = load_model(ssd512 / LAST)
-    sample = shapes(data, "train").samples[0]
-    image = network_input(read_image(sample.path), 512)[None]
-    labels = np.zeros((1, DEFAULT_BOXES_512), np.int64)
-    labels[0, :3] = 1
-    batch = TrainingBatch(image, np.zeros((1, DEFAULT_BOXES_512, 4), np.float32), labels, ["some.jpg"], [])
-    save_replay(tmp_path / "replay-step-3.safetensors", model_tensors(model), description, batch, 3)
-    call(train, "--replay", tmp_path / "replay-step-3.safetensors", "--device", "cpu")
-    output = capsys.readouterr().out
-    assert "positives    3  some.jpg\n" in output
-    assert "targets, weights and gradients are finite" in output
 
 
 @pytest.mark.long

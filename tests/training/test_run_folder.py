@@ -15,7 +15,7 @@ from ssd300_vgg16.training.run_folder import (
     OPTIONS,
     clear_leftovers,
     describe_run,
-    new_run_folder,
+    folder_of,
     newest_run,
     read_metrics,
     read_options,
@@ -38,28 +38,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_chosen_folder_is_made_unless_it_is_there(tmp_path, existing):
+def test_a_chosen_folder_is_made_unless_it_is_there(tmp_path):
     folder = tmp_path / "deep" / "run"
-    if existing:
-        folder.mkdir(parents=True)
+    for _ in range(2):
+        assert folder_of(None, str(folder)) == folder
+        assert read_metrics(folder) == []
         (folder / "notes.txt").touch()
-    assert new_run_folder(folder) == folder
-    assert read_metrics(folder) == []
-
-
-def test_a_folder_that_holds_a_run_is_not_taken_for_another(tmp_path):
-    folder = new_run_folder(tmp_path / "run")
-    describe_run(folder, {"epochs": 3}, {})
-    with pytest.raises(UserError, match="already holds a run") as caught:
-        new_run_folder(folder)
-    assert f"--output-dir {folder}" in str(caught.value) and f"--resume {folder}" in str(caught.value)
-    assert read_options(folder) == {"epochs": 3}
 
 
 def test_runs_without_a_name_are_called_by_their_time(here, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "20300102-030405")
-    folders = [new_run_folder(None) for _ in range(3)]
+    folders = [folder_of(None, None) for _ in range(3)]
     assert [folder.name for folder in folders] == ["20300102-030405", "20300102-030405-2", "20300102-030405-3"]
     assert {folder.absolute().parent for folder in folders} == {here / "runs"}
 
@@ -67,9 +56,9 @@ def test_runs_without_a_name_are_called_by_their_time(here, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output-dir .*file/run: cannot be written \(Not a directory\)"):
-        new_run_folder(tmp_path / "file" / "run")
+        folder_of(None, str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match=r"--output-dir .*file: cannot be written"):
-        new_run_folder(tmp_path / "file")
+        folder_of(None, str(tmp_path / "file"))
 
 
 def test_a_run_is_meant_by_its_folder_or_by_a_checkpoint_in_it(tmp_path):
