@@ -53,14 +53,14 @@ def parse(arguments: list[str]) -> TrainOptions:
     if resumed:
         given = with_absolute_paths(given)  # as they are in options.json, which they are compared with
     base, notices = (resumed, list[str]()) if resumed else _preset_options(defaults, given)
-    options = _with_length(TrainOptions(**{**defaults, **base, **given}))
+    backbone_given = bool(resumed) or given.get("weights_backbone") is not None
+    options = _filled_in(TrainOptions(**{**defaults, **base, **given}), backbone_given)
     problems = [*_problems(options, given), *_problems_of_weights(options, given)]
     if resumed:
         problems += _problems_of_resuming(options, resumed, flags)
     if problems:
         raise UserError("; ".join(problems))
-    options = _filled_in(options, backbone_given=bool(resumed) or given.get("weights_backbone") is not None)
-    notices = [*notices, *_milestones_beyond_the_end(options, given), *_changes(options, resumed, flags)]
+    notices += _notices(options, given, resumed, flags)
     return replace(options, notices=tuple(notices))
 
 
@@ -95,43 +95,45 @@ def _preset_options(defaults: dict, given: dict) -> tuple[dict, list[str]]:
             f"No --data-path given and no {DEFAULT_COCO} here: training on generated shapes, "
             f"with --preset {chosen['preset']}."
         )
-    preset = {**chosen, **PRESETS[chosen.get("preset", asked.preset)]["options"]}
+    preset = {**chosen, **PRESETS[chosen.get("preset", asked.preset)][1]}
     # A length on the command line goes before the preset's, with all that the preset counts in its own.
     if asked.iterations:
         preset |= {"epochs": None, "lr_steps": None}
     elif asked.epochs:
         preset |= {"iterations": None, "lr_steps": None}
-    return _with_tuples(preset), notices
+    return preset, notices
 
 
-def _with_length(options: TrainOptions) -> TrainOptions:
-    """Learning rate and milestones, which follow from the batch size and the length where they are not given."""
-    lr, lr_steps = options.lr, options.lr_steps
+def _filled_in(options: TrainOptions, backbone_given: bool) -> TrainOptions:
+    """The options with what follows from others where it is not given."""
+    epochs, lr, lr_steps, load = options.epochs, options.lr, options.lr_steps, options.load
+    backbone, trainable = options.weights_backbone, options.trainable_backbone_layers
+    if options.iterations is None:
+        epochs = epochs or REFERENCE_EPOCHS
     if lr is None:
         lr = REFERENCE_LR * options.batch_size / REFERENCE_BATCH
     if lr_steps is None:
         # As far into the training as 80 and 110 are into 120 epochs; at least one unit apart, in the shortest too.
-        length = options.iterations or options.epochs or REFERENCE_EPOCHS
+        length = options.iterations or epochs
         first = max(1, length * 80 // 120)
         lr_steps = first, max(first + 1, length * 110 // 120)
-    return replace(options, lr=lr, lr_steps=lr_steps)
-
-
-def _filled_in(options: TrainOptions, backbone_given: bool) -> TrainOptions:
-    """Defaults that follow from other options."""
-    epochs, load = options.epochs, options.load
-    backbone, trainable = options.weights_backbone, options.trainable_backbone_layers
-    if options.iterations is None:
-        epochs = epochs or REFERENCE_EPOCHS
     if options.pretrained:
-        load = TRAINED_DETECTOR[options.model or SSD300_VGG16.model]
+        load = TRAINED_DETECTOR.get(options.model or SSD300_VGG16.model)
     if (load or options.width not in (None, 1) or options.dataset == "shapes") and not backbone_given:
         backbone = NO_WEIGHTS  # whatever a preset says
     if backbone is None:
         backbone = TRAINING_BACKBONE
     if trainable is None:
         trainable = VGG_STAGES - 1 if load or backbone != NO_WEIGHTS else VGG_STAGES
-    return replace(options, epochs=epochs, load=load, weights_backbone=backbone, trainable_backbone_layers=trainable)
+    return replace(
+        options,
+        epochs=epochs,
+        lr=lr,
+        lr_steps=lr_steps,
+        load=load,
+        weights_backbone=backbone,
+        trainable_backbone_layers=trainable,
+    )
 
 
 def _problems(options: TrainOptions, given: dict) -> list[str]:
@@ -143,8 +145,6 @@ def _problems(options: TrainOptions, given: dict) -> list[str]:
     # Each part of a step needs an image.
     if options.accumulate > options.batch_size:
         problems.append(f"--accumulate {options.accumulate}: there are only {options.batch_size} images in a step")
-    if options.amp and options.eager:
-        problems.append("--amp and --eager exclude each other: half precision is for the compiled step")
     if options.seed > LARGEST_SEED:
         problems.append(f"--seed {options.seed}: the largest is {LARGEST_SEED}")
     if options.epochs and options.iterations and not options.resume:
@@ -205,22 +205,18 @@ def _problems_of_resuming(options: TrainOptions, resumed: dict, flags: dict[str,
     return problems
 
 
-def _milestones_beyond_the_end(options: TrainOptions, given: dict) -> list[str]:
-    beyond = [step for step in options.lr_steps if step >= options.length]
-    if not (beyond and given.get("lr_steps") and options.lr_scheduler == "multistep"):
-        return []
-    return [
-        f"--lr-steps {' '.join(map(str, beyond))}: not reached within {options.length}, the rate is not lowered there."
-    ]
-
-
-def _changes(options: TrainOptions, resumed: dict, flags: dict[str, str]) -> list[str]:
-    """What changes in a run that goes on."""
+def _notices(options: TrainOptions, given: dict, resumed: dict, flags: dict[str, str]) -> list[str]:
+    """Milestones that are not reached, and what changes in a run that goes on."""
 
     def shown(value: object) -> object:
         return "unset" if value is None else list(value) if isinstance(value, tuple) else value
 
-    return [
+    notices = []
+    beyond = [step for step in options.lr_steps if step >= options.length]
+    if beyond and given.get("lr_steps") and options.lr_scheduler == "multistep":
+        late = " ".join(map(str, beyond))
+        notices.append(f"--lr-steps {late}: not reached within {options.length}, the rate is not lowered there.")
+    return notices + [
         f"Going on with {flags[name]} {shown(getattr(options, name))} instead of {shown(resumed[name])}."
         for name in resumed
         if name in flags and getattr(options, name) != resumed[name]

@@ -21,47 +21,42 @@ _PAPER = {
     "bias_lr_factor": 2.0,
     "bias_wd": 0.0,
 }
-_PAPER_COCO = {"iterations": 240_000, "lr_steps": [160_000, 200_000], "eval_every": 5}
-_PAPER_VOC = {"dataset": "voc", "iterations": 120_000, "lr_steps": [80_000, 100_000], "eval_every": 10}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "coco": {
-        "help": "the recipe behind 25.1 box AP: 120 epochs, batch 32, SGD, lr 0.002 x batch / 32, steps 80 and 110",
-        "options": {},
-    },
-    "coco300": {
-        "help": "the paper's SSD300 on COCO (section 3.4): 240k iterations, batch 32, lr 1e-3, steps 160k and 200k",
-        "options": {**_PAPER, **_PAPER_COCO},
-    },
-    "coco512": {
-        "help": "the paper's SSD512 on COCO: the same",
-        "options": {**_PAPER, **_PAPER_COCO, "model": "ssd512_vgg16"},
-    },
-    "voc300": {
-        "help": "the paper's SSD300 on VOC07+12 (section 3.1): 120k iterations, batch 32, lr 1e-3, steps 80k and 100k",
-        "options": {**_PAPER, **_PAPER_VOC},
-    },
-    "voc512": {
-        "help": "the paper's SSD512 on VOC07+12: the same",
-        "options": {**_PAPER, **_PAPER_VOC, "model": "ssd512_vgg16"},
-    },
-    "narrow": {
-        "help": "an eighth of the channels, AdamW, small batches: for small data sets and machines without a GPU",
-        "options": {
-            "width": 0.125,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "batch_size": 4,
-            "iterations": 1500,
-            "lr_scheduler": "cosine",
-            "warmup_steps": 100,
-            "clip_norm": 5.0,
-            "data_augmentation": "hflip",
-            "print_freq": 25,
-        },
-    },
+_PAPER_COCO = {"iterations": 240_000, "lr_steps": (160_000, 200_000), "eval_every": 5}
+_PAPER_VOC = {"dataset": "voc", "iterations": 120_000, "lr_steps": (80_000, 100_000), "eval_every": 10}
+_NARROW = {
+    "width": 0.125,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "batch_size": 4,
+    "iterations": 1500,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 100,
+    "clip_norm": 5.0,
+    "data_augmentation": "hflip",
+    "print_freq": 25,
 }
 
+# What each is, and the options that it sets.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "coco": (
+        "the recipe behind 25.1 box AP: 120 epochs, batch 32, SGD, lr 0.002 x batch / 32, steps 80 and 110",
+        {},
+    ),
+    "coco300": (
+        "the paper's SSD300 on COCO (section 3.4): 240k iterations, batch 32, lr 1e-3, steps 160k and 200k",
+        {**_PAPER, **_PAPER_COCO},
+    ),
+    "coco512": ("the paper's SSD512 on COCO: the same", {**_PAPER, **_PAPER_COCO, "model": "ssd512_vgg16"}),
+    "voc300": (
+        "the paper's SSD300 on VOC07+12 (section 3.1): 120k iterations, batch 32, lr 1e-3, steps 80k and 100k",
+        {**_PAPER, **_PAPER_VOC},
+    ),
+    "voc512": ("the paper's SSD512 on VOC07+12: the same", {**_PAPER, **_PAPER_VOC, "model": "ssd512_vgg16"}),
+    "narrow": (
+        "an eighth of the channels, AdamW, small batches: for small data sets and machines without a GPU",
+        _NARROW,
+    ),
+}
 
 SHORT_HELP = """Train SSD300-VGG16.
 
@@ -93,35 +88,14 @@ NEWEST = ""  # as --resume's RUN
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of train.sh, by the model zoo's names where it has them."""
-    presets = "\n".join(["presets:", *(f"  {name:<8} {preset['help']}" for name, preset in PRESETS.items())])
-    parser = command_line.Parser(
-        prog="train.sh",
-        usage="bash train.sh [options]",
-        add_help=False,
-        description="Train SSD300-VGG16.",
-        epilog=presets,
-    )
-    parser.add_argument(
-        "-h", "--help", action=_ShortHelp, nargs=0, dest=argparse.SUPPRESS, help="the options that matter first"
-    )
-    parser.add_argument("--help-all", action="help", help="every option")
+    presets = "\n".join(["presets:", *(f"  {name:<8} {about}" for name, (about, _) in PRESETS.items())])
+    about = {"description": "Train SSD300-VGG16.", "epilog": presets}
+    parser = command_line.Parser(prog="train.sh", usage="bash train.sh [options]", add_help=False, **about)
+    add = parser.add_argument
+    add("-h", "--help", action=_ShortHelp, nargs=0, dest=argparse.SUPPRESS, help="the options that matter first")
+    add("--help-all", action="help", help="every option")
     command_line.add_data_options(parser)
-    _add_network_options(parser)
-    _add_schedule_options(parser)
-    _add_update_options(parser)
-    _add_run_options(parser)
-    command_line.add_common_options(parser)
-    _add_step_options(parser)
-    return parser
 
-
-class _ShortHelp(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(SHORT_HELP, end="")
-        parser.exit()
-
-
-def _add_network_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("network").add_argument
     add("--preset", choices=tuple(PRESETS), default="coco", help="see below (default: %(default)s)")
     add("--model", choices=MODELS, help=f"(default: that of the weights, else {SSD300_VGG16.model})")
@@ -145,8 +119,6 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     stages = "how many of VGG's 5 stages learn, counted from the end (default: 4 from weights, 5 from nothing)"
     add("--trainable-backbone-layers", type=int, choices=range(VGG_STAGES + 1), metavar="N", help=stages)
 
-
-def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("schedule").add_argument
     add("--epochs", type=positive_int, help=f"(default: {REFERENCE_EPOCHS})")
     steps = "the length in steps, instead of --epochs; --lr-steps then count steps too"
@@ -169,8 +141,6 @@ def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
     add("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
     add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
 
-
-def _add_update_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("update of the weights").add_argument
     shown = "(default: %(default)s)"
     add("--optimizer", choices=("sgd", "adamw"), default="sgd", help=shown)
@@ -183,8 +153,6 @@ def _add_update_options(parser: argparse.ArgumentParser) -> None:
     average = f"evaluate and keep a moving average of the weights (DECAY: {EMA_DECAY})"
     add("--ema", type=fraction, nargs="?", const=EMA_DECAY, metavar="DECAY", help=average)
 
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("run").add_argument
     add("--output-dir", type=command_line.folder, metavar="DIR", help="the run's folder (default: runs/DATE-TIME)")
     run = "go on with a run: its folder, or one of its checkpoints (default: the newest in runs/)"
@@ -203,14 +171,26 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--cache", help=argparse.SUPPRESS)  # of earlier versions: commands that have it go on working
     reports = "steps between two reports of the losses (default: %(default)s)"
     add("--print-freq", type=positive_int, default=20, metavar="STEPS", help=reports)
-    add("--eval-every", type=positive_int, default=1, metavar="EPOCHS", help="epochs between evaluations (default: 1)")
+    add(
+        "--eval-every",
+        type=positive_int,
+        default=1,
+        metavar="EPOCHS",
+        help="epochs between two evaluations (default: 1)",
+    )
 
-
-def _add_step_options(parser: argparse.ArgumentParser) -> None:
+    command_line.add_common_options(parser)
     add = parser.add_argument_group("how a step is computed").add_argument
     eager = "op by op instead of compiled (default: on the CPU, where that is faster)"
     add("--eager", action=argparse.BooleanOptionalAction, help=eager)
     add("--amp", action="store_true", help="products in half precision, with loss scaling; GPUs only")
+    return parser
+
+
+class _ShortHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(SHORT_HELP, end="")
+        parser.exit()
 
 
 def _save_every(text: str) -> str:

@@ -137,19 +137,14 @@ def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool
         load_tensors(model, start.tensors, weights.path)
         setup.world.say(start.table)
     else:
-        initialise_from_scratch(model, _some_images(setup, pool))
+        samples = samples_with_objects(setup.train_set.samples)
+        some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]  # from all over the set
+        batches = evaluation_batches(some, len(some), setup.description.variant.layout.image_size, pool)
+        initialise_from_scratch(model, np.concatenate([batch.images for batch in batches]))
         # Another number of threads rounds otherwise, and all processes have to begin with the same weights.
         tensors = {name: setup.world.broadcast(array) for name, array in sorted(model_tensors(model).items())}
         load_tensors(model, tensors, Path("the first process's weights"))
     return model
-
-
-def _some_images(setup: Setup, pool: WorkerPool) -> np.ndarray:
-    """Training images from all over the set, as the network takes them: uint8 [B, 3, S, S]."""
-    samples = samples_with_objects(setup.train_set.samples)
-    some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]
-    size = setup.description.variant.layout.image_size
-    return np.concatenate([batch.images for batch in evaluation_batches(some, len(some), size, pool)])
 
 
 def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | None]:
