@@ -52,7 +52,6 @@ class Trainer:
     """
 
     options: TrainOptions
-
     folder: Path
     model: SSD
     description: ModelDescription

@@ -558,11 +558,7 @@ def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys
 @pytest.mark.parametrize(
     ("module", "arguments", "problem"),
     [
-        (
-            "infer",
-            ["--score-threshold", "1"],
-            "--score-threshold: 1 is not a number from 0 up to, but not including, 1",
-        ),
+        ("infer", ["--score-threshold", "1"], "--score-threshold: 1 is not a number from 0 up to, but not"),
         ("infer", ["--max-detections", "0"], "--max-detections: 0 is not a whole number from 1 up"),
         ("evaluate", ["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
         ("evaluate", ["--dataset", "lvis"], "--dataset: invalid choice"),

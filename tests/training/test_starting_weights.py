@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import tarfile
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from small_data import WIDTH, shapes_folder, untrained_run
 from ssd300_vgg16 import evaluate, infer, train
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.training.checkpoint import load_checkpoint
 from ssd300_vgg16.weights.locate import BEST, LAST
@@ -156,33 +154,6 @@ def test_what_does_not_fit_is_initialised_and_said(begin, tmp_path, without_step
     theirs |= {} if array is None else {name: array}
     begin("--load", write_pth(tmp_path / "w.pth", theirs))
     assert re.search(row, capsys.readouterr().out)
-
-
-def save_with_oneflow(folder, tensors):
-    flow.save({name: flow.tensor(array) for name, array in tensors.items()}, str(folder))
-    return folder
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_folder_of_oneflows_and_an_archive_of_it(place, begin, tmp_path, without_steps, capsys, packed):
-    expected = read_weights(place / "theirs" / BEST)[0]
-    # 91 outputs, as flowvision publishes them: the file itself does not name them.
-    expected = expected | {
-        f"{SCORES}.{level}.{part}": np.repeat(expected[f"{SCORES}.{level}.{part}"][:1], boxes * 91, axis=0)
-        for level, boxes in enumerate(BOXES)
-        for part in ("weight", "bias")
-    }
-    source = save_with_oneflow(tmp_path / "ssd300_vgg16", expected)
-    if packed:
-        archive = tmp_path / "ssd300_vgg16.tar.gz"
-        with tarfile.open(archive, "w:gz") as file:
-            file.add(source, "ssd300_vgg16")
-        source = archive
-    tensors, description = begin("--load", source, "--width", WIDTH)
-    assert_taken_but_for_scores(tensors, expected)
-    assert description["variant"] == "ssd300_vgg16_coco"
-    kind = "OneFlow folder in a .tar.gz" if packed else "OneFlow folder"
-    assert f"{source}: {kind}, torchvision's names" in capsys.readouterr().out
 
 
 def test_a_trunk_alone_starts_vgg16(place, begin, without_steps, tmp_path):

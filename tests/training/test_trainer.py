@@ -95,7 +95,6 @@ def test_each_step_is_given_the_batch_of_the_next():
     ("capability", "device", "eager", "told", "advised"),
     [
         ((7, 0), "cuda", False, {}, True),
-        ((8, 9), "cuda:1", False, {}, True),
         ((6, 1), "cuda", False, {}, False),
         ((8, 6), "cuda", True, {}, False),
         ((8, 6), "cpu", False, {}, False),
