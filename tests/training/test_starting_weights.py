@@ -246,12 +246,8 @@ def test_published_weights_are_tested_and_leave_nothing_in_the_cache(server, pla
     written = tmp_path / "evaluations" / NAME
     for module, arguments in ((train, ("--test-only", "--pretrained")), (evaluate, ("--weights", NAME))):
         call(module, *arguments, *data)
-        assert sorted(path.name for path in written.iterdir()) == [
-            "coco_metrics.json",
-            "detections.json",
-            "report.html",
-            "suspicious_labels.csv",
-        ]
+        expected = ["coco_metrics.json", "detections.json", "report.html", "suspicious_labels.csv"]
+        assert names(written) == expected
         shutil.rmtree(written)
         output = capsys.readouterr().out
         assert re.search(r"^AP50 +0.50 +all", output, re.MULTILINE)

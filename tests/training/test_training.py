@@ -91,19 +91,10 @@ def test_a_training_ends_with_three_numbers_and_what_they_mean(trained):
 def test_a_run_leaves_its_files(trained):
     folder = trained[1]
     (events,) = folder.glob("events.out.tfevents.*")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "best.safetensors",
-        "coco_metrics.json",
-        "environment.json",
-        events.name,
-        "last.safetensors",
-        "metrics.jsonl",
-        "options.json",
-        "run.html",
-        "run_page.json",
-        "step-000000003.safetensors",
-        "step-000000006.safetensors",
-    ]
+    pages = {"run.html", "run_page.json"}
+    figures = {"coco_metrics.json", "environment.json", "metrics.jsonl", "options.json", events.name}
+    checkpoints = {BEST, LAST, "step-000000003.safetensors", "step-000000006.safetensors"}
+    assert {path.name for path in folder.iterdir()} == pages | figures | checkpoints
     assert (folder / LAST).samefile(folder / "step-000000006.safetensors")
     for name in (BEST, LAST):
         _, description = load_model(folder / name)
@@ -157,15 +148,20 @@ def test_test_only_gives_the_numbers_of_the_training(trained, place, tmp_path, c
     assert "class     objects      AP    AP50" in capsys.readouterr().out
 
 
-def test_too_few_classes_are_refused(place):
-    with pytest.raises(UserError, match=r"--num_classes 5: .*instances_train\.json needs at least 6"):
-        train.main(["--data-path", str(place / "shapes"), "--num_classes", "5", "--device", "cpu"])
-
-
-def test_data_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="no COCO-style, VOC or YOLO data set found: looked for"):
-        train.main(["--data-path", str(tmp_path), "--device", "cpu"])
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("folder", "classes", "problem"),
+    [
+        ("shapes", 5, r"--num_classes 5: .*instances_train\.json needs at least 6"),
+        ("empty", 9, "no COCO-style, VOC or YOLO data set found: looked for"),
+    ],
+)
+def test_data_that_does_not_do_is_named(place, tmp_path, monkeypatch, folder, classes, problem):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").symlink_to(place / "shapes")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=problem):
+        train.main(["--data-path", folder, "--num_classes", str(classes), "--device", "cpu"])
+    assert {path.name for path in tmp_path.iterdir()} == {"shapes", "empty"}, "nothing was written"
 
 
 def test_images_that_cannot_be_read_are_named_and_do_not_stop_a_training(tmp_path, capsys):
