@@ -15,14 +15,14 @@ from ssd300_vgg16.distributed.job import Job, job_from
 from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.training import run_folder
-from ssd300_vgg16.training.options import TrainOptions
+from ssd300_vgg16.training.config import TrainOptions
+from ssd300_vgg16.weights.locate import LAST
 
 
 def main(arguments: list[str]) -> int:
-    """Train, or what --check, --replay or --test-only ask for instead; returns the exit status."""
+    """Train, or what --check or --test-only ask for instead; returns the exit status."""
     options = parse(arguments)
-    job = None if options.replay else job_from(os.environ)
-    if job:
+    if job := job_from(os.environ):
         return _supervise(job, options, arguments)
     resolve_device(options.device, local_rank())  # before OneFlow is imported, which then sees what is chosen
     from ssd300_vgg16.training.run import run
@@ -36,7 +36,9 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
         raise UserError(f"--batch-size {options.batch_size}: less than one image for each of the processes")
     for split in ("val",) if options.test_only else ("train", "val"):
         options.source().locate(split)  # what is missing is said once; what is generated, generated once
-    options.download_weights()
+    run = run_folder.run_of(Path(options.resume)) if options.resume else None
+    if not (run and (options.test_only or (run / LAST).exists())):
+        options.find_starting_weights()  # downloaded once for all
     module = start.command("ssd300_vgg16.train")
     begin = [*module, *arguments]
     if options.test_only or options.check:

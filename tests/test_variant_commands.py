@@ -6,23 +6,18 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_data import WIDTH, metrics_without_times, shapes, shapes_folder
+from small_data import WIDTH, metrics_without_times, shapes_folder
 from voc_files import thing, write_voc, xml
 from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16 import evaluate, infer, train
-from ssd300_vgg16.data.images import network_input, read_image
-from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.detector import Detector
-from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD512_VOC
 from ssd300_vgg16.training import trainer
-from ssd300_vgg16.training.replay import save_replay
 from ssd300_vgg16.weights.locate import BEST, LAST
-from ssd300_vgg16.weights.model import load_model, model_tensors
+from ssd300_vgg16.weights.model import load_model
 from ssd300_vgg16.weights.safetensors_file import read_weights
 
-DEFAULT_BOXES_512 = 24564
 SETTINGS = ("--width", WIDTH, "-b", 1, "-j", 0, "--device", "cpu", "--print-freq", 1, "--warmup-steps", 0)
 HERE = ("-j", 0, "--device", "cpu")
 
@@ -75,14 +70,6 @@ def test_a_run_of_ssd512_says_what_it_is(ssd512):
     assert all(np.isfinite([row["localization"], row["classification"]]).all() for row in rows_of(ssd512))
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--model", "ssd300_vgg16"), ("--default-boxes", "coco"), ("--width", "0.05")]
-)
-def test_a_run_goes_on_with_its_own_network_only(ssd512, option, value):
-    with pytest.raises(UserError, match=rf"{option} {value}: the run was started with .*--load instead of --resume"):
-        train.main(["--resume", str(ssd512), option, value])
-
-
 def test_a_run_of_ssd512_goes_on(ssd512, tmp_path):
     folder = shutil.copytree(ssd512, tmp_path / "run")
     call(train, "--resume", folder, "--iterations", 3, *HERE)
@@ -105,20 +92,6 @@ def test_evaluation_inference_and_python_follow_the_file(ssd512, data, tmp_path)
     assert evaluated == json.loads((ssd512 / "coco_metrics.json").read_text())
     rows = json.loads((tmp_path / "evaluated" / "detections.json").read_text())
     np.testing.assert_allclose([row["score"] for row in rows], detections["scores"], atol=1e-4)
-
-
-def test_a_batch_of_ssd512_is_looked_into(ssd512, data, tmp_path, capsys):
-    model, description = load_model(ssd512 / LAST)
-    sample = shapes(data, "train").samples[0]
-    image = network_input(read_image(sample.path), 512)[None]
-    labels = np.zeros((1, DEFAULT_BOXES_512), np.int64)
-    labels[0, :3] = 1
-    batch = TrainingBatch(image, np.zeros((1, DEFAULT_BOXES_512, 4), np.float32), labels, ["some.jpg"], [])
-    save_replay(tmp_path / "replay-step-3.safetensors", model_tensors(model), description, batch, 3)
-    call(train, "--replay", tmp_path / "replay-step-3.safetensors", "--device", "cpu")
-    output = capsys.readouterr().out
-    assert "positives    3  some.jpg\n" in output
-    assert "targets, weights and gradients are finite" in output
 
 
 @pytest.mark.long
@@ -155,11 +128,12 @@ def test_milestones_count_steps(five):
 
 
 def test_a_finished_run_has_nothing_left_to_do(five, tmp_path, capsys):
+    """Though its last epoch is not a whole one."""
     folder = shutil.copytree(five, tmp_path / "run")
-    before = (folder / "metrics.jsonl").read_bytes()
+    before = [(folder / name).read_bytes() for name in (LAST, "metrics.jsonl")]
     call(train, "--resume", folder, *HERE)
     assert "This run is at its end; --epochs (or --iterations) with a higher number goes on" in capsys.readouterr().out
-    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert [(folder / name).read_bytes() for name in (LAST, "metrics.jsonl")] == before
 
 
 @pytest.mark.parametrize("first", [2, 3, 4])
@@ -174,22 +148,18 @@ def test_a_longer_run_goes_on_as_if_it_had_never_ended(five, data, tmp_path, fir
     assert steps_of(folder, "evaluation") == sorted({first, 3, 5})
 
 
-def test_a_length_in_steps_goes_before_the_presets_epochs(data, tmp_path):
-    settings = [*SETTINGS, "--preset", "narrow", "--iterations", 1, "--output-dir", tmp_path / "run"]
-    call(train, "--data-path", data, *settings)
-    assert steps_of(tmp_path / "run") == [1]
-
-
-def test_both_lengths_at_once_are_refused(data):
-    with pytest.raises(UserError, match="--epochs and --iterations exclude each other"):
-        train.main(["--data-path", str(data), "--epochs", "2", "--iterations", "5"])
-
-
-def test_voc_through_the_command_lines(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    """The arguments for data in VOC's layout, and the folder of a run on it."""
+    folder = tmp_path_factory.mktemp("voc")
     files = {str(number): xml(thing("cat", (5, 5, 40, 30)), file_name=f"{number}.jpg") for number in range(1, 4)}
-    voc = write_voc(tmp_path / "VOC", files, {"train": ["1", "2"], "val": ["3"]})
-    run = tmp_path / "run"
-    call(train, "--dataset", "voc", "--data-path", voc, *SETTINGS, "--epochs", 1, "--output-dir", run)
+    data = ("--dataset", "voc", "--data-path", write_voc(folder / "VOC", files, {"train": ["1", "2"], "val": ["3"]}))
+    call(train, *data, *SETTINGS, "--epochs", 1, "--output-dir", folder / "run")
+    return data, folder / "run"
+
+
+def test_voc_through_the_command_lines(voc, tmp_path):
+    data, run = voc
     assert (options_of(run)["model"], options_of(run)["default_boxes"]) == ("ssd300_vgg16", "voc")
     description = load_model(run / LAST)[1]
     assert (description.num_classes, description.variant.name) == (2, "ssd300_vgg16_voc")
@@ -197,10 +167,8 @@ def test_voc_through_the_command_lines(tmp_path, capsys):
     metrics = json.loads((run / "coco_metrics.json").read_text())
     assert {"VOC_mAP", "VOC07_mAP", "AP", "AP50"} <= evaluation.keys()
     assert metrics["voc"]["mAP"] == evaluation["VOC_mAP"]
-    assert "VOC_mAP" in capsys.readouterr().out
-    options = ("--dataset", "voc", "--data-path", voc, "--engine", "oneflow", *HERE)
-    call(evaluate, "--weights", run / LAST, *options, "--output-dir", tmp_path / "evaluated")
-    assert json.loads((tmp_path / "evaluated" / "coco_metrics.json").read_text()) == metrics
+    call(evaluate, "--weights", run / LAST, *data, "--engine", "oneflow", *HERE, "--output-dir", tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "coco_metrics.json").read_text()) == metrics
 
 
 def test_yolo_through_the_command_lines(tmp_path):
@@ -219,16 +187,11 @@ def test_yolo_through_the_command_lines(tmp_path):
     assert steps_of(run) == [1, 2, 3, 4]
 
 
-def test_a_run_on_voc_goes_on_with_vocs_default_boxes(tmp_path, data):
-    """Weights of a run with VOC's default boxes bring them to other data, unless others are asked for."""
-    files = {str(number): xml(thing("cat", (5, 5, 40, 30)), file_name=f"{number}.jpg") for number in range(1, 4)}
-    voc = write_voc(tmp_path / "VOC", files, {"train": ["1", "2"], "val": ["3"]})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
-        settings = ("--iterations", 1, *SETTINGS, "--output-dir")
-        call(train, "--dataset", "voc", "--data-path", voc, *settings, tmp_path / "voc")
-        call(train, "--data-path", data, "--load", tmp_path / "voc", *settings, tmp_path / "shapes")
-        asked = ("--load", tmp_path / "shapes", "--default-boxes", "coco")
-        call(train, "--data-path", data, *asked, *settings, tmp_path / "asked")
-    variants = [load_model(tmp_path / name / LAST)[1].variant.name for name in ("voc", "shapes", "asked")]
-    assert variants == ["ssd300_vgg16_voc", "ssd300_vgg16_voc", "ssd300_vgg16_coco"]
+def test_weights_bring_vocs_default_boxes_to_other_data(voc, data, tmp_path, monkeypatch):
+    """Unless others are asked for."""
+    monkeypatch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
+    settings = ("--data-path", data, "--iterations", 1, *SETTINGS, "--output-dir")
+    call(train, "--load", voc[1], *settings, tmp_path / "shapes")
+    call(train, "--load", tmp_path / "shapes", "--default-boxes", "coco", *settings, tmp_path / "asked")
+    variants = [load_model(tmp_path / name / LAST)[1].variant.name for name in ("shapes", "asked")]
+    assert variants == ["ssd300_vgg16_voc", "ssd300_vgg16_coco"]

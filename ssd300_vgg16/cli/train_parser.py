@@ -4,10 +4,10 @@ import argparse
 from typing import Any
 
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.command_line import fraction, natural, not_negative, positive, positive_int
 from ssd300_vgg16.data.augment import POLICIES
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, SSD300_VGG16
-from ssd300_vgg16.training.config import VGG_STAGES
-from ssd300_vgg16.training.options import NO_WEIGHTS
+from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
 
 # What --pretrained loads, by model; and what VGG16 starts from otherwise.
 TRAINED_DETECTOR = {"ssd300_vgg16": "ssd300_vgg16_coco", "ssd512_vgg16": "ssd512_coco_lufficc"}
@@ -21,47 +21,42 @@ _PAPER = {
     "bias_lr_factor": 2.0,
     "bias_wd": 0.0,
 }
-_PAPER_COCO = {"iterations": 240_000, "lr_steps": [160_000, 200_000], "eval_every": 5}
-_PAPER_VOC = {"dataset": "voc", "iterations": 120_000, "lr_steps": [80_000, 100_000], "eval_every": 10}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "coco": {
-        "help": "the recipe behind 25.1 box AP: 120 epochs, batch 32, SGD, lr 0.002 x batch / 32, steps 80 and 110",
-        "options": {},
-    },
-    "coco300": {
-        "help": "the paper's SSD300 on COCO (section 3.4): 240k iterations, batch 32, lr 1e-3, steps 160k and 200k",
-        "options": {**_PAPER, **_PAPER_COCO},
-    },
-    "coco512": {
-        "help": "the paper's SSD512 on COCO: the same",
-        "options": {**_PAPER, **_PAPER_COCO, "model": "ssd512_vgg16"},
-    },
-    "voc300": {
-        "help": "the paper's SSD300 on VOC07+12 (section 3.1): 120k iterations, batch 32, lr 1e-3, steps 80k and 100k",
-        "options": {**_PAPER, **_PAPER_VOC},
-    },
-    "voc512": {
-        "help": "the paper's SSD512 on VOC07+12: the same",
-        "options": {**_PAPER, **_PAPER_VOC, "model": "ssd512_vgg16"},
-    },
-    "narrow": {
-        "help": "an eighth of the channels, AdamW, small batches: for small data sets and machines without a GPU",
-        "options": {
-            "width": 0.125,
-            "optimizer": "adamw",
-            "lr": 1e-3,
-            "batch_size": 4,
-            "iterations": 1500,
-            "lr_scheduler": "cosine",
-            "warmup_steps": 100,
-            "clip_norm": 5.0,
-            "data_augmentation": "hflip",
-            "print_freq": 25,
-        },
-    },
+_PAPER_COCO = {"iterations": 240_000, "lr_steps": (160_000, 200_000), "eval_every": 5}
+_PAPER_VOC = {"dataset": "voc", "iterations": 120_000, "lr_steps": (80_000, 100_000), "eval_every": 10}
+_NARROW = {
+    "width": 0.125,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "batch_size": 4,
+    "iterations": 1500,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 100,
+    "clip_norm": 5.0,
+    "data_augmentation": "hflip",
+    "print_freq": 25,
 }
 
+# What each is, and the options that it sets.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "coco": (
+        "the recipe behind 25.1 box AP: 120 epochs, batch 32, SGD, lr 0.002 x batch / 32, steps 80 and 110",
+        {},
+    ),
+    "coco300": (
+        "the paper's SSD300 on COCO (section 3.4): 240k iterations, batch 32, lr 1e-3, steps 160k and 200k",
+        {**_PAPER, **_PAPER_COCO},
+    ),
+    "coco512": ("the paper's SSD512 on COCO: the same", {**_PAPER, **_PAPER_COCO, "model": "ssd512_vgg16"}),
+    "voc300": (
+        "the paper's SSD300 on VOC07+12 (section 3.1): 120k iterations, batch 32, lr 1e-3, steps 80k and 100k",
+        {**_PAPER, **_PAPER_VOC},
+    ),
+    "voc512": ("the paper's SSD512 on VOC07+12: the same", {**_PAPER, **_PAPER_VOC, "model": "ssd512_vgg16"}),
+    "narrow": (
+        "an eighth of the channels, AdamW, small batches: for small data sets and machines without a GPU",
+        _NARROW,
+    ),
+}
 
 SHORT_HELP = """Train SSD300-VGG16.
 
@@ -93,19 +88,102 @@ NEWEST = ""  # as --resume's RUN
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of train.sh, by the model zoo's names where it has them."""
-    about = {"description": "Train SSD300-VGG16.", "epilog": _preset_help()}
+    presets = "\n".join(["presets:", *(f"  {name:<8} {about}" for name, (about, _) in PRESETS.items())])
+    about = {"description": "Train SSD300-VGG16.", "epilog": presets}
     parser = command_line.Parser(prog="train.sh", usage="bash train.sh [options]", add_help=False, **about)
-    parser.add_argument(
-        "-h", "--help", action=_ShortHelp, nargs=0, dest=argparse.SUPPRESS, help="the options that matter first"
-    )
-    parser.add_argument("--help-all", action="help", help="every option")
+    add = parser.add_argument
+    add("-h", "--help", action=_ShortHelp, nargs=0, dest=argparse.SUPPRESS, help="the options that matter first")
+    add("--help-all", action="help", help="every option")
     command_line.add_data_options(parser)
-    _add_network_options(parser)
-    _add_schedule_options(parser)
-    _add_update_options(parser)
-    _add_run_options(parser)
+
+    add = parser.add_argument_group("network").add_argument
+    add("--preset", choices=tuple(PRESETS), default="coco", help="see below (default: %(default)s)")
+    add("--model", choices=MODELS, help=f"(default: that of the weights, else {SSD300_VGG16.model})")
+    boxes = "whose sizes the default boxes have (default: the weights', else voc for VOC's data, else coco)"
+    add("--default-boxes", choices=BOX_SIZES, help=boxes)
+    width = "channels, as a multiple of the published network's (default: that of the weights, else 1)"
+    add("--width", type=positive, metavar="X", help=width)
+    outputs = "outputs with background (default: what the data set needs; 91 for COCO)"
+    add("--num_classes", "--num-classes", type=int, metavar="N", help=outputs)
+    load = (
+        "start from these weights: a file of any format, a run's folder, or a published name "
+        "(.venv/bin/python -I -m ssd300_vgg16.weights list)"
+    )
+    add("--load", metavar="W", help=load)
+    add("--pretrained", action="store_true", help="start from the published detector: as --load with its name")
+    backbone = (
+        f"start VGG16 from these weights, the rest from nothing; {NO_WEIGHTS}: all from nothing "
+        f"(default: {TRAINING_BACKBONE} at width 1, but for --dataset shapes)"
+    )
+    add("--weights-backbone", metavar="W", help=backbone)
+    stages = "how many of VGG's 5 stages learn, counted from the end (default: 4 from weights, 5 from nothing)"
+    add("--trainable-backbone-layers", type=int, choices=range(VGG_STAGES + 1), metavar="N", help=stages)
+
+    add = parser.add_argument_group("schedule").add_argument
+    add("--epochs", type=positive_int, help=f"(default: {REFERENCE_EPOCHS})")
+    steps = "the length in steps, instead of --epochs; --lr-steps then count steps too"
+    add("--iterations", type=positive_int, metavar="N", help=steps)
+    images = "images per step, over all processes together (default: %(default)s)"
+    add("-b", "--batch-size", type=positive_int, default=32, help=images)
+    passes = "compute a step in N passes, for less memory; the result is the same (default: 1)"
+    add("--accumulate", type=positive_int, default=1, metavar="N", help=passes)
+    add("--lr", type=positive, help="learning rate (default: 0.002 x batch size / 32)")
+    kinds = "{multistep,cosine}"
+    add("--lr-scheduler", type=_scheduler, default="multistep", metavar=kinds, help="(default: %(default)s)")
+    milestones = (
+        "epochs (with --iterations: steps) after which multistep lowers the rate "
+        "(default: 80 and 110 of 120, and as far into other lengths)"
+    )
+    add("--lr-steps", type=positive_int, nargs="+", metavar="N", help=milestones)
+    add("--lr-gamma", type=positive, default=0.1, help="factor of each of them (default: %(default)s)")
+    warmup = "steps of linear warm-up from lr / 1000 (default: %(default)s)"
+    add("--warmup-steps", type=natural, default=1000, help=warmup)
+    add("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
+    add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
+
+    add = parser.add_argument_group("update of the weights").add_argument
+    shown = "(default: %(default)s)"
+    add("--optimizer", choices=("sgd", "adamw"), default="sgd", help=shown)
+    add("--momentum", type=fraction, default=0.9, help=shown)
+    add("--wd", "--weight-decay", dest="weight_decay", type=not_negative, default=5e-4, help=shown)
+    add("--clip-norm", type=positive, metavar="X", help="scale gradients down to this norm (default: no)")
+    factor = "biases learn X times as fast; Caffe's SSD: 2 (default: 1)"
+    add("--bias-lr-factor", type=positive, default=1.0, metavar="X", help=factor)
+    add("--bias-wd", type=not_negative, metavar="X", help="weight decay of biases; Caffe's SSD: 0 (default: --wd)")
+    average = f"evaluate and keep a moving average of the weights (DECAY: {EMA_DECAY})"
+    add("--ema", type=fraction, nargs="?", const=EMA_DECAY, metavar="DECAY", help=average)
+
+    add = parser.add_argument_group("run").add_argument
+    add("--output-dir", type=command_line.folder, metavar="DIR", help="the run's folder (default: runs/DATE-TIME)")
+    run = "go on with a run: its folder, or one of its checkpoints (default: the newest in runs/)"
+    add("--resume", metavar="RUN", nargs="?", const=NEWEST, help=run)
+    add("--test-only", action="store_true", help="evaluate --resume's or --load's weights, and train nothing")
+    save = "a checkpoint every N steps, or minutes with an m: 10m (default: %(default)s)"
+    add("--save-every", type=_save_every, default="10m", metavar="N", help=save)
+    add("--keep", type=positive_int, default=2, metavar="N", help="checkpoints to keep (default: %(default)s)")
+    restarts = "how often to replace a process that was killed, or a data worker (default: %(default)s)"
+    add("--restarts", type=natural, default=3, metavar="N", help=restarts)
+    check = (
+        "try two steps and an evaluation batch, estimate memory and time, draw eight images as the network gets them "
+        "into a picture in the folder for temporary files, and write nothing else"
+    )
+    add("--check", action="store_true", help=check)
+    add("--cache", help=argparse.SUPPRESS)  # of earlier versions: commands that have it go on working
+    reports = "steps between two reports of the losses (default: %(default)s)"
+    add("--print-freq", type=positive_int, default=20, metavar="STEPS", help=reports)
+    add(
+        "--eval-every",
+        type=positive_int,
+        default=1,
+        metavar="EPOCHS",
+        help="epochs between two evaluations (default: 1)",
+    )
+
     command_line.add_common_options(parser)
-    _add_step_options(parser)
+    add = parser.add_argument_group("how a step is computed").add_argument
+    eager = "op by op instead of compiled (default: on the CPU, where that is faster)"
+    add("--eager", action=argparse.BooleanOptionalAction, help=eager)
+    add("--amp", action="store_true", help="products in half precision, with loss scaling; GPUs only")
     return parser
 
 
@@ -113,223 +191,6 @@ class _ShortHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(SHORT_HELP, end="")
         parser.exit()
-
-
-def _preset_help() -> str:
-    rows = [f"  {name:<8} {preset['help']}" for name, preset in PRESETS.items()]
-    return "\n".join(["presets:", *rows])
-
-
-def _add_network_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("network")
-    group.add_argument("--preset", choices=tuple(PRESETS), default="coco", help="see below (default: coco)")
-    group.add_argument("--model", choices=MODELS, help=f"(default: that of the weights, else {SSD300_VGG16.model})")
-    group.add_argument(
-        "--default-boxes",
-        choices=BOX_SIZES,
-        help="whose sizes the default boxes have (default: the weights', else voc for VOC's data, else coco)",
-    )
-    group.add_argument(
-        "--width",
-        type=command_line.positive,
-        metavar="X",
-        help="channels, as a multiple of the published network's (default: that of the weights, else 1)",
-    )
-    group.add_argument(
-        "--num_classes",
-        "--num-classes",
-        type=int,
-        metavar="N",
-        help="outputs with background (default: what the data set needs; 91 for COCO)",
-    )
-    group.add_argument(
-        "--load",
-        metavar="W",
-        help="start from these weights: a file of any format, a run's folder, or a published name "
-        "(.venv/bin/python -I -m ssd300_vgg16.weights list)",
-    )
-    group.add_argument(
-        "--pretrained", action="store_true", help="start from the published detector: as --load with its name"
-    )
-    group.add_argument(
-        "--weights-backbone",
-        metavar="W",
-        help=f"start VGG16 from these weights, the rest from nothing; {NO_WEIGHTS}: all from nothing "
-        f"(default: {TRAINING_BACKBONE} at width 1, but for --dataset shapes)",
-    )
-    group.add_argument(
-        "--trainable-backbone-layers",
-        type=int,
-        choices=range(VGG_STAGES + 1),
-        metavar="N",
-        help="how many of VGG's 5 stages learn, counted from the end (default: 4 from weights, 5 from nothing)",
-    )
-
-
-def _add_schedule_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("schedule")
-    group.add_argument("--epochs", type=command_line.positive_int, help=f"(default: {REFERENCE_EPOCHS})")
-    group.add_argument(
-        "--iterations",
-        type=command_line.positive_int,
-        metavar="N",
-        help="the length in steps, instead of --epochs; --lr-steps then count steps too",
-    )
-    group.add_argument(
-        "-b",
-        "--batch-size",
-        type=command_line.positive_int,
-        default=32,
-        help="images per step, over all processes together (default: %(default)s)",
-    )
-    group.add_argument(
-        "--accumulate",
-        type=command_line.positive_int,
-        default=1,
-        metavar="N",
-        help="compute a step in N passes, for less memory; the result is the same (default: 1)",
-    )
-    group.add_argument("--lr", type=command_line.positive, help="learning rate (default: 0.002 x batch size / 32)")
-    group.add_argument(
-        "--lr-scheduler",
-        type=_scheduler,
-        default="multistep",
-        metavar="{multistep,cosine}",
-        help="(default: %(default)s)",
-    )
-    group.add_argument(
-        "--lr-steps",
-        type=command_line.positive_int,
-        nargs="+",
-        metavar="N",
-        help="epochs (with --iterations: steps) after which multistep lowers the rate "
-        "(default: 80 and 110 of 120, and as far into other lengths)",
-    )
-    group.add_argument(
-        "--lr-gamma", type=command_line.positive, default=0.1, help="factor of each of them (default: %(default)s)"
-    )
-    group.add_argument(
-        "--warmup-steps",
-        type=command_line.natural,
-        default=1000,
-        help="steps of linear warm-up from lr / 1000 (default: %(default)s)",
-    )
-    group.add_argument("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
-    group.add_argument(
-        "--seed", type=command_line.natural, default=0, help="same seed, same command, same batches (default: 0)"
-    )
-
-
-def _add_update_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("update of the weights")
-    group.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default: %(default)s)")
-    group.add_argument("--momentum", type=command_line.fraction, default=0.9, help="(default: %(default)s)")
-    group.add_argument(
-        "--wd",
-        "--weight-decay",
-        dest="weight_decay",
-        type=command_line.not_negative,
-        default=5e-4,
-        help="(default: %(default)s)",
-    )
-    group.add_argument(
-        "--clip-norm",
-        type=command_line.positive,
-        metavar="X",
-        help="scale gradients down to this norm (default: no)",
-    )
-    group.add_argument(
-        "--bias-lr-factor",
-        type=command_line.positive,
-        default=1.0,
-        metavar="X",
-        help="biases learn X times as fast; Caffe's SSD: 2 (default: 1)",
-    )
-    group.add_argument(
-        "--bias-wd",
-        type=command_line.not_negative,
-        metavar="X",
-        help="weight decay of biases; Caffe's SSD: 0 (default: --wd)",
-    )
-    group.add_argument(
-        "--ema",
-        type=command_line.fraction,
-        nargs="?",
-        const=EMA_DECAY,
-        metavar="DECAY",
-        help=f"evaluate and keep a moving average of the weights (DECAY: {EMA_DECAY})",
-    )
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("run")
-    group.add_argument(
-        "--output-dir", type=command_line.folder, metavar="DIR", help="the run's folder (default: runs/DATE-TIME)"
-    )
-    group.add_argument(
-        "--resume",
-        metavar="RUN",
-        nargs="?",
-        const=NEWEST,
-        help="go on with a run: its folder, or one of its checkpoints (default: the newest in runs/)",
-    )
-    group.add_argument(
-        "--test-only", action="store_true", help="evaluate --resume's or --load's weights, and train nothing"
-    )
-    group.add_argument(
-        "--save-every",
-        type=_save_every,
-        default="10m",
-        metavar="N",
-        help="a checkpoint every N steps, or minutes with an m: 10m (default: %(default)s)",
-    )
-    group.add_argument(
-        "--keep",
-        type=command_line.positive_int,
-        default=2,
-        metavar="N",
-        help="checkpoints to keep (default: %(default)s)",
-    )
-    group.add_argument(
-        "--restarts",
-        type=command_line.natural,
-        default=3,
-        metavar="N",
-        help="how often to replace a process that was killed, or a data worker (default: %(default)s)",
-    )
-    estimate = (
-        "try two steps and an evaluation batch, estimate memory and time, draw eight images as the network gets them "
-        "into a picture in the folder for temporary files, and write nothing else"
-    )
-    group.add_argument("--check", action="store_true", help=estimate)
-    group.add_argument(
-        "--cache", choices=("none", "ram", "disk"), default="none", help=argparse.SUPPRESS
-    )  # a former option
-    group.add_argument("--replay", metavar="FILE", help="look into a batch whose loss was not finite")
-    group.add_argument(
-        "--print-freq",
-        type=command_line.positive_int,
-        default=20,
-        metavar="STEPS",
-        help="steps between two reports of the losses (default: %(default)s)",
-    )
-    group.add_argument(
-        "--eval-every",
-        type=command_line.positive_int,
-        default=1,
-        metavar="EPOCHS",
-        help="epochs between two evaluations (default: 1)",
-    )
-
-
-def _add_step_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how a step is computed")
-    group.add_argument(
-        "--eager",
-        action=argparse.BooleanOptionalAction,
-        help="op by op instead of compiled (default: on the CPU, where that is faster)",
-    )
-    group.add_argument("--amp", action="store_true", help="products in half precision, with loss scaling; GPUs only")
 
 
 def _save_every(text: str) -> str:

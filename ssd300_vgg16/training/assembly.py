@@ -1,13 +1,12 @@
 """The parts of a training put together: network, step, moving average, evaluation, and the `Trainer` that has them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ssd300_vgg16.data.dataset import Dataset, Sample
+from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.loader import BatchConfig, evaluation_batches, samples_with_objects, steps_per_epoch
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.detector import Detector
@@ -15,12 +14,11 @@ from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate, evaluation_batch_size
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import DefaultBoxLayout, default_boxes
+from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, newest_checkpoint
-from ssd300_vgg16.training.config import Schedule, TrainingConfig
+from ssd300_vgg16.training.config import Schedule, TrainOptions
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
-from ssd300_vgg16.training.options import TrainOptions
 from ssd300_vgg16.training.step import make_step
 from ssd300_vgg16.training.trainer import Trainer
 from ssd300_vgg16.weights.model import build_model, load_tensors, model_tensors
@@ -51,31 +49,40 @@ def starting_weights(options: TrainOptions) -> Weights | None:
     if path is None:
         return None
     weights = read_as_ssd(path)
-    return weights if options.whole_detector() else trunk_of(weights)
+    return weights if options.load else trunk_of(weights)
 
 
 def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
     """The trainer of a run, from its checkpoint if it has one, else from the weights or from nothing."""
     options, world = setup.options, setup.world
     samples = samples_with_objects(setup.train_set.samples)
-    config = _training_config(options, samples, setup.description.variant.layout)
+    layout = setup.description.variant.layout
+    schedule = _schedule(options, steps_per_epoch(len(samples), options.batch_size))
+    batch = BatchConfig(
+        batch_size=options.batch_size,
+        augmentation=options.data_augmentation,
+        seed=options.seed,
+        default_boxes=default_boxes(layout),
+        image_size=layout.image_size,
+        strict=options.strict_data,
+    )
     checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
     model = _network(setup, checkpoint, weights, pool).to(setup.device)
     freeze_backbone(model, options.trainable_backbone_layers)
-    step = make_step(
-        model, options.optimizer_config(), config.schedule, world, options.accumulate, options.amp, setup.eager
-    )
+    step = make_step(model, options.optimizer_config(), schedule, world, options.accumulate, options.amp, setup.eager)
     step.restore(checkpoint.optimizer)
     average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
     if average and checkpoint.average:
         average.restore(checkpoint.average)
     return Trainer(
+        options=options,
         folder=folder,
         model=model,
         description=setup.description,
         step=step,
         average=average,
-        config=config,
+        schedule=schedule,
+        batch=batch,
         samples=samples,
         pool=pool,
         evaluate=_evaluator(setup, pool),
@@ -85,33 +92,16 @@ def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerP
     )
 
 
-def _training_config(options: TrainOptions, samples: list[Sample], layout: DefaultBoxLayout) -> TrainingConfig:
-    steps = steps_per_epoch(len(samples), options.batch_size)
+def _schedule(options: TrainOptions, steps: int) -> Schedule:
+    """The learning rates of a training with so many steps in an epoch."""
     in_steps = 1 if options.iterations else steps  # what --lr-steps and the length count
-    schedule = Schedule(
+    return Schedule(
         kind=options.lr_scheduler,
         base_lr=options.lr,
         total_steps=options.length * in_steps,
         warmup_steps=options.warmup_steps,
         milestones=tuple(milestone * in_steps for milestone in options.lr_steps),
         gamma=options.lr_gamma,
-    )
-    batch = BatchConfig(
-        batch_size=options.batch_size,
-        augmentation=options.data_augmentation,
-        seed=options.seed,
-        default_boxes=default_boxes(layout),
-        image_size=layout.image_size,
-        strict=options.strict_data,
-    )
-    return TrainingConfig(
-        epochs=math.ceil(schedule.total_steps / steps),
-        schedule=schedule,
-        batch=batch,
-        print_every=options.print_freq,
-        evaluate_every=options.eval_every,
-        save_every=options.save_interval(),
-        keep=options.keep,
     )
 
 
@@ -147,19 +137,14 @@ def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool
         load_tensors(model, start.tensors, weights.path)
         setup.world.say(start.table)
     else:
-        initialise_from_scratch(model, _some_images(setup, pool))
+        samples = samples_with_objects(setup.train_set.samples)
+        some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]  # from all over the set
+        batches = evaluation_batches(some, len(some), setup.description.variant.layout.image_size, pool)
+        initialise_from_scratch(model, np.concatenate([batch.images for batch in batches]))
         # Another number of threads rounds otherwise, and all processes have to begin with the same weights.
         tensors = {name: setup.world.broadcast(array) for name, array in sorted(model_tensors(model).items())}
         load_tensors(model, tensors, Path("the first process's weights"))
     return model
-
-
-def _some_images(setup: Setup, pool: WorkerPool) -> np.ndarray:
-    """Training images from all over the set, as the network takes them: uint8 [B, 3, S, S]."""
-    samples = samples_with_objects(setup.train_set.samples)
-    some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]
-    size = setup.description.variant.layout.image_size
-    return np.concatenate([batch.images for batch in evaluation_batches(some, len(some), size, pool)])
 
 
 def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | None]:

@@ -94,16 +94,12 @@ def _name_last(newest: Path, last: Path) -> None:
     try:
         os.link(newest, link)
     except OSError:
-        _copy(newest, link)
+        try:
+            shutil.copyfile(newest, link)
+        except OSError as error:
+            link.unlink(missing_ok=True)
+            raise UserError(f"{last} could not be written ({error.strerror}); {newest} is whole") from error
     link.replace(last)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise UserError(f"{target} could not be written ({error.strerror}); {source} is whole") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

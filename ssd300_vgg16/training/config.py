@@ -1,10 +1,15 @@
-"""The configs of a training: plain values, frozen, without OneFlow."""
+"""What a training is told: the options of `train.sh`, and the schedule and optimizer that follow from them.
+
+Typed values that nothing writes into, without OneFlow.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from ssd300_vgg16.data.loader import BatchConfig
+from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.weights.locate import find_weights
 
 # The published recipe starts at a thousandth of the learning rate and reaches it after 1000 iterations.
 WARMUP_FACTOR = 1e-3
@@ -87,28 +92,130 @@ def refuse_compiled(config: OptimizerConfig, passes: int, batch_size: int, proce
         )
 
 
+NO_WEIGHTS = "none"
+PATHS = ("data_path", "train_annotations", "train_images", "val_annotations", "val_images", "load", "weights_backbone")
+
+
+def with_absolute_paths(options: dict) -> dict:
+    """The options, with paths that are there made absolute: a run may be gone on with from another folder."""
+    there = {name for name in PATHS if options.get(name) and Path(options[name]).exists()}
+    return {name: str(Path(value).absolute()) if name in there else value for name, value in options.items()}
+
+
 @dataclass(frozen=True)
-class SaveEvery:
-    """How often to write a checkpoint between the ends of epochs: after so many steps, or so many seconds."""
+class TrainOptions:
+    """The options of `train.sh`, with those of the preset and the resumed run. Names are those of the options.
 
-    steps: int | None = None
-    seconds: float | None = None
+    None stands for what the data, the starting weights or the machine decide. notices: what the user should know.
+    """
 
-    def is_due(self, steps: int, seconds: float) -> bool:
-        """Whether it is time, so many steps and seconds after the last one."""
-        return (self.steps is not None and steps >= self.steps) or (
-            self.seconds is not None and seconds >= self.seconds
+    preset: str
+    # Data
+    data_path: str | None
+    dataset: str
+    train_annotations: str | None
+    train_images: str | None
+    val_annotations: str | None
+    val_images: str | None
+    val_fraction: float | None
+    strict_data: bool
+    data_augmentation: str
+    # Network
+    model: str | None
+    default_boxes: str | None
+    width: float | None
+    num_classes: int | None
+    load: str | None
+    pretrained: bool
+    weights_backbone: str | None
+    trainable_backbone_layers: int
+    # Schedule
+    epochs: int | None
+    iterations: int | None
+    batch_size: int
+    accumulate: int
+    lr: float
+    lr_scheduler: str
+    lr_steps: tuple[int, ...]
+    lr_gamma: float
+    warmup_steps: int
+    seed: int
+    # Update of the weights
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    clip_norm: float | None
+    bias_lr_factor: float
+    bias_wd: float | None
+    ema: float | None
+    # Run
+    output_dir: str | None
+    resume: str | None
+    test_only: bool
+    save_every: str
+    keep: int
+    restarts: int
+    check: bool
+    print_freq: int
+    eval_every: int
+    # Machine
+    device: str | None
+    workers: int | None
+    eager: bool | None
+    amp: bool
+    notices: tuple[str, ...] = ()
+
+    def as_json(self) -> dict:
+        """The content of options.json, which `--resume` reads."""
+        options = {name: value for name, value in asdict(self).items() if name != "notices"}
+        given = self.data_path or self.train_annotations or self.dataset not in (TOLD_BY_CONTENT, "coco")
+        if not given and DEFAULT_COCO.is_dir():
+            options["data_path"] = str(DEFAULT_COCO)
+        return with_absolute_paths(options)
+
+    @property
+    def length(self) -> int:
+        """The length of the training: in steps with --iterations, else in epochs."""
+        length = self.iterations or self.epochs
+        assert length is not None  # the command line fills in --epochs where neither is given
+        return length
+
+    def source(self) -> DataSource:
+        """Where the data is."""
+        return DataSource(
+            kind=self.dataset,
+            path=Path(self.data_path) if self.data_path else None,
+            train=split_location("train", self.train_annotations, self.train_images),
+            val=split_location("val", self.val_annotations, self.val_images),
+            strict=self.strict_data,
+            val_fraction=self.val_fraction,
         )
 
+    def optimizer_config(self) -> OptimizerConfig:
+        """How a step changes the weights."""
+        return OptimizerConfig(
+            kind=self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            bias_lr_factor=self.bias_lr_factor,
+            bias_weight_decay=self.bias_wd,
+            clip_norm=self.clip_norm,
+        )
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How long to train, and how often to look: print_every counts steps, evaluate_every epochs, keep checkpoints."""
+    def save_is_due(self, steps: int, seconds: float) -> bool:
+        """Whether --save-every asks for a checkpoint, so many steps and seconds after the last one."""
+        if self.save_every.endswith("m"):
+            return seconds >= 60 * int(self.save_every.removesuffix("m"))
+        return steps >= int(self.save_every)
 
-    epochs: int
-    schedule: Schedule
-    batch: BatchConfig
-    print_every: int
-    evaluate_every: int
-    save_every: SaveEvery
-    keep: int
+    def find_starting_weights(self) -> Path | None:
+        """The file of --load, --pretrained or --weights-backbone, downloaded if need be; None to start from nothing."""
+        named = self.load or self.weights_backbone
+        if named in (None, NO_WEIGHTS):
+            return None
+        try:
+            return find_weights(Path(named))
+        except UserError as error:
+            if self.load:
+                raise
+            raise UserError(f"{error}\nOr train without them: --weights-backbone {NO_WEIGHTS}") from error

@@ -3,6 +3,7 @@
 Nothing else is written, and the picture goes to the system's folder for temporary files.
 """
 
+import math
 import os
 import tempfile
 import time
@@ -17,71 +18,69 @@ from ssd300_vgg16.data.loader import TrainingBatch, training_batches
 from ssd300_vgg16.data.matching import objects_of
 from ssd300_vgg16.data.sizes import looked_at
 from ssd300_vgg16.draw import draw_detections
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.metrics.evaluation import evaluation_batch_size
 from ssd300_vgg16.text import printable
-from ssd300_vgg16.training.step import NotFinite
-from ssd300_vgg16.training.step_metrics import memory
-from ssd300_vgg16.training.trainer import NOT_FINITE_ADVICE, Trainer
+from ssd300_vgg16.training.run_log import memory
+from ssd300_vgg16.training.trainer import Trainer
 from ssd300_vgg16.weights.model import model_tensors
 
-PICTURES, COLUMNS = 8, 4
+PICTURES, MIN_COLUMNS = 8, 4
 MEMORIES = {"memory_mb": "of main memory", "gpu_memory_mb": "on the GPU"}
 
 
-def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset, few: Dataset) -> list[str]:
+def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset) -> list[str]:
     """Lines with what was measured: on two steps (the first one warms up), and detecting on a few of val_set's images.
 
     None in processes other than the first.
     """
+    options, world = trainer.options, trainer.world
     step_seconds = _seconds_per_step(trainer)
+    few = val_set.samples[: evaluation_batch_size(options.batch_size, world) * world.world_size]
     since = time.perf_counter()
-    trainer.evaluate(trainer.weights(), lambda: False, few)
-    if not trainer.world.is_first:
+    trainer.evaluate(trainer.weights(), lambda: False, replace(val_set, samples=few))
+    if not world.is_first:
         return []  # what follows is the first process's to tell, and so is the state of a compiled step
-    image_seconds = (time.perf_counter() - since) / len(few.samples)
-    config = trainer.config
-    evaluations = -(-config.epochs // config.evaluate_every)
-    training = step_seconds * config.schedule.total_steps
-    evaluating = image_seconds * len(val_set.samples) * evaluations
+    image_seconds = (time.perf_counter() - since) / len(few)
+    training = step_seconds * trainer.schedule.total_steps
+    evaluating = image_seconds * len(val_set.samples) * math.ceil(trainer.epochs / options.eval_every)
     return [
-        f"step: {step_seconds:.2f} s, {config.batch.batch_size / step_seconds:.1f} images/s",
+        f"step: {step_seconds:.2f} s, {options.batch_size / step_seconds:.1f} images/s",
         f"evaluation: {image_seconds:.3f} s an image",
         f"memory: {', '.join(f'{value:,} MB {MEMORIES[name]}' for name, value in memory(trainer.device).items())}",
-        f"checkpoints: {config.keep} of {_checkpoint_bytes(trainer) / 1e6:.0f} MB",
+        f"checkpoints: {options.keep} of {_checkpoint_bytes(trainer) / 1e6:.0f} MB",
         f"in all, about: {_hours(training)} of training and {_hours(evaluating)} of evaluation",
         f"the first images as the network gets them, with their objects: {_picture(trainer)}",
-        _not_checked(trainer, train_set, len(val_set.samples) - len(few.samples)),
+        _not_checked(trainer, train_set, len(val_set.samples) - len(few)),
         "everything works; nothing was written but that picture",
     ]
 
 
 def _picture(trainer: Trainer) -> str:
     """The path of a new picture of the images that the training begins with."""
-    config = trainer.config.batch
-    few = replace(config, batch_size=min(PICTURES, len(trainer.samples)))
+    few = replace(trainer.batch, batch_size=min(PICTURES, len(trainer.samples)))
     batch = next(training_batches(trainer.samples, few, 0, trainer.pool))
-    names = {category.label: category.name for category in trainer.description.categories}
     handle, path = tempfile.mkstemp(prefix="ssd300_check_", suffix=".jpg")
     with os.fdopen(handle, "wb") as file:
-        draw_batch(batch, config.default_boxes, names).save(file, "jpeg", quality=90)
+        draw_batch(batch, trainer.batch.default_boxes, trainer.description.names()).save(file, "jpeg", quality=90)
     return path
 
 
 def draw_batch(batch: TrainingBatch, default_boxes: np.ndarray, names: dict[int, str]) -> Image.Image:
     """The images of a batch side by side, each with the objects that its default boxes are matched to."""
-    size = batch.images.shape[-1]
-    rows = -(-len(batch.images) // COLUMNS)
-    sheet = Image.new("RGB", (size * min(COLUMNS, len(batch.images)), size * rows))
+    size, images = batch.images.shape[-1], len(batch.images)
+    # Close to a square where there are many: a JPEG has no more than 65,535 rows.
+    columns = min(images, max(MIN_COLUMNS, math.isqrt(images)))
+    sheet = Image.new("RGB", (size * columns, size * math.ceil(images / columns)))
     for place, (pixels, offsets, labels) in enumerate(zip(batch.images, batch.offsets, batch.labels, strict=True)):
         boxes, of_box = objects_of(offsets, labels, default_boxes)
         tags = [printable(names[label]) for label in of_box.tolist()]
         cell = draw_detections(np.ascontiguousarray(pixels.transpose(1, 2, 0)), boxes, None, tags, of_box)
-        sheet.paste(Image.fromarray(cell), (place % COLUMNS * size, place // COLUMNS * size))
+        sheet.paste(Image.fromarray(cell), (place % columns * size, place // columns * size))
     return sheet
 
 
 def _not_checked(trainer: Trainer, train_set: Dataset, other_validation: int) -> str:
-    decoded = max(PICTURES, 2 * trainer.config.batch.batch_size)  # of two steps, or for the picture
+    decoded = max(PICTURES, 2 * trainer.batch.batch_size)  # of two steps, or for the picture
     other_training = max(0, len(trainer.samples) - decoded)
     parts = [f"the pixels of {other_training:,} training and {other_validation:,} validation images"]
     if train_set.kind != "yolo":  # which declares no sizes
@@ -91,19 +90,14 @@ def _not_checked(trainer: Trainer, train_set: Dataset, other_validation: int) ->
 
 
 def _seconds_per_step(trainer: Trainer) -> float:
-    share = trainer.world.share(trainer.config.batch.batch_size)
-    epochs = (training_batches(trainer.samples, trainer.config.batch, n, trainer.pool, share=share) for n in count())
+    share = trainer.world.share(trainer.batch.batch_size)
+    epochs = (training_batches(trainer.samples, trainer.batch, n, trainer.pool, share=share) for n in count())
     batches = islice(chain.from_iterable(epochs), 2)  # an epoch may be a single step
-    seconds = 0.0
     for _ in range(2):
         since = time.perf_counter()
-        try:
-            trainer.train_step(batches)
-            trainer.metrics.fetch()
-        except NotFinite as error:
-            raise UserError(f"{error}. {NOT_FINITE_ADVICE}") from error
-        seconds = time.perf_counter() - since
-    return seconds
+        trainer.train_step(batches)
+        trainer.metrics.fetch()
+    return time.perf_counter() - since
 
 
 def _checkpoint_bytes(trainer: Trainer) -> int:

@@ -3,20 +3,23 @@
 Importing this brings OneFlow; the command line does so once its options are known to be good.
 """
 
+import io
 import json
 import shlex
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from ssd300_vgg16.data.dataset import Dataset, shared_images
+from ssd300_vgg16.data.loader import training_batches
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
-from ssd300_vgg16.files import write_json
+from ssd300_vgg16.files import write_atomically, write_json
 from ssd300_vgg16.gpu_memory import TRAINING_ADVICE, advice_when_out_of_memory
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluation_batch_size
 from ssd300_vgg16.network.variants import SSD300_VGG16, variant_of
@@ -24,12 +27,11 @@ from ssd300_vgg16.runtime import environment, flow
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.assembly import Setup, assembled, starting_weights
 from ssd300_vgg16.training.checkpoint import go_back_to
-from ssd300_vgg16.training.config import refuse_compiled
-from ssd300_vgg16.training.dry_run import dry_run
-from ssd300_vgg16.training.options import TrainOptions
-from ssd300_vgg16.training.replay import replay
+from ssd300_vgg16.training.config import TrainOptions, refuse_compiled
+from ssd300_vgg16.training.dry_run import draw_batch, dry_run
 from ssd300_vgg16.training.run_log import RunLog
 from ssd300_vgg16.training.run_page import PAGE, RunPage
+from ssd300_vgg16.training.step import NotFinite
 from ssd300_vgg16.training.trainer import Trainer
 from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.recognise import Weights
@@ -38,13 +40,13 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
 # The compute capability from which on GPUs have them.
 TENSOR_CORES = (7, 0)
 AMP_ADVICE = "This GPU has tensor cores: --amp trains in half precision, faster and in less memory."
+NOT_FINITE_ADVICE = (
+    "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
+)
 
 
 def run(options: TrainOptions) -> int:
-    """Train, or what --replay or --test-only ask for instead; returns the exit status."""
-    if options.replay:
-        print(replay(Path(options.replay), resolve_device(options.device)))
-        return 0
+    """Train, or evaluate if --test-only asks for that instead; returns the exit status."""
     if options.test_only:
         weights = Path(options.load or options.resume or "")  # the command line refuses --test-only without either
         batch_size = evaluation_batch_size(options.batch_size, this_world())
@@ -62,8 +64,6 @@ def train(options: TrainOptions) -> int:
     world = this_world()
     device, eager = _device_and_step(options, world)
     world = world.connected()  # once ranks are known to be right: OneFlow aborts where they are not
-    if options.output_dir and not options.resume:
-        run_folder.refuse_second_run(Path(options.output_dir))  # before anything is read or downloaded
     if _could_use_tensor_cores(options, device, eager):
         world.say(AMP_ADVICE)
     world.say(*options.notices)
@@ -87,15 +87,18 @@ def train(options: TrainOptions) -> int:
         trainer = assembled(setup, folder, weights, pool)
         weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, setup)
-        cut_short = trainer.config.schedule.notices(options.warmup_steps)
+        cut_short = trainer.schedule.notices(options.warmup_steps)
         if options.check:
-            world.say(_summary(trainer, options), *cut_short)
-            return _dry_run(trainer, setup)
+            world.say(_summary(trainer), *cut_short)
+            with _not_finite_told(trainer):
+                world.say(*dry_run(trainer, train_set, val_set))
+            world.last_barrier()
+            return 0
         if world.is_first:
-            _begin(trainer, setup, pool)
-        world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer, options)}", *cut_short)
+            _begin(trainer, setup)
+        world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer)}", *cut_short)
         world.say(f"Watch it: open {folder / PAGE} in a browser.")
-        evaluation = _run(trainer, world)
+        evaluation = _run(trainer)
     if world.is_first:
         _finish(trainer, evaluation, len(val_set.samples))
     world.last_barrier()
@@ -166,42 +169,38 @@ def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
                 raise UserError(f"process {rank} has another {name} than process 0: {theirs[name]} instead of {value}")
 
 
-def _begin(trainer: Trainer, setup: Setup, pool: WorkerPool) -> None:
+def _begin(trainer: Trainer, setup: Setup) -> None:
     """Write what the run is into its folder, and open its log and its page.
 
     Not before all else is known to be good: weights that do not fit must neither use up the folder nor change what
     --resume reads.
     """
-    run_folder.clear_leftovers(trainer.folder)
-    if setup.options.resume:
-        go_back_to(Path(setup.options.resume))
-    saved = _saved_options(setup, trainer.folder, trainer.progress.step)
-    run_folder.describe_run(trainer.folder, saved, environment() | _about_run(trainer, setup))
-    trainer.log = RunLog(trainer.folder, trainer.progress.metrics_length, trainer.progress.step)
-    trainer.page = RunPage(trainer.folder)
-    trainer.page.begin(setup.description.categories, trainer.samples, trainer.config.batch, pool)
-
-
-def _saved_options(setup: Setup, folder: Path, step: int) -> dict:
-    """What goes into options.json: the options, and the commands that the run was begun and gone on with."""
-    former = run_folder.read_options(folder) if setup.options.resume else {}
-    options = setup.options.as_json()
-    return {
-        **options,
-        "load": options["load"] or former.get("load"),
-        "commands": [*former.get("commands", []), {"step": step, "command": shlex.join(sys.argv)}],
+    folder, progress, resume = trainer.folder, trainer.progress, setup.options.resume
+    run_folder.clear_leftovers(folder)
+    if resume:
+        go_back_to(Path(resume))
+    former = run_folder.read_options(folder).get("commands", []) if resume else []
+    options = {
+        **setup.options.as_json(),
+        "commands": [*former, {"step": progress.step, "command": shlex.join(sys.argv)}],
         "val_images_folder": str(setup.val_set.samples[0].path.parent.absolute()),
     }
-
-
-def _about_run(trainer: Trainer, setup: Setup) -> dict:
     sets = {"train": setup.train_set, "val": setup.val_set}
-    about = {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()}
-    steps = trainer.config.schedule.total_steps
-    return {"data": about, "processes": setup.world.world_size, "device": setup.device, "steps": steps}
+    about = {
+        **environment(),
+        "data": {split: {"name": dataset.name, **dataset.fingerprint()} for split, dataset in sets.items()},
+        "processes": setup.world.world_size,
+        "device": setup.device,
+        "steps": trainer.schedule.total_steps,
+    }
+    run_folder.describe_run(folder, options, about)
+    trainer.log = RunLog(folder, progress.metrics_length, progress.step)
+    trainer.page = RunPage(folder)
+    trainer.page.begin(setup.description.categories, trainer.samples, trainer.batch, trainer.pool)
 
 
-def _summary(trainer: Trainer, options: TrainOptions) -> str:
+def _summary(trainer: Trainer) -> str:
+    options = trainer.options
     batch = f"batch {options.batch_size}"
     if trainer.world.world_size > 1:
         batch += f" over {trainer.world.world_size} processes"
@@ -218,12 +217,14 @@ def _summary(trainer: Trainer, options: TrainOptions) -> str:
     )
 
 
-def _run(trainer: Trainer, world: World) -> Evaluation | None:
+def _run(trainer: Trainer) -> Evaluation | None:
+    """Train to the end, or have the page say how it ended before that."""
     try:
-        return trainer.train()
+        with _not_finite_told(trainer):
+            return trainer.train()
     except Stopped:
         command = run_folder.resume_command(trainer.folder)
-        world.say(f"Stopped after step {trainer.progress.step}. Go on with:\n  {command}")
+        trainer.world.say(f"Stopped after step {trainer.progress.step}. Go on with:\n  {command}")
         _end_page(trainer, f"stopped after step {trainer.progress.step:,}; go on with {command}")
         raise
     except Exception as error:
@@ -234,18 +235,34 @@ def _run(trainer: Trainer, world: World) -> Evaluation | None:
             trainer.log.close()
 
 
+@contextmanager
+def _not_finite_told(trainer: Trainer) -> Iterator[None]:
+    """Have a loss that is not finite end the training with a UserError, and leave a picture of its step's images."""
+    try:
+        yield
+    except NotFinite as error:
+        drawn = ""
+        try:
+            if trainer.log:
+                drawn = f" {_drawn(trainer, error.step)} The last checkpoint is from before it."
+        finally:
+            trainer.world.last_barrier()  # or the first process would be killed while it writes
+        raise UserError(f"{error}. {NOT_FINITE_ADVICE}{drawn}") from error
+
+
+def _drawn(trainer: Trainer, step: int) -> str:
+    epoch, number = divmod(step, trainer.steps_per_epoch)
+    batch = next(training_batches(trainer.samples, trainer.batch, epoch, WorkerPool(0), number))
+    path = trainer.folder / f"not-finite-step-{step + 1}.jpg"
+    jpeg = io.BytesIO()
+    draw_batch(batch, trainer.batch.default_boxes, trainer.description.names()).save(jpeg, "jpeg", quality=90)
+    write_atomically(path, jpeg.getvalue())
+    return f"Its images, as the network got them, are in {path}: {', '.join(batch.files)}."
+
+
 def _end_page(trainer: Trainer, state: str) -> None:
     if trainer.page:
         trainer.page.end(state)
-
-
-def _dry_run(trainer: Trainer, setup: Setup) -> int:
-    samples = setup.val_set.samples
-    batch_size = evaluation_batch_size(setup.options.batch_size, setup.world)
-    few = replace(setup.val_set, samples=samples[: batch_size * setup.world.world_size])
-    setup.world.say(*dry_run(trainer, setup.train_set, setup.val_set, few))
-    setup.world.last_barrier()
-    return 0
 
 
 def _finish(trainer: Trainer, evaluation: Evaluation | None, images: int) -> None:

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import time
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -17,30 +18,17 @@ METRICS = "metrics.jsonl"
 RUNS = Path("runs")
 
 
-def new_run_folder(chosen: Path | None) -> Path:
-    """Make the folder of a new run: the chosen one, which must not hold a run yet, or runs/DATE-TIME."""
-    if chosen:
-        refuse_second_run(chosen)
-    folder = chosen or _unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
+def folder_of(resume: str | None, output_dir: str | None) -> Path:
+    """The folder of a run: that of --resume, or a new one (--output-dir, or runs/DATE-TIME), which is made."""
+    if resume:
+        return run_of(Path(resume))
+    folder = Path(output_dir) if output_dir else _unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS).touch()
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
     return folder
-
-
-def refuse_second_run(chosen: Path) -> None:
-    """Raises UserError if the folder for a new run holds one already."""
-    if (chosen / OPTIONS).exists():
-        raise UserError(
-            f"--output-dir {chosen} already holds a run: go on with it (--resume {chosen}), or name another folder"
-        )
-
-
-def folder_of(resume: str | None, output_dir: str | None) -> Path:
-    """The folder of a run: that of --resume, or a new one (--output-dir, or runs/DATE-TIME), which is made."""
-    return run_of(Path(resume)) if resume else new_run_folder(Path(output_dir) if output_dir else None)
 
 
 def resume_command(folder: Path) -> str:
@@ -114,11 +102,8 @@ def read_options(folder: Path) -> dict:
 
 def read_metrics(folder: Path) -> list[dict]:
     """All whole lines of metrics.jsonl; a last line cut off by a crash is left out."""
-    lines = (folder / METRICS).read_text().splitlines()
     rows = []
-    for line in lines:
-        try:
+    for line in (folder / METRICS).read_text().splitlines():
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows

@@ -42,8 +42,8 @@ def read_run(folder: Path) -> Run:
     """What the folder holds of a run. Raises UserError if it holds none, or a file is damaged."""
     options = read_options(folder)
     rows = read_metrics(folder) if (folder / METRICS).exists() else []
-    others = (_read(folder / name) for name in (ENVIRONMENT, "coco_metrics.json", ALBUM))
-    return Run(printable(str(folder)), options, next(others), rows, next(others), next(others))
+    environment, metrics, album = (_read(folder / name) for name in (ENVIRONMENT, "coco_metrics.json", ALBUM))
+    return Run(printable(str(folder)), options, environment, rows, metrics, album)
 
 
 def _read(path: Path) -> dict:

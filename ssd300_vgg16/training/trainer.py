@@ -1,5 +1,6 @@
 """The training loop: steps, reports, evaluations, checkpoints, and an end in good order whatever happens."""
 
+import math
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.data.loader import TrainingBatch, steps_per_epoch, training_batches
+from ssd300_vgg16.data.loader import BatchConfig, TrainingBatch, steps_per_epoch, training_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import Stopped, UserError
@@ -21,13 +22,11 @@ from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.signals import STOP_SIGNALS, StopRequest
 from ssd300_vgg16.text import duration
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, save_checkpoint
-from ssd300_vgg16.training.config import TrainingConfig
+from ssd300_vgg16.training.config import Schedule, TrainOptions
 from ssd300_vgg16.training.optimizer import MovingAverage
-from ssd300_vgg16.training.replay import save_replay
-from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.run_log import RunLog, StepMetrics, memory
 from ssd300_vgg16.training.run_page import RunPage
-from ssd300_vgg16.training.step import EagerStep, GraphStep, NotFinite
-from ssd300_vgg16.training.step_metrics import Pace, StepMetrics, memory
+from ssd300_vgg16.training.step import EagerStep, GraphStep
 from ssd300_vgg16.weights.locate import BEST
 from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
@@ -43,24 +42,23 @@ BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
 # Images of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 3, 0.05
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
-NOT_FINITE_ADVICE = (
-    "The usual cause is a learning rate that is too high: lower --lr, lengthen --warmup-steps, or set --clip-norm."
-)
 
 
 @dataclass
 class Trainer:
     """One run in its folder, as one of the processes of a world sees it; the first of them writes and prints.
 
-    `train` does it all; what it needs is put together by the command line. log, page: None in the others.
+    log, page: None in the others.
     """
 
+    options: TrainOptions
     folder: Path
     model: SSD
     description: ModelDescription
     step: GraphStep | EagerStep
     average: MovingAverage | None
-    config: TrainingConfig
+    schedule: Schedule
+    batch: BatchConfig
     samples: Sequence[Sample]
     pool: WorkerPool
     evaluate: Evaluate
@@ -72,11 +70,11 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
-        self.steps_per_epoch = steps_per_epoch(len(self.samples), self.config.batch.batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(self.samples), self.batch.batch_size)
+        self.epochs = math.ceil(self.schedule.total_steps / self.steps_per_epoch)
         # Metrics kept by another kind of step do not fit: a compiled one may have no gradient norm.
         kept = self.progress.readings if self.progress.readings.get("names") == list(self.step.metric_names) else {}
         self.metrics = StepMetrics(self.step.metric_names, kept.get("values", []))
-        self.pace = Pace(self.config.batch.batch_size)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._images = self._unreadable = 0  # of the epoch so far
         self._following: _Taken | None = None
@@ -85,24 +83,21 @@ class Trainer:
         """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
 
         A signal ends with a checkpoint of the last whole step and Stopped; so does, as UserError, trouble with the
-        data; where many images have vanished, the checkpoint is from before. A loss that is not finite raises UserError
-        too and leaves the former checkpoint as it is.
+        data; where many images have vanished, the checkpoint is from before. A loss that is not finite raises NotFinite
+        and leaves the former checkpoint as it is.
         """
         evaluation = None
         with self.stop:
             if self.progress.step == 0:
                 self._save()  # a run that goes on is not given --load again; and a disk that is full is told at once
-            for epoch in range(self._first_epoch(), self.config.epochs):
-                try:
-                    self._train_epoch(epoch)
-                    evaluation = self._end_epoch(epoch) or evaluation
-                except NotFinite as error:
-                    raise self._not_finite(error, epoch) from error
+            for epoch in range(self._first_epoch(), self.epochs):
+                self._train_epoch(epoch)
+                evaluation = self._end_epoch(epoch) or evaluation
         return evaluation
 
     def _first_epoch(self) -> int:
         """The epoch to go on in: one that was the last of a shorter run, and so done in part, is not over yet."""
-        if self.progress.step >= self.config.schedule.total_steps:
+        if self.progress.step >= self.schedule.total_steps:
             return self.progress.epoch
         return min(self.progress.epoch, self.progress.step // self.steps_per_epoch)
 
@@ -112,18 +107,18 @@ class Trainer:
         begun = epoch * self.steps_per_epoch
         start = self.progress.step - begun
         # The last epoch may be a part of one.
-        steps = min(self.steps_per_epoch, self.config.schedule.total_steps - begun)
-        share = self.world.share(self.config.batch.batch_size)
-        whole = training_batches(self.samples, self.config.batch, epoch, self.pool, start, share)
+        steps = min(self.steps_per_epoch, self.schedule.total_steps - begun)
+        share = self.world.share(self.batch.batch_size)
+        whole = training_batches(self.samples, self.batch, epoch, self.pool, start, share)
         batches = islice(whole, steps - start)
-        name = f"epoch {epoch + 1}/{self.config.epochs}"
+        name = f"epoch {epoch + 1}/{self.epochs}"
         hidden = None if self.world.is_first else True
-        self.pace.take()
+        self.metrics.start_clock()
         with tqdm(total=steps, initial=start, desc=name, bar_format=BAR, disable=hidden, leave=False) as bar:
             for number in range(start + 1, steps + 1):
                 self.train_step(batches)
                 bar.update()
-                if number % self.config.print_every == 0 or number == steps:
+                if number % self.options.print_freq == 0 or number == steps:
                     self._report(f"{name} step {number}/{steps}", bar)
 
     def train_step(self, batches: Iterator[TrainingBatch]) -> None:
@@ -141,8 +136,7 @@ class Trainer:
         self._following = _next(batches) if self.device != "cpu" else None
         waited += time.perf_counter() - since
         following = self._following[0] if self._following else None
-        self.metrics.add(self.progress.step, self.step(batch, positives, following))
-        self.pace.add(waited)
+        self.metrics.add(self.progress.step, self.step(batch, positives, following), waited)
         self.progress = replace(self.progress, step=self.progress.step + 1)
         if self.average:
             self.average.update(self.progress.step)
@@ -151,7 +145,8 @@ class Trainer:
         """The positives of all processes' batches; if one of them cannot or must not go on, all end here."""
         asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
         positives = 0 if batch is None else np.count_nonzero(batch.labels)
-        due = self.log is not None and self._save_is_due()  # the first process's clock counts
+        since = self.progress.step - self._saved_step, time.monotonic() - self._saved_at
+        due = self.log is not None and self.options.save_is_due(*since)  # the first process's clock counts
         unreadable = 0 if batch is None else len(batch.unreadable)
         *stops, troubled, someone_due, total, blank = self.world.sum_at_once(
             *asked, trouble is not None, due, positives, unreadable
@@ -179,7 +174,7 @@ class Trainer:
             self._save()
         self._unreadable += blank
         self._images += images
-        few = min(MAX_UNREADABLE, self.steps_per_epoch * self.config.batch.batch_size - 1)
+        few = min(MAX_UNREADABLE, self.steps_per_epoch * self.batch.batch_size - 1)
         if self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
             self.world.last_barrier()
             raise UserError(
@@ -193,10 +188,10 @@ class Trainer:
         means = self.metrics.take_means()  # in all processes, so that all see a loss that is not finite
         if self.log is None:
             return
-        rate = self.config.schedule.learning_rate(self.progress.step - 1)
-        pace = self.pace.take()
-        steps_left = self.config.schedule.total_steps - self.progress.step
-        left = steps_left * self.config.batch.batch_size / pace["images_per_second"]
+        rate = self.schedule.learning_rate(self.progress.step - 1)
+        pace = self.metrics.take_pace(self.batch.batch_size)
+        steps_left = self.schedule.total_steps - self.progress.step
+        left = steps_left * self.batch.batch_size / pace["images_per_second"]
         pace = {name: float(f"{value:.4g}") for name, value in pace.items()}
         figures = {**means, "lr": rate, **pace, "seconds_left": round(left), **memory(self.device)}
         self.log.add("training", self.progress.step, **figures)
@@ -212,7 +207,7 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> Evaluation | None:
         evaluation = None
-        if epoch + 1 == self.config.epochs or (epoch + 1) % self.config.evaluate_every == 0:
+        if epoch + 1 == self.epochs or (epoch + 1) % self.options.eval_every == 0:
             self._save()  # an evaluation that is interrupted is made up for by the run that goes on
             evaluation = self._evaluate(epoch)
         self.progress = replace(self.progress, epoch=epoch + 1)
@@ -237,7 +232,7 @@ class Trainer:
         told = [f"{name} {figures[name]:.3f}" for name in SHOWN_FIGURES if figures.get(name, -1) >= 0]
         if evaluation.nothing_to_find:
             told.append(f"AP not measured: {evaluation.nothing_to_find}")
-        tqdm.write(f"epoch {epoch + 1}/{self.config.epochs}: {', '.join(told)}")
+        tqdm.write(f"epoch {epoch + 1}/{self.epochs}: {', '.join(told)}")
         if figures["AP"] >= self.progress.best_ap:
             self.progress = replace(self.progress, best_ap=figures["AP"])
             extra = {"step": self.progress.step, "metrics": figures}
@@ -248,10 +243,6 @@ class Trainer:
         """The weights to detect with: the moving average, where there is one."""
         return self.average.tensors() if self.average else model_tensors(self.model)
 
-    def _save_is_due(self) -> bool:
-        since = self.progress.step - self._saved_step, time.monotonic() - self._saved_at
-        return self.config.save_every.is_due(*since)
-
     def _save(self) -> None:
         """Write the last checkpoint; not before it is known that all losses up to it were finite."""
         self.metrics.fetch()  # in all processes, which end together if it raises NotFinite
@@ -261,26 +252,8 @@ class Trainer:
         self.progress = replace(self.progress, readings=unreported, metrics_length=self.log.sync())
         average = self.average.tensors() if self.average else {}
         content = Checkpoint(model_tensors(self.model), self.step.state(), average, self.progress)
-        save_checkpoint(self.folder, content, self.description, self.config.keep)
+        save_checkpoint(self.folder, content, self.description, self.options.keep)
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
-
-    def _not_finite(self, error: NotFinite, epoch: int) -> UserError:
-        """What to tell, after the batch was written for a replay."""
-        if not self.world.is_first:
-            self.world.last_barrier()  # or the first would be killed while it writes
-            return UserError(str(error))
-        number = error.step - epoch * self.steps_per_epoch
-        path = self.folder / f"replay-step-{error.step + 1}.safetensors"
-        try:
-            batch = next(training_batches(self.samples, self.config.batch, epoch, WorkerPool(0), number))
-            save_replay(path, model_tensors(self.model), self.description, batch, error.step + 1)
-        finally:
-            self.world.last_barrier()
-        return UserError(
-            f"{error}. Its images: {', '.join(batch.files)}. They and the weights after step {self.progress.step} are "
-            f"in {path}: look into it with bash train.sh --replay {path}. {NOT_FINITE_ADVICE} The last checkpoint is "
-            "from before it."
-        )
 
 
 def _next(batches: Iterator[TrainingBatch]) -> _Taken | None:

@@ -23,15 +23,11 @@ from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.training.config import OptimizerConfig, refuse_compiled
 from ssd300_vgg16.weights.published import PUBLISHED
 
+# What is set of the options; all others are None or False.
 RECIPE = {
     "preset": "coco",
-    "model": None,
-    "default_boxes": None,
-    "width": None,
-    "num_classes": None,
     "dataset": "auto",
     "epochs": 120,
-    "iterations": None,
     "batch_size": 32,
     "optimizer": "sgd",
     "lr": 0.002,
@@ -46,26 +42,12 @@ RECIPE = {
     "eval_every": 1,
     "seed": 0,
     "accumulate": 1,
-    "clip_norm": None,
     "bias_lr_factor": 1.0,
-    "bias_wd": None,
-    "ema": None,
     "trainable_backbone_layers": 4,
     "weights_backbone": "vgg16_amdegroot",
-    "amp": False,
-    "eager": None,
     "save_every": "10m",
     "keep": 2,
     "restarts": 3,
-    "check": False,
-    "replay": None,
-    "device": None,
-    "output_dir": None,
-    "load": None,
-    "pretrained": False,
-    "resume": None,
-    "test_only": False,
-    "strict_data": False,
 }
 NARROW = {
     "width": 0.125,
@@ -103,23 +85,23 @@ def chosen(options, names):
     return {name: getattr(options, name) for name in names}
 
 
+def set_of(values):
+    """Those of the values that are set."""
+    return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+def assert_set(options, **expected):
+    """Whether nothing else is set than the recipe, with these changes."""
+    assert set_of(vars(replace(options, notices=None))) == set_of(RECIPE | expected)
+
+
 def python(*arguments):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment(), timeout=300)
 
 
 def test_the_defaults_are_the_published_recipe():
     options = with_data()
-    assert chosen(options, RECIPE) == RECIPE
-    assert vars(options).keys() - RECIPE.keys() == {
-        "data_path",
-        "train_annotations",
-        "train_images",
-        "val_annotations",
-        "val_images",
-        "val_fraction",
-        "workers",
-        "notices",
-    }
+    assert_set(options, data_path="somewhere")
     assert options.notices == ()
 
 
@@ -130,8 +112,7 @@ def test_the_learning_rate_goes_with_the_batch(batch, rate):
 
 
 def test_the_narrow_preset():
-    options = with_data("--preset", "narrow")
-    assert chosen(options, RECIPE) == RECIPE | NARROW | {"preset": "narrow"}
+    assert_set(with_data("--preset", "narrow"), **NARROW, preset="narrow", data_path="somewhere")
 
 
 def test_options_go_before_the_preset():
@@ -150,28 +131,11 @@ def test_the_model_zoos_command_goes_on_working(tmp_path):
         "--workers 4 --lr 0.01 --momentum 0.8 --wd 1e-4 --lr-scheduler multisteplr --lr-steps 16 22 --lr-gamma 0.2 "
         "--print-freq 50 --output-dir out --load weights --num_classes 91 --data-augmentation hflip --test-only"
     )
-    expected = {
-        "data_path": "data/coco",
-        "dataset": "coco",
-        "model": "ssd300_vgg16",
-        "device": "cuda",
-        "batch_size": 4,
-        "epochs": 26,
-        "workers": 4,
-        "lr": 0.01,
-        "momentum": 0.8,
-        "weight_decay": 1e-4,
-        "lr_scheduler": "multistep",
-        "lr_steps": (16, 22),
-        "lr_gamma": 0.2,
-        "print_freq": 50,
-        "output_dir": "out",
-        "load": "weights",
-        "num_classes": 91,
-        "data_augmentation": "hflip",
-        "test_only": True,
-    }
-    assert chosen(parse(*zoo.split()), expected) == expected
+    data = {"data_path": "data/coco", "dataset": "coco", "workers": 4, "batch_size": 4, "data_augmentation": "hflip"}
+    network = {"model": "ssd300_vgg16", "device": "cuda", "num_classes": 91, "load": "weights", "test_only": True}
+    schedule = {"epochs": 26, "lr": 0.01, "lr_steps": (16, 22), "lr_gamma": 0.2, "print_freq": 50}
+    update = {"momentum": 0.8, "weight_decay": 1e-4, "weights_backbone": "none", "output_dir": "out"}
+    assert_set(parse(*zoo.split()), **data, **network, **schedule, **update)
 
 
 @pytest.mark.parametrize(
@@ -201,17 +165,14 @@ def test_other_names_and_bounds(arguments, expected):
     ("arguments", "named"),
     [
         (["--epochs", "0"], "--epochs: 0 is not a whole number from 1 up"),
-        (["--epochs", "1.5"], "--epochs"),
         (["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
-        (["--batch-size", "many"], "-b/--batch-size"),
         (["--lr", "0"], "--lr: 0 is not a number above 0"),
         (["--lr", "nan"], "--lr: nan is not a number above 0"),
         (["--lr", "inf"], "--lr: inf is not a number above 0"),
-        (["--lr", "fast"], "--lr"),
         (["--momentum", "1"], "--momentum: 1 is not a number from 0 up to, but not including, 1"),
-        (["--wd", "-1"], "--wd: -1 is not a number from 0 up"),
+        (["--weight-decay", "-1"], "argument --wd: -1 is not a number from 0 up"),  # an option's first name
+        (["--num-classes", "x"], "argument --num_classes: "),
         (["--lr-scheduler", "step"], "--lr-scheduler: step is neither multistep nor cosine"),
-        (["--lr-steps"], "--lr-steps"),
         (["--lr-steps", "0"], "--lr-steps"),
         (["--lr-gamma", "-0.1"], "--lr-gamma"),
         (["--warmup-steps", "-1"], "--warmup-steps: -1 is not a whole number from 0 up"),
@@ -227,7 +188,6 @@ def test_other_names_and_bounds(arguments, expected):
         (["--seed", "-1"], "--seed"),
         (["--save-every", "0"], "--save-every: 0 is neither a number of steps (500) nor of minutes (10m)"),
         (["--save-every", "m"], "--save-every: m is neither"),
-        (["--save-every", "0m"], "--save-every: 0m is neither"),
         (["--save-every", "1.5m"], "--save-every: 1.5m is neither"),
         (["--save-every", "10s"], "--save-every: 10s is neither"),
         (["--keep", "0"], "--keep: 0 is not a whole number from 1 up"),
@@ -238,7 +198,6 @@ def test_other_names_and_bounds(arguments, expected):
         (["--bias-wd", "-1"], "--bias-wd: -1 is not a number from 0 up"),
         (["--ema", "1"], "--ema: 1 is not a number from 0 up to, but not including, 1"),
         (["--trainable-backbone-layers", "6"], "--trainable-backbone-layers: invalid choice: 6"),
-        (["--cache", "gpu"], "--cache: invalid choice: 'gpu'"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["photo.jpg"], "unrecognized arguments: photo.jpg"),
     ],
@@ -254,78 +213,42 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--num_classes", "1"], "--num_classes 1: it counts the background, so 2 is the least"),
-        (["--lr-steps", "110", "80"], "--lr-steps [110, 80]: they have to rise"),
-        (["--lr-steps", "80", "80"], "--lr-steps [80, 80]: they have to rise"),
+        (["--num_classes", "1"], "--num_classes 1: it counts the background"),
+        (["--lr-steps", "110", "80"], r"--lr-steps \[110, 80\]: they have to rise"),
+        (["--lr-steps", "80", "80"], r"--lr-steps \[80, 80\]: they have to rise"),
         (["--test-only"], "--test-only needs weights: give --load W, --pretrained or --resume RUN"),
-        (
-            ["--load", "nothing.safetensors"],
-            "--load nothing.safetensors: there is no such file or folder, and of published weights there are "
-            + ", ".join(PUBLISHED),
-        ),
-        (
-            ["--weights-backbone", "nothing"],
-            "--weights-backbone nothing: there is no such file or folder, and of published weights there are "
-            + ", ".join(PUBLISHED),
-        ),
+        (["--load", "x.pth"], f"--load x.pth: there is no such file or folder, .*{', '.join(PUBLISHED)}"),
+        (["--weights-backbone", "no"], f"--weights-backbone no: there is no such file .*{', '.join(PUBLISHED)}"),
         (["--resume", "runs/nothing"], "--resume runs/nothing: there is no such file or folder"),
         (["--test-only", "--resume", "nothing"], "--resume nothing: there is no such file or folder"),
-        (
-            ["--pretrained", "--load", "vgg16_reducedfc"],
-            "--load and --pretrained exclude each other: each brings its own weights",
-        ),
+        (["--pretrained", "--load", "vgg16_reducedfc"], "--load and --pretrained exclude each other"),
         (
             ["--pretrained", "--weights-backbone", "vgg16_reducedfc"],
-            "--pretrained and --weights-backbone exclude each other: a detector's weights have a backbone",
+            "--pretrained and --weights-backbone exclude each other",
         ),
         (
             ["--pretrained", "--model", "ssd512_vgg16_highres"],
             "--pretrained: there are no published weights of ssd512_vgg16_highres",
         ),
-        (
-            ["--iterations", "90", "--epochs", "9"],
-            "--epochs and --iterations exclude each other: a training has one length",
-        ),
-        (
-            ["--iterations", "300", "--warmup-steps", "300"],
-            "--warmup-steps 300: the training has 300 steps in all, and would end in its warm-up; "
-            "lower it, or raise --iterations",
-        ),
-        (
-            ["--preset", "narrow", "--warmup-steps", "2000"],
-            "--warmup-steps 2000: the training has 1500 steps in all, and would end in its warm-up; "
-            "lower it, or raise --iterations",
-        ),
-        (["--load", ""], "--load: it is empty; is a variable unset?"),
-        (
-            ["--weights-backbone", "", "--width", "1"],
-            "--weights-backbone: it is empty; is a variable unset?",
-        ),
+        (["--iterations", "90", "--epochs", "9"], "--epochs and --iterations exclude each other"),
+        (["--iterations", "300", "--warmup-steps", "300"], "--warmup-steps 300: the training has 300 steps in all"),
+        (["--preset", "narrow", "--warmup-steps", "2000"], "--warmup-steps 2000: .* 1500 steps .* raise --iterations"),
+        (["--load", ""], "--load: it is empty"),
+        (["--load", "none"], "--load none: there is no such file"),
+        (["--weights-backbone", "", "--width", "1"], "--weights-backbone: it is empty"),
         (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}"),
-        (["--replay", "nothing"], "--replay nothing: there is no such file or folder"),
         (["-b", "4", "--accumulate", "5"], "--accumulate 5: there are only 4 images in a step"),
-        (["--amp", "--eager"], "--amp and --eager exclude each other: half precision is for the compiled step"),
+        (["--output-dir", "run"], r"--output-dir run already holds a run: .*--resume run\), or name another"),
         (["--train-annotations", "train.json"], "--train-annotations needs --train-images with it"),
         (["--val-images", "val"], "--val-images needs --val-annotations with it"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(arguments, problem):
+def test_options_that_make_no_sense_are_refused(tmp_path, arguments, problem):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "options.json").touch()
     with pytest.raises(UserError) as caught:
         with_data(*arguments)
-    assert str(caught.value) == problem
-
-
-def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"^folder: no run \(options\.json is missing or damaged\)$"):
-        parse("--resume", "folder")
-
-
-def test_all_problems_come_in_one_message():
-    with pytest.raises(UserError) as caught:
-        with_data("--num_classes", 0, "--lr-steps", 9, 3, "--load", "a", "--seed", 2**64)
-    for named in ("--num_classes 0", "--lr-steps [9, 3]", "--load a", "--seed"):
-        assert named in str(caught.value)
+    assert re.match(problem, str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -333,13 +256,7 @@ def test_all_problems_come_in_one_message():
     [("500", 499, 1e9, False), ("500", 500, 0, True), ("10m", 10**9, 599.9, False), ("10m", 0, 600, True)],
 )
 def test_checkpoints_are_due_after_so_many_steps_or_minutes(text, steps, seconds, due):
-    assert with_data("--save-every", text).save_interval().is_due(steps, seconds) == due
-
-
-def test_weights_to_start_from_keep_their_first_stage(tmp_path):
-    (tmp_path / "weights").touch()
-    assert with_data("--load", "weights").trainable_backbone_layers == 4
-    assert with_data("--load", "weights", "--trainable-backbone-layers", 5).trainable_backbone_layers == 5
+    assert with_data("--save-every", text).save_is_due(steps, seconds) == due
 
 
 @pytest.mark.parametrize(
@@ -354,7 +271,10 @@ def test_weights_to_start_from_keep_their_first_stage(tmp_path):
         (["--pretrained"], ("none", "ssd300_vgg16_coco", 4)),
         (["--pretrained", "--model", "ssd512_vgg16"], ("none", "ssd512_coco_lufficc", 4)),
         (["--load", "ssd300_voc_lufficc"], ("none", "ssd300_voc_lufficc", 4)),
+        (["--load", "ssd300_voc_lufficc", "--trainable-backbone-layers", 5], ("none", "ssd300_voc_lufficc", 5)),
         (["--preset", "voc512"], ("vgg16_reducedfc", None, 5)),
+        (["--preset", "voc300", "--width", 0.5], ("none", None, 5)),  # the preset's could not fit
+        (["--preset", "voc300", "--width", 0.5, "--weights-backbone", "vgg16_imagenet"], ("vgg16_imagenet", None, 5)),
     ],
 )
 def test_where_weights_come_from(arguments, expected):
@@ -427,24 +347,8 @@ def test_a_run_that_goes_on_counts_as_it_did(tmp_path, counted, other):
         parse("--resume", "run", f"--{other}", 9)
 
 
-@pytest.mark.parametrize("kind", ["ram", "disk"])
-def test_the_cache_that_was_is_accepted_and_told_to_be_gone(tmp_path, capsys, kind):
-    options = with_data("--cache", kind)
-    assert not hasattr(options, "cache")
-    assert options.notices == ("--cache is gone: reading is fast enough without it.",)
-    assert with_data("--cache", "none").notices == ()
-    saved_run(tmp_path / "run", cache=kind)
-    resumed = parse("--resume", "run")
-    assert not hasattr(resumed, "cache") and resumed.notices == ()
-    with pytest.raises(SystemExit):
-        parse("--help-all")
-    assert "--cache" not in capsys.readouterr().out
-
-
-def test_a_preset_does_not_bring_weights_that_cannot_fit():
-    assert with_data("--preset", "voc300", "--width", 0.5).weights_backbone == "none"
-    given = ("--preset", "voc300", "--width", 0.5, "--weights-backbone", "vgg16_imagenet")
-    assert with_data(*given).weights_backbone == "vgg16_imagenet"
+def test_the_cache_that_was_is_accepted():
+    assert with_data("--cache", "ram") == with_data()
 
 
 def saved_run(folder, **changes):
@@ -461,14 +365,12 @@ def saved_run(folder, **changes):
 
 @pytest.mark.parametrize("named", ["run", "run/last.safetensors"])
 def test_a_resumed_run_keeps_its_options(tmp_path, named):
-    once = {"load": "weights", "workers": 31, "check": True, "replay": "file"}
-    saved_run(tmp_path / "run", output_dir="run", device="cuda", eager=True, **once)
+    once = {"workers": 31, "check": True, "pretrained": True, "replay": "of an earlier version"}
+    saved_run(tmp_path / "run", output_dir="run", device="cuda", eager=True, load="weights", **once)
     options = parse("--resume", named)
-    expected = RECIPE | NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named}
-    expected |= {"device": "cuda", "eager": True, "model": "ssd300_vgg16", "default_boxes": "coco"}
-    assert chosen(options, expected) == expected
-    assert options.data_path == "somewhere"
-    assert options.workers is None
+    changed = NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named, "load": "weights"}
+    changed |= {"device": "cuda", "eager": True, "model": "ssd300_vgg16", "default_boxes": "coco"}
+    assert_set(options, **changed, data_path="somewhere")
     assert options.notices == ()
 
 
@@ -499,38 +401,34 @@ def test_options_go_before_those_of_the_resumed_run(tmp_path):
     ]
 
 
-FIXED = [
-    ("--preset", "coco", "narrow"),
-    ("--model", "ssd512_vgg16", "ssd300_vgg16"),
-    ("--default-boxes", "voc", "coco"),
-    ("--width", "0.5", "0.125"),
-    ("--num_classes", "9", "None"),
-    ("--optimizer", "sgd", "adamw"),
-    ("--batch-size", "8", "4"),
-    ("--seed", "8", "7"),
-    ("--trainable-backbone-layers", "3", "5"),
-]
+CHANGED = {
+    "preset": ("--preset", "coco", "narrow"),
+    "model": ("--model", "ssd512_vgg16", "ssd300_vgg16"),
+    "default_boxes": ("--default-boxes", "voc", "coco"),
+    "width": ("--width", "0.5", "0.125"),
+    "num_classes": ("--num_classes", "9", "None"),
+    "optimizer": ("--optimizer", "sgd", "adamw"),
+    "batch_size": ("--batch-size", "8", "4"),
+    "seed": ("--seed", "8", "7"),
+    "trainable_backbone_layers": ("--trainable-backbone-layers", "3", "5"),
+}
 
 
-def test_every_fixed_option_is_in_the_test_below():
-    named = {option.removeprefix("--").replace("-", "_") for option, *_ in FIXED}
-    assert named == set(train_options.FIXED)
-
-
-@pytest.mark.parametrize(("option", "given", "kept"), FIXED)
-def test_what_makes_a_run_what_it_is_cannot_change(tmp_path, option, given, kept):
+@pytest.mark.parametrize("name", train_options.FIXED)
+def test_what_makes_a_run_what_it_is_cannot_change(tmp_path, name):
     saved_run(tmp_path / "run")
+    option, given, kept = CHANGED[name]
     with pytest.raises(UserError) as caught:
         parse("--resume", "run", option, given)
     expected = rf"{option} {given}: the run was started with {kept} \(with --load instead of --resume, .*\)"
     assert re.fullmatch(expected, str(caught.value))
 
 
-def test_all_that_cannot_change_is_told_at_once(tmp_path):
+def test_all_problems_come_in_one_message(tmp_path):
     saved_run(tmp_path / "run")
     with pytest.raises(UserError) as caught:
-        parse("--resume", "run", "--seed", 8, "--width", 0.5, "--num_classes", 1)
-    for named in ("--seed 8: the run was started with 7", "--width 0.5: ", "--num_classes 1: "):
+        parse("--resume", "run", "--seed", 8, "--width", 0.5, "--num_classes", 1, "--lr-steps", 9, 3, "--load", "a")
+    for named in ("--seed 8: the run was started with 7", "--width 0.5: ", "--num_classes 1: ", "[9, 3]", "--load a"):
         assert named in str(caught.value)
 
 
@@ -547,34 +445,29 @@ def test_what_a_resumed_run_cannot_change(tmp_path, arguments, problem):
         parse("--resume", "run", *arguments)
 
 
-def test_without_data_generated_shapes_are_learned(capsys):
-    options = parse()
-    assert chosen(options, RECIPE) == RECIPE | NARROW | {"preset": "narrow", "dataset": "shapes"}
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        ([], NARROW | {"preset": "narrow"}),
+        (["--weights-backbone", "none"], NARROW | {"preset": "narrow"}),
+        (["--width", 0.5, "--seed", 3], NARROW | {"preset": "narrow", "width": 0.5, "seed": 3}),
+        (["--preset", "coco"], {"weights_backbone": "none", "trainable_backbone_layers": 5}),
+    ],
+)
+def test_without_data_generated_shapes_are_learned(capsys, arguments, changed):
+    options = parse(*arguments)
+    assert_set(options, **changed, dataset="shapes")
     (notice,) = options.notices
     assert notice.startswith("No --data-path given and no data/coco here")
+    assert f"with --preset {options.preset}" in notice
     assert capsys.readouterr().out == "", "it is for one process of several to print"
 
 
-def test_without_data_what_is_given_still_goes_first():
-    options = parse("--epochs", 1, "--width", 0.5)
-    assert (options.dataset, options.preset, options.epochs, options.width) == ("shapes", "narrow", 1, 0.5)
-    options = parse("--preset", "coco")
-    from_nothing = {"weights_backbone": "none", "trainable_backbone_layers": 5}
-    assert chosen(options, RECIPE) == RECIPE | from_nothing | {"dataset": "shapes"}
-    assert "with --preset coco" in options.notices[-1]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--data-path", "somewhere"],
-        ["--dataset", "shapes"],
-        ["--train-annotations", "a.json", "--train-images", "a", "--val-annotations", "b.json", "--val-images", "b"],
-    ],
-)
-def test_with_data_nothing_is_chosen_for_the_user(arguments):
-    options = parse(*arguments)
-    assert (options.preset, options.notices) == ("coco", ())
+def test_with_data_nothing_is_chosen_for_the_user():
+    files = ("--train-annotations", "a.json", "--train-images", "a", "--val-annotations", "b.json", "--val-images", "b")
+    for arguments in (["--data-path", "somewhere"], ["--dataset", "shapes"], files):
+        options = parse(*arguments)
+        assert (options.preset, options.notices) == ("coco", ())
 
 
 def test_data_in_its_usual_place_is_used(tmp_path):
@@ -629,20 +522,6 @@ def test_the_help_of_a_training_fits_a_screen_and_says_where_the_rest_is(capsys)
     assert named <= set(parser._option_string_actions), "an example names an option that does not exist"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (["--weight-decay", "-1"], "--wd"),
-        (["--num-classes", "x"], "--num_classes"),
-        (["--batch-size", "0"], "-b/--batch-size"),
-    ],
-)
-def test_messages_call_an_option_by_its_first_name(arguments, name, capsys):
-    with pytest.raises(SystemExit):
-        train.main(arguments)
-    assert f"argument {name}: " in capsys.readouterr().err
-
-
 def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys):
     text = help_of(train, "--help-all", capsys)
     assert "%(" not in text and "None" not in text
@@ -657,11 +536,7 @@ def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys
 @pytest.mark.parametrize(
     ("module", "arguments", "problem"),
     [
-        (
-            "infer",
-            ["--score-threshold", "1"],
-            "--score-threshold: 1 is not a number from 0 up to, but not including, 1",
-        ),
+        ("infer", ["--score-threshold", "1"], "--score-threshold: 1 is not a number from 0 up to, but not"),
         ("infer", ["--max-detections", "0"], "--max-detections: 0 is not a whole number from 1 up"),
         ("evaluate", ["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
         ("evaluate", ["--dataset", "lvis"], "--dataset: invalid choice"),
@@ -696,9 +571,7 @@ def test_wrong_options_are_answered_without_oneflow_and_data():
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("train", ["--lr-steps", "3", "2"], "train.sh: --lr-steps [3, 2]: they have to rise\n"),
         ("train", ["--frobnicate"], "train.sh: error: unrecognized arguments: --frobnicate\n"),
-        ("infer", ["nothing.jpg"], "infer.sh: 'nothing.jpg': no such file or folder\n"),
         ("evaluate", [], f"eval.sh: no run with weights in {os.sep}.*: train first .*\n"),
     ],
 )
@@ -802,6 +675,11 @@ def test_resume_without_a_run_means_the_newest(tmp_path, monkeypatch):
         os.utime(folder / "metrics.jsonl", (1e9 - age, 1e9 - age))
     options = train_options.parse(["--resume", "--epochs", "9"])
     assert (options.resume, options.batch_size, options.epochs) == ("runs/newest", 7, 9)
+
+
+def test_half_precision_is_for_the_compiled_step(tmp_path):
+    with pytest.raises(UserError, match="--amp: half precision is for the compiled step on a GPU"):
+        train.main(["--data-path", str(tmp_path / "nowhere"), "--device", "cpu", "--amp"])
 
 
 @pytest.mark.parametrize(

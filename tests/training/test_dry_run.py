@@ -10,6 +10,7 @@ from small_data import shapes, shapes_folder
 from ssd300_vgg16.cli.train_options import parse
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.data.matching import training_targets
+from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
 from ssd300_vgg16.training import run
@@ -33,7 +34,7 @@ def test_objects_are_drawn_where_the_network_learns_them():
 
 def test_what_was_not_checked_is_counted(tmp_path):
     data = shapes(shapes_folder(tmp_path, 3, 1), "train")
-    trainer = SimpleNamespace(samples=data.samples * 167, config=SimpleNamespace(batch=SimpleNamespace(batch_size=8)))
+    trainer = SimpleNamespace(samples=data.samples * 167, batch=SimpleNamespace(batch_size=8))
     many = replace(data, samples=data.samples * 167)
     line = _not_checked(trainer, many, 40)  # of 501 images every third is looked at
     assert line.startswith(
@@ -45,6 +46,6 @@ def test_what_was_not_checked_is_counted(tmp_path):
 @pytest.mark.parametrize(("images", "said"), [(7, ""), (9, " (2 without are left out: the loss is zero there)")])
 def test_images_without_objects_are_counted(images, said):
     progress = SimpleNamespace(step=0, data={"images": images})
-    trainer = SimpleNamespace(samples=[None] * 7, world=SimpleNamespace(world_size=1), progress=progress)
-    summary = run._summary(trainer, parse(["--epochs", "3", "--dataset", "coco"]))
-    assert summary.startswith(f"7 images with objects{said}, 3 epochs, ")
+    options = parse(["--epochs", "3", "--dataset", "coco"])
+    trainer = SimpleNamespace(samples=[None] * 7, world=ALONE, progress=progress, options=options)
+    assert run._summary(trainer).startswith(f"7 images with objects{said}, 3 epochs, ")

@@ -15,21 +15,13 @@ from ssd300_vgg16.training.run_folder import (
     OPTIONS,
     clear_leftovers,
     describe_run,
-    new_run_folder,
+    folder_of,
     newest_run,
     read_metrics,
     read_options,
     run_of,
 )
 from ssd300_vgg16.weights.locate import BEST, LAST, find_weights
-
-TRAINING = {"kind": "training", "localization": 2.0, "classification": 3.5, "lr": 1e-3}
-EVALUATION = {"kind": "evaluation", "AP": 0.1, "AP50": 0.3}
-
-
-def append_metrics(folder, **row):
-    with (folder / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 @pytest.fixture
@@ -38,28 +30,17 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_chosen_folder_is_made_unless_it_is_there(tmp_path, existing):
+def test_a_chosen_folder_is_made_unless_it_is_there(tmp_path):
     folder = tmp_path / "deep" / "run"
-    if existing:
-        folder.mkdir(parents=True)
+    for _ in range(2):
+        assert folder_of(None, str(folder)) == folder
+        assert read_metrics(folder) == []
         (folder / "notes.txt").touch()
-    assert new_run_folder(folder) == folder
-    assert read_metrics(folder) == []
-
-
-def test_a_folder_that_holds_a_run_is_not_taken_for_another(tmp_path):
-    folder = new_run_folder(tmp_path / "run")
-    describe_run(folder, {"epochs": 3}, {})
-    with pytest.raises(UserError, match="already holds a run") as caught:
-        new_run_folder(folder)
-    assert f"--output-dir {folder}" in str(caught.value) and f"--resume {folder}" in str(caught.value)
-    assert read_options(folder) == {"epochs": 3}
 
 
 def test_runs_without_a_name_are_called_by_their_time(here, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "20300102-030405")
-    folders = [new_run_folder(None) for _ in range(3)]
+    folders = [folder_of(None, None) for _ in range(3)]
     assert [folder.name for folder in folders] == ["20300102-030405", "20300102-030405-2", "20300102-030405-3"]
     assert {folder.absolute().parent for folder in folders} == {here / "runs"}
 
@@ -67,22 +48,15 @@ def test_runs_without_a_name_are_called_by_their_time(here, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--output-dir .*file/run: cannot be written \(Not a directory\)"):
-        new_run_folder(tmp_path / "file" / "run")
+        folder_of(None, str(tmp_path / "file" / "run"))
     with pytest.raises(UserError, match=r"--output-dir .*file: cannot be written"):
-        new_run_folder(tmp_path / "file")
+        folder_of(None, str(tmp_path / "file"))
 
 
 def test_a_run_is_meant_by_its_folder_or_by_a_checkpoint_in_it(tmp_path):
     (tmp_path / LAST).touch()
     assert run_of(tmp_path) == tmp_path
     assert run_of(tmp_path / LAST) == tmp_path
-
-
-def test_half_written_files_are_cleared(tmp_path):
-    for name in (LAST, "run.html"):
-        temporary(tmp_path / name).touch()
-    clear_leftovers(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("files", "chosen"), [([LAST], LAST), ([BEST], BEST), ([LAST, BEST], BEST)])
@@ -116,19 +90,14 @@ def test_without_any_run_the_way_to_one_is_told(here):
         newest_run()
 
 
-def test_a_run_is_described(tmp_path):
-    describe_run(tmp_path, {"data_path": "Bücher/日本"}, {"cpu": "fast"})
-    assert read_options(tmp_path) == {"data_path": "Bücher/日本"}
-    environment = json.loads((tmp_path / ENVIRONMENT).read_text())
-    assert environment["cpu"] == "fast"
-    commit = environment["git_commit"]
-    assert commit is None or len(commit) == 40
-
-
-def test_a_run_is_described_where_git_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    describe_run(tmp_path, {}, {})
-    assert json.loads((tmp_path / ENVIRONMENT).read_text()) == {"git_commit": None}
+def test_a_run_is_described(tmp_path, monkeypatch):
+    for git in (True, False):
+        describe_run(tmp_path, {"data_path": "Bücher/日本"}, {"cpu": "fast"})
+        assert read_options(tmp_path) == {"data_path": "Bücher/日本"}
+        described = json.loads((tmp_path / ENVIRONMENT).read_text())
+        assert described.keys() == {"cpu", "git_commit"} and described["cpu"] == "fast"
+        assert described["git_commit"] is None or (git and len(described["git_commit"]) == 40)
+        monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
 
 
 @pytest.mark.parametrize("content", [None, "", '{"epochs": '])
@@ -149,16 +118,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_metrics_come_back_in_their_order(tmp_path):
-    rows = [{**TRAINING, "step": 1}, {**EVALUATION, "step": 2}]
-    for row in rows:
-        append_metrics(tmp_path, **row)
-    assert read_metrics(tmp_path) == rows
-    with (tmp_path / METRICS).open("a") as file:
-        file.write('{"kind": "train')
-    assert read_metrics(tmp_path) == rows, "a line cut off by a crash is left out"
-
-
 @pytest.mark.usefixtures("here")
 def test_a_published_name_that_is_nearly_right_is_guessed():
     with pytest.raises(UserError, match=r"^ssd300_vgg16-coco: .* did you mean the published ssd300_vgg16_coco\?$"):
@@ -166,9 +125,14 @@ def test_a_published_name_that_is_nearly_right_is_guessed():
     assert find_weights(Path("weights.pth")) == Path("weights.pth")
 
 
-def test_a_users_own_temporary_files_are_left(tmp_path):
+def test_half_written_files_are_cleared_and_a_users_own_are_left(tmp_path):
     theirs = {LAST, METRICS, ".hidden", "notes.tmp", ".notes.json.tmp", f".{LAST}.5.tmp", f".{LAST}.ssd300-tmp"}
-    for name in theirs:
-        (tmp_path / name).touch()
+    for path in (*(tmp_path / name for name in theirs), temporary(tmp_path / LAST), temporary(tmp_path / "run.html")):
+        path.touch()
     clear_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == theirs
+
+
+def test_a_line_of_metrics_cut_off_by_a_crash_is_left_out(tmp_path):
+    (tmp_path / METRICS).write_text('{"kind": "training", "step": 1}\n{"kind": "evaluation", "step": 2}\n{"kind": "tra')
+    assert [(row["kind"], row["step"]) for row in read_metrics(tmp_path)] == [("training", 1), ("evaluation", 2)]

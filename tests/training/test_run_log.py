@@ -1,15 +1,29 @@
-"""A run's figures: lines that a run which goes on takes back, and TensorBoard's events."""
+"""A run's figures: means and pace of steps, lines that a run which goes on takes back, TensorBoard's events."""
 
 import json
 import struct
 
+import numpy as np
 import pytest
 from full_disk import full_disk
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.training import run_log
 from ssd300_vgg16.training.run_folder import METRICS, read_metrics
-from ssd300_vgg16.training.run_log import RunLog
+from ssd300_vgg16.training.run_log import RunLog, StepMetrics, memory
+from ssd300_vgg16.training.step import NotFinite
+
+NAMES = ("localization", "classification", "gradient_norm")
+VALUES = np.random.default_rng(0).random((5, 3), dtype=np.float32)
+
+
+def filled(values, kept=(), first=0):
+    metrics = StepMetrics(NAMES, list(kept))
+    for step, row in enumerate(values, start=first):
+        metrics.add(step, flow.tensor(row))
+    return metrics
 
 
 def events(folder):
@@ -92,3 +106,58 @@ def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path):
         log.close()
     rows = read_metrics(tmp_path)
     assert [row["step"] for row in rows] == list(range(len(rows))) and len(rows) > 5
+
+
+def test_means_are_of_the_steps_since_the_last_time():
+    metrics = filled(VALUES)
+    means = metrics.take_means()
+    assert tuple(means) == NAMES
+    np.testing.assert_allclose(list(means.values()), VALUES.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    metrics.add(5, flow.tensor(VALUES[0]))
+    assert list(metrics.take_means().values()) == VALUES[0].tolist()
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_checkpoint_in_the_middle_changes_no_mean(at):
+    before = filled(VALUES[:at])
+    before.fetch()
+    after = filled(VALUES[at:], kept=before.values, first=at)
+    assert after.take_means() == filled(VALUES).take_means()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", range(3))
+def test_the_first_step_that_is_not_finite_is_named(bad, column):
+    values = VALUES.copy()
+    values[2, column] = values[4, column] = bad
+    metrics = filled(values, first=10)
+    for _ in range(2):  # it is not forgotten
+        with pytest.raises(NotFinite) as caught:
+            metrics.fetch()
+        assert caught.value.step == 12
+        np.testing.assert_array_equal(caught.value.metrics, values[2])
+        assert metrics.values == VALUES[:2].tolist()
+
+
+def test_steps_that_are_not_finished_are_not_waited_for():
+    metrics = filled(VALUES)
+    metrics.fetch(unfinished=2)
+    assert metrics.values == VALUES[:3].tolist()
+    metrics.fetch()
+    assert metrics.values == VALUES.tolist()
+
+
+def test_the_pace_is_that_of_the_steps_since_the_last_time(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(run_log.time, "perf_counter", lambda: now)
+    metrics = StepMetrics(NAMES, [])
+    for steps, seconds, waited, expected in ((3, 6, 0.5, 0.25), (1, 2, 1.0, 0.5)):
+        for step in range(steps):
+            metrics.add(step, flow.tensor(VALUES[0]), waited)
+        now += seconds
+        assert metrics.take_pace(batch_size=8) == {"images_per_second": 4.0, "data_wait": expected}
+
+
+def test_memory_is_in_megabytes():
+    (used,) = memory("cpu").values()
+    assert 50 < used < 1e6

@@ -64,12 +64,6 @@ def test_a_warm_up_that_is_cut_short_is_told():
     assert LONG_WARMUP.notices(25) == [shorter.format(10, 30, 25)]
 
 
-def test_learning_rate_is_a_function_of_the_step_alone():
-    steps = np.random.default_rng(0).permutation(1200).tolist()
-    shuffled = {step: RECIPE.learning_rate(step) for step in steps}
-    assert [shuffled[step] for step in range(1200)] == [RECIPE.learning_rate(step) for step in range(1200)]
-
-
 class OneWeight:
     """A weight whose gradient is always 1: what it loses in a step is the learning rate."""
 

@@ -135,11 +135,6 @@ def train_ssd(ssd_batch, ssd_weights):
     return train
 
 
-@pytest.fixture(scope="module")
-def eager_sgd(train_ssd):
-    return train_ssd(EagerStep, "sgd")
-
-
 # Which of two nearly equal cells a pooling takes can differ, and with it the gradients below. AdamW divides every
 # gradient by its own size, so where one is next to nothing its rounding becomes a whole step.
 @pytest.mark.parametrize(
@@ -160,17 +155,6 @@ def test_a_graph_and_single_operations_train_alike(train_ssd, ssd_weights, kind,
     metrics, after = zip(*trained, strict=True)
     assert_read_alike(metrics[1], metrics[0])
     assert_trained_alike(after[1], after[0], ssd_weights, tolerance)
-
-
-# With amp, because that changes nothing on the CPU.
-@pytest.mark.parametrize(
-    ("step_class", "options"), [(EagerStep, {"passes": 3}), (GraphStep, {"passes": 2, "amp": True})]
-)
-def test_several_passes_train_as_one(train_ssd, eager_sgd, ssd_weights, step_class, options):
-    expected, expected_after = eager_sgd
-    metrics, after = train_ssd(step_class, "sgd", **options)
-    assert_read_alike(metrics, expected)
-    assert_trained_alike(after, expected_after, ssd_weights, tolerance=5e-2)
 
 
 @pytest.mark.parametrize(
