@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise, starmap
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,9 @@ class CocoResults:
     def _by_image(self) -> Iterator[list[dict]]:
         """Image by image: all at once the dicts would take many times the memory of the arrays."""
         ends = np.searchsorted(self.images, np.arange(len(self.samples) + 1)).tolist()
-        for sample, part in zip(self.samples, starmap(slice, pairwise(ends)), strict=True):
+        for sample, (start, end) in zip(self.samples, pairwise(ends), strict=True):
             about = {"file_name": sample.path.name} if self.named else {}
-            columns = (column[part].tolist() for column in (self.classes, self.boxes_xywh, self.scores))
+            columns = (column[start:end].tolist() for column in (self.classes, self.boxes_xywh, self.scores))
             yield [
                 {"image_id": sample.id, "category_id": self.categories[number].id, "bbox": box, "score": score, **about}
                 for number, box, score in zip(*columns, strict=True)
