@@ -16,10 +16,10 @@ from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection import report as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, InputObjects, Marked
-from ssd300_vgg16.inspection.page import _classes
+from ssd300_vgg16.inspection.page import _classes, _fit_table
 from ssd300_vgg16.inspection.pictures import MARGIN, SIDE, choose_samples, draw_marked, draw_sample
 from ssd300_vgg16.inspection.report import advice
-from ssd300_vgg16.inspection.split import check_images, read_checked
+from ssd300_vgg16.inspection.split import Fit, check_images, read_checked
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
 
 CATEGORIES = (Category(1, 10, "cat"), Category(2, 20, "dog"), Category(3, 30, "owl"))
@@ -116,7 +116,7 @@ def random_objects(count, images, largest=120.0, spread=250.0):
 def test_best_iou_is_that_of_every_pair():
     objects, boxes = random_objects(37, 5), default_boxes(SSD300_COCO)
     expected = [max(_iou(one, other) for other in boxes[::7].tolist()) for one in objects.boxes.tolist()]
-    np.testing.assert_allclose(figures.best_iou(objects, boxes[::7]), expected, atol=1e-5)
+    np.testing.assert_allclose(figures.best_iou(objects.boxes, boxes[::7]), expected, atol=1e-5)
 
 
 def _iou(a, b):
@@ -145,13 +145,18 @@ def test_objects_of_different_images_do_not_compete():
 
 
 def test_table_by_size():
-    sides, ious = np.array([7.9, 8, 15, 256, 400]), np.array([0.1, 0.5, 0.49, 0.7, 0.9])
-    rows = figures.by_size(sides, ious, np.array([True, False, True, False, False]))
-    assert [row.objects for row in rows] == [1, 2, 0, 0, 0, 0, 2]
-    assert [row.fitting for row in rows] == [0, 1, 0, 0, 0, 0, 2]
-    assert [row.lost for row in rows] == [1, 1, 0, 0, 0, 0, 0]
-    np.testing.assert_allclose([row.mean_iou for row in rows], [0.1, 0.495, 0, 0, 0, 0, 0.8])
-    line = inspection_text.describe_fit(ious, np.array([True, False, True, False, False]), COCO)
+    sides, ious = [7.9, 8, 15, 256, 400], np.array([0.1, 0.5, 0.49, 0.7, 0.9])
+    lost = np.array([True, False, True, False, False])
+    table = _fit_table(Fit(of_size(*((side, side) for side in sides)), {COCO: ious}, lost, []), COCO)
+    assert [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")][1:] == [
+        ["< 8", "1", "0.10", "0%", "1"],
+        ["8 - 16", "2", "0.49", "50%", "1"],
+        [">= 256", "2", "0.80", "100%", "0"],
+        ["all", "5", "0.54", "60.0%", "2"],
+    ]
+    widths = [[bar.get("width") for bar in row.iter("rect")] for row in table.iter("tr")][1:-1]
+    assert widths == [["0.00%", "50.00%"], ["50.00%", "50.00%"], ["100.00%", "0.00%"]]
+    line = inspection_text.describe_fit(ious, lost, COCO)
     assert line.endswith("small with coco: 60.0% of the objects have one with IoU >= 0.5, 40.0% are learnt by none")
 
 
