@@ -106,7 +106,7 @@ def _classes(splits: Sequence[Inspected], remarks: Sequence[str]) -> Element:
     most = max(row.objects / total for each, total in zip(splits, totals, strict=True) for row in each.classes) or 1
     rows = []
     for counts in classes.values():
-        row = [_class_name(next(one for one in counts if one))]
+        row = [_class_name(next(filter(None, counts)))]
         for one, total in zip(counts, totals, strict=True):
             objects, images = (one.objects, one.images) if one else (0, 0)
             share = objects / total
@@ -156,7 +156,7 @@ def _fit_panels(inspected: Inspected, fit: Fit, chosen: Candidate) -> list[Eleme
         ),
     ]
     if len(fit.ious) > 1:
-        networks = []
+        networks: list[list[Element | str]] = []
         for candidate, ious in fit.ious.items():
             mark = [node("small", "as above")] if candidate is chosen else []
             name = node("th", f"{candidate.model}, {candidate.box_sizes}", *mark, scope="row")
@@ -175,7 +175,7 @@ def _fit_table(fit: Fit, chosen: Candidate) -> Element:
         name = f"< {high}" if low == 0 else f">= {low}" if high == np.inf else f"{low} - {high}"
         groups[name] = (sides >= low) & (sides < high)
     most = max(group.sum() for group in groups.values())
-    rows = []
+    rows: list[list[Element | str]] = []
     for name, group in groups.items():
         if objects := group.sum():
             fitting = (ious[group] >= MATCH_IOU).sum()

@@ -38,15 +38,9 @@ FAULTS_SHOWN = 20
 PICTURES = 6  # of a kind of problem
 
 
-class Finding(NamedTuple):
-    """What is wrong with a sample's image file.
-
-    fault: a line that names the file and says what is wrong, or None. ignored_rotation: the file and its EXIF
-    orientation, if it has one that is not applied since the boxes refer to the pixels as stored; or None.
-    """
-
-    fault: str | None
-    ignored_rotation: str | None
+# What is wrong with an image file, in a line that names it, or None; and the file with its EXIF orientation, if it has
+# one that is not applied since the boxes refer to the pixels as stored, or None.
+Finding = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     if settings.read_all:
         chosen = list(range(len(dataset.samples)))
         findings = list(tqdm(check_images(dataset.samples), total=len(chosen), unit="image", disable=None))
-    faults = {index: finding.fault for index, finding in zip(chosen, findings, strict=True) if finding.fault}
+    faults = {index: fault for index, (fault, _) in zip(chosen, findings, strict=True) if fault}
     shown = [_faulty_picture(dataset.samples[index], faults[index], names) for index in list(faults)[:PICTURES]]
     problems = [Problem("image file that is broken, or of another size than annotated", len(faults), shown)]
     marked = marked_faults(dataset)
@@ -147,7 +141,7 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
         fit=fit,
         read=len(findings),
         faults=list(faults.values()),
-        rotated=[finding.ignored_rotation for finding in findings if finding.ignored_rotation],
+        rotated=[rotation for _, rotation in findings if rotation],
         problems=[problem for problem in problems if problem.images],
         samples=samples,
     )
@@ -197,13 +191,13 @@ def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
         stored = image_size(sample.path, sample.upright)
         orientation = AS_STORED if sample.upright or decoded.size != stored else exif_orientation(sample.path)
     except ImageError as error:
-        return None, Finding(str(error), None)
+        return None, (str(error), None)
     rotation = None if orientation == AS_STORED else f"{sample.path} (orientation {orientation})"
     damage = next((str(note) for note in decoded.notes if note.harmful), None)
     image = decoded.pixels
     if annotated != decoded.size:
         image = cv2.resize(image, annotated[::-1], interpolation=cv2.INTER_AREA)
-    return image, Finding(damage or _wrong_size(sample, *decoded.size), rotation)
+    return image, (damage or _wrong_size(sample, *decoded.size), rotation)
 
 
 def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:

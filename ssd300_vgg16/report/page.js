@@ -222,6 +222,11 @@ function confusions() {
   return pairs;
 }
 
+function pairInWords(label, seen) {
+  if (seen < 0) return `${classes[label]} missed`;
+  return label < 0 ? `${classes[seen]} where no label is` : `${classes[label]} seen as ${classes[seen]}`;
+}
+
 function chooseImages() {
   const wanted = state.query.trim().toLowerCase();
   const of = tallies.ofImage, errors = (image) => of[image].misses + of[image].alarms;
@@ -419,10 +424,7 @@ function renderGallery() {
   const left = data.detections.left_out ? `; the page has the ${detections.count.toLocaleString("en")} best detections, not ${count(data.detections.left_out, "other")}` : "";
   const below = !truth && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
   const parts = [told + left + below];
-  if (state.pair) {
-    const what = seen < 0 ? `${classes[label]} missed` : label < 0 ? `${classes[seen]} where no label is` : `${classes[label]} seen as ${classes[seen]}`;
-    parts.push(" ", element("button", { type: "button", class: "chip", onclick: () => change({ pair: "" }) }, `only: ${what} ✕`));
-  }
+  if (state.pair) parts.push(" ", element("button", { type: "button", class: "chip", onclick: () => change({ pair: "" }) }, `only: ${pairInWords(label, seen)} ✕`));
   byId("count").replaceChildren(...parts);
   if (!order.length) gallery.replaceChildren(element("p", { class: "nothing" }, "No image is left: choose other filters."));
 }
@@ -448,10 +450,8 @@ function focusCard(place) {
   const former = cards.get(focused)?.firstChild;
   if (former) former.tabIndex = -1;
   const button = cards.get(place)?.firstChild;
-  if (button) {
-    button.tabIndex = 0;
-    button.focus({ preventScroll: true });
-  }
+  if (button) button.tabIndex = 0;
+  button?.focus({ preventScroll: true });
   focused = place;
 }
 
@@ -816,8 +816,8 @@ function renderConfusion(panel) {
     const cells = [...shown, -1].map((seen) => {
       if (label < 0 && seen < 0) return element("td", {});
       const number = counts.get(`${label}_${seen}`) ?? 0;
-      const what = label < 0 ? `${classes[seen]} where no label is` : seen < 0 ? `${classes[label]} missed` : `${classes[label]} seen as ${classes[seen]}`;
-      const cell = element("button", { type: "button", disabled: !number, class: label === seen ? "right" : null, title: `${what}: ${number}`, "aria-label": `${what}: ${number}`, onclick: () => {
+      const what = `${pairInWords(label, seen)}: ${number}`;
+      const cell = element("button", { type: "button", disabled: !number, class: label === seen ? "right" : null, title: what, "aria-label": what, onclick: () => {
         change({ pair: `${label}_${seen}`, tab: "images", show: "all", query: "" });
         scrollTo(0, 0);
       } }, number || "·");
@@ -842,13 +842,6 @@ const ABOUT = {
   "unseen label": ["Labelled, but not seen", "Labels that no detection comes near, the largest first."],
 };
 const AT_A_TIME = 48;
-const inView = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries)
-    if (isIntersecting) {
-      inView.unobserve(target);
-      target.src = target.dataset.link;
-    }
-}, { rootMargin: "300px" });
 
 function makeSuspicions() {
   const section = byId("labels"), all = data.suspicions;
@@ -874,8 +867,9 @@ function makeSuspicions() {
 
 function suspicionItem(item, items) {
   const { kind, image, label, seen, score, box } = item;
-  const text = kind === "no label" ? `${classes[seen]} ${percent(score)} %` : kind === "other class" ? `${classes[seen]} ${percent(score)} %, labelled ${classes[label]}` : classes[label];
-  const picture = element("img", { alt: "", decoding: "async", "data-link": linkOf(image) });
+  const found = `${classes[seen]} ${percent(score)} %`;
+  const text = { "no label": found, "other class": `${found}, labelled ${classes[label]}` }[kind] ?? classes[label];
+  const picture = element("img", { alt: "", decoding: "async", loading: "lazy" });
   const svg = element("svg", { "aria-hidden": "true" }), crop = element("span", { class: "crop" }, picture, svg);
   picture.addEventListener("load", () => {
     // The box takes half of the square.
@@ -887,7 +881,7 @@ function suspicionItem(item, items) {
     svg.replaceChildren(...outlined(place, colourOf(seen < 0 ? label : seen), 2, dash, "suspicion"));
   });
   picture.addEventListener("error", () => crop.classList.add("broken"));
-  inView.observe(picture);
+  picture.src = linkOf(image); // after its listeners
   const words = element("span", {}, element("strong", {}, text), element("small", {}, data.files[image]));
   return element("li", {}, element("button", { type: "button", onclick: () => openViewer(items, items.indexOf(item)) }, crop, words));
 }

@@ -88,12 +88,6 @@ def test_worked_cases(objects, rows, expected):
     assert voc_of([objects], [rows]).per_class["cat"] == pytest.approx(expected)
 
 
-def test_scores_are_compared_over_all_images():
-    """A false one in an image without objects comes between: precisions 1, 1/2, 2/3."""
-    metrics = voc_of([[CAT], [], [CAT]], [[(0.9, 1, BOX)], [(0.8, 1, BOX)], [(0.7, 1, BOX)]])
-    assert metrics.per_class["cat"] == pytest.approx((1 / 2 + 1 / 3, (6 + 5 * 2 / 3) / 11, 2))
-
-
 def test_means_are_over_the_classes_that_have_objects():
     metrics = voc_of([[CAT, (2, FAR, False), (5, BOX, True)]], [[(0.9, 1, BOX), (0.8, 5, BOX), (0.7, 77, BOX)]])
     assert metrics.per_class == {"cat": (1, 1, 1), "dog": (0, 0, 1), "unicorn": (-1, -1, 0)}
@@ -103,8 +97,11 @@ def test_means_are_over_the_classes_that_have_objects():
 
 
 def test_only_the_images_at_the_positions_count():
-    dataset, found = dataset_of([CAT], [CAT], [CAT]), [detections_of((0.9, 1, BOX)), detections_of()]
-    assert voc_ap(dataset, [2, 0], found).per_class["cat"] == pytest.approx((0.5, 6 / 11, 2))
+    """A false one in an image without objects comes between: precisions 1, 1/2, 2/3."""
+    dataset = dataset_of([CAT], [CAT], [], [CAT])
+    found = [detections_of((score, 1, BOX)) for score in (0.9, 0.8, 0.7)]
+    expected = (1 / 2 + 1 / 3, (6 + 5 * 2 / 3) / 11, 2)
+    assert voc_ap(dataset, [3, 2, 0], found).per_class["cat"] == pytest.approx(expected)
 
 
 def overlap(a, b):
