@@ -11,6 +11,7 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Dataset, faulty_boxes
 from ssd300_vgg16.data.matching import UNMATCHED, match
+from ssd300_vgg16.metrics.coco_results import object_columns
 
 OBJECTS_AT_ONCE = 16  # whose overlaps with all default boxes stay in the processor's cache
 
@@ -105,10 +106,7 @@ class Marked(NamedTuple):
 def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
     """All objects that `Sample.objects` gives, resized to the network's input of image_size x image_size pixels."""
     samples = dataset.samples
-    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
-    labels, crowd, boxes = (
-        np.concatenate([getattr(sample, column) for sample in samples]) for column in ("labels", "crowd", "boxes")
-    )
+    images, labels, crowd, boxes = object_columns(samples, "labels", "crowd", "boxes")
     limits = np.array([(sample.width, sample.height) * 2 for sample in samples], dtype=np.float64)[images]
     # As Sample.objects does it, but for all samples at once: COCO has 118,000.
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
@@ -184,12 +182,8 @@ def lost_objects(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray
 
 def marked_faults(dataset: Dataset) -> dict[str, list[Marked]]:
     """The boxes that are wrong for their images, by what is wrong with them."""
-    samples = dataset.samples
-    counts = [len(sample.labels) for sample in samples]
-    images = np.repeat(np.arange(len(samples)), counts)
-    boxes = np.concatenate([sample.boxes for sample in samples])
-    labels = np.concatenate([sample.labels for sample in samples])
-    height, width = np.repeat([(sample.height, sample.width) for sample in samples], counts, axis=0).T
+    images, boxes, labels = object_columns(dataset.samples, "boxes", "labels")
+    height, width = np.array([(sample.height, sample.width) for sample in dataset.samples])[images].T
     faults = faulty_boxes(boxes, height, width)
     return {kind: _by_image(images[rows], boxes[rows], labels[rows]) for (kind, _), rows in faults.items()}
 

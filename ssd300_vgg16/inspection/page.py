@@ -107,8 +107,8 @@ def _classes(splits: Sequence[Inspected], remarks: Sequence[str]) -> Element:
     rows = []
     for counts in classes.values():
         row = [_class_name(next(filter(None, counts)))]
-        for one, total in zip(counts, totals, strict=True):
-            objects, images = (one.objects, one.images) if one else (0, 0)
+        for counted, total in zip(counts, totals, strict=True):
+            objects, images = (counted.objects, counted.images) if counted else (0, 0)
             share = objects / total
             row += [node("td", f"{objects:,}"), node("td", f"{images:,}"), _bar(f"{share:.1%}", share=share / most)]
         rows.append(row)

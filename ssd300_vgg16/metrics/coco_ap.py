@@ -14,7 +14,7 @@ import numpy as np
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Sample
-from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers
+from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers, object_columns
 
 # Computed as pycocotools does: the last digit decides on IoUs and recalls that equal a threshold.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
@@ -137,10 +137,8 @@ class GroundTruth:
 
 def ground_truth(samples: list[Sample], categories: list[Category]) -> GroundTruth:
     """The ground truth of the samples."""
-    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
-    labels, boxes, crowd, difficult, areas = (
-        np.concatenate([getattr(sample, name) for sample in samples])
-        for name in ("labels", "boxes", "crowd", "difficult", "areas")
+    images, labels, boxes, crowd, difficult, areas = object_columns(
+        samples, "labels", "boxes", "crowd", "difficult", "areas"
     )
     cells = class_numbers(categories, labels) * len(samples) + images
     # Difficult objects are ignored with the detections that match them: VOC's rule. Marked as crowds they would be

@@ -1,7 +1,7 @@
-"""Detections in columns, and as COCO's results format has them in a file."""
+"""Detections and objects in columns, and detections as COCO's results format has them in a file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -82,6 +82,12 @@ def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[s
         scores[known].astype(np.float64),
         named=dataset.kind != "coco",
     )
+
+
+def object_columns(samples: Sequence[Sample], *names: str) -> tuple[np.ndarray, ...]:
+    """The objects of all samples, one after another: the index of each one's sample, int64, and these columns."""
+    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    return images, *(np.concatenate([getattr(sample, name) for sample in samples]) for name in names)
 
 
 def class_numbers(categories: list[Category], labels: np.ndarray) -> np.ndarray:

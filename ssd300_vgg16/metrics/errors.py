@@ -13,7 +13,7 @@ import numpy as np
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.metrics.coco_ap import iou_xywh
-from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers
+from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers, object_columns
 
 FOUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 MAX_DETECTIONS = 100  # per image, the best
@@ -61,17 +61,14 @@ class Judgement:
 def judge(results: CocoResults) -> Judgement:
     """What each detection is, and which objects are found."""
     samples = results.samples
-    counts = [len(sample.labels) for sample in samples]
-    labels, boxes, crowd, difficult = (
-        np.concatenate([getattr(sample, name) for sample in samples])
-        for name in ("labels", "boxes", "crowd", "difficult")
-    )
+    images, labels, boxes, crowd, difficult = object_columns(samples, "labels", "boxes", "crowd", "difficult")
     classes, boxes_xywh, ignored = class_numbers(results.categories, labels), xyxy_to_xywh(boxes), crowd | difficult
     kinds = np.full(len(results), IGNORED)
     objects, order = np.full(len(results), -1), [np.empty(0, dtype=np.int64)]
     hit, claims, near = np.zeros(len(labels), dtype=bool), np.full(len(labels), -1), np.zeros(len(labels))
-    ends = np.searchsorted(results.images, np.arange(len(samples) + 1))
-    for (first, last), (start, end) in zip(pairwise(ends), pairwise(np.cumsum([0, *counts])), strict=True):
+    edges = np.arange(len(samples) + 1)
+    ends, object_ends = np.searchsorted(results.images, edges), np.searchsorted(images, edges)
+    for (first, last), (start, end) in zip(pairwise(ends), pairwise(object_ends), strict=True):
         rows = first + np.argsort(-results.scores[first:last], kind="stable")[:MAX_DETECTIONS]
         order.append(rows)
         asked = start + np.flatnonzero(~ignored[start:end])
@@ -89,7 +86,6 @@ def judge(results: CocoResults) -> Judgement:
         for row in rows[np.isin(kinds[rows], (CLASS, LOCALISATION))]:  # the best first
             if not hit[objects[row]] and claims[objects[row]] < 0:
                 claims[objects[row]] = row
-    images = np.repeat(np.arange(len(samples)), counts)
     return Judgement(kinds, objects, np.concatenate(order), ignored, hit, claims, near, images, classes, boxes_xywh)
 
 

@@ -17,7 +17,7 @@ from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.distributed.world import ALONE, World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import UNKNOWN, CocoMetrics, coco_ap
-from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
+from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results, object_columns
 from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
 from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
@@ -145,9 +145,7 @@ def evaluate(
 
 def _nothing_to_find(dataset: Dataset, samples: list[Sample]) -> str:
     """Why AP says nothing about these samples of the data set, in a sentence."""
-    crowd, difficult = (
-        np.concatenate([getattr(sample, name) for sample in samples]) for name in ("crowd", "difficult")
-    )
+    _, crowd, difficult = object_columns(samples, "crowd", "difficult")
     kinds = {
         "crowds": int(crowd.sum()),
         "difficult": int((difficult & ~crowd).sum()),

@@ -20,7 +20,7 @@ from ssd300_vgg16.data.dataset import Category, Sample
 from ssd300_vgg16.data.images import AS_STORED, LYING, ImageError, exif_orientation
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
-from ssd300_vgg16.metrics.coco_results import CocoResults
+from ssd300_vgg16.metrics.coco_results import CocoResults, object_columns
 from ssd300_vgg16.metrics.errors import BACKGROUND, CLASS, ERRORS, HIT, IGNORED, Judgement
 from ssd300_vgg16.report.html_page import html_page
 from ssd300_vgg16.text import spreadsheet_cell
@@ -97,7 +97,7 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
             "ends": np.searchsorted(judgement.images, np.arange(1, images + 1)).tolist(),
             "boxes": as_shown.boxes(judgement.boxes_xywh, judgement.images).round(3).ravel().tolist(),
             "classes": judgement.classes.tolist(),
-            "crowd": np.flatnonzero(np.concatenate([sample.crowd for sample in results.samples])).tolist(),
+            "crowd": np.flatnonzero(object_columns(results.samples, "crowd")[1]).tolist(),
             "ignored": np.flatnonzero(judgement.ignored).tolist(),
         },
         "kinds": {HIT: "hit", IGNORED: "not counted"} | dict(enumerate(list(ERRORS)[:-1], start=IGNORED + 1)),
