@@ -4,8 +4,7 @@
 // -------------------------------------------------------------------------------------------------------- charts
 
 const INKS = ["var(--accent)", "var(--alarm)", "var(--hit)", "var(--missed)"];
-const PATTERNS = [null, "7 4", "2 3", "10 3 2 3"];
-const ink = (place) => ({ stroke: INKS[place % INKS.length], "stroke-dasharray": PATTERNS[Math.floor(place / INKS.length) % PATTERNS.length] });
+const ink = (place) => ({ stroke: INKS[place % INKS.length], "stroke-dasharray": DASHES[Math.floor(place / INKS.length) % DASHES.length] });
 const MARKED = 60; // points, up to which each has a dot
 
 function short(value) {
