@@ -118,16 +118,16 @@ def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
 def contents(dataset: Dataset, objects: InputObjects) -> Contents:
     """What the data set holds; objects are all of its `objects_at_input`."""
     samples = dataset.samples
-    annotations = sum(len(sample.labels) for sample in samples)
-    crowds = sum(int(sample.crowd.sum()) for sample in samples)
+    _, crowd, difficult = object_columns(samples, "crowd", "difficult")
+    crowds = int(crowd.sum())
     per_image = np.bincount(objects.images, minlength=len(samples))
     return Contents(
         images=len(samples),
         images_without_objects=int((per_image == 0).sum()),
         objects=len(objects),
-        difficult=sum(int(sample.difficult.sum()) for sample in samples),
+        difficult=int(difficult.sum()),
         crowds=crowds,
-        flat=annotations - crowds - len(objects),
+        flat=len(crowd) - crowds - len(objects),
         sizes=Counter((sample.width, sample.height) for sample in samples).most_common(),
         median_per_image=float(np.median(per_image)),
         max_per_image=int(per_image.max()),

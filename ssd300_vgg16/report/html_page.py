@@ -18,19 +18,22 @@ from ssd300_vgg16.text import printable
 def html_page(kind: str, title: str, content: dict) -> str:
     """A page drawn by a script. kind: which, by the name of its .html, .css and .js; the content has a "heading"."""
     script = _part("shared.js") + _part(f"{kind}.js")
+    # A "</script>" in a name would end the block.
     data = json.dumps({"title": title, **content}, separators=(",", ":")).replace("<", "\\u003c")
     body = f"""{_part(f"{kind}.html")}
 <noscript><p>This page needs JavaScript to draw its figures. It fetches nothing from elsewhere.</p></noscript>
 <script type="application/json" id="data">{data}</script>
 <script>{script}</script>"""
+    # Pictures of report.html are files beside it.
     sources = f"img-src 'self' file: data:; script-src {_hash_of(script)}"
     return _page(kind, f"{title}: {content['heading']}", sources, body)
 
 
 def static_page(kind: str, title: str, content: list[Element]) -> str:
     """A page of elements, without script; kind: by the name of its .css."""
-    body = "".join(ElementTree.tostring(element, encoding="unicode", method="html") for element in content)
-    return _page(kind, title, "img-src data:", body)
+    # By way of UTF-8, in which a byte of a file's name that is none becomes a reference.
+    parts = (ElementTree.tostring(element, encoding="utf-8", method="html") for element in content)
+    return _page(kind, title, "img-src data:", b"".join(parts).decode())
 
 
 def node(tag: str, *parts: Element | str, **attributes: object) -> Element:
@@ -47,6 +50,7 @@ def node(tag: str, *parts: Element | str, **attributes: object) -> Element:
 
 
 def _page(kind: str, title: str, sources: str, body: str) -> str:
+    # In one piece, since the policy names it by its hash.
     style = _part("shared.css") + _part(f"{kind}.css")
     return f"""<!DOCTYPE html>
 <html lang="en">

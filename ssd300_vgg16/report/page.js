@@ -424,7 +424,10 @@ function renderGallery() {
   const left = data.detections.left_out ? `; the page has the ${detections.count.toLocaleString("en")} best detections, not ${count(data.detections.left_out, "other")}` : "";
   const below = !truth && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
   const parts = [told + left + below];
-  if (state.pair) parts.push(" ", element("button", { type: "button", class: "chip", onclick: () => change({ pair: "" }) }, `only: ${pairInWords(label, seen)} ✕`));
+  if (state.pair) {
+    const off = () => change({ pair: "" });
+    parts.push(" ", element("button", { type: "button", class: "chip", onclick: off }, `only: ${pairInWords(label, seen)} ✕`));
+  }
   byId("count").replaceChildren(...parts);
   if (!order.length) gallery.replaceChildren(element("p", { class: "nothing" }, "No image is left: choose other filters."));
 }
@@ -609,7 +612,10 @@ viewer.addEventListener("keydown", (event) => {
   done();
 });
 
-const BUTTONS = { previous: () => goTo(at - 1), next: () => goTo(at + 1), "zoom-in": () => zoom(1.5), "zoom-out": () => zoom(1 / 1.5), "zoom-fit": fit, close: () => viewer.close() };
+const BUTTONS = {
+  previous: () => goTo(at - 1), next: () => goTo(at + 1), close: () => viewer.close(),
+  "zoom-in": () => zoom(1.5), "zoom-out": () => zoom(1 / 1.5), "zoom-fit": fit,
+};
 for (const [id, act] of Object.entries(BUTTONS)) byId(id).addEventListener("click", act);
 stage.tabIndex = -1;
 

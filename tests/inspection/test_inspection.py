@@ -21,6 +21,7 @@ from ssd300_vgg16.inspection.pictures import MARGIN, SIDE, choose_samples, draw_
 from ssd300_vgg16.inspection.report import advice
 from ssd300_vgg16.inspection.split import Fit, check_images, read_checked
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
+from ssd300_vgg16.report.html_page import node, static_page
 
 CATEGORIES = (Category(1, 10, "cat"), Category(2, 20, "dog"), Category(3, 30, "owl"))
 
@@ -281,6 +282,12 @@ def test_rotations_are_named_where_they_are_not_applied(tmp_path, upright):
         assert "as if turned" in finding[0]
     else:
         assert image.shape == (100, 50, 3) and finding == (None, None)  # which is what was meant
+
+
+def test_any_name_can_be_written_and_becomes_no_markup():
+    page = static_page("inspection", "\udcff<b>", [node("p", "\udcff<b>", title='"><b>')])
+    assert b"<title>?&lt;b&gt;</title>" in page.encode()
+    assert b'<p title="&quot;&gt;<b&gt;">&#56575;&lt;b&gt;</p>' in page.encode()
 
 
 def test_a_row_for_each_class_of_either_split():

@@ -281,16 +281,16 @@ def by_content(dataset, seen):
 def test_processes_find_together_what_one_finds(data, size, batch_size):
     """With more processes than batches too, and with images that cannot be read."""
     dataset = shapes(data, "val")
-    for sample in dataset.samples[1:4]:
+    for sample in dataset.samples[1:3]:  # on different processes, before one that can be read
         sample.path.write_bytes(b"")
     alone, together = [], []
     expected = measure(by_content(dataset, alone), dataset, batch_size)
     first, *others = evaluate_together(size, by_content(dataset, together), dataset, batch_size)
-    assert sorted(together) == sorted(alone) and len(alone) == IMAGES - 3, "each image once"
+    assert sorted(together) == sorted(alone) and len(alone) == IMAGES - 2, "each image once"
     assert others == [None] * (size - 1)
     assert list(first.results) == list(expected.results) and len(first.results) > 0
     assert first.metrics.as_json() == expected.metrics.as_json()
-    assert first.unreadable == expected.unreadable and len(first.unreadable) == 3
+    assert first.unreadable == expected.unreadable and len(first.unreadable) == 2
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
