@@ -58,7 +58,9 @@ def evaluate_weights(
         _report(evaluation, weights, dataset, output)
         complete = not evaluation.unreadable
         if verify:
-            complete &= _agrees_with_pycocotools(evaluation, dataset)
+            verification = verification_of(evaluation.metrics, evaluation.results, dataset)
+            print(f"\n{verification.table()}")
+            complete &= verification.problem() is None
     world.last_barrier()
     return 0 if complete else 1
 
@@ -76,8 +78,7 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
 
 def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path) -> None:
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
-    print(about)
-    print(evaluation.table())
+    print(f"{about}\n{evaluation.table()}")
     metrics = evaluation.as_json()
     if not evaluation.nothing_to_find:
         best = metrics["best_f1"]
@@ -92,11 +93,3 @@ def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Pat
         print(f"left out: {message}")
     print(f"written: {output / 'coco_metrics.json'}, {output / 'detections.json'}")
     print(f"see what is found and missed: open {output / REPORT} in a browser")
-
-
-def _agrees_with_pycocotools(evaluation: Evaluation, dataset: Dataset) -> bool:
-    verification = verification_of(evaluation.metrics, evaluation.results, dataset)
-    print(f"\n{verification.table()}")
-    if problem := verification.problem():
-        print(problem)
-    return problem is None

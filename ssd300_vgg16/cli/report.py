@@ -28,19 +28,16 @@ def main(arguments: list[str]) -> int:
         if len(options.runs) == 1:
             raise UserError("--to: the page of a run stays in its folder; name several runs to compare them")
         command_line.refuse_as_target(options.to, ".html", "a page")
+    target = options.to or Path(COMPARISON)
     try:
-        return _write(options.runs, options.to or Path(COMPARISON))
+        runs = [read_run(folder) for folder in options.runs]
+        if len(runs) == 1:
+            print(f"written: {write_run_page(options.runs[0])}")
+            return 0
+        shown = tables(runs)
+        print(as_text(runs, shown))
+        write_atomically(target, comparison_page(runs, shown))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"these runs are of another version of this package, or not of it at all ({error})") from error
-
-
-def _write(folders: list[Path], target: Path) -> int:
-    runs = [read_run(folder) for folder in folders]
-    if len(runs) == 1:
-        print(f"written: {write_run_page(folders[0])}")
-        return 0
-    shown = tables(runs)
-    print(as_text(runs, shown))
-    write_atomically(target, comparison_page(runs, shown))
     print(f"\nwritten: {target}")
     return 0

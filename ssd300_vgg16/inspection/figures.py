@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +11,9 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.annotations import faulty_boxes
 from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Dataset
-from ssd300_vgg16.data.matching import MATCH_IOU, UNMATCHED, match
+from ssd300_vgg16.data.matching import UNMATCHED, match
+from ssd300_vgg16.metrics.coco_results import object_columns
 
-SIZE_LIMITS = (8, 16, 32, 64, 128, 256)  # between the rows of `by_size`, in pixels of the network's input
 OBJECTS_AT_ONCE = 16  # whose overlaps with all default boxes stay in the processor's cache
 
 
@@ -50,10 +49,6 @@ class InputObjects:
     def ratios(self) -> np.ndarray:
         """Width over height at the network's input, float32 [N]."""
         return self.widths / self.heights
-
-    def resized(self, factor: float) -> "InputObjects":
-        """The same objects at an input that is larger by this factor."""
-        return InputObjects(self.images, self.labels, self.boxes * np.float32(factor))
 
     def of_images(self, images: np.ndarray) -> "InputObjects":
         """The objects of these images (int64, indices into the samples)."""
@@ -101,21 +96,6 @@ class ClassCount:
     images: int
 
 
-@dataclass(frozen=True)
-class SizeRow:
-    """The objects whose side (square root of the area) is from low up to, but not including, high pixels.
-
-    fitting: those that some default box overlaps with an IoU of at least 0.5; lost: those that no default box learns.
-    """
-
-    low: float
-    high: float
-    objects: int
-    mean_iou: float
-    fitting: int
-    lost: int
-
-
 class Marked(NamedTuple):
     """Objects of one image that something is wrong with: its index, boxes [N, 4] xyxy in its pixels, labels [N]."""
 
@@ -127,10 +107,7 @@ class Marked(NamedTuple):
 def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
     """All objects that `Sample.objects` gives, resized to the network's input of image_size x image_size pixels."""
     samples = dataset.samples
-    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
-    labels, crowd, boxes = (
-        np.concatenate([getattr(sample, column) for sample in samples]) for column in ("labels", "crowd", "boxes")
-    )
+    images, labels, crowd, boxes = object_columns(samples, "labels", "crowd", "boxes")
     limits = np.array([(sample.width, sample.height) * 2 for sample in samples], dtype=np.float64)[images]
     # As Sample.objects does it, but for all samples at once: COCO has 118,000.
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
@@ -141,20 +118,18 @@ def objects_at_input(dataset: Dataset, image_size: int) -> InputObjects:
 
 def contents(dataset: Dataset, objects: InputObjects) -> Contents:
     """What the data set holds; objects are all of its `objects_at_input`."""
-    annotations = sum(len(sample.labels) for sample in dataset.samples)
-    crowds, difficult = (
-        sum(int(np.count_nonzero(getattr(sample, column))) for sample in dataset.samples)
-        for column in ("crowd", "difficult")
-    )
-    per_image = np.bincount(objects.images, minlength=len(dataset.samples))
+    samples = dataset.samples
+    _, crowd, difficult = object_columns(samples, "crowd", "difficult")
+    crowds = int(crowd.sum())
+    per_image = np.bincount(objects.images, minlength=len(samples))
     return Contents(
-        images=len(dataset.samples),
-        images_without_objects=int(np.count_nonzero(per_image == 0)),
+        images=len(samples),
+        images_without_objects=int((per_image == 0).sum()),
         objects=len(objects),
-        difficult=difficult,
+        difficult=int(difficult.sum()),
         crowds=crowds,
-        flat=annotations - crowds - len(objects),
-        sizes=Counter((sample.width, sample.height) for sample in dataset.samples).most_common(),
+        flat=len(crowd) - crowds - len(objects),
+        sizes=Counter((sample.width, sample.height) for sample in samples).most_common(),
         median_per_image=float(np.median(per_image)),
         max_per_image=int(per_image.max()),
     )
@@ -189,13 +164,10 @@ def some_images(objects: InputObjects, max_objects: int, seed: int) -> InputObje
     return objects.of_images(images[order[:needed]])
 
 
-def best_iou(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray:
-    """float32 [N]: each object's highest IoU with any of default_boxes, [D, 4] xyxy in pixels of the input."""
-    best = np.zeros(len(objects), dtype=np.float32)
-    for start in range(0, len(objects), OBJECTS_AT_ONCE):
-        rows = slice(start, start + OBJECTS_AT_ONCE)
-        best[rows] = box_math.iou(objects.boxes[rows], default_boxes).max(axis=1)
-    return best
+def best_iou(boxes: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:
+    """float32 [N]: the highest IoU of each of boxes [N, 4] with any of default_boxes [D, 4], both xyxy in pixels."""
+    parts = (boxes[start : start + OBJECTS_AT_ONCE] for start in range(0, len(boxes), OBJECTS_AT_ONCE))
+    return np.concatenate([np.empty(0, np.float32), *(box_math.iou(part, default_boxes).max(axis=1) for part in parts)])
 
 
 def lost_objects(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray:
@@ -211,11 +183,8 @@ def lost_objects(objects: InputObjects, default_boxes: np.ndarray) -> np.ndarray
 
 def marked_faults(dataset: Dataset) -> dict[str, list[Marked]]:
     """The boxes that are wrong for their images, by what is wrong with them."""
-    samples = dataset.samples
-    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
-    boxes = np.concatenate([sample.boxes for sample in samples])
-    labels = np.concatenate([sample.labels for sample in samples])
-    height, width = np.array([(sample.height, sample.width) for sample in samples])[images].T
+    images, boxes, labels = object_columns(dataset.samples, "boxes", "labels")
+    height, width = np.array([(sample.height, sample.width) for sample in dataset.samples])[images].T
     faults = faulty_boxes(boxes, height, width)
     return {kind: _by_image(images[rows], boxes[rows], labels[rows]) for (kind, _), rows in faults.items()}
 
@@ -230,27 +199,6 @@ def marked_lost(dataset: Dataset, objects: InputObjects, lost: np.ndarray, image
 
 def _by_image(images: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> list[Marked]:
     """images: ascending."""
-    names, starts = np.unique(images, return_index=True)
-    ends = np.append(starts, len(images))[1:]
-    rows = zip(names.tolist(), starts, ends, strict=True)
-    return [Marked(image, boxes[start:end], labels[start:end]) for image, start, end in rows]
-
-
-def by_size(sides: np.ndarray, ious: np.ndarray, lost: np.ndarray) -> list[SizeRow]:
-    """The objects in rows by size: their sides [N], their `best_iou` [N] and whether they are lost, bool [N]."""
-    limits = (0, *SIZE_LIMITS, float("inf"))
-    return [
-        _size_row(low, high, ious[rows], lost[rows])
-        for low, high in pairwise(limits)
-        for rows in [(sides >= low) & (sides < high)]
-    ]
-
-
-def _size_row(low: float, high: float, ious: np.ndarray, lost: np.ndarray) -> SizeRow:
-    mean = float(ious.mean()) if len(ious) else 0.0
-    return SizeRow(low, high, len(ious), mean, fitting_count(ious), int(np.count_nonzero(lost)))
-
-
-def fitting_count(ious: np.ndarray) -> int:
-    """How many of these highest IoUs are enough for a match of more than the one default box that is forced."""
-    return int(np.count_nonzero(ious >= MATCH_IOU))
+    numbers, starts = np.unique(images, return_index=True)
+    parts = np.split(np.arange(len(images)), starts[1:])  # one that is empty, if there are no images
+    return [Marked(image, boxes[rows], labels[rows]) for image, rows in zip(numbers.tolist(), parts, strict=False)]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ssd300_vgg16.data.dataset import Sample
-from ssd300_vgg16.draw import Colour, draw_detections, label_colour
+from ssd300_vgg16.draw import draw_detections, label_colour
 from ssd300_vgg16.inspection.figures import InputObjects, Marked
 from ssd300_vgg16.text import printable
 
@@ -93,22 +93,15 @@ def _outline(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, dashed
     """Boxes [N, 4] in pixels of the picture, drawn into it without names; solid ones have a rim that stands out."""
     canvas = ImageDraw.Draw(picture)
     limits = [picture.width - 1, picture.height - 1] * 2
-    for box, label in zip(np.clip(np.rint(boxes), 0, limits).tolist(), labels.tolist(), strict=True):
+    for box, label in zip(np.clip(np.rint(boxes), 0, limits).astype(int).tolist(), labels.tolist(), strict=True):
         x1, y1, x2, y2 = box[0], box[1], max(box[0], box[2]), max(box[1], box[3])
         colour = label_colour(label)
         if dashed:
-            _dash(canvas, (x1, y1, x2, y2), colour)
+            dashes = [((x, y), (min(x + DASH, x2), y)) for y in (y1, y2) for x in range(x1, x2, 2 * DASH)]
+            dashes += [((x, y), (x, min(y + DASH, y2))) for x in (x1, x2) for y in range(y1, y2, 2 * DASH)]
+            for ends in dashes:
+                canvas.line(ends, fill=colour, width=2)
         else:
             rim = INK if sum(colour) > LIGHT else PAPER
             canvas.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=rim)
             canvas.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-
-
-def _dash(canvas: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: Colour) -> None:
-    x1, y1, x2, y2 = box
-    for start in np.arange(x1, x2, 2 * DASH).tolist():
-        for y in (y1, y2):
-            canvas.line([(start, y), (min(start + DASH, x2), y)], fill=colour, width=2)
-    for start in np.arange(y1, y2, 2 * DASH).tolist():
-        for x in (x1, x2):
-            canvas.line([(x, start), (x, min(start + DASH, y2))], fill=colour, width=2)

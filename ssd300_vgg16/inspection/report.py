@@ -6,7 +6,7 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.matching import MATCH_IOU
-from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects, SizeRow, fitting_count
+from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects
 from ssd300_vgg16.text import listed, printable
 
 MAX_CLASSES = 10  # that are named in the line
@@ -22,22 +22,17 @@ NARROW = 3.0  # the longest default boxes are 3 to 1
 
 def describe_contents(counts: Contents) -> str:
     """Counts of images, objects and image sizes, a line each."""
-    notes = [
-        f"; {count:,} {kind}"
-        for count, kind in (
-            (counts.difficult, "difficult: trained on, not evaluated"),
-            (counts.crowds, "crowds: not trained on"),
-            (counts.flat, "of no area within the image: not trained on"),
-        )
-        if count
-    ]
-    return "\n".join(
-        [
-            f"  images              {counts.images:,}, {counts.images_without_objects:,} of them without objects",
-            f"  objects             {counts.objects:,}{''.join(notes)}",
-            f"  objects per image   median {counts.median_per_image:g}, at most {counts.max_per_image:,}",
-            f"  image sizes         {describe_sizes(counts.sizes)}",
-        ]
+    others = {
+        "difficult: trained on, not evaluated": counts.difficult,
+        "crowds: not trained on": counts.crowds,
+        "of no area within the image: not trained on": counts.flat,
+    }
+    notes = "".join(f"; {count:,} {kind}" for kind, count in others.items() if count)
+    return (
+        f"  images              {counts.images:,}, {counts.images_without_objects:,} of them without objects\n"
+        f"  objects             {counts.objects:,}{notes}\n"
+        f"  objects per image   median {counts.median_per_image:g}, at most {counts.max_per_image:,}\n"
+        f"  image sizes         {describe_sizes(counts.sizes)}"
     )
 
 
@@ -86,16 +81,9 @@ def describe_rotated(files: Sequence[str]) -> str:
     )
 
 
-def interval(row: SizeRow) -> str:
-    """A row's limits, as "32 - 64"."""
-    if row.low == 0:
-        return f"< {row.high:g}"
-    return f">= {row.low:g}" if row.high == float("inf") else f"{row.low:g} - {row.high:g}"
-
-
 def share_fitting(ious: np.ndarray) -> float:
     """The share of these highest IoUs [N] that are enough for a match of more than the one that is forced."""
-    return fitting_count(ious) / len(ious)
+    return int((ious >= MATCH_IOU).sum()) / len(ious)
 
 
 def advice(
@@ -107,11 +95,20 @@ def advice(
     are lost there, bool [N].
     """
     misfit = ious[chosen] < MATCH_IOU
+    shares = {candidate: share_fitting(of_candidate) for candidate, of_candidate in ious.items()}
+    larger = [other for other in ious if other.image_size > chosen.image_size]
     lines = []
     if misfit.mean() >= MISFITS_WORTH_ADVICE:
-        reason = _cause(objects, misfit, chosen) + _remedy(ious, chosen)
-        lines.append(f"{misfit.mean():.0%} of the objects have no default box with IoU >= {MATCH_IOU}: {reason}")
-    lines += _other_box_sizes(ious, chosen)
+        best = max(larger, key=shares.__getitem__, default=chosen)
+        remedy = f"; --model {best.model} --default-boxes {best.box_sizes} fits {shares[best]:.0%}"
+        lines.append(
+            f"{misfit.mean():.0%} of the objects have no default box with IoU >= {MATCH_IOU}: "
+            f"{_cause(objects, misfit, chosen)}{remedy if shares[best] >= shares[chosen] + GAIN_WORTH_ADVICE else ''}"
+        )
+    better = max((other for other in ious if other.model == chosen.model), key=shares.__getitem__)
+    if shares[better] >= shares[chosen] + GAIN_WORTH_ADVICE:
+        fits = f"fits {shares[better]:.0%} of the objects, {chosen.box_sizes} {shares[chosen]:.0%}"
+        lines.append(f"--default-boxes {better.box_sizes} {fits}: {better.box_sizes} is the better choice")
     if lost.mean() >= LOST_WORTH_ADVICE:
         lines.append(
             f"{lost.mean():.0%} of the objects are not learnt, since others have their only default box: "
@@ -129,22 +126,3 @@ def _cause(objects: InputObjects, misfit: np.ndarray, chosen: Candidate) -> str:
     if (np.maximum(ratios, 1 / ratios) > NARROW).mean() > 0.5:
         return f"most are longer than {NARROW:g} to 1, as no default box is"
     return "their shapes and places lie between those of the default boxes"
-
-
-def _remedy(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
-    """The network with a larger input that fits best, where that is noticeably better."""
-    larger = {other: share_fitting(ious[other]) for other in ious if other.image_size > chosen.image_size}
-    best = max(larger, key=larger.__getitem__, default=chosen)
-    if not larger or larger[best] < share_fitting(ious[chosen]) + GAIN_WORTH_ADVICE:
-        return ""
-    return f"; --model {best.model} --default-boxes {best.box_sizes} fits {larger[best]:.0%}"
-
-
-def _other_box_sizes(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> list[str]:
-    """Other box sizes of the same model, if they fit noticeably more objects."""
-    shares = {other: share_fitting(ious[other]) for other in ious if other.model == chosen.model}
-    better = max(shares, key=shares.__getitem__)
-    if shares[better] < shares[chosen] + GAIN_WORTH_ADVICE:
-        return []
-    fits = f"fits {shares[better]:.0%} of the objects, {chosen.box_sizes} {shares[chosen]:.0%}"
-    return [f"--default-boxes {better.box_sizes} {fits}: {better.box_sizes} is the better choice"]

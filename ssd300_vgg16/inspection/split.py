@@ -33,53 +33,14 @@ from ssd300_vgg16.inspection.figures import (
 from ssd300_vgg16.inspection.pictures import as_jpeg, choose_samples, draw_marked, draw_sample
 
 SAMPLES_PER_TURN = 8
-
-
-class Finding(NamedTuple):
-    """What is wrong with a sample's image file.
-
-    fault: a line that names the file and says what is wrong, or None. ignored_rotation: the file and its EXIF
-    orientation, if it has one that is not applied since the boxes refer to the pixels as stored; or None.
-    """
-
-    fault: str | None
-    ignored_rotation: str | None
-
-
-def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
-    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what is wrong with the file."""
-    try:
-        decoded, annotated = read_as_annotated(sample)
-        stored = image_size(sample.path, sample.upright)
-        orientation = AS_STORED if sample.upright or decoded.size != stored else exif_orientation(sample.path)
-    except ImageError as error:
-        return None, Finding(str(error), None)
-    rotation = None if orientation == AS_STORED else f"{sample.path} (orientation {orientation})"
-    damage = next((str(note) for note in decoded.notes if note.harmful), None)
-    image = decoded.pixels
-    if annotated != decoded.size:
-        image = cv2.resize(image, annotated[::-1], interpolation=cv2.INTER_AREA)
-    return image, Finding(damage or _wrong_size(sample, *decoded.size), rotation)
-
-
-def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:
-    """What is wrong with each sample's file, in order; all are read, by as many threads as there are cores."""
-    # Threads will do: decoders let go of Python's lock.
-    with ThreadPool(len(os.sched_getaffinity(0))) as threads:
-        yield from threads.imap(lambda sample: read_checked(sample)[1], samples, chunksize=SAMPLES_PER_TURN)
-
-
-def _wrong_size(sample: Sample, height: int, width: int) -> str | None:
-    if (height, width) == (sample.height, sample.width):
-        return None
-    declared = f"{sample.width} x {sample.height}"
-    turned = ", as if turned" if (width, height) == (sample.height, sample.width) else ""
-    return f"{sample.path}: {width} x {height} pixels, by the annotations {declared}{turned}"
-
-
 OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
 FAULTS_SHOWN = 20
 PICTURES = 6  # of a kind of problem
+
+
+# What is wrong with an image file, in a line that names it, or None; and the file with its EXIF orientation, if it has
+# one that is not applied since the boxes refer to the pixels as stored, or None.
+Finding = tuple[str | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -149,29 +110,28 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
 
     candidates: networks that the chosen one is compared with, itself among them; none: no comparison, no advice.
     """
-    objects = objects_at_input(dataset, settings.chosen.image_size)
+    size = settings.chosen.image_size
+    objects = objects_at_input(dataset, size)
     fit = _fit(objects, settings, candidates) if len(objects) else None
     names = {category.label: category.name for category in dataset.categories}
     chosen = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
-    read = [_sample_picture(dataset.samples[index], names) for index in chosen]
-    findings = [finding for _, finding in read]
+    samples, findings = [], []
+    for sample in (dataset.samples[index] for index in chosen):
+        image, finding = read_checked(sample)
+        samples.append(_sample_picture(sample, image, None, names))
+        findings.append(finding)
     if settings.read_all:
         chosen = list(range(len(dataset.samples)))
         findings = list(tqdm(check_images(dataset.samples), total=len(chosen), unit="image", disable=None))
-    faults = {index: finding.fault for index, finding in zip(chosen, findings, strict=True) if finding.fault}
+    faults = {index: fault for index, (fault, _) in zip(chosen, findings, strict=True) if fault}
     shown = [_faulty_picture(dataset.samples[index], faults[index], names) for index in list(faults)[:PICTURES]]
     problems = [Problem("image file that is broken, or of another size than annotated", len(faults), shown)]
     marked = marked_faults(dataset)
     if fit:
-        marked["object that no default box learns"] = marked_lost(
-            dataset, fit.objects, fit.lost, settings.chosen.image_size
-        )
-    problems += [
-        Problem(
-            kind, len(images), [_marked_picture(dataset.samples[one.image], one, names) for one in images[:PICTURES]]
-        )
-        for kind, images in marked.items()
-    ]
+        marked["object that no default box learns"] = marked_lost(dataset, fit.objects, fit.lost, size)
+    for kind, images in marked.items():
+        shown = [_marked_picture(dataset.samples[one.image], one, names) for one in images[:PICTURES]]
+        problems.append(Problem(kind, len(images), shown))
     return Inspected(
         split=split,
         dataset=dataset,
@@ -181,30 +141,30 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
         fit=fit,
         read=len(findings),
         faults=list(faults.values()),
-        rotated=[finding.ignored_rotation for finding in findings if finding.ignored_rotation],
+        rotated=[rotation for _, rotation in findings if rotation],
         problems=[problem for problem in problems if problem.images],
-        samples=[picture for picture, _ in read],
+        samples=samples,
     )
 
 
 def _fit(all_objects: InputObjects, settings: Settings, candidates: Sequence[Candidate]) -> Fit:
     chosen = settings.chosen
     objects = some_images(all_objects, OBJECTS_MATCHED, settings.seed)
-    ious = {
-        candidate: best_iou(objects.resized(candidate.image_size / chosen.image_size), candidate.default_boxes)
-        for candidate in candidates or [chosen]
-    }
+    ious = {}
+    for candidate in candidates or [chosen]:
+        scale = np.float32(candidate.image_size / chosen.image_size)
+        ious[candidate] = best_iou(objects.boxes * scale, candidate.default_boxes)
     lost = lost_objects(objects, chosen.default_boxes)
     return Fit(objects, ious, lost, report.advice(objects, ious, lost, chosen) if candidates else [])
 
 
-def _sample_picture(sample: Sample, names: Mapping[int, str]) -> tuple[Picture, Finding]:
-    image, finding = read_checked(sample)
+def _sample_picture(sample: Sample, image: np.ndarray | None, fault: str | None, names: Mapping[int, str]) -> Picture:
+    """An image with all its boxes; the text is the fault, or its size and how many objects it has."""
     if image is None:
-        return Picture(sample.path, "cannot be read", None), finding
+        return Picture(sample.path, fault or "cannot be read", None)
     count = len(sample.labels)
-    text = f"{image.shape[1]} x {image.shape[0]}, {count} object{'s' * (count != 1)}"
-    return Picture(sample.path, text, as_jpeg(draw_sample(sample, image, names))), finding
+    text = fault or f"{image.shape[1]} x {image.shape[0]}, {count} object{'s' * (count != 1)}"
+    return Picture(sample.path, text, as_jpeg(draw_sample(sample, image, names)))
 
 
 def _faulty_picture(sample: Sample, fault: str, names: Mapping[int, str]) -> Picture:
@@ -212,8 +172,8 @@ def _faulty_picture(sample: Sample, fault: str, names: Mapping[int, str]) -> Pic
     try:
         image = decode_image(sample.path, sample.upright).pixels
     except ImageError:
-        return Picture(sample.path, fault, None)
-    return Picture(sample.path, fault, as_jpeg(draw_sample(sample, image, names)))
+        image = None
+    return _sample_picture(sample, image, fault, names)
 
 
 def _marked_picture(sample: Sample, marked: Marked, names: Mapping[int, str]) -> Picture:
@@ -222,3 +182,34 @@ def _marked_picture(sample: Sample, marked: Marked, names: Mapping[int, str]) ->
     more = f", and {len(marked.labels) - 1} more" if len(marked.labels) > 1 else ""
     text = f"{names[int(marked.labels[0])]}: xyxy {place}{more}"
     return Picture(sample.path, text, None if image is None else as_jpeg(draw_marked(image, marked)))
+
+
+def read_checked(sample: Sample) -> tuple[np.ndarray | None, Finding]:
+    """The pixels that the boxes refer to, uint8 [H, W, 3] RGB or None, and what is wrong with the file."""
+    try:
+        decoded, annotated = read_as_annotated(sample)
+        stored = image_size(sample.path, sample.upright)
+        orientation = AS_STORED if sample.upright or decoded.size != stored else exif_orientation(sample.path)
+    except ImageError as error:
+        return None, (str(error), None)
+    rotation = None if orientation == AS_STORED else f"{sample.path} (orientation {orientation})"
+    damage = next((str(note) for note in decoded.notes if note.harmful), None)
+    image = decoded.pixels
+    if annotated != decoded.size:
+        image = cv2.resize(image, annotated[::-1], interpolation=cv2.INTER_AREA)
+    return image, (damage or _wrong_size(sample, *decoded.size), rotation)
+
+
+def check_images(samples: Sequence[Sample]) -> Iterator[Finding]:
+    """What is wrong with each sample's file, in order; all are read, by as many threads as there are cores."""
+    # Threads will do: decoders let go of Python's lock.
+    with ThreadPool(len(os.sched_getaffinity(0))) as threads:
+        yield from threads.imap(lambda sample: read_checked(sample)[1], samples, chunksize=SAMPLES_PER_TURN)
+
+
+def _wrong_size(sample: Sample, height: int, width: int) -> str | None:
+    if (height, width) == (sample.height, sample.width):
+        return None
+    declared = f"{sample.width} x {sample.height}"
+    turned = ", as if turned" if (width, height) == (sample.height, sample.width) else ""
+    return f"{sample.path}: {width} x {height} pixels, by the annotations {declared}{turned}"

@@ -1,9 +1,9 @@
-"""Detections in columns, and as COCO's results format has them in a file."""
+"""Detections and objects in columns, and detections as COCO's results format has them in a file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise, starmap
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +40,9 @@ class CocoResults:
     def _by_image(self) -> Iterator[list[dict]]:
         """Image by image: all at once the dicts would take many times the memory of the arrays."""
         ends = np.searchsorted(self.images, np.arange(len(self.samples) + 1)).tolist()
-        for sample, part in zip(self.samples, starmap(slice, pairwise(ends)), strict=True):
+        for sample, (start, end) in zip(self.samples, pairwise(ends), strict=True):
             about = {"file_name": sample.path.name} if self.named else {}
-            columns = (column[part].tolist() for column in (self.classes, self.boxes_xywh, self.scores))
+            columns = (column[start:end].tolist() for column in (self.classes, self.boxes_xywh, self.scores))
             yield [
                 {"image_id": sample.id, "category_id": self.categories[number].id, "bbox": box, "score": score, **about}
                 for number, box, score in zip(*columns, strict=True)
@@ -82,6 +82,12 @@ def coco_results(dataset: Dataset, positions: list[int], detections: list[dict[s
         scores[known].astype(np.float64),
         named=dataset.kind != "coco",
     )
+
+
+def object_columns(samples: Sequence[Sample], *names: str) -> tuple[np.ndarray, ...]:
+    """The objects of all samples, one after another: the index of each one's sample, int64, and these columns."""
+    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
+    return images, *(np.concatenate([getattr(sample, name) for sample in samples]) for name in names)
 
 
 def class_numbers(categories: list[Category], labels: np.ndarray) -> np.ndarray:

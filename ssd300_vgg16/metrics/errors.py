@@ -6,15 +6,14 @@ a better detection claims the object; duplicates and detections on background ar
 longer asked for.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.metrics.coco_matching import iou_xywh
-from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers
+from ssd300_vgg16.metrics.coco_ap import iou_xywh
+from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers, object_columns
 
 FOUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 MAX_DETECTIONS = 100  # per image, the best
@@ -29,7 +28,6 @@ ERRORS = {
     "background": "there is no object",
     "missed": "an object that no detection comes near",
 }
-MISSED = "missed"
 
 
 @dataclass(frozen=True)
@@ -60,46 +58,25 @@ class Judgement:
         return ~self.ignored & ~self.hit & (self.claims < 0)
 
 
-@dataclass(frozen=True)
-class ErrorFigures:
-    """ap50: as TIDE computes it, over all classes that have objects or detections. By kind of error: counts, and gains
-    in ap50 if all of the kind were mended. without_false_alarms, without_misses: gains if there were none at all."""
-
-    ap50: float
-    counts: dict[str, int]
-    gains: dict[str, float]
-    without_false_alarms: float
-    without_misses: float
-
-    def as_json(self) -> dict:
-        """The figures by name."""
-        kinds = {name: {"count": self.counts[name], "AP50_gain": self.gains[name]} for name in ERRORS}
-        alarms, misses = self.without_false_alarms, self.without_misses
-        return {"AP50": self.ap50, **kinds, "without_false_alarms": alarms, "without_misses": misses}
-
-
 def judge(results: CocoResults) -> Judgement:
     """What each detection is, and which objects are found."""
     samples = results.samples
-    counts = [len(sample.labels) for sample in samples]
-    labels, boxes, crowd, difficult = (
-        np.concatenate([getattr(sample, name) for sample in samples])
-        for name in ("labels", "boxes", "crowd", "difficult")
-    )
+    images, labels, boxes, crowd, difficult = object_columns(samples, "labels", "boxes", "crowd", "difficult")
     classes, boxes_xywh, ignored = class_numbers(results.categories, labels), xyxy_to_xywh(boxes), crowd | difficult
     kinds = np.full(len(results), IGNORED)
     objects, order = np.full(len(results), -1), [np.empty(0, dtype=np.int64)]
     hit, claims, near = np.zeros(len(labels), dtype=bool), np.full(len(labels), -1), np.zeros(len(labels))
-    ends = np.searchsorted(results.images, np.arange(len(samples) + 1))
-    for (first, last), (start, end) in zip(pairwise(ends), pairwise(np.cumsum([0, *counts])), strict=True):
+    edges = np.arange(len(samples) + 1)
+    ends, object_ends = np.searchsorted(results.images, edges), np.searchsorted(images, edges)
+    for (first, last), (start, end) in zip(pairwise(ends), pairwise(object_ends), strict=True):
         rows = first + np.argsort(-results.scores[first:last], kind="stable")[:MAX_DETECTIONS]
         order.append(rows)
         asked = start + np.flatnonzero(~ignored[start:end])
         # Crowds and difficult objects excuse a detection; they are not asked for.
         regions = start + np.flatnonzero(ignored[start:end])
-        shared = _ious(results.boxes_xywh[rows], boxes_xywh[regions], crowd[regions]) > FOUND_IOU
+        shared = iou_xywh(results.boxes_xywh[rows][:, None], boxes_xywh[regions], crowd[regions]) > FOUND_IOU
         excused = (shared & (results.classes[rows][:, None] == classes[regions])).any(axis=1)
-        iou = _ious(results.boxes_xywh[rows], boxes_xywh[asked], crowd[asked])
+        iou = iou_xywh(results.boxes_xywh[rows][:, None], boxes_xywh[asked], crowd[asked])
         same = results.classes[rows][:, None] == classes[asked]
         near[asked] = np.where(iou > BACKGROUND_IOU, results.scores[rows][:, None], 0).max(axis=0, initial=0)
         kinds[rows], places = _judge_image(iou, same, excused)
@@ -109,14 +86,7 @@ def judge(results: CocoResults) -> Judgement:
         for row in rows[np.isin(kinds[rows], (CLASS, LOCALISATION))]:  # the best first
             if not hit[objects[row]] and claims[objects[row]] < 0:
                 claims[objects[row]] = row
-    images = np.repeat(np.arange(len(samples)), counts)
     return Judgement(kinds, objects, np.concatenate(order), ignored, hit, claims, near, images, classes, boxes_xywh)
-
-
-def _ious(detections: np.ndarray, objects: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU [D, G] of boxes xywh."""
-    pairs = np.repeat(detections, len(objects), axis=0), np.tile(objects, (len(detections), 1))
-    return iou_xywh(*pairs, np.tile(crowd, len(detections))).reshape(len(detections), len(objects))
 
 
 def _judge_image(iou: np.ndarray, same: np.ndarray, excused: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,72 +119,59 @@ def _judge_image(iou: np.ndarray, same: np.ndarray, excused: np.ndarray) -> tupl
     return kinds, np.where(kinds == CLASS, other_iou.argmax(axis=1), places)
 
 
-def error_figures(results: CocoResults, judgement: Judgement) -> ErrorFigures:
-    """How many errors of each kind there are, and what they cost."""
-    points = _Points.of(results, judgement)
-    ap50 = points.mean_ap()
-    kinds = dict(zip(ERRORS, (CLASS, LOCALISATION, BOTH, DUPLICATE, BACKGROUND), strict=False))
-    counts = {name: int((judgement.kinds == kind).sum()) for name, kind in kinds.items()}
-    mended = {name: points.mended(kind, judgement) for name, kind in kinds.items()}
-    mended[MISSED] = points.asking(~judgement.missed, judgement)
+def error_figures(results: CocoResults, judgement: Judgement) -> dict:
+    """What errors cost. AP50: as TIDE computes it, over all classes that have objects or detections.
+
+    By kind of error: count, and AP50_gain if all of the kind were mended. without_false_alarms, without_misses: gains
+    if there were none at all.
+    """
+    rows = judgement.order[judgement.kinds[judgement.order] != IGNORED]
+    kinds, classes, scores = judgement.kinds[rows], results.classes[rows], results.scores[rows]
+    true = kinds == HIT
+    # The class and the claim of a detection's object; the one appended is that of those without an object, -1.
+    class_of_object = np.append(judgement.classes, -1)[judgement.objects[rows]]
+    claims_it = np.append(judgement.claims, -1)[judgement.objects[rows]] == rows
+    # TIDE lists the errors first: of equal scores they count before the hits.
+    errors_first = np.argsort(true, kind="stable")
+
+    def asked(objects: np.ndarray) -> np.ndarray:
+        return np.bincount(judgement.classes[objects & ~judgement.ignored], minlength=len(results.categories))
+
+    def mended(kind: int) -> float:
+        wrong = kinds == kind
+        right = wrong & claims_it
+        kept = errors_first[(~wrong | right)[errors_first]]
+        of_class = np.where(right, class_of_object, classes)
+        return _mean_ap(of_class[kept], scores[kept], (true | right)[kept], asked(~judgement.ignored))
+
+    def asking(objects: np.ndarray) -> float:
+        return _mean_ap(classes[errors_first], scores[errors_first], true[errors_first], asked(objects))
+
+    ap50 = _mean_ap(classes, scores, true, asked(~judgement.ignored))
+    costs = {name: (judgement.kinds == kind, mended(kind)) for kind, name in enumerate(list(ERRORS)[:-1], start=CLASS)}
+    costs["missed"] = judgement.missed, asking(~judgement.missed)
     # Below 0 only by the steps in which recall is counted: TIDE says 0 then.
-    gains = {name: max(of_kind.mean_ap() - ap50, 0.0) for name, of_kind in mended.items()}
-    counts[MISSED] = int(judgement.missed.sum())
-    without_misses = points.asking(judgement.hit, judgement).mean_ap() - ap50
-    return ErrorFigures(ap50, counts, gains, points.sorted_out().mean_ap() - ap50, without_misses)
+    by_kind = {
+        name: {"count": int(which.sum()), "AP50_gain": max(ap - ap50, 0.0)} for name, (which, ap) in costs.items()
+    }
+    without_false_alarms = _mean_ap(classes, true.astype(np.float64), true, asked(~judgement.ignored)) - ap50
+    without_misses = asking(judgement.hit) - ap50
+    return {"AP50": ap50, **by_kind, "without_false_alarms": without_false_alarms, "without_misses": without_misses}
 
 
-@dataclass(frozen=True)
-class _Points:
-    """What AP is computed of. rows: int64 [P], the detections; classes, scores, true: [P]; asked: objects of each
-    class, int64 [K]."""
+def _mean_ap(classes: np.ndarray, scores: np.ndarray, true: np.ndarray, asked: np.ndarray) -> float:
+    """The mean over the classes that have detections or objects, of which so many are asked for, int64 [K].
 
-    rows: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-    true: np.ndarray
-    asked: np.ndarray
-
-    @classmethod
-    def of(cls, results: CocoResults, judgement: Judgement) -> "_Points":
-        rows = judgement.order[judgement.kinds[judgement.order] != IGNORED]
-        asked = np.bincount(judgement.classes[~judgement.ignored], minlength=len(results.categories))
-        return cls(rows, results.classes[rows], results.scores[rows], judgement.kinds[rows] == HIT, asked)
-
-    def mended(self, kind: int, judgement: Judgement) -> "_Points":
-        """The same with all errors of the kind mended: those that claim an object find it, the others go."""
-        wrong = judgement.kinds[self.rows] == kind
-        objects = judgement.objects[self.rows]
-        right = wrong & (objects >= 0)
-        right[right] = judgement.claims[objects[right]] == self.rows[right]
-        classes = np.where(right, judgement.classes[objects], self.classes) if len(judgement.classes) else self.classes
-        # TIDE lists the errors first: of equal scores they count before the hits.
-        order = np.argsort(self.true, kind="stable")
-        order = order[(~wrong | right)[order]]
-        return _Points(self.rows[order], classes[order], self.scores[order], (self.true | right)[order], self.asked)
-
-    def asking(self, objects: np.ndarray, judgement: Judgement) -> "_Points":
-        """The same where only these objects, bool [M], are asked for."""
-        asked = np.bincount(judgement.classes[objects & ~judgement.ignored], minlength=len(self.asked))
-        order = np.argsort(self.true, kind="stable")
-        return _Points(self.rows[order], self.classes[order], self.scores[order], self.true[order], asked)
-
-    def sorted_out(self) -> "_Points":
-        """The same with all hits scored 1 and all errors 0."""
-        return _Points(self.rows, self.classes, self.true.astype(np.float64), self.true, self.asked)
-
-    def mean_ap(self) -> float:
-        """The mean over the classes that have objects or detections; one that has no objects counts as 0."""
-        aps = list(self._aps())
-        return float(np.mean(aps)) if aps else 0.0
-
-    def _aps(self) -> Iterator[float]:
-        order = np.lexsort((-self.scores, self.classes))
-        true = self.true[order]
-        ends = np.searchsorted(self.classes[order], np.arange(len(self.asked) + 1))
-        for (first, last), asked in zip(pairwise(ends), self.asked, strict=True):
-            if asked or first < last:
-                yield _ap(true[first:last], int(asked))
+    A class that has no objects counts as 0.
+    """
+    order = np.lexsort((-scores, classes))
+    ends = np.searchsorted(classes[order], np.arange(len(asked) + 1))
+    aps = [
+        _ap(true[order[first:last]], objects)
+        for (first, last), objects in zip(pairwise(ends), asked.tolist(), strict=True)
+        if objects or first < last
+    ]
+    return float(np.mean(aps)) if aps else 0.0
 
 
 def _ap(true: np.ndarray, asked: int) -> float:

@@ -3,20 +3,21 @@
 import io
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import UNKNOWN_CATEGORY, Dataset, Sample
-from ssd300_vgg16.data.loader import evaluation_batches
+from ssd300_vgg16.data.loader import EvaluationBatch, evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.distributed.world import ALONE, World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.coco_ap import UNKNOWN, CocoMetrics, coco_ap
-from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
+from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results, object_columns
 from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
 from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
@@ -26,8 +27,6 @@ Begin = Callable[[np.ndarray, np.ndarray], Callable[[], list[dict[str, np.ndarra
 DETECTION_COLUMNS = ("boxes", "scores", "labels")
 # Images that a training's evaluation takes at a time: more take memory that the training needs, and are no faster.
 MAX_BATCH = 32
-
-
 # What those who see it for the first time want to know of an evaluation.
 SUMMARY = {
     "AP50": "how well objects are found where a box that overlaps by half is good enough (1 is perfect)",
@@ -75,12 +74,11 @@ class Evaluation:
 
     def as_json(self) -> dict:
         """COCO's numbers, VOC's under "voc", the threshold of best F1 under "best_f1", and "errors"."""
-        best, per_class = operating_points(self.results)
         return {
             **self.metrics.as_json(),
             **({"voc": self.voc.as_json()} if self.voc else {}),
-            "best_f1": best.as_json() | {"per_class": {name: point.as_json() for name, point in per_class.items()}},
-            "errors": error_figures(self.results, self.judgement).as_json(),
+            "best_f1": operating_points(self.results),
+            "errors": error_figures(self.results, self.judgement),
         }
 
 
@@ -109,9 +107,17 @@ def evaluate(
     have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
     UserError. Interrupted is raised, by all of them, once stopping() is true in one.
     """
-    share, trouble = _Share(), None
+    own_batches = slice(world.rank, None, world.world_size)
+    share, trouble = _Share([], [], []), None
     try:
-        _detect_share(share, begin, dataset, image_size, batch_size, pool, strict, world, stopping)
+        share = _detect_share(
+            begin,
+            # Held by nobody else: when the evaluation stops, it takes its tasks out of the pool.
+            evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, own_batches),
+            len(dataset.samples),
+            world,
+            stopping,
+        )
     except UserError as error:
         trouble = error
     stopped, troubled = world.all_reduce(stopping(), trouble is not None)
@@ -139,9 +145,7 @@ def evaluate(
 
 def _nothing_to_find(dataset: Dataset, samples: list[Sample]) -> str:
     """Why AP says nothing about these samples of the data set, in a sentence."""
-    crowd, difficult = (
-        np.concatenate([getattr(sample, name) for sample in samples]) for name in ("crowd", "difficult")
-    )
+    _, crowd, difficult = object_columns(samples, "crowd", "difficult")
     kinds = {
         "crowds": int(crowd.sum()),
         "difficult": int((difficult & ~crowd).sum()),
@@ -158,50 +162,41 @@ def _nothing_to_find(dataset: Dataset, samples: list[Sample]) -> str:
     return f"{said}{lacked}"
 
 
-@dataclass
-class _Share:
-    """One process's detections so far; of the images that cannot be read, pairs of batch number and message."""
+class _Share(NamedTuple):
+    """One process's detections; of the images that cannot be read, pairs of batch number and message."""
 
-    positions: list[int] = field(default_factory=list)
-    detections: list[dict[str, np.ndarray]] = field(default_factory=list)
-    unreadable: list[tuple[int, str]] = field(default_factory=list)
+    positions: list[int]
+    detections: list[dict[str, np.ndarray]]
+    unreadable: list[tuple[int, str]]
 
 
 def _detect_share(
-    share: _Share,
-    begin: Begin,
-    dataset: Dataset,
-    image_size: int,
-    batch_size: int,
-    pool: WorkerPool,
-    strict: bool,
-    world: World,
-    stopping: Callable[[], bool],
-) -> None:
-    """Detect on this process's batches, to their end or until stopping() is true."""
-    own_batches = slice(world.rank, None, world.world_size)
+    begin: Begin, batches: Iterable[EvaluationBatch], images: int, world: World, stopping: Callable[[], bool]
+) -> _Share:
+    """Detect on this process's batches, to their end or until stopping() is true; images: of all processes."""
+    share = _Share([], [], [])
     hidden = None if world.is_first else True
-    with tqdm(total=len(dataset.samples), desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
-        batches = evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, own_batches)
+    with tqdm(total=images, desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
         former: Callable[[], list] = list
         for number, batch in enumerate(batches):
-            share.unreadable += [(number * world.world_size + world.rank, message) for message in batch.unreadable]
+            share.unreadable.extend((number * world.world_size + world.rank, message) for message in batch.unreadable)
             if len(batch.positions):
                 begun = begin(batch.images, batch.sizes_hw)
-                share.detections += former()  # while a GPU computes this batch
-                share.positions += batch.positions.tolist()
+                share.detections.extend(former())  # while a GPU computes this batch
+                share.positions.extend(batch.positions.tolist())
                 former = begun
             bar.update((len(batch.positions) + len(batch.unreadable)) * world.world_size)
             if stopping():
                 break
         else:
-            share.detections += former()
+            share.detections.extend(former())
+    return share
 
 
-def _gather(world: World, share: _Share) -> tuple[list[int], list[dict[str, np.ndarray]], list[tuple[int, str]]]:
-    """The shares of all processes, positions and detections in the order of the data set."""
+def _gather(world: World, share: _Share) -> _Share:
+    """The shares of all processes as one, positions and detections in the order of the data set."""
     if world.world_size == 1:
-        return share.positions, share.detections, share.unreadable
+        return share
     # Detections as columns, and numpy's own format: a pickle from another host could run code here.
     columns = {
         name: np.concatenate([of_image[name] for of_image in share.detections]) if share.detections else np.empty(0)
@@ -220,4 +215,5 @@ def _gather(world: World, share: _Share) -> tuple[list[int], list[dict[str, np.n
             for number, position in enumerate(part["positions"].tolist()):
                 by_position[position] = {name: split[name][number] for name in DETECTION_COLUMNS}
             messages += map(tuple, json.loads(part["unreadable"].tobytes()))
-    return sorted(by_position), [by_position[position] for position in sorted(by_position)], messages
+    positions = sorted(by_position)
+    return _Share(positions, [by_position[position] for position in positions], messages)

@@ -33,25 +33,20 @@ class Verification:
         """Absolute differences by name."""
         return {name: abs(value - self.theirs[name]) for name, value in self.ours.items()}
 
-    @property
-    def largest_difference(self) -> float:
-        """Of the twelve."""
-        return max(self.differences.values())
-
     def table(self) -> str:
-        """A row for each number, and the largest difference in the last line."""
+        """A row for each number, the notes, the largest difference, and the `problem` if there is one."""
         rows = [f"{'':<12} {'IoU':<10} {'area':<7} {'max':>4} {'here':>11} {'pycocotools':>11} {'difference':>10}"]
         for name, iou, area, limit in STATISTICS:
             values = f"{self.ours[name]:>11.8f} {self.theirs[name]:>11.8f} {self.differences[name]:>10.1e}"
             rows.append(f"{name:<12} {iou:<10} {area:<7} {limit:>4} {values}")
-        return "\n".join([*rows, *self.notes, f"largest difference: {self.largest_difference:.1e}"])
+        rows += [*self.notes, f"largest difference: {max(self.differences.values()):.1e}"]
+        return "\n".join([*rows, problem] if (problem := self.problem()) else rows)
 
     def problem(self) -> str | None:
         """A sentence if a number differs by more than TOLERANCE."""
-        if self.largest_difference <= TOLERANCE:
-            return None
         names = ", ".join(name for name, difference in self.differences.items() if difference > TOLERANCE)
-        return f"pycocotools computes other numbers from the same detections (tolerance {TOLERANCE:g}): {names}"
+        said = f"pycocotools computes other numbers from the same detections (tolerance {TOLERANCE:g}): {names}"
+        return said if names else None
 
 
 def verification_of(metrics: CocoMetrics, results: CocoResults, dataset: Dataset) -> Verification:

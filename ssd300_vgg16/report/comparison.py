@@ -30,8 +30,8 @@ class Table(NamedTuple):
 def tables(runs: Sequence[Run]) -> list[Table]:
     """Results, options that differ, and AP by class."""
     validation = {run.environment.get("data", {}).get("val", {}).get("sha256") for run in runs}
-    classes = list(dict.fromkeys(name for run in runs for name in run.class_aps))
-    per_class = [_aps(name, [run.class_aps.get(name) for run in runs]) for name in classes]
+    classes = dict.fromkeys(name for run in runs for name in run.per_class)
+    per_class = [_aps(name, [run.per_class.get(name, {}).get("AP") for run in runs]) for name in classes]
     return [
         Table("Results", ELSEWHERE if len(validation) > 1 else "", _results(runs)),
         Table("Options that differ", "" if (differing := _differing(runs)) else "None does.", differing),
@@ -40,19 +40,20 @@ def tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _results(runs: Sequence[Run]) -> list[Row]:
-    def last(rows: list[dict], value: Callable[[dict], str]) -> str:
-        return value(rows[-1]) if rows else "-"
+    def last(name: str, value: Callable[[dict], str]) -> Row:
+        return Row(name, [value(run.training[-1]) if run.training else "-" for run in runs])
 
+    steps = [f"{run.rows[-1]['step']:,}" if run.rows else "-" for run in runs]
     return [
         _aps("best AP", [max((row["AP"] for row in run.evaluations), default=None) for run in runs]),
         *(
             _aps(f"{name}, last", [run.evaluations[-1][name] if run.evaluations else None for run in runs])
             for name in ("AP", "AP50")
         ),
-        Row("loss, last", [last(run.training, lambda row: f"{loss(row):.3f}") for run in runs]),
-        Row("steps", [last(run.rows, lambda row: f"{row['step']:,}") for run in runs]),
-        Row("images/s, last", [last(run.training, lambda row: f"{row['images_per_second']:.3g}") for run in runs]),
-        Row("waiting for data", [last(run.training, lambda row: f"{row['data_wait']:.0%}") for run in runs]),
+        last("loss, last", lambda row: f"{loss(row):.3f}"),
+        Row("steps", steps),
+        last("images/s, last", lambda row: f"{row['images_per_second']:.3g}"),
+        last("waiting for data", lambda row: f"{row['data_wait']:.0%}"),
     ]
 
 
@@ -90,12 +91,10 @@ def as_text(runs: Sequence[Run], shown: Sequence[Table]) -> str:
     """The tables for a terminal, a column a run; the best values are marked."""
     parts = []
     for table in shown:
-        marked = [
-            [row.name, *(f"{value} *" if at == row.best else value for at, value in enumerate(row.values))]
-            for row in table.rows
-        ]
-        heads = [table.title, *(printable(run.name, MAX_LETTERS) for run in runs)]
-        cells = [heads, *([printable(cell, MAX_LETTERS) for cell in row] for row in marked)]
+        rows = [[table.title, *(run.name for run in runs)]]
+        for row in table.rows:
+            rows.append([row.name, *(f"{value} *" if at == row.best else value for at, value in enumerate(row.values))])
+        cells = [[printable(cell, MAX_LETTERS) for cell in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
         parts.append("\n".join([*lines, table.text] if table.text else lines))

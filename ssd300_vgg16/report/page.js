@@ -24,6 +24,7 @@ function collator() {
   return (collator.one ??= new Intl.Collator("en", { numeric: true }));
 }
 
+const rowsOf = (table, image) => Array.from({ length: table.ends[image] - table.starts[image] }, (_, place) => table.starts[image] + place);
 const boxOf = (table, row) => table.boxes.subarray(4 * row, 4 * row + 4);
 const linkOf = (image) => data.folder + data.links[image];
 
@@ -41,10 +42,7 @@ function overlap(tableA, a, tableB, b, isCrowd) {
 }
 
 // Detections of each image, the best first.
-const ranked = detections.starts.map((start, image) => {
-  const rows = Array.from({ length: detections.ends[image] - start }, (_, place) => start + place);
-  return rows.sort((a, b) => detections.scores[b] - detections.scores[a]);
-});
+const ranked = data.files.map((_, image) => rowsOf(detections, image).sort((a, b) => detections.scores[b] - detections.scores[a]));
 
 // COCO's rule: a detection takes the object of its class that it overlaps most and that no better one has taken; an
 // ignored one only if there is no other. What is scored lower never matters: one matching serves all score thresholds.
@@ -52,10 +50,8 @@ function match(iou) {
   const became = new Uint8Array(detections.count), object = new Int32Array(detections.count).fill(-1);
   const finder = new Int32Array(objects.count).fill(-1);
   for (let image = 0; image < images; image++) {
-    const rows = [];
-    for (let row = objects.starts[image]; row < objects.ends[image]; row++) rows.push(row);
+    const rows = rowsOf(objects, image).sort((a, b) => ignored.has(a) - ignored.has(b));
     if (!rows.length) continue;
-    rows.sort((a, b) => ignored.has(a) - ignored.has(b));
     for (const detection of ranked[image]) {
       let best = Math.min(iou, 1 - 1e-10), taken = -1;
       for (const row of rows) {
@@ -186,7 +182,7 @@ function tally() {
       add(ofImage[image], matching.became[row], score);
       add(all, matching.became[row], score);
     }
-    for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
+    for (const row of rowsOf(objects, image)) {
       if (ignored.has(row) || isFound(row)) continue;
       const name = objects.classes[row];
       for (const one of state.off.has(name) ? [ofClass[name]] : [ofClass[name], ofImage[image], all]) one.misses++;
@@ -206,7 +202,7 @@ function confusions() {
   const pairs = [];
   for (let image = 0; image < images; image++) {
     const left = [];
-    for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
+    for (const row of rowsOf(objects, image)) {
       if (ignored.has(row) || state.off.has(objects.classes[row])) continue;
       if (isFound(row)) pairs.push([objects.classes[row], objects.classes[row], image]);
       else left.push(row);
@@ -224,6 +220,11 @@ function confusions() {
     for (const row of left) pairs.push([objects.classes[row], -1, image]);
   }
   return pairs;
+}
+
+function pairInWords(label, seen) {
+  if (seen < 0) return `${classes[label]} missed`;
+  return label < 0 ? `${classes[seen]} where no label is` : `${classes[label]} seen as ${classes[seen]}`;
 }
 
 function chooseImages() {
@@ -260,10 +261,12 @@ const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignor
 const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
 const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
 
+const colourOfMark = ({ kind, name }) => (kind === "label" ? "#fff" : colourOf(name));
+
 // What is to be drawn of an image: the least certain first, so that the others lie on top.
 function marksOf(image) {
   const marks = [];
-  for (let row = objects.starts[image]; row < objects.ends[image]; row++) {
+  for (const row of rowsOf(objects, image)) {
     const name = objects.classes[row];
     if (state.off.has(name)) continue;
     const missed = !ignored.has(row) && !isFound(row);
@@ -279,6 +282,14 @@ function marksOf(image) {
   return marks;
 }
 
+// A box's line, on a wider and paler one that stands out from it.
+function outlined(place, colour, width, dash, kind) {
+  return [
+    element("rect", { ...place, fill: "none", stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": width + 1.5 }),
+    element("rect", { ...place, fill: "none", stroke: colour, "stroke-width": width, "stroke-dasharray": dash, class: `mark ${kind}` }),
+  ];
+}
+
 const pen = document.createElement("canvas").getContext("2d");
 
 // Draw marks into an svg, whose pixels are the screen's: a point p of the image lies at scale * p + (left, top).
@@ -288,13 +299,8 @@ function drawMarks(svg, marks, { scale, left, top, width, height }, letters, cho
   for (const mark of marks) {
     const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
     const wide = mark === chosen ? 4 : small ? 1.75 : 2;
-    const place = { x, y, width: Math.max(w, 1), height: Math.max(h, 1), fill: "none" };
-    const colour = mark.kind === "label" ? "#fff" : colourOf(mark.name);
     const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
-    drawn.push(
-      element("rect", { ...place, stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": wide + 1.5 }),
-      element("rect", { ...place, stroke: colour, "stroke-width": wide, "stroke-dasharray": dash, class: `mark ${mark.kind}` }),
-    );
+    drawn.push(...outlined({ x, y, width: Math.max(w, 1), height: Math.max(h, 1) }, colourOfMark(mark), wide, dash, mark.kind));
   }
   for (const mark of [...marks].reverse()) {
     const full = SIGNS[mark.kind] + classes[mark.name] + (mark.score === null ? "" : ` ${percent(mark.score)}`);
@@ -310,7 +316,7 @@ function drawMarks(svg, marks, { scale, left, top, width, height }, letters, cho
     );
     if (free === undefined) continue;
     taken.push({ x, y: free, wide });
-    const colour = mark.kind === "label" ? "#fff" : colourOf(mark.name);
+    const colour = colourOfMark(mark);
     const tag = element("text", { x: x + 4, y: free + letters, fill: inkOn(colour), "font-size": letters, "font-weight": 600 }, text);
     drawn.push(element("g", {}, element("rect", { x, y: free, width: wide, height: high, fill: colour, rx: 2 }), tag));
   }
@@ -419,8 +425,8 @@ function renderGallery() {
   const below = !truth && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
   const parts = [told + left + below];
   if (state.pair) {
-    const what = seen < 0 ? `${classes[label]} missed` : label < 0 ? `${classes[seen]} where no label is` : `${classes[label]} seen as ${classes[seen]}`;
-    parts.push(" ", element("button", { type: "button", class: "chip", onclick: () => change({ pair: "" }) }, `only: ${what} ✕`));
+    const off = () => change({ pair: "" });
+    parts.push(" ", element("button", { type: "button", class: "chip", onclick: off }, `only: ${pairInWords(label, seen)} ✕`));
   }
   byId("count").replaceChildren(...parts);
   if (!order.length) gallery.replaceChildren(element("p", { class: "nothing" }, "No image is left: choose other filters."));
@@ -447,10 +453,8 @@ function focusCard(place) {
   const former = cards.get(focused)?.firstChild;
   if (former) former.tabIndex = -1;
   const button = cards.get(place)?.firstChild;
-  if (button) {
-    button.tabIndex = 0;
-    button.focus({ preventScroll: true });
-  }
+  if (button) button.tabIndex = 0;
+  button?.focus({ preventScroll: true });
   focused = place;
 }
 
@@ -537,18 +541,17 @@ function drawStage() {
     view[edge] = length <= space ? (space - length) / 2 : Math.min(0, Math.max(space - length, view[edge]));
   stageImage.style.width = `${width}px`;
   stageImage.style.transform = `translate(${view.left}px, ${view.top}px) scale(${view.scale})`;
-  const marks = viewerMarks();
+  const marks = marksOf(state.image);
   drawMarks(stageBoxes, marks, view, 13, marks.find((mark) => same(mark, chosen)) ?? null);
 }
 
 const same = (a, b) => b !== null && a.detection === b.detection && a.object === b.object;
-const viewerMarks = () => marksOf(state.image);
 
 const HEADINGS = { missed: "Missed", alarm: "False alarms", hit: "Hits", plain: "Detections", ignored: "Not counted", label: "Labels" };
 
 function renderViewer() {
   if (!viewer.open || state.image === null) return;
-  const marks = viewerMarks().reverse(), parts = [];
+  const marks = marksOf(state.image).reverse(), parts = [];
   for (const [kind, heading] of Object.entries(HEADINGS)) {
     const ofKind = marks.filter((mark) => mark.kind === kind);
     if (!ofKind.length) continue;
@@ -584,15 +587,9 @@ function markButton(mark) {
   return button;
 }
 
-function swatch(number, kind = "plain") {
-  const dash = kind === "plain" ? (truth ? null : dashOf(number)) : MARK_DASHES[kind];
-  const line = { x1: 1, y1: 6, x2: 25, y2: 6 }, colour = kind === "label" ? "#fff" : colourOf(number);
-  return element(
-    "svg",
-    { width: 26, height: 12, "aria-hidden": "true" },
-    element("line", { ...line, stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": 6 }),
-    element("line", { ...line, stroke: colour, "stroke-width": 4, "stroke-dasharray": dash }),
-  );
+function swatch(name, kind = "plain") {
+  const dash = kind === "plain" ? (truth ? null : dashOf(name)) : MARK_DASHES[kind], stroke = colourOfMark({ kind, name });
+  return sample({ stroke: inkOn(stroke), "stroke-opacity": 0.45, "stroke-width": 6 }, { stroke, "stroke-width": 4, "stroke-dasharray": dash });
 }
 
 viewer.addEventListener("close", () => {
@@ -615,12 +612,11 @@ viewer.addEventListener("keydown", (event) => {
   done();
 });
 
-byId("previous").addEventListener("click", () => goTo(at - 1));
-byId("next").addEventListener("click", () => goTo(at + 1));
-byId("zoom-in").addEventListener("click", () => zoom(1.5));
-byId("zoom-out").addEventListener("click", () => zoom(1 / 1.5));
-byId("zoom-fit").addEventListener("click", fit);
-byId("close").addEventListener("click", () => viewer.close());
+const BUTTONS = {
+  previous: () => goTo(at - 1), next: () => goTo(at + 1), close: () => viewer.close(),
+  "zoom-in": () => zoom(1.5), "zoom-out": () => zoom(1 / 1.5), "zoom-fit": fit,
+};
+for (const [id, act] of Object.entries(BUTTONS)) byId(id).addEventListener("click", act);
 stage.tabIndex = -1;
 
 stage.addEventListener("wheel", (event) => {
@@ -704,16 +700,10 @@ function renderSparkline() {
 
 // Recall and precision of detections by falling score, of a class or (null) of all that are on.
 function curve(number) {
+  const meant = (name) => (number === null ? !state.off.has(name) : name === number);
   const rows = [];
-  for (let row = 0; row < detections.count; row++) {
-    const name = detections.classes[row];
-    if ((number === null ? !state.off.has(name) : name === number) && matching.became[row] !== NOT_COUNTED) rows.push(row);
-  }
-  let asked = 0;
-  for (let row = 0; row < objects.count; row++) {
-    const name = objects.classes[row];
-    if ((number === null ? !state.off.has(name) : name === number) && !ignored.has(row)) asked++;
-  }
+  detections.classes.forEach((name, row) => meant(name) && matching.became[row] !== NOT_COUNTED && rows.push(row));
+  const asked = objects.classes.filter((name, row) => meant(name) && !ignored.has(row)).length;
   if (!asked) return [];
   rows.sort((a, b) => detections.scores[b] - detections.scores[a]);
   let hits = 0;
@@ -732,26 +722,20 @@ function renderCurves(panel) {
   const margins = { left: 34, top: 22, right: 12, bottom: 38 };
   const { parts, x, y } = axes(width, height, margins, TENTHS, TENTHS, "recall", "precision");
   const line = (points, attributes) =>
-    element("path", { d: points.map(([recall, precision], place) => `${place ? "L" : "M"}${x(recall).toFixed(1)} ${y(precision).toFixed(1)}`).join(""), fill: "none", "stroke-linejoin": "round", ...attributes });
+    element("path", { d: pathOf(points.map(([recall, precision]) => [x(recall), y(precision)])), fill: "none", "stroke-linejoin": "round", ...attributes });
   const present = classes.map((_, number) => number).filter((number) => tallies.ofClass[number].hits + tallies.ofClass[number].misses && !state.off.has(number));
-  if (present.length <= 20)
-    for (const number of present)
-      if (number !== curveClass) parts.push(line(curve(number), { stroke: colourOf(number), "stroke-width": 1.5, "stroke-opacity": curveClass === null ? 0.9 : 0.35, "stroke-dasharray": dashOf(number) }));
-  const all = curve(curveClass), now = rates(curveClass === null ? tallies.all : tallies.ofClass[curveClass]);
+  const shown = present.length <= 20 ? present : [];
+  for (const number of shown)
+    if (number !== curveClass)
+      parts.push(line(curve(number), { stroke: colourOf(number), "stroke-width": 1.5, "stroke-opacity": curveClass === null ? 0.9 : 0.35, "stroke-dasharray": dashOf(number) }));
+  const now = rates(curveClass === null ? tallies.all : tallies.ofClass[curveClass]);
   parts.push(
-    line(all, { stroke: "var(--ink)", "stroke-width": 3 }),
+    line(curve(curveClass), { stroke: "var(--ink)", "stroke-width": 3 }),
     element("circle", { cx: x(now.recall), cy: y(now.precision), r: 6, fill: "var(--card)", stroke: "var(--ink)", "stroke-width": 2.5 }),
   );
-  svg.setAttribute("height", height);
-  svg.setAttribute("aria-label", `Precision against recall. Now: precision ${figure(now.precision)}, recall ${figure(now.recall)}.`);
-  svg.replaceChildren(...parts);
-  const key = present.length <= 20 ? present.map((number) => element("span", {}, swatchOfCurve(number), classes[number])) : [];
+  showChart(svg, height, `Precision against recall. Now: precision ${figure(now.precision)}, recall ${figure(now.recall)}.`, parts);
+  const key = shown.map((number) => element("span", {}, sample({ stroke: colourOf(number), "stroke-dasharray": dashOf(number) }), classes[number]));
   panel.querySelector(".key").replaceChildren(...key);
-}
-
-function swatchOfCurve(number) {
-  const line = element("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colourOf(number), "stroke-width": 2.5, "stroke-dasharray": dashOf(number) });
-  return element("svg", { width: 26, height: 12, "aria-hidden": "true" }, line);
 }
 
 function renderHistogram(panel) {
@@ -765,9 +749,7 @@ function renderHistogram(panel) {
     element("g", { transform: `translate(${margins.left} 0)` }, ...bars),
     element("line", { x1: x(state.threshold), x2: x(state.threshold), y1: margins.top, y2: height - margins.bottom, stroke: "var(--ink)", "stroke-width": 2, "stroke-dasharray": "4 3" }),
   );
-  svg.setAttribute("height", height);
-  svg.setAttribute("aria-label", `Detections by score; above the threshold ${count(tallies.all.hits, "hit")} and ${count(tallies.all.alarms, "false alarm")}.`);
-  svg.replaceChildren(...parts);
+  showChart(svg, height, `Detections by score; above the threshold ${count(tallies.all.hits, "hit")} and ${count(tallies.all.alarms, "false alarm")}.`, parts);
 }
 
 // What does not depend on the sliders is made once.
@@ -777,7 +759,7 @@ function makeFigures() {
     ["AP50", "AP at IoU 0.5"], ["AP", "AP, 0.5 to 0.95"], ["AP75", "AP at IoU 0.75"], ["AP_small", "AP, small"],
     ["AP_medium", "AP, medium"], ["AP_large", "AP, large"], ["AR_100", "recall, 0.5 to 0.95"],
   ];
-  const overall = element("dl", { class: "numbers" }, ...numbers.map(([name, text]) => element("div", {}, element("dt", {}, text), element("dd", {}, figure(metrics[name])))));
+  const overall = numbersOf(numbers.map(([name, text]) => [text, figure(metrics[name])]));
   const gains = Object.keys(data.errors).map((kind) => metrics.errors[kind].AP50_gain), most = Math.max(0.01, ...gains);
   const errors = Object.entries(data.errors).map(([kind, meaning], place) => {
     const bar = element("span");
@@ -797,7 +779,7 @@ function makeFigures() {
   scores.id = "scores";
   const rest = metrics.errors;
   byId("figures").replaceChildren(
-    element("section", { class: "panel wide" }, element("h2", {}, "Average precision"), overall),
+    panel("Average precision", "", true, overall),
     curves,
     scores,
     panel("Typical errors", `At IoU 0.5, of detections of any score, and what mending all of a kind would add to the AP of ${rest.AP50.toFixed(3)}. Without any false alarm it would be ${(rest.AP50 + rest.without_false_alarms).toFixed(3)}, without any miss ${(rest.AP50 + rest.without_misses).toFixed(3)}. The definition is TIDE's.`, true,
@@ -840,8 +822,8 @@ function renderConfusion(panel) {
     const cells = [...shown, -1].map((seen) => {
       if (label < 0 && seen < 0) return element("td", {});
       const number = counts.get(`${label}_${seen}`) ?? 0;
-      const what = label < 0 ? `${classes[seen]} where no label is` : seen < 0 ? `${classes[label]} missed` : `${classes[label]} seen as ${classes[seen]}`;
-      const cell = element("button", { type: "button", disabled: !number, class: label === seen ? "right" : null, title: `${what}: ${number}`, "aria-label": `${what}: ${number}`, onclick: () => {
+      const what = `${pairInWords(label, seen)}: ${number}`;
+      const cell = element("button", { type: "button", disabled: !number, class: label === seen ? "right" : null, title: what, "aria-label": what, onclick: () => {
         change({ pair: `${label}_${seen}`, tab: "images", show: "all", query: "" });
         scrollTo(0, 0);
       } }, number || "·");
@@ -866,13 +848,6 @@ const ABOUT = {
   "unseen label": ["Labelled, but not seen", "Labels that no detection comes near, the largest first."],
 };
 const AT_A_TIME = 48;
-const inView = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries)
-    if (isIntersecting) {
-      inView.unobserve(target);
-      target.src = target.dataset.link;
-    }
-}, { rootMargin: "300px" });
 
 function makeSuspicions() {
   const section = byId("labels"), all = data.suspicions;
@@ -898,23 +873,21 @@ function makeSuspicions() {
 
 function suspicionItem(item, items) {
   const { kind, image, label, seen, score, box } = item;
-  const text = kind === "no label" ? `${classes[seen]} ${percent(score)} %` : kind === "other class" ? `${classes[seen]} ${percent(score)} %, labelled ${classes[label]}` : classes[label];
-  const picture = element("img", { alt: "", decoding: "async", "data-link": linkOf(image) });
+  const found = `${classes[seen]} ${percent(score)} %`;
+  const text = { "no label": found, "other class": `${found}, labelled ${classes[label]}` }[kind] ?? classes[label];
+  const picture = element("img", { alt: "", decoding: "async", loading: "lazy" });
   const svg = element("svg", { "aria-hidden": "true" }), crop = element("span", { class: "crop" }, picture, svg);
   picture.addEventListener("load", () => {
     // The box takes half of the square.
     const side = 92, scale = Math.min(side / 2 / Math.max(box[2], box[3], 8), 4);
     const left = side / 2 - (box[0] + box[2] / 2) * scale, top = side / 2 - (box[1] + box[3] / 2) * scale;
     picture.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
-    const place = { x: box[0] * scale + left, y: box[1] * scale + top, width: box[2] * scale, height: box[3] * scale, fill: "none" };
-    const name = seen < 0 ? label : seen;
-    svg.replaceChildren(
-      element("rect", { ...place, stroke: "#000", "stroke-opacity": 0.55, "stroke-width": 4 }),
-      element("rect", { ...place, stroke: colourOf(name), "stroke-width": 2, "stroke-dasharray": seen < 0 ? MARK_DASHES.missed : null }),
-    );
+    const place = { x: box[0] * scale + left, y: box[1] * scale + top, width: box[2] * scale, height: box[3] * scale };
+    const dash = seen < 0 ? MARK_DASHES.missed : null;
+    svg.replaceChildren(...outlined(place, colourOf(seen < 0 ? label : seen), 2, dash, "suspicion"));
   });
   picture.addEventListener("error", () => crop.classList.add("broken"));
-  inView.observe(picture);
+  picture.src = linkOf(image); // after its listeners
   const words = element("span", {}, element("strong", {}, text), element("small", {}, data.files[image]));
   return element("li", {}, element("button", { type: "button", onclick: () => openViewer(items, items.indexOf(item)) }, crop, words));
 }
@@ -971,15 +944,12 @@ function render() {
 
 function makeControls() {
   document.body.classList.toggle("with-truth", truth);
-  byId("title").textContent = data.title;
-  byId("heading").textContent = data.heading;
   for (const [id, choices] of [["sort", SORTS], ["show", SHOWS]]) {
     byId(id).append(...Object.entries(choices).map(([value, text]) => element("option", { value }, text)));
     byId(id).addEventListener("change", (event) => change({ [id]: event.target.value }));
   }
-  byId("query").addEventListener("input", (event) => change({ query: event.target.value }));
-  byId("threshold").addEventListener("input", (event) => change({ threshold: Number(event.target.value) }));
-  byId("iou").addEventListener("input", (event) => change({ iou: Number(event.target.value) }));
+  for (const [id, read] of [["query", String], ["threshold", Number], ["iou", Number]])
+    byId(id).addEventListener("input", (event) => change({ [id]: read(event.target.value) }));
   const toggled = (set, one) => {
     const other = new Set(set);
     if (!other.delete(one)) other.add(one);
@@ -987,8 +957,7 @@ function makeControls() {
   };
   for (const [mark, text] of Object.entries(MARKS)) {
     const box = element("input", { type: "checkbox", value: mark, onchange: () => change({ marks: toggled(state.marks, mark) }) });
-    const line = element("svg", { width: 26, height: 12, "aria-hidden": "true" }, element("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: "currentColor", "stroke-width": 2.5, "stroke-dasharray": MARK_DASHES[mark] }));
-    byId("marks").append(element("label", { class: "tick" }, box, line, text));
+    byId("marks").append(element("label", { class: "tick" }, box, sample({ stroke: "currentColor", "stroke-dasharray": MARK_DASHES[mark] }), text));
   }
   const used = new Set([...detections.classes, ...objects.classes]);
   const chips = [...used].sort((a, b) => a - b).map((number) =>

@@ -1,12 +1,16 @@
 """report.html: detections on their images, and with ground truth what is right and wrong about them.
 
-One file that a browser opens from disk. The pictures are links to the image files, relative to the page.
+One file that a browser opens from disk. The pictures are links to the image files, relative to the page. Beside it
+stands suspicious_labels.csv, the labels to look at again: what a detector is sure of and the labels deny, and what it
+sees no trace of.
 """
 
+import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -16,9 +20,10 @@ from ssd300_vgg16.data.dataset import Category, Sample
 from ssd300_vgg16.data.images import AS_STORED, LYING, ImageError, exif_orientation
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
-from ssd300_vgg16.metrics.errors import ERRORS, HIT, IGNORED
+from ssd300_vgg16.metrics.coco_results import CocoResults, object_columns
+from ssd300_vgg16.metrics.errors import BACKGROUND, CLASS, ERRORS, HIT, IGNORED, Judgement
 from ssd300_vgg16.report.html_page import html_page
-from ssd300_vgg16.report.suspicious import Suspicion, as_csv, suspicious
+from ssd300_vgg16.text import spreadsheet_cell
 
 if TYPE_CHECKING:  # it brings OneFlow, which infer.sh may do without
     from ssd300_vgg16.metrics.evaluation import Evaluation
@@ -26,8 +31,12 @@ if TYPE_CHECKING:  # it brings OneFlow, which infer.sh may do without
 REPORT, SUSPICIOUS = "report.html", "suspicious_labels.csv"
 MAX_DETECTIONS = 250_000  # on the page, the best: more would make it slow to open
 MAX_SUSPICIONS = 2_000  # on the page; the CSV file has all
-_MIRRORED = ((2, 3, 7, 8), (3, 4, 6, 7))  # EXIF orientations that mirror x, and y, before a transposition
 SCORE_STEPS = 100_000  # scores are whole numbers on the page
+SURE = 0.5  # a detection is, from this score on
+TRACE = 0.1  # the least score of a detection that counts as one
+UNLABELLED, OTHER_CLASS, UNSEEN = "no label", "other class", "unseen label"
+COLUMNS = ("suspicion", "file", "label", "detected", "score", "x", "y", "width", "height", "decision")
+_MIRRORED = ((2, 3, 7, 8), (3, 4, 6, 7))  # EXIF orientations that mirror x, and y, before a transposition
 
 
 class DetectionsPage:
@@ -70,34 +79,31 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
     results, judgement = evaluation.results, evaluation.judgement
     names = [category.name for category in results.categories]
     found = suspicious(results, judgement)
-    paths = [sample.path for sample in results.samples]
-    files = _files(paths, output)
+    files = _files([sample.path for sample in results.samples], output)
     images = len(results.samples)
     as_shown = _Turned(results.samples)
+    boxes = as_shown.boxes(results.boxes_xywh, results.images)
+    on_page = [
+        (*one[:4], round(one.score, 3), as_shown.boxes(np.array([one.box_xywh]), [one.image])[0].round(1).tolist())
+        for one in found[:MAX_SUSPICIONS]
+    ]
     content = {
         "heading": heading,
         "threshold": metrics["best_f1"]["score_threshold"],
         "classes": names,
         **files,
-        "detections": _detections(
-            images,
-            results.images,
-            as_shown.boxes(results.boxes_xywh, results.images),
-            results.scores,
-            results.classes,
-            judgement.kinds,
-        ),
+        "detections": _detections(images, results.images, boxes, results.scores, results.classes, judgement.kinds),
         "objects": {
             "ends": np.searchsorted(judgement.images, np.arange(1, images + 1)).tolist(),
             "boxes": as_shown.boxes(judgement.boxes_xywh, judgement.images).round(3).ravel().tolist(),
             "classes": judgement.classes.tolist(),
-            "crowd": np.flatnonzero(np.concatenate([sample.crowd for sample in results.samples])).tolist(),
+            "crowd": np.flatnonzero(object_columns(results.samples, "crowd")[1]).tolist(),
             "ignored": np.flatnonzero(judgement.ignored).tolist(),
         },
         "kinds": {HIT: "hit", IGNORED: "not counted"} | dict(enumerate(list(ERRORS)[:-1], start=IGNORED + 1)),
         "errors": ERRORS,
         "metrics": metrics,
-        "suspicions": [_row(one, as_shown) for one in found[:MAX_SUSPICIONS]],
+        "suspicions": on_page,
         "all_suspicions": len(found),
         "suspicions_file": SUSPICIOUS,
     }
@@ -112,14 +118,13 @@ class _Turned:
         self._orientations = np.array([_orientation(sample) for sample in samples])
         self._sizes = np.array([(sample.width, sample.height) for sample in samples])
 
-    def boxes(self, boxes_xywh: np.ndarray, images: np.ndarray) -> np.ndarray:
+    def boxes(self, boxes_xywh: np.ndarray, images: Sequence[int] | np.ndarray) -> np.ndarray:
         """The boxes [N, 4] of these images [N]."""
-        orientations, corners = self._orientations[images], boxes_xywh[:, :2].copy()
-        opposite = self._sizes[images] - corners - boxes_xywh[:, 2:]
+        orientations, turned = self._orientations[images], boxes_xywh.copy()
+        opposite = self._sizes[images] - boxes_xywh[:, :2] - boxes_xywh[:, 2:]
         for axis, mirrored in enumerate(_MIRRORED):
             there = np.isin(orientations, mirrored)
-            corners[there, axis] = opposite[there, axis]
-        turned = np.concatenate((corners, boxes_xywh[:, 2:]), axis=1)
+            turned[there, axis] = opposite[there, axis]
         lying = np.isin(orientations, LYING)
         turned[lying] = turned[lying][:, [1, 0, 3, 2]]
         return turned
@@ -131,18 +136,6 @@ def _orientation(sample: Sample) -> int:
         return AS_STORED if as_stored else exif_orientation(sample.path)
     except ImageError:
         return AS_STORED  # it has gone meanwhile
-
-
-def _row(one: Suspicion, as_shown: _Turned) -> list:
-    (box,) = as_shown.boxes(np.array([one.box_xywh]), np.array([one.image]))
-    return [
-        one.kind,
-        one.image,
-        one.label,
-        one.detected,
-        round(one.score, 3),
-        box.round(1).tolist(),
-    ]
 
 
 def _files(paths: Sequence[Path], output: Path) -> dict:
@@ -167,9 +160,8 @@ def _detections(
     kinds: np.ndarray | None = None,
 ) -> dict:
     """Columns of the best detections: where each image's end, boxes as x, y, width, height, scores in SCORE_STEPS."""
-    kept = np.arange(len(images))
-    if len(kept) > MAX_DETECTIONS:
-        kept = np.sort(np.argsort(-scores, kind="stable")[:MAX_DETECTIONS])
+    # The best, in the order of the images.
+    kept = np.sort(np.argsort(-scores, kind="stable")[:MAX_DETECTIONS])
     columns = {
         "ends": np.searchsorted(images[kept], np.arange(1, count + 1)).tolist(),
         "boxes": boxes_xywh[kept].astype(np.float64).round(3).ravel().tolist(),
@@ -178,3 +170,58 @@ def _detections(
         "left_out": len(images) - len(kept),
     }
     return columns if kinds is None else columns | {"kinds": kinds[kept].tolist()}
+
+
+class Suspicion(NamedTuple):
+    """kind: UNLABELLED, OTHER_CLASS or UNSEEN; image: index in samples; label, detected: numbers of classes, or -1.
+
+    box_xywh: of the detection if there is one, else of the label.
+    """
+
+    kind: str
+    image: int
+    label: int
+    detected: int
+    score: float
+    box_xywh: tuple[float, ...]
+
+
+def suspicious(results: CocoResults, judgement: Judgement) -> list[Suspicion]:
+    """First sure detections where nothing is labelled, then where another class is, then labels nothing comes near.
+
+    Detections are in order of falling score, unseen labels of falling area: the small ones are often just hard to see.
+    """
+    # The one appended is the label of detections that have none, -1.
+    labels = np.append(judgement.classes, -1)[judgement.objects]
+    # Of a label that is found as what it is nothing is suspected.
+    sure = (results.scores >= SURE) & ~np.append(judgement.hit, False)[judgement.objects]
+    found = []
+    for kind, error in ((UNLABELLED, BACKGROUND), (OTHER_CLASS, CLASS)):
+        for row in _by_falling(results.scores, (judgement.kinds == error) & sure):
+            label, detected = int(labels[row]), int(results.classes[row])
+            box = tuple(results.boxes_xywh[row].tolist())
+            found.append(Suspicion(kind, int(results.images[row]), label, detected, float(results.scores[row]), box))
+    unseen = ~judgement.ignored & (judgement.near_scores < TRACE)
+    for row in _by_falling(judgement.boxes_xywh[:, 2:].prod(axis=1), unseen):
+        box = tuple(judgement.boxes_xywh[row].tolist())
+        found.append(Suspicion(UNSEEN, int(judgement.images[row]), int(judgement.classes[row]), -1, 0.0, box))
+    return found
+
+
+def _by_falling(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Indices of the chosen, bool [N], the highest of the values [N] first."""
+    rows = np.flatnonzero(chosen)
+    return rows[np.argsort(-values[rows], kind="stable")]
+
+
+def as_csv(suspicions: Sequence[Suspicion], files: Sequence[str], names: Sequence[str]) -> bytes:
+    """A table to work through, with an empty column for what was decided; files: of the images; names: of classes."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for one in suspicions:
+        seen = (spreadsheet_cell(names[number]) if number >= 0 else "" for number in (one.label, one.detected))
+        score = f"{one.score:.3f}" if one.detected >= 0 else ""
+        box = [f"{value:.1f}" for value in one.box_xywh]
+        table.writerow([one.kind, spreadsheet_cell(files[one.image]), *seen, score, *box, ""])
+    return text.getvalue().encode("utf-8", "surrogateescape")  # file names need not be UTF-8

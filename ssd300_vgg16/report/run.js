@@ -4,8 +4,7 @@
 // -------------------------------------------------------------------------------------------------------- charts
 
 const INKS = ["var(--accent)", "var(--alarm)", "var(--hit)", "var(--missed)"];
-const PATTERNS = [null, "7 4", "2 3", "10 3 2 3"];
-const ink = (place) => ({ stroke: INKS[place % INKS.length], "stroke-dasharray": PATTERNS[Math.floor(place / INKS.length) % PATTERNS.length] });
+const ink = (place) => ({ stroke: INKS[place % INKS.length], "stroke-dasharray": DASHES[Math.floor(place / INKS.length) % DASHES.length] });
 const MARKED = 60; // points, up to which each has a dot
 
 function short(value) {
@@ -47,27 +46,23 @@ function drawChart(box, chart) {
   const xs = ticks(0, across.high, width / 110, false).map((step) => [across.at(step), step.toLocaleString("en")]);
   const ys = ticks(up.low, up.high, 5, up.log).map((value) => [up.at(value), short(value)]);
   const { parts, x, y } = axes(width, height, margins, xs, ys, "step", "");
-  const place = ([step, value]) => `${x(across.at(step)).toFixed(1)} ${y(up.at(value)).toFixed(1)}`;
   chart.lines.forEach((line, number) => {
-    parts.push(element("path", { class: "line", d: line.points.map((point, first) => (first ? "L" : "M") + place(point)).join(""), ...ink(number) }));
-    if (line.points.length <= MARKED)
-      for (const [step, value] of line.points) parts.push(element("circle", { cx: x(across.at(step)), cy: y(up.at(value)), r: 2.5, fill: ink(number).stroke }));
+    const places = line.points.map(([step, value]) => [x(across.at(step)), y(up.at(value))]);
+    parts.push(element("path", { class: "line", d: pathOf(places), ...ink(number) }));
+    if (places.length <= MARKED) parts.push(...places.map(([cx, cy]) => element("circle", { cx, cy, r: 2.5, fill: ink(number).stroke })));
   });
   const reading = element("line", { class: "reading", y1: margins.top, y2: height - margins.bottom, visibility: "hidden" });
-  svg.setAttribute("height", height);
-  svg.replaceChildren(...parts, reading);
 
   // The key has the last values, or those at the pointer.
   const tell = (step) => {
     const nearest = (line) => line.points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best), [Infinity, NaN]);
     const told = chart.lines.map((line) => [line.name, nearest(line)]);
-    const names = told.map(([name, [, value]], number) =>
-      element("span", {}, element("svg", { width: 26, height: 12, "aria-hidden": "true" }, element("line", { x1: 1, x2: 25, y1: 6, y2: 6, "stroke-width": 2.5, ...ink(number) })), name, element("b", {}, Number.isNaN(value) ? "–" : short(value))));
+    const names = told.map(([name, [, value]], number) => element("span", {}, sample(ink(number)), name, element("b", {}, Number.isNaN(value) ? "–" : short(value))));
     box.querySelector(".key").replaceChildren(...names);
     return told.map(([name, [, value]]) => `${name} ${short(value)}`).join(", ");
   };
   const last = Math.max(...points.map(([step]) => step));
-  svg.setAttribute("aria-label", `${chart.title} by step. Last: ${tell(last)}.`);
+  showChart(svg, height, `${chart.title} by step. Last: ${tell(last)}.`, [...parts, reading]);
   svg.onpointermove = ({ offsetX }) => {
     const step = ((offsetX - margins.left) / (width - margins.left - margins.right)) * across.high;
     const shown = points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best - step) ? point[0] : best), Infinity);
@@ -97,20 +92,21 @@ const CROWDED = 10; // marks, beyond which none has a tag
 
 // A picture with marks: [name, x, y, width, height, score], the score null for labels.
 function picture({ file, jpeg, size: [width, height] }, marks, what) {
+  const tagOf = ([name, , , , , score]) => (score === null ? name : `${name} ${Math.round(100 * score)}%`);
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   const tags = []; // after all boxes, which would be drawn across them
-  for (const [name, x, y, w, h, score] of [...marks].reverse()) {
+  for (const mark of [...marks].reverse()) {
+    const [name, x, y, w, h] = mark;
     const number = Math.max(0, data.classes.indexOf(name)), colour = colourOf(number), at = { x, y, width: w, height: h };
     svg.append(element("rect", { class: "rim", ...at }), element("rect", { class: "mark", stroke: colour, ...at }));
     if (marks.length > CROWDED) continue;
     const right = x > width * 0.6;
     const tag = { x: right ? Math.min(x + w, width) - 4 : Math.max(x, 0) + 4, y: y > 20 ? y - 5 : Math.max(y, 0) + 15, "text-anchor": right ? "end" : "start" };
-    const text = score === null ? name : `${name} ${Math.round(100 * score)}%`;
-    tags.push(element("text", { class: "tag", stroke: colour, fill: inkOn(colour), ...tag }, text));
+    tags.push(element("text", { class: "tag", stroke: colour, fill: inkOn(colour), ...tag }, tagOf(mark)));
   }
   svg.append(...tags);
-  const seen = marks.map(([name, , , , , score]) => (score === null ? name : `${name} ${Math.round(100 * score)}%`));
-  const image = element("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: `${file}, ${what}: ${seen.join(", ") || "nothing"}`, title: file, width, height });
+  const seen = marks.map(tagOf).join(", ") || "nothing";
+  const image = element("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: `${file}, ${what}: ${seen}`, title: file, width, height });
   return element("div", { class: "picture" }, image, svg);
 }
 
@@ -131,14 +127,9 @@ function learning() {
 
 // -------------------------------------------------------------------------------------------------------- tables
 
-function numbers(pairs) {
-  const cells = pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
-  return element("dl", { class: "numbers first" }, ...cells);
-}
-
 function words(texts) {
   const pairs = Object.entries(texts).flatMap(([name, text]) => [element("dt", {}, name), element("dd", { class: name === "Command" ? "command" : null }, text)]);
-  return element("section", { class: "panel wide" }, element("h2", {}, "Configuration"), element("dl", { class: "words" }, ...pairs));
+  return panel("Configuration", "", true, element("dl", { class: "words" }, ...pairs));
 }
 
 function comparison({ title, text, rows }) {
@@ -149,17 +140,17 @@ function comparison({ title, text, rows }) {
 // ------------------------------------------------------------------------------------------------------ the page
 
 function makePage() {
-  byId("title").textContent = data.title;
-  byId("heading").textContent = data.heading;
-  if ("numbers" in data) byId("figures").append(numbers(data.numbers));
-  byId("figures").append(...(data.tables ?? []).slice(0, 1).map(comparison), ...data.charts.map(chartPanel));
-  byId("figures").append(...(data.tables ?? []).slice(1).map(comparison));
-  if (data.detections?.length) byId("figures").append(learning());
+  const parts = [], tables = (data.tables ?? []).map(comparison);
+  if (data.numbers) parts.push(numbersOf(data.numbers));
+  parts.push(...tables.slice(0, 1), ...data.charts.map(chartPanel), ...tables.slice(1));
+  if (data.detections?.length) parts.push(learning());
   if (data.samples?.length)
-    byId("figures").append(panel("What it learns from", "The first training images as the network gets them: augmented, with the objects that default boxes are matched to.", true,
+    parts.push(panel("What it learns from", "The first training images as the network gets them: augmented, with the objects that default boxes are matched to.", true,
       grid("auto-fill", "Training images", ...data.samples.map((one) => picture(one, one.marks, "objects")))));
-  if (data.configuration) byId("figures").append(words(data.configuration));
-  if (data.per_class?.length) byId("figures").append(panel("Classes", "Average precision of each class in the last evaluation.", true, tableOf(["class", "objects", "AP50", "AP"], data.per_class, "Classes")));
+  if (data.configuration) parts.push(words(data.configuration));
+  if (data.per_class?.length)
+    parts.push(panel("Classes", "Average precision of each class in the last evaluation.", true, tableOf(["class", "objects", "AP50", "AP"], data.per_class, "Classes")));
+  byId("figures").append(...parts);
 }
 
 function tellState() {

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd300_vgg16.report.configuration import in_words
 from ssd300_vgg16.report.html_page import html_page
 from ssd300_vgg16.text import duration
 
@@ -15,6 +14,12 @@ AP_NAMES = ("AP50", "AP", "VOC_mAP")
 RUNNING = "running"
 RENEWED_AFTER = 10  # seconds
 SHOWN_SCORE = 0.3
+AUGMENTATIONS = {
+    "ssd": "zoom-out, crops, mirroring and changes of colour (ssd)",
+    "ssdlite": "crops and mirroring (ssdlite)",
+    "hflip": "mirroring (hflip)",
+}
+SHARES = {1: "all", 0.5: "half", 0.25: "a quarter", 0.125: "an eighth"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,8 @@ class Run:
         return [row for row in self.rows if row["kind"] == "evaluation"]
 
     @property
-    def class_aps(self) -> dict[str, float]:
-        return {name: row["AP"] for name, row in self.metrics.get("per_class", {}).items()}
+    def per_class(self) -> dict[str, dict]:
+        return self.metrics.get("per_class", {})
 
 
 def loss(row: dict) -> float:
@@ -71,8 +76,8 @@ def ap(value: float | None) -> str:
 
 def run_page(run: Run, written: float) -> str:
     """The page of one run; written: seconds since 1970. It renews itself as long as the run is at work."""
-    album, evaluations = run.album, run.evaluations
-    losses = [line("total", run.training, loss), *(line(name, run.training, of(name)) for name in LOSSES)]
+    album, training, evaluations = run.album, run.training, run.evaluations
+    losses = [line("total", training, loss), *(line(name, training, of(name)) for name in LOSSES)]
     aps = [line(name, evaluations, of(name)) for name in AP_NAMES if any(name in row for row in evaluations)]
     steps = {row["step"] for row in evaluations}
     content = {
@@ -86,18 +91,17 @@ def run_page(run: Run, written: float) -> str:
         "charts": [
             {"title": "Loss", "log": True, "lines": losses},
             {"title": "Average precision on the validation data", "lines": aps},
-            {"title": "Learning rate", "lines": [line("lr", run.training, of("lr"))]},
-            {"title": "Speed", "lines": [line("images/s", run.training, of("images_per_second"))]},
+            {"title": "Learning rate", "lines": [line("lr", training, of("lr"))]},
+            {"title": "Speed", "lines": [line("images/s", training, of("images_per_second"))]},
         ],
-        "configuration": in_words(run.options, run.environment),
+        "configuration": configuration(run.options, run.environment),
         "classes": album.get("classes", []),
         "samples": album.get("samples", []),
         "validation": album.get("validation", []),
         # Those that a checkpoint did not know of are gone from metrics.jsonl.
         "detections": [one for one in album.get("detections", []) if one["step"] in steps],
         "per_class": [
-            [name, f"{row['objects']:,}", ap(row["AP50"]), ap(row["AP"])]
-            for name, row in run.metrics.get("per_class", {}).items()
+            [name, f"{row['objects']:,}", ap(row["AP50"]), ap(row["AP"])] for name, row in run.per_class.items()
         ],
     }
     return html_page("run", "Training", content)
@@ -120,3 +124,83 @@ def _numbers(run: Run) -> list[list[str]]:
         numbers += [["AP50, last", ap(evaluations[-1]["AP50"])], ["AP, last", ap(evaluations[-1]["AP"])]]
         numbers.append([f"best AP, epoch {best['epoch']}", ap(best["AP"])])
     return numbers
+
+
+def configuration(options: dict, environment: dict) -> dict[str, str]:
+    """What is trained, on what and how, from options.json and environment.json: by heading, a text."""
+    network = options["model"].removesuffix("_vgg16").upper()
+    width = f"{SHARES.get(options['width'], format(options['width'], 'g'))} of the channels"
+    boxes = f"default boxes for {options['default_boxes'].upper()}"
+    outputs = f"{options['num_classes']} outputs, background included"
+    data = {
+        split: f"{about['name']}: {about['images']:,} images with {about['objects']:,} objects"
+        for split, about in environment.get("data", {}).items()
+    }
+    device = environment.get("device", "")
+    machine = [
+        device,
+        environment.get("cpu" if device == "cpu" else "gpus", ""),
+        "products in half precision" if options["amp"] else "",
+        f"OneFlow {environment['oneflow']}" if "oneflow" in environment else "",
+    ]
+    commands = [
+        f"after step {one['step']:,}: {one['command']}" if one["step"] else one["command"]
+        for one in options.get("commands", [])
+    ]
+    words = {
+        "Network": f"{network} with VGG16, {width}; {boxes}; {outputs}",
+        "Starts from": _start(options),
+        "Training data": data.get("train"),
+        "Validation data": data.get("val"),
+        "Augmentation": AUGMENTATIONS.get(options["data_augmentation"], options["data_augmentation"]),
+        "Length": _length(options, environment),
+        "Learning rate": _learning_rate(options),
+        "Update": _update(options),
+        "Machine": ", ".join(filter(None, machine)),
+        "Command": "; ".join(commands),
+    }
+    return {heading: text for heading, text in words.items() if text}
+
+
+def _start(options: dict) -> str:
+    backbone = options["weights_backbone"]
+    trunk = f"VGG16 of {backbone}, the rest from nothing" if backbone not in (None, "none") else "nothing"
+    layers = options["trainable_backbone_layers"]
+    frozen = "" if layers == 5 else f"; of VGG's 5 stages the last {layers} learn" if layers else "; VGG does not learn"
+    return (options["load"] or trunk) + frozen
+
+
+def _length(options: dict, environment: dict) -> str:
+    processes = environment.get("processes", 1)
+    images = f"batches of {options['batch_size']} images"
+    parts = [
+        f"{options['epochs']} epochs" if options["epochs"] else "",
+        f"{environment['steps']:,} steps" if "steps" in environment else "",
+        f"{images}, each in {options['accumulate']} passes" if options["accumulate"] > 1 else images,
+        f"shared by {processes} processes" if processes > 1 else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _learning_rate(options: dict) -> str:
+    warmup = f"rises for {options['warmup_steps']:,} steps to " if options["warmup_steps"] else ""
+    if options["lr_scheduler"] == "cosine":
+        falls = "falls to 0 along a cosine"
+    else:
+        unit = "steps" if options["iterations"] else "epochs"
+        falls = f"times {options['lr_gamma']:g} after {' and '.join(f'{at:,}' for at in options['lr_steps'])} {unit}"
+    return f"{warmup}{options['lr']:g}, {falls}"
+
+
+def _update(options: dict) -> str:
+    momentum = f"SGD with momentum {options['momentum']:g}" if options["optimizer"] == "sgd" else "AdamW"
+    parts = [momentum, f"weight decay {options['weight_decay']:g}"]
+    if options["clip_norm"] is not None:
+        parts.append(f"gradients no longer than {options['clip_norm']:g}")
+    if options["bias_lr_factor"] != 1:
+        parts.append(f"biases {options['bias_lr_factor']:g} times as fast")
+    if options["bias_wd"] is not None:
+        parts.append(f"weight decay of biases {options['bias_wd']:g}")
+    if options["ema"] is not None:
+        parts.append(f"evaluated: a moving average of the weights, {options['ema']:g}")
+    return ", ".join([*parts, f"seed {options['seed']}"])

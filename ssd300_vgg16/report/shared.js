@@ -52,8 +52,27 @@ function axes(width, height, { left, top, right, bottom }, xs, ys, xName, yName)
   return { parts, x, y };
 }
 
+const pathOf = (points) => points.map(([x, y], place) => `${place ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+
+function showChart(svg, height, label, parts) {
+  svg.setAttribute("height", height);
+  svg.setAttribute("aria-label", label);
+  svg.replaceChildren(...parts);
+}
+
+// A piece of a line, for keys.
+function sample(...lines) {
+  const place = { x1: 1, x2: 25, y1: 6, y2: 6, "stroke-width": 2.5 };
+  return element("svg", { width: 26, height: 12, "aria-hidden": "true" }, ...lines.map((line) => element("line", { ...place, ...line })));
+}
+
+function numbersOf(pairs) {
+  const cells = pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+  return element("dl", { class: "numbers" }, ...cells);
+}
+
 function panel(title, text, wide, ...children) {
-  return element("section", { class: wide ? "panel wide" : "panel" }, element("h2", {}, title), element("p", {}, text), ...children);
+  return element("section", { class: wide ? "panel wide" : "panel" }, element("h2", {}, title), ...(text ? [element("p", {}, text)] : []), ...children);
 }
 
 function tableOf(headings, rows, label) {
@@ -63,3 +82,6 @@ function tableOf(headings, rows, label) {
   const table = element("table", { "aria-label": label }, element("thead", {}, head), element("tbody", {}, ...body));
   return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, table);
 }
+
+byId("title").textContent = data.title;
+byId("heading").textContent = data.heading;

@@ -54,6 +54,16 @@ def load(folder, annotations):
     return load_coco(write(folder, annotations), folder / "images")
 
 
+def detections_of(*rows):
+    """Detections of one image, as `postprocess` makes them, from rows (score, label, box xyxy)."""
+    scores, labels, boxes = zip(*rows, strict=True) if rows else ((), (), ())
+    return {
+        "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        "scores": np.array(scores, dtype=np.float32),
+        "labels": np.array(labels, dtype=np.int64),
+    }
+
+
 def random_detections(rng, annotations):
     """Per image of the file: objects found more or less well, some twice, some not at all, and some that are none."""
     detections = []

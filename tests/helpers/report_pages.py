@@ -6,12 +6,23 @@ import coco_files
 import numpy as np
 from PIL import Image
 
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.metrics.coco_ap import coco_ap
 from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results
 from ssd300_vgg16.metrics.evaluation import Evaluation
-from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
+from ssd300_vgg16.report.results_page import REPORT, DetectionsPage, write_evaluation_page
 
 HOSTILE_NAME = "<img src=x onerror=alert(1)>.jpg"
+
+
+def detections_page(folder: Path, files: dict, heading: str = "weights", categories=("dog", "cat")) -> Path:
+    """The page in folder/out of detections, rows (score, name of the class, box), on files of these names."""
+    page = DetectionsPage([Category(label, label, name) for label, name in enumerate(categories, start=1)])
+    for name, rows in files.items():
+        found = coco_files.detections_of(*((score, 1, box) for score, _, box in rows))
+        page.add(folder / name, found | {"names": [class_name for _, class_name, _ in rows]})
+    (folder / "out").mkdir()
+    return page.write(folder / "out", heading, 0.25)
 
 
 def evaluation_page(folder: Path, seed: int = 1) -> tuple[Path, CocoResults, dict]:

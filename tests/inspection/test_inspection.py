@@ -16,11 +16,12 @@ from ssd300_vgg16.draw import label_colour
 from ssd300_vgg16.inspection import figures
 from ssd300_vgg16.inspection import report as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, InputObjects, Marked
-from ssd300_vgg16.inspection.page import _classes
+from ssd300_vgg16.inspection.page import _classes, _fit_table
 from ssd300_vgg16.inspection.pictures import MARGIN, SIDE, choose_samples, draw_marked, draw_sample
 from ssd300_vgg16.inspection.report import advice
-from ssd300_vgg16.inspection.split import check_images, read_checked
+from ssd300_vgg16.inspection.split import Fit, check_images, read_checked
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
+from ssd300_vgg16.report.html_page import node, static_page
 
 CATEGORIES = (Category(1, 10, "cat"), Category(2, 20, "dog"), Category(3, 30, "owl"))
 
@@ -52,23 +53,18 @@ def folder(tmp_path_factory):
     return shapes_folder(tmp_path_factory.mktemp("data"), 8, 3)
 
 
-def test_objects_are_those_that_training_sees_at_the_input(by_hand):
+def test_objects_are_those_that_training_sees_at_the_input(by_hand, folder):
+    for data in (by_hand, shapes(folder, "train")):
+        objects = figures.objects_at_input(data, 512)
+        for index, one in enumerate(data.samples):
+            boxes, labels = one.objects(one.height, one.width)
+            scale = np.array([512 / one.width, 512 / one.height] * 2)
+            np.testing.assert_allclose(objects.boxes[objects.images == index], boxes * scale, rtol=1e-5)
+            np.testing.assert_array_equal(objects.labels[objects.images == index], labels)
     objects = figures.objects_at_input(by_hand, 300)
-    assert objects.images.tolist() == [0, 0, 2]
-    assert objects.labels.tolist() == [1, 1, 2]
-    np.testing.assert_allclose(objects.boxes, [[30, 30, 90, 150], [0, 0, 150, 300], [0, 0, 30, 30]])
+    assert (objects.images.tolist(), objects.labels.tolist()) == ([0, 0, 2], [1, 1, 2])
     np.testing.assert_allclose(objects.sides, [np.sqrt(60 * 120), np.sqrt(150 * 300), 30], rtol=1e-6)
     np.testing.assert_allclose(objects.ratios, [0.5, 0.5, 1])
-
-
-def test_objects_agree_with_those_of_each_sample(folder):
-    data = shapes(folder, "train")
-    objects = figures.objects_at_input(data, 512)
-    for index, one in enumerate(data.samples):
-        boxes, labels = one.objects(one.height, one.width)
-        scale = np.array([512 / one.width, 512 / one.height] * 2)
-        np.testing.assert_allclose(objects.boxes[objects.images == index], boxes * scale, rtol=1e-5)
-        np.testing.assert_array_equal(objects.labels[objects.images == index], labels)
 
 
 def test_contents_are_counted(by_hand):
@@ -85,24 +81,29 @@ def test_contents_are_counted(by_hand):
 def test_classes_are_counted_by_objects_and_images(by_hand):
     rows = figures.class_counts(by_hand, figures.objects_at_input(by_hand, 300))
     assert rows == [ClassCount(1, "cat", 2, 1), ClassCount(2, "dog", 1, 1), ClassCount(3, "owl", 0, 0)]
-    line = inspection_text.describe_classes(rows)
-    assert line == "  classes             3: cat 2, dog 1; without objects: owl"
 
 
-def test_many_classes_are_summed_up():
-    rows = [ClassCount(label, f"class {label}", 200 - label, 1) for label in range(1, 131)]
-    line = inspection_text.describe_classes(rows)
-    assert "130: class 1 199, " in line and line.endswith("class 9 191, ..., class 130 70")
+@pytest.mark.parametrize(
+    ("rows", "end"),
+    [
+        ([("cat", 2), ("dog", 1), ("owl", 0)], "  classes             3: cat 2, dog 1; without objects: owl"),
+        ([(f"class {n}", 200 - n) for n in range(1, 131)], "class 9 191, ..., class 130 70"),
+        (
+            [("a name\nof $two$ lines, which goes on and on", 1), ("\x1b[31mred", 0)],
+            "2: a name?of $two$ lines, whic... 1; without objects: ?[31mred",
+        ),
+    ],
+)
+def test_classes_are_told_in_a_line(rows, end):
+    counts = [ClassCount(label, name, objects, 1) for label, (name, objects) in enumerate(rows)]
+    assert inspection_text.describe_classes(counts).endswith(end)
 
 
 def test_classes_that_train_has_no_object_of():
-    train = [ClassCount(1, "Cat", 5, 1), ClassCount(2, "dog", 0, 0), ClassCount(3, "owl", 1, 1)]
-    val = [
-        ClassCount(1, "cat", 1, 1),
-        ClassCount(2, "dog", 2, 1),
-        ClassCount(3, "emu", 3, 1),
-        ClassCount(4, "fox", 0, 0),
-    ]
+    train, val = (
+        [ClassCount(label, name, objects, objects) for label, (name, objects) in enumerate(counts.items(), start=1)]
+        for counts in ({"Cat": 5, "dog": 0, "owl": 1}, {"cat": 1, "dog": 2, "emu": 3, "fox": 0})
+    )
     assert figures.unseen_classes(train, val) == ["dog", "emu"]
 
 
@@ -115,13 +116,8 @@ def random_objects(count, images, largest=120.0, spread=250.0):
 
 def test_best_iou_is_that_of_every_pair():
     objects, boxes = random_objects(37, 5), default_boxes(SSD300_COCO)
-    expected = [max(_iou(one, other) for other in boxes[::7].tolist()) for one in objects.boxes.tolist()]
-    np.testing.assert_allclose(figures.best_iou(objects, boxes[::7]), expected, atol=1e-5)
-
-
-def _iou(a, b):
-    shared = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+    expected = iou(objects.boxes, boxes[::7]).max(axis=1)
+    np.testing.assert_array_equal(figures.best_iou(objects.boxes, boxes[::7]), expected)
 
 
 def test_objects_that_lose_their_default_boxes():
@@ -137,21 +133,19 @@ def test_objects_that_lose_their_default_boxes():
     assert lost.tolist() == expected and 0 < lost.sum() < 30
 
 
-def test_objects_of_different_images_do_not_compete():
-    boxes = np.array([[100, 100, 104, 104], [101, 100, 105, 104]], dtype=np.float32)
-    together, apart = (InputObjects(np.array(images), np.array([1, 1]), boxes) for images in ([0, 0], [0, 1]))
-    assert figures.lost_objects(together, default_boxes(SSD300_COCO)).tolist() == [True, False]
-    assert figures.lost_objects(apart, default_boxes(SSD300_COCO)).tolist() == [False, False]
-
-
 def test_table_by_size():
-    sides, ious = np.array([7.9, 8, 15, 256, 400]), np.array([0.1, 0.5, 0.49, 0.7, 0.9])
-    rows = figures.by_size(sides, ious, np.array([True, False, True, False, False]))
-    assert [row.objects for row in rows] == [1, 2, 0, 0, 0, 0, 2]
-    assert [row.fitting for row in rows] == [0, 1, 0, 0, 0, 0, 2]
-    assert [row.lost for row in rows] == [1, 1, 0, 0, 0, 0, 0]
-    np.testing.assert_allclose([row.mean_iou for row in rows], [0.1, 0.495, 0, 0, 0, 0, 0.8])
-    line = inspection_text.describe_fit(ious, np.array([True, False, True, False, False]), COCO)
+    sides, ious = [7.9, 8, 15, 256, 400], np.array([0.1, 0.5, 0.49, 0.7, 0.9])
+    lost = np.array([True, False, True, False, False])
+    table = _fit_table(Fit(of_size(*((side, side) for side in sides)), {COCO: ious}, lost, []), COCO)
+    assert [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")][1:] == [
+        ["< 8", "1", "0.10", "0%", "1"],
+        ["8 - 16", "2", "0.49", "50%", "1"],
+        [">= 256", "2", "0.80", "100%", "0"],
+        ["all", "5", "0.54", "60.0%", "2"],
+    ]
+    widths = [[bar.get("width") for bar in row.iter("rect")] for row in table.iter("tr")][1:-1]
+    assert widths == [["0.00%", "50.00%"], ["50.00%", "50.00%"], ["100.00%", "0.00%"]]
+    line = inspection_text.describe_fit(ious, lost, COCO)
     assert line.endswith("small with coco: 60.0% of the objects have one with IoU >= 0.5, 40.0% are learnt by none")
 
 
@@ -217,7 +211,7 @@ def test_samples_show_every_class_that_they_can(seed):
 def test_pictures_have_the_boxes():
     grey = np.full((100, 200, 3), 90, np.uint8)
     one = sample(1, [(20, 10, 60, 50, 1), (100, 20, 180, 80, 2)], path=Path("a.jpg"), crowd=[1])
-    picture = np.array(draw_sample(one, grey, NAMES))
+    picture = np.array(draw_sample(one, grey, {1: "cat", 2: "dog"}))
     assert picture.shape == (SIDE // 2, SIDE, 3)
     solid, dashed = ((picture == label_colour(label)).all(-1) for label in (1, 2))
     assert solid[:, round(20 * SIDE / 200) : round(60 * SIDE / 200)].any(axis=0).all()
@@ -260,27 +254,17 @@ def test_lost_objects_are_marked_in_pixels_of_their_images():
     np.testing.assert_allclose(marked[0].boxes, [near[0][:4]] * 2, rtol=1e-5)
 
 
-NAMES = {1: "cat", 2: "dog", 3: "a name\nof $two$ lines, which goes on and on and on"}
-
-
-def test_names_are_made_fit_to_print():
-    rows = [ClassCount(3, NAMES[3], 1, 1), ClassCount(4, "\x1b[31mred", 0, 0)]
-    line = inspection_text.describe_classes(rows)
-    assert line.endswith("2: a name?of $two$ lines, whic... 1; without objects: ?[31mred")
-
-
 def test_files_that_are_not_as_annotated_are_named(folder, tmp_path):
     data = shapes(folder, "train")
     (tmp_path / "cut.jpg").write_bytes(data.samples[0].path.read_bytes()[:2000])
     first, second, third = data.samples[:3]
     turned = replace(second, height=second.width, width=second.height)
-    findings = list(check_images([replace(first, path=tmp_path / "cut.jpg"), turned, third]))
-    messages = [finding.fault for finding in findings]
+    messages, rotations = zip(*check_images([replace(first, path=tmp_path / "cut.jpg"), turned, third]), strict=True)
     assert "cut.jpg: the JPEG image is truncated" in messages[0]
     size = f"{second.width} x {second.height} pixels, by the annotations {second.height} x {second.width}, as if turned"
     assert messages[1].startswith(f"{second.path}: {size}")
     assert messages[2] is None
-    assert {finding.ignored_rotation for finding in findings} == {None}
+    assert rotations == (None, None, None)
 
 
 @pytest.mark.parametrize("upright", [True, False])
@@ -295,9 +279,15 @@ def test_rotations_are_named_where_they_are_not_applied(tmp_path, upright):
     assert finding == (None, None if upright else f"{path} (orientation 6)")
     image, finding = read_checked(wrong)
     if upright:
-        assert "as if turned" in finding.fault
+        assert "as if turned" in finding[0]
     else:
         assert image.shape == (100, 50, 3) and finding == (None, None)  # which is what was meant
+
+
+def test_any_name_can_be_written_and_becomes_no_markup():
+    page = static_page("inspection", "\udcff<b>", [node("p", "\udcff<b>", title='"><b>')])
+    assert b"<title>?&lt;b&gt;</title>" in page.encode()
+    assert b'<p title="&quot;&gt;<b&gt;">&#56575;&lt;b&gt;</p>' in page.encode()
 
 
 def test_a_row_for_each_class_of_either_split():

@@ -10,13 +10,12 @@ from browser import CHROMIUM
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from report_pages import HOSTILE_NAME, evaluation_page, write_page
+from report_pages import HOSTILE_NAME, detections_page, evaluation_page, write_page
 
 from ssd300_vgg16.data.dataset import Category, Sample
 from ssd300_vgg16.data.images import read_image
 from ssd300_vgg16.metrics.coco_results import CocoResults
 from ssd300_vgg16.metrics.verification import coco_ground_truth
-from ssd300_vgg16.report.results_page import DetectionsPage
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
@@ -31,19 +30,16 @@ def evaluated(tmp_path_factory):
 def detected(tmp_path_factory):
     """A page of detections: one, two, none and three on four images."""
     folder = tmp_path_factory.mktemp("detected")
-    page = DetectionsPage([Category(1, 1, "dog"), Category(2, 2, "cat")])
-    for name, scores, names in (
-        ("b10.jpg", [0.9], ["dog"]),
-        ("b2.jpg", [0.8, 0.3], ["cat", "dog"]),
-        ("c.jpg", [], []),
-        ("a.jpg", [0.7, 0.6, 0.5], ["cat", "cat", "dog"]),
-    ):
+    boxes = [(10 + 40 * n, 20, 40 + 40 * n, 80) for n in range(3)]
+    files = {
+        "b10.jpg": [(0.9, "dog", boxes[0])],
+        "b2.jpg": [(0.8, "cat", boxes[0]), (0.3, "dog", boxes[1])],
+        "c.jpg": [],
+        "a.jpg": [(0.7, "cat", boxes[0]), (0.6, "cat", boxes[1]), (0.5, "dog", boxes[2])],
+    }
+    for name in files:
         Image.new("RGB", (200, 100), (200, 200, 200)).save(folder / name)
-        boxes = np.array([[10 + 40 * n, 20, 40 + 40 * n, 80] for n in range(len(scores))], np.float32).reshape(-1, 4)
-        labels = np.array([1 if name == "dog" else 2 for name in names], dtype=int)
-        page.add(folder / name, {"boxes": boxes, "scores": np.array(scores), "labels": labels, "names": names})
-    (folder / "out").mkdir()
-    return page.write(folder / "out", "weights", 0.25)
+    return detections_page(folder, files)
 
 
 NAMES = "[...document.querySelectorAll('.card .name')].map((name) => name.textContent)"
@@ -52,6 +48,11 @@ TALLY = (
     ".map((row) => [row.dataset.name, row.querySelector('dd').textContent]))"
 )
 BOXES = "document.querySelectorAll('.card rect.mark').length"
+
+
+def sides(page, expression):
+    """x, y, width and height of a rectangle in a page."""
+    return page.js(f"(({{ x, y, width, height }}) => [x, y, width, height])({expression})")
 
 
 def test_boxes_follow_the_slider_at_once(opened, detected):
@@ -68,10 +69,8 @@ def test_boxes_lie_where_they_belong(opened, detected):
     """A picture of 200 x 100 in its frame, to half a pixel."""
     page = opened(detected, "query=b10")
     page.wait(f"{BOXES} === 1")
-    box, frame = (
-        page.js(f"(({{ x, y, width, height }}) => [x, y, width, height])(document.querySelector('{selector}').{what})")
-        for selector, what in (("rect.mark", "getBBox()"), (".frame", "getBoundingClientRect()"))
-    )
+    box = sides(page, "document.querySelector('rect.mark').getBBox()")
+    frame = sides(page, "document.querySelector('.frame').getBoundingClientRect()")
     scale = frame[2] / 200
     top = (frame[3] - 100 * scale) / 2
     assert box == pytest.approx([10 * scale, top + 20 * scale, 30 * scale, 60 * scale], abs=0.5)
@@ -126,14 +125,12 @@ def test_boxes_lie_right_on_turned_photographs_that_were_evaluated(opened, tmp_p
 
 def test_boxes_lie_right_on_turned_photographs_that_were_detected_on(opened, tmp_path):
     """Detections refer to upright images."""
-    page = DetectionsPage([Category(1, 1, "red")])
+    files = {}
     for path in turned_pictures(tmp_path / "in", ["jpg", "png"]):
         rows, columns = np.nonzero(read_image(path, upright=True)[..., 1] < 60)
-        box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], np.float32)
-        page.add(path, {"boxes": box, "scores": np.ones(1), "labels": np.ones(1, int), "names": ["red"]})
-    (tmp_path / "out").mkdir()
-    opened_page = opened(page.write(tmp_path / "out", "weights", 0.25), height=1600)
-    assert_marks_lie_on_the_red(opened_page, 16, tmp_path)
+        files[path.name] = [(1, "red", (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))]
+    page = detections_page(tmp_path / "in", files, categories=["red"])
+    assert_marks_lie_on_the_red(opened(page, height=1600), 16, tmp_path)
 
 
 def test_many_classes_have_colours_of_their_own(opened, detected):
@@ -156,20 +153,17 @@ def test_filters(opened, detected):
     assert page.js("document.querySelector('.chip[data-class=\"0\"]').getAttribute('aria-pressed')") == "false"
 
 
-@pytest.mark.parametrize(
-    ("order", "names"),
-    [
-        ("name", ["a.jpg", "b2.jpg", "b10.jpg", "c.jpg"]),
-        ("many", ["a.jpg", "b2.jpg", "b10.jpg", "c.jpg"]),
-        ("few", ["c.jpg", "b10.jpg", "b2.jpg", "a.jpg"]),
-        ("sure", ["b10.jpg", "b2.jpg", "a.jpg", "c.jpg"]),
-        ("unsure", ["b2.jpg", "a.jpg", "b10.jpg", "c.jpg"]),
-    ],
-)
-def test_sorting(opened, detected, order, names):
+def test_sorting(opened, detected):
     page = opened(detected)
-    page.set("sort", order, "change")
-    assert page.js(NAMES) == names
+    for order, names in {
+        "name": ["a.jpg", "b2.jpg", "b10.jpg", "c.jpg"],
+        "few": ["c.jpg", "b10.jpg", "b2.jpg", "a.jpg"],
+        "many": ["a.jpg", "b2.jpg", "b10.jpg", "c.jpg"],
+        "sure": ["b10.jpg", "b2.jpg", "a.jpg", "c.jpg"],
+        "unsure": ["b2.jpg", "a.jpg", "b10.jpg", "c.jpg"],
+    }.items():
+        page.set("sort", order, "change")
+        assert page.js(NAMES) == names, order
 
 
 def test_the_keyboard_is_enough(opened, detected):
@@ -201,13 +195,9 @@ def test_zoomed_boxes_stay_on_the_image(opened, detected):
     page = opened(detected, f"image={quote('b10.jpg')}")
     page.wait("view !== null")
     page.js("zoom(4, 100, 200)")
-    box = page.js(
-        "(({ x, y, width, height }) => [x, y, width, height])(document.querySelector('#stage rect.mark').getBBox())"
-    )
-    left, top, scale = page.js(
-        "(({ x, y, width }) => [x, y, width / 200])(document.getElementById('stage-image').getBoundingClientRect())"
-    )
-    stage = page.js("(({ x, y }) => [x, y])(stage.getBoundingClientRect())")
+    box = sides(page, "document.querySelector('#stage rect.mark').getBBox()")
+    left, top, width, _ = sides(page, "document.getElementById('stage-image').getBoundingClientRect()")
+    stage, scale = sides(page, "stage.getBoundingClientRect()"), width / 200
     expected = [left - stage[0] + 10 * scale, top - stage[1] + 20 * scale, 30 * scale, 60 * scale]
     assert box == pytest.approx(expected, abs=0.5)
 
@@ -241,21 +231,19 @@ def test_a_broken_link_is_the_view_of_the_beginning(opened, evaluated, hash_):
 
 def test_no_name_does_anything(opened, tmp_path):
     names = [HOSTILE_NAME, "\"'><svg onload=alert(1)>.jpg", "a%20#?&.jpg", "&lt;b&gt;.jpg"]
-    page = DetectionsPage([Category(1, 1, "</script><script>alert(1)</script>"), Category(2, 2, "<b>bold</b>")])
+    classes = ["</script><script>alert(1)</script>", "<b>bold</b>"]
     for name in names:
         Image.new("RGB", (40, 40)).save(tmp_path / name, "JPEG")
-        boxes = np.array([[1, 1, 30, 30], [5, 5, 20, 20]], np.float32)
-        found = {"boxes": boxes, "scores": np.array([0.9, 0.8]), "labels": np.array([1, 2])}
-        page.add(tmp_path / name, {**found, "names": ["</script><script>alert(1)</script>", "<b>bold</b>"]})
-    opened_page = opened(page.write(tmp_path, "<u>weights</u>", 0.25), "sort=name")
-    assert sorted(opened_page.js(NAMES)) == sorted(names)
-    opened_page.wait(f"{BOXES} === 8")  # each picture was found, whatever its name
-    opened_page.click(".card button")
-    opened_page.wait("document.querySelectorAll('#stage rect.mark').length === 2")
-    assert opened_page.js("document.querySelectorAll('b, u, svg[onload], img[onerror], img[src=x]').length") == 0
-    assert opened_page.js("document.scripts.length") == 2
-    chips = opened_page.js("[...document.querySelectorAll('.chip[data-class]')].map((chip) => chip.textContent)")
-    assert chips == ["</script><script>alert(1)</script>4", "<b>bold</b>4"]
+    rows = [(0.9, classes[0], (1, 1, 30, 30)), (0.8, classes[1], (5, 5, 20, 20))]
+    page = opened(detections_page(tmp_path, dict.fromkeys(names, rows), "<u>weights</u>", classes), "sort=name")
+    assert sorted(page.js(NAMES)) == sorted(names)
+    page.wait(f"{BOXES} === 8")  # each picture was found, whatever its name
+    page.click(".card button")
+    page.wait("document.querySelectorAll('#stage rect.mark').length === 2")
+    assert page.js("document.querySelectorAll('b, u, svg[onload], img[onerror], img[src=x]').length") == 0
+    assert page.js("document.scripts.length") == 2
+    chips = page.js("[...document.querySelectorAll('.chip[data-class]')].map((chip) => chip.textContent)")
+    assert chips == [f"{name}4" for name in classes]
 
 
 def confusion_by_pycocotools(results, threshold, iou):
@@ -370,24 +358,16 @@ def large(tmp_path_factory):
         Image.new("RGB", (320, 240), (20 * number, 120, 90)).save(folder / f"{number}.jpg")
     images, each, objects = 5000, 20, 3
     categories = [Category(number + 1, number + 1, f"class {number}") for number in range(80)]
+    no, areas = np.zeros(objects, dtype=bool), np.full(objects, 3600.0)
     samples = []
     for number in range(images):
         corners = rng.uniform(0, 150, (objects, 2)).round(1)
-        boxes = np.concatenate((corners, corners + 60), axis=1)
-        labels, no = rng.integers(1, 81, objects), np.zeros(objects, dtype=bool)
-        areas = np.full(objects, 3600.0)
+        boxes, labels = np.concatenate((corners, corners + 60), axis=1), rng.integers(1, 81, objects)
         samples.append(Sample(number, folder / f"{number % 10}.jpg", 240, 320, boxes, labels, no, areas, no))
-    boxes = rng.uniform(0, 120, (images * each, 4)).round(1)
-    results = CocoResults(
-        samples,
-        categories,
-        np.repeat(np.arange(images), each),
-        rng.integers(0, 80, images * each),
-        boxes,
-        rng.uniform(0.01, 1, images * each),
-        named=True,
-    )
-    return write_page(folder / "out", results)[0]
+    count = images * each
+    boxes, scores = rng.uniform(0, 120, (count, 4)).round(1), rng.uniform(0.01, 1, count)
+    columns = np.repeat(np.arange(images), each), rng.integers(0, 80, count), boxes, scores
+    return write_page(folder / "out", CocoResults(samples, categories, *columns, named=True))[0]
 
 
 def test_only_rows_in_sight_are_there(opened, large):
@@ -407,13 +387,6 @@ def test_only_rows_in_sight_are_there(opened, large):
     assert page.js("document.activeElement.parentElement.getAttribute('aria-posinset')") == "5000"
     page.set("threshold", 0.9)
     assert int(page.js(TALLY)["hits"].replace(",", "")) >= 0
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("tab", ["images", "figures", "labels"])
-def test_nothing_is_wider_than_the_screen(opened, evaluated, width, tab):
-    page = opened(evaluated[0], f"tab={tab}", width=width)
-    assert page.js("document.documentElement.scrollWidth") <= width
 
 
 def contrast(a, b):
@@ -443,12 +416,14 @@ def test_text_stands_out(opened, evaluated, dark):
             assert contrast(colours[name], colours[below]) >= 4.5, (name, below)
 
 
-def test_everything_has_a_name(opened, evaluated):
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("tab", ["images", "figures", "labels"])
+def test_everything_fits_and_has_a_name(opened, evaluated, width, tab):
     """For screen readers: no button, field or picture without one, in the browser's own accessibility tree."""
-    for tab in ("images", "figures", "labels"):
-        page = opened(evaluated[0], f"tab={tab}")
-        tree = page.call("Accessibility.getFullAXTree")["nodes"]
-        wanted = {"button", "slider", "searchbox", "combobox", "checkbox", "tab", "img", "table", "dialog"}
-        nodes = [node for node in tree if not node["ignored"] and node["role"]["value"] in wanted]
-        nameless = [json.dumps(node)[:300] for node in nodes if not node.get("name", {}).get("value")]
-        assert len(nodes) > 5 and nameless == []
+    page = opened(evaluated[0], f"tab={tab}", width=width)
+    assert page.js("document.documentElement.scrollWidth") <= width
+    tree = page.call("Accessibility.getFullAXTree")["nodes"]
+    wanted = {"button", "slider", "searchbox", "combobox", "checkbox", "tab", "img", "table", "dialog"}
+    nodes = [node for node in tree if not node["ignored"] and node["role"]["value"] in wanted]
+    nameless = [json.dumps(node)[:300] for node in nodes if not node.get("name", {}).get("value")]
+    assert len(nodes) > 5 and nameless == []
