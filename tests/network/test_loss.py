@@ -179,7 +179,7 @@ def test_a_label_that_no_logit_is_of_is_refused(label):
     offsets, logits, target_offsets, labels = random_batch(0, 50, 4, [3])
     labels[0, 7] = label
     with pytest.raises(ValueError, match=r"labels from .* and 4 classes"):
-        cpu_loss.multibox_loss(offsets, logits, target_offsets, labels, 3)
+        cpu_loss.multibox_loss(offsets, logits, target_offsets, labels)
 
 
 def test_arrays_of_other_boxes_are_refused():
@@ -191,4 +191,4 @@ def test_arrays_of_other_boxes_are_refused():
         (offsets, logits, target_offsets, labels[:, :40]),
     ):
         with pytest.raises(ValueError, match="other boxes"):
-            cpu_loss.multibox_loss(*arrays, 3)
+            cpu_loss.multibox_loss(*arrays)

@@ -4,6 +4,7 @@ import numpy as np
 from numba import float32, float64, int64, types
 
 from ssd300_vgg16.network.cpu.threads import compiled, run_in_threads
+from ssd300_vgg16.network.variants import NEGATIVES_PER_POSITIVE
 
 _ROWS = types.Array(float32, 2, "C", readonly=True)
 _LABELS = types.Array(int64, 1, "C", readonly=True)
@@ -11,12 +12,11 @@ _MADE = types.Array(float32, 2, "C")
 
 
 def multibox_loss(
-    offsets: np.ndarray, logits: np.ndarray, target_offsets: np.ndarray, target_labels: np.ndarray, negatives: int
+    offsets: np.ndarray, logits: np.ndarray, target_offsets: np.ndarray, target_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of both losses, float64 [2], and the gradients of each: of offsets [B, D, 4] and logits [B, D, C].
 
-    negatives: how many hard ones are counted for each positive. Raises ValueError for shapes that do not go together,
-    and for labels that no logit is of.
+    Raises ValueError for shapes that do not go together, and for labels that no logit is of.
     """
     boxes = offsets.shape[:2]
     if (*boxes, 4) != offsets.shape or not boxes == logits.shape[:2] == target_labels.shape == target_offsets.shape[:2]:
@@ -32,14 +32,14 @@ def multibox_loss(
     def work(images: range) -> None:
         for image in images:
             of_image = (each[image] for each in (*arrays, offsets_gradient, logits_gradient))
-            sums[image] = _loss_of_image(*of_image, negatives)
+            sums[image] = _loss_of_image(*of_image)
 
     run_in_threads(work, range(len(offsets)))
     return sums.sum(axis=0), offsets_gradient, logits_gradient
 
 
-@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _MADE, _MADE, int64))
-def _loss_of_image(offsets, logits, target_offsets, labels, offsets_gradient, logits_gradient, negatives):
+@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _MADE, _MADE))
+def _loss_of_image(offsets, logits, target_offsets, labels, offsets_gradient, logits_gradient):
     boxes, classes = logits.shape
     normalisers = np.empty(boxes, dtype=np.float32)  # logarithms of the sums of exponentials
     losses = np.empty(boxes, dtype=np.float32)
@@ -67,7 +67,7 @@ def _loss_of_image(offsets, logits, target_offsets, labels, offsets_gradient, lo
         if not np.isfinite(losses[box]):
             classification += losses[box]  # whether it would be counted or not: the trainer has to see it
     # The hard negatives are those above the loss of the last one, and of those equal to it the first ones.
-    hard = min(negatives * positives, boxes - positives)
+    hard = min(NEGATIVES_PER_POSITIVE * positives, boxes - positives)
     last, equal = float32(np.inf), 0
     if hard > 0:
         ranked = np.sort(of_background[: boxes - positives])[::-1]

@@ -8,7 +8,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads, sum_of, thread_count
+from ssd300_vgg16.network.cpu.threads import (
+    buffer,
+    one_blas_thread,
+    ranges_of,
+    reused,
+    run_in_threads,
+    sum_of,
+    thread_count,
+)
 from ssd300_vgg16.network.cpu.winograd_transforms import (
     INPUT_TILE,
     TILE,
@@ -20,7 +28,6 @@ from ssd300_vgg16.network.cpu.winograd_transforms import (
 
 # Tiles that a thread takes at a time: enough for an efficient product, few enough to stay in its cache.
 TILES = 256
-KERNELS = 1 << 14  # likewise
 # Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
 LEAST_TILES = 32
 POINTS = INPUT_TILE * INPUT_TILE
@@ -39,7 +46,7 @@ def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: boo
     def multiply(blocks: list[tuple[int, int]]) -> None:
         unused = np.zeros(channels)
         for first, last in blocks:
-            tiles = (last - first) * _tiles_in(width)
+            tiles = (last - first) * tiles_in(width)
             transformed = buffer("transformed", (POINTS, channels, tiles))
             products = buffer("products", (POINTS, len(weight), tiles))
             input_transform(images, images, False, transformed, unused, first, last)
@@ -79,7 +86,7 @@ def gradients(
             return None, bias_gradient
         total, part = (buffer(name, (POINTS, outputs, channels)) for name in ("total", "part"))
         for number, (first, last) in enumerate(blocks):
-            tiles = (last - first) * _tiles_in(width)
+            tiles = (last - first) * tiles_in(width)
             transformed = buffer("transformed", (POINTS, outputs, tiles))
             products = buffer("products", (POINTS, channels, tiles))
             input_transform(output_gradient, relu_output, relu, transformed, bias_gradient, first, last)
@@ -95,46 +102,32 @@ def gradients(
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
         shares = run_in_threads(multiply, _blocks(batch, height, width, LEAST_TILES))
-    weight_gradient = _sum_rotated([share for share, _ in shares if share is not None], outputs * channels).reshape(
-        weight.shape
-    )
+    weight_gradient = _sum_rotated([share for share, _ in shares if share is not None]).reshape(weight.shape)
     return images_gradient, weight_gradient, sum_of(share for _, share in shares).astype(np.float32)
 
 
 def _weight_transform(weight: np.ndarray, rotated: bool = False) -> np.ndarray:
     """Weight [O, C, 3, 3], rotated if asked for, transformed: [36, O, C], valid until the next is asked for."""
-    kernels = weight.reshape(-1, 9)
-    transformed = buffer("weight", (POINTS, len(kernels)))
+    transformed = buffer("weight", (POINTS, weight.size // 9))
     transform = ROTATED_WEIGHT_TRANSFORM_2D if rotated else WEIGHT_TRANSFORM_2D
-
-    def multiply(ranges: list[tuple[int, int]]) -> None:
-        for first, last in ranges:
-            np.matmul(transform, kernels[first:last].T, out=transformed[:, first:last])
-
-    with one_blas_thread():
-        run_in_threads(multiply, _ranges(len(kernels), KERNELS))
+    np.matmul(transform, weight.reshape(-1, 9).T, out=transformed)  # BLAS shares this one out by itself
     return transformed.reshape(POINTS, *weight.shape[:2])
 
 
-def _sum_rotated(shares: list[np.ndarray], kernels: int) -> np.ndarray:
+def _sum_rotated(shares: list[np.ndarray]) -> np.ndarray:
     """The sum of the threads' gradients [9, kernels], rotated by 180 degrees: [kernels, 9]."""
+    kernels = shares[0].shape[1]
     total = reused((kernels, 9))
 
     def add(ranges: list[tuple[int, int]]) -> None:
         for first, last in ranges:
             total[first:last] = sum_of(share[::-1, first:last] for share in shares).T
 
-    run_in_threads(add, _ranges(kernels, KERNELS))
+    run_in_threads(add, ranges_of(kernels))
     return total
 
 
-def _ranges(count: int, size: int) -> list[tuple[int, int]]:
-    """(first, last) of ranges of about `size`, as many for each thread."""
-    ranges = -(-count // (size * thread_count())) * thread_count()
-    return list(pairwise(count * number // ranges for number in range(ranges + 1)))
-
-
-def _tiles_in(side: int) -> int:
+def tiles_in(side: int) -> int:
     return -(-side // TILE)
 
 
@@ -143,9 +136,8 @@ def _blocks(batch: int, height: int, width: int, least_tiles: int = 1) -> list[t
 
     least_tiles: what a thread should have at least; with fewer tiles, some threads get none.
     """
-    rows = batch * _tiles_in(height)
-    tiles = rows * _tiles_in(width)
+    rows = batch * tiles_in(height)
+    tiles = rows * tiles_in(width)
     threads = min(thread_count(), -(-tiles // least_tiles))
     blocks = min(rows, -(-tiles // (TILES * threads)) * threads)
-    edges = [rows * number // blocks for number in range(blocks + 1)]
-    return list(pairwise(edges))
+    return list(pairwise(rows * number // blocks for number in range(blocks + 1)))
