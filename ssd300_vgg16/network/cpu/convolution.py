@@ -6,11 +6,13 @@ own. Only the kind that makes up nearly all of VGG's work is covered: stride 1, 
 """
 
 import numpy as np
+from numba import float32, int64, types
 from numpy.lib.stride_tricks import as_strided
 
 from ssd300_vgg16.network.cpu import winograd
 from ssd300_vgg16.network.cpu.threads import (
     buffer,
+    compiled,
     one_blas_thread,
     ranges_of,
     reused,
@@ -25,7 +27,10 @@ WINOGRAD_OUTPUTS, WINOGRAD_TILES = 32, 64
 # the matrix product efficient.
 BUFFER_BYTES = 2 << 20
 LEAST_COLUMNS = 1024
+# Rows written side by side: while they are, what is read of a line of memory stays in the cache.
+SIDE_BY_SIDE = 16
 
+_MADE = types.Array(float32, 3, "C")
 Block = tuple[int, int, int]  # an image, and its rows: the first, and the one behind the last
 
 
@@ -146,15 +151,10 @@ def _unrolled(image: np.ndarray, first: int, last: int, size: int, dilation: int
 
 def _rotated_180(weight: np.ndarray) -> np.ndarray:
     """Weight [O, C, taps] transposed and rotated by 180 degrees: [C, O, taps], the taps in reverse order."""
+    weight = np.ascontiguousarray(weight)
     outputs, channels, taps = weight.shape
     rotated = reused((channels, outputs, taps))
-
-    def rotate(shares: list[tuple[int, int]]) -> None:
-        for first, last in shares:
-            for output in range(outputs):  # neighbouring ones write into the same lines of memory, still in the cache
-                rotated[first:last, output] = weight[output, first:last, ::-1]
-
-    run_in_threads(rotate, ranges_of(channels))
+    run_in_threads(lambda ranges: [_rotate(weight, rotated, *each) for each in ranges], ranges_of(channels))
     return rotated
 
 
@@ -168,7 +168,25 @@ def _sum_by_tap(shares: list[np.ndarray]) -> np.ndarray:
         for row in rows:  # a row at a time: it is still in the cache when it is laid out anew
             for other in others:
                 total[row] += other[row]
-            gradient[row] = total[row, ::-1].T
+            _lay_out(total, gradient, row)
 
     run_in_threads(add, range(outputs))
     return gradient
+
+
+@compiled(types.void(types.Array(float32, 3, "C", readonly=True), _MADE, int64, int64))
+def _rotate(weight, rotated, first, last):
+    outputs, _, taps = weight.shape
+    for start in range(first, last, SIDE_BY_SIDE):
+        for output in range(outputs):
+            for channel in range(start, min(start + SIDE_BY_SIDE, last)):
+                for tap in range(taps):
+                    rotated[channel, output, tap] = weight[output, channel, taps - 1 - tap]
+
+
+@compiled(types.void(_MADE, _MADE, int64))
+def _lay_out(by_tap, gradient, output):
+    _, taps, channels = by_tap.shape
+    for channel in range(channels):
+        for tap in range(taps):
+            gradient[output, channel, tap] = by_tap[output, taps - 1 - tap, channel]

@@ -11,7 +11,6 @@ import numpy as np
 from ssd300_vgg16.network.cpu.threads import (
     buffer,
     one_blas_thread,
-    ranges_of,
     reused,
     run_in_threads,
     sum_of,
@@ -28,6 +27,7 @@ from ssd300_vgg16.network.cpu.winograd_transforms import (
 
 # Tiles that a thread takes at a time: enough for an efficient product, few enough to stay in its cache.
 TILES = 256
+KERNELS = 1 << 14  # likewise
 # Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
 LEAST_TILES = 32
 POINTS = INPUT_TILE * INPUT_TILE
@@ -108,9 +108,18 @@ def gradients(
 
 def _weight_transform(weight: np.ndarray, rotated: bool = False) -> np.ndarray:
     """Weight [O, C, 3, 3], rotated if asked for, transformed: [36, O, C], valid until the next is asked for."""
-    transformed = buffer("weight", (POINTS, weight.size // 9))
+    kernels = weight.reshape(-1, 9)
+    transformed = buffer("weight", (POINTS, len(kernels)))
     transform = ROTATED_WEIGHT_TRANSFORM_2D if rotated else WEIGHT_TRANSFORM_2D
-    np.matmul(transform, weight.reshape(-1, 9).T, out=transformed)  # BLAS shares this one out by itself
+
+    def multiply(starts: range) -> None:
+        for start in starts:
+            part = slice(start, start + KERNELS)
+            np.matmul(transform, kernels[part].T, out=transformed[:, part])
+
+    # Not by BLAS's own threads: behind a product they go on turning for a while, in the way of the threads here.
+    with one_blas_thread():
+        run_in_threads(multiply, range(0, len(kernels), KERNELS))
     return transformed.reshape(POINTS, *weight.shape[:2])
 
 
@@ -119,11 +128,12 @@ def _sum_rotated(shares: list[np.ndarray]) -> np.ndarray:
     kernels = shares[0].shape[1]
     total = reused((kernels, 9))
 
-    def add(ranges: list[tuple[int, int]]) -> None:
-        for first, last in ranges:
-            total[first:last] = sum_of(share[::-1, first:last] for share in shares).T
+    def add(starts: range) -> None:
+        for start in starts:
+            part = slice(start, start + KERNELS)
+            total[part] = sum_of(share[::-1, part] for share in shares).T
 
-    run_in_threads(add, ranges_of(kernels))
+    run_in_threads(add, range(0, kernels, KERNELS))
     return total
 
 
