@@ -8,14 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ssd300_vgg16.network.cpu.threads import (
-    buffer,
-    one_blas_thread,
-    reused,
-    run_in_threads,
-    sum_of,
-    thread_count,
-)
+from ssd300_vgg16.network.cpu.threads import buffer, one_blas_thread, reused, run_in_threads, sum_of, thread_count
 from ssd300_vgg16.network.cpu.winograd_transforms import (
     INPUT_TILE,
     TILE,
