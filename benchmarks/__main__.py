@@ -36,6 +36,7 @@ from benchmarks.frame import (
     package_environment,
 )
 from benchmarks.made_up import write_images
+from ssd300_vgg16.errors import UserError
 
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 MADE_UP_IMAGES = ROOT / "runs" / "benchmarks" / "images"
@@ -102,9 +103,9 @@ def parse(arguments: Sequence[str] | None = None) -> Run:
             parser.error(f"{path}: there is no such file or folder")
     if given.quick and given.record:
         parser.error("--quick --record: the figures of a dry run mean nothing")
-    unknown = [name for name in given.names if name not in (*NAMES, ALL, PAGE)]
-    if unknown:
-        parser.error(f"{unknown[0]}: the benchmarks are {', '.join(NAMES)}")
+    for name in given.names:
+        if name not in (*NAMES, ALL, PAGE):
+            parser.error(f"{name}: the benchmarks are {', '.join(NAMES)}")
     options = Options(
         rounds=given.rounds or 3,
         quick=given.quick,
@@ -115,26 +116,25 @@ def parse(arguments: Sequence[str] | None = None) -> Run:
         peers=find_peers(given.peer_python.absolute()),
     )
     names = _chosen(parser, given.names, options)
-    for name in names:
-        if benchmarks()[name].own_data and given.data is None:
-            parser.error(f"{name}: it learns from --data DIR, such as BCCD")
     return Run(names, options, given.rounds, given.record or given.names == [PAGE])
 
 
 def _chosen(parser: argparse.ArgumentParser, asked: Sequence[str], options: Options) -> tuple[str, ...]:
     """Those asked for that make sense with the other options."""
     found = benchmarks()
-    if ALL in asked:
-        chosen = [name for name in NAMES if not found[name].own_data or name in asked]
-    else:
-        chosen = [name for name in NAMES if name in asked]
-    if options.quick:
-        chosen = [name for name in chosen if found[name].quick]
-    if options.device != "cpu":
-        chosen = [name for name in chosen if found[name].on_gpu]
+    chosen = tuple(
+        name
+        for name in NAMES
+        if (name in asked or (ALL in asked and not found[name].own_data))
+        and (found[name].quick or not options.quick)
+        and (found[name].on_gpu or options.device == "cpu")
+    )
     if not chosen and list(asked) != [PAGE]:
         parser.error(f"of {', '.join(asked)}, none goes with --quick or --device here")
-    return tuple(chosen)
+    for name in chosen:
+        if found[name].own_data and not options.data_given:
+            parser.error(f"{name}: it learns from --data DIR, such as BCCD")
+    return chosen
 
 
 def _checked_device(name: str) -> str:
@@ -143,7 +143,6 @@ def _checked_device(name: str) -> str:
         return name
     # Only here: it may load OneFlow, which the processes of a benchmark load by themselves.
     from ssd300_vgg16.devices import resolve_device
-    from ssd300_vgg16.errors import UserError
 
     try:
         return resolve_device(name)
@@ -156,7 +155,8 @@ def measured(name: str, run: Run, machine: dict[str, str]) -> dict:
     benchmark = benchmarks()[name]
     rounds = run.rounds_given or (1 if run.options.quick else benchmark.rounds)
     options = replace(run.options, rounds=rounds)
-    about = {"date": _today(), "commit": commit(), "machine": machine, "load": os.getloadavg()[0], "rounds": rounds}
+    today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    about = {"date": today, "commit": commit(), "machine": machine, "load": os.getloadavg()[0], "rounds": rounds}
     since = time.monotonic()
     figures = benchmark.measure(options)
     left_out = [package for package in benchmark.needs if package not in options.peers]
@@ -166,7 +166,7 @@ def measured(name: str, run: Run, machine: dict[str, str]) -> dict:
 def run_all(run: Run, results: Path) -> list[str]:
     """Run what is asked for, print the tables, keep the records if asked; returns the names of those that failed."""
     in_fresh_process(write_images, MADE_UP_IMAGES)
-    machine, failed = machine_of(run.options.peers), []
+    machine, failed, device = machine_of(run.options.peers), [], run.options.device
     for number, name in enumerate(run.names, start=1):
         print(f"[{number}/{len(run.names)}] {name}", flush=True)
         try:
@@ -175,9 +175,9 @@ def run_all(run: Run, results: Path) -> list[str]:
             traceback.print_exc()
             failed.append(name)
             continue
-        print(f"\n{page.section(name, benchmarks()[name], record, run.options.device)}\n", flush=True)
+        print(f"\n{page.section(name, benchmarks()[name], record, device)}\n", flush=True)
         if run.record:
-            page.write_record(results, name, run.options.device, record)
+            page.write_record(results, name, device, record)
     return failed
 
 
@@ -197,10 +197,6 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "ssd300_vgg16", "benchmarks/*.py")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (" with changes" if changed else "")
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 
 def main(arguments: Sequence[str] | None = None, results: Path = RESULTS, docs: Path = DOCS) -> int:

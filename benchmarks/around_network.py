@@ -11,24 +11,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import plots
 from benchmarks.engines import time_calls
-from benchmarks.frame import (
-    Benchmark,
-    Claim,
-    Figures,
-    Options,
-    claims_at,
-    in_fresh_process,
-    markdown,
-    median,
-    paragraphs,
-    significant,
-)
+from benchmarks.frame import Benchmark, Options, in_fresh_process, in_turn
 from benchmarks.made_up import random_objects, write_image
+from benchmarks.tables import Claim, Figures, claims_at, markdown, median, paragraphs, significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -223,8 +214,6 @@ def prepare(side: str, what: str, point, images: Path) -> Callable[[], object]:
 
 def measure_side(side: str, images: str, quick: bool) -> list[tuple]:
     """What, point and seconds of everything; AP is pycocotools' on the peers' side. For a fresh process."""
-    if side == PACKAGE:
-        import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
     rows = []
     for what, (_, points) in AXES.items():
         for point in points[:1] if quick else points:
@@ -235,25 +224,29 @@ def measure_side(side: str, images: str, quick: bool) -> list[tuple]:
 
 def measure(options: Options) -> Figures:
     """For each part its axis, points and, for each side, the seconds there (None: not had)."""
-    sides = {PACKAGE: (Path(sys.executable), PACKAGE, PACKAGE)}
+    # What each side is called, and what in the table of AP.
+    names, pythons = {PACKAGE: (PACKAGE, PACKAGE)}, {PACKAGE: Path(sys.executable)}
     if "torchvision" in options.peers and "pycocotools" in options.peers:
-        names = (options.peers.name("torchvision"), options.peers.name("pycocotools"))
-        sides[PEERS] = (options.peers.python, *names)
-    times: dict[str, dict[tuple, list]] = {side: {} for side in sides}
+        names[PEERS] = (options.peers.name("torchvision"), options.peers.name("pycocotools"))
+        pythons[PEERS] = options.peers.python
     with tempfile.TemporaryDirectory() as folder:
         for width, height in IMAGES:
             write_image(Path(folder) / f"{width}x{height}.jpg", width, height)
-        for number in range(options.rounds):
-            for side, (python, _, _) in sides.items():
-                for what, point, seconds in in_fresh_process(measure_side, side, folder, options.quick, python=python):
-                    times[side].setdefault((what, point), []).append(seconds)
-                print(f"round {number + 1}, {side}", flush=True)
+        sides = {
+            side: partial(in_fresh_process, measure_side, side, folder, options.quick, python=python)
+            for side, python in pythons.items()
+        }
+        rounds = in_turn(options.rounds, sides)
+    # In each round the same rows in the same order.
+    seconds = {
+        side: {tuple(rows[0][:2]): median(row[2] for row in rows) for rows in zip(*of_side, strict=True)}
+        for side, of_side in rounds.items()
+    }
     figures: Figures = {}
     for what, (axis, points) in AXES.items():
         lines = {}
-        for side, (_, name, ap_name) in sides.items():
-            rounds = [times[side].get((what, point)) for point in points]
-            lines[ap_name if what == AP else name] = [each and median(each) for each in rounds]
+        for side, (name, ap_name) in names.items():
+            lines[ap_name if what == AP else name] = [seconds[side].get((what, point)) for point in points]
         figures[what] = {"axis": axis, "points": list(points), "lines": lines}
     return figures
 

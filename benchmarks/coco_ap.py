@@ -8,17 +8,18 @@ is measured too.
 import contextlib
 import io
 import json
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.engines import peak_mib
-from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs
+from benchmarks.frame import Benchmark, Options, in_fresh_process, in_turn
+from benchmarks.tables import Claim, Figures, markdown, medians, paragraphs
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Dataset, Problems, Sample
 
@@ -162,18 +163,15 @@ def measure_side(side: str, images: int) -> dict:
 
 def measure(options: Options) -> Figures:
     """By side the medians of FIGURES, and the largest difference to the reference's numbers (None without it)."""
-    sides = [side for side in SIDES if side == PACKAGE or side in options.peers]
-    runs: dict[str, list[dict]] = {side: [] for side in sides}
-    for number in range(options.rounds):
-        for side in sides:
-            python = sys.executable if side == PACKAGE else options.peers.python
-            images = QUICK_IMAGES if options.quick else IMAGES
-            runs[side].append(in_fresh_process(measure_side, side, images, python=python))
-            print(f"round {number + 1}, {side}: {runs[side][-1]['figures'][0]:.2f} s", flush=True)
+    images, sides = QUICK_IMAGES if options.quick else IMAGES, {}
+    for side in (side for side in SIDES if side == PACKAGE or side in options.peers):
+        python = sys.executable if side == PACKAGE else options.peers.python
+        sides[side] = partial(in_fresh_process, measure_side, side, images, python=python)
+    runs = in_turn(options.rounds, sides)
     figures: Figures = {}
     for side, of_side in runs.items():
-        medians = map(statistics.median, zip(*(run["figures"] for run in of_side), strict=True))
-        figures[side] = dict(zip(FIGURES, medians, strict=True)) | {"difference": None}
+        found = dict(zip(FIGURES, medians(run["figures"] for run in of_side), strict=True))
+        figures[side] = found | {"difference": None}
         if REFERENCE in runs:
             reference = np.array(runs[REFERENCE][0]["numbers"])
             differences = [float(np.abs(np.array(run["numbers"]) - reference).max()) for run in of_side]

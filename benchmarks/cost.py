@@ -4,78 +4,65 @@ Each round runs every engine once, in a process of its own that goes through all
 (`network`, which has flowvision too, says what is timed).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from benchmarks import plots
-from benchmarks.engines import FORWARD, ONEFLOW, ONNX_RUNTIME, OURS, PREPARE, TORCHVISION, TRAINING, Job, run
-from benchmarks.frame import Benchmark, Claim, Figures, Options, claims_at, markdown, median, paragraphs, significant
+from benchmarks.engines import (
+    FORWARD,
+    ONEFLOW,
+    ONNX_RUNTIME,
+    PREPARE,
+    TRAINING,
+    Job,
+    names_here,
+    seconds_per_image,
+)
+from benchmarks.frame import TORCHVISION, Benchmark, Options
+from benchmarks.tables import Claim, Figures, claims_at, markdown, paragraphs, significant
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HIGHRES = "ssd512_vgg16_highres"
 UNKNOWN_TO_TORCHVISION = "ssd512_vgg16"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One thing that varies. settings: what a Job is to have, for each point of the axis."""
-
-    name: str
-    points: tuple
-    settings: tuple[dict, ...]
-
-
-SWEEPS = (
-    Sweep("images in a batch", (1, 2, 4, 8), tuple({"batch": batch} for batch in (1, 2, 4, 8))),
-    Sweep("input", ("SSD300", "SSD512", "SSD512 highres"), ({}, {"model": UNKNOWN_TO_TORCHVISION}, {"model": HIGHRES})),
-    Sweep("classes", (2, 21, 91, 1204), tuple({"classes": classes} for classes in (2, 21, 91, 1204))),
-)
-QUICK = (Sweep("classes", (2, 21), ({"classes": 2}, {"classes": 21})),)
-
-
-def jobs_of(engine: str, sweeps: Sequence[Sweep], options: Options) -> list[Job]:
-    """All that an engine can do of the sweeps, each once."""
-    budget = {"repeats": 1, "warm_up": not options.quick}
-    settings = [setting for sweep in sweeps for setting in sweep.settings]
-    if engine == TORCHVISION:
-        settings = [setting for setting in settings if setting.get("model") != UNKNOWN_TO_TORCHVISION]
-    whats = [what for what in (FORWARD, TRAINING) if (engine, what) in PREPARE]
-    jobs = [Job(what, device=options.device, **budget, **setting) for what in whats for setting in settings]
-    return list(dict.fromkeys(jobs))
-
-
-def key(job: Job) -> tuple:
-    """What tells one measurement from another."""
-    return job.what, job.batch, job.classes, job.model
+# What varies, its points, and what a Job is to have there.
+SWEEPS: dict[str, dict] = {
+    "images in a batch": {batch: {"batch": batch} for batch in (1, 2, 4, 8)},
+    "input": {
+        "SSD300": {},
+        "SSD512": {"model": UNKNOWN_TO_TORCHVISION},
+        "SSD512 highres": {"model": "ssd512_vgg16_highres"},
+    },
+    "classes": {classes: {"classes": classes} for classes in (2, 21, 91, 1204)},
+}
+QUICK: dict[str, dict] = {"classes": {2: {"classes": 2}, 21: {"classes": 21}}}
 
 
 def measure(options: Options) -> Figures:
     """For each sweep its points, and for each WHAT and engine the seconds per image there (None: not had)."""
     sweeps = QUICK if options.quick else SWEEPS
-    names = {ONEFLOW: OURS[ONEFLOW]}
-    if options.device == "cpu":
-        names[ONNX_RUNTIME] = OURS[ONNX_RUNTIME]
-    if TORCHVISION in options.peers:
-        names[TORCHVISION] = options.peers.name(TORCHVISION)
-    times: dict[str, dict[tuple, list]] = {engine: {} for engine in names}
-    for number in range(options.rounds):
-        for engine, of_engine in times.items():
-            jobs = jobs_of(engine, sweeps, options)
-            for job, timing in zip(jobs, run(engine, jobs, options.peers), strict=True):
-                of_engine.setdefault(key(job), []).append([seconds / job.batch for seconds in timing.seconds])
-            print(f"round {number + 1}, {engine}: {len(jobs)} settings", flush=True)
+
+    def job(what: str, setting: dict) -> Job:
+        return Job(what, device=options.device, repeats=1, warm_up=not options.quick, **setting)
+
+    def jobs_of(engine: str) -> list[Job]:
+        """All that an engine can do of the sweeps, each once."""
+        settings = [setting for points in sweeps.values() for setting in points.values()]
+        whats = [what for what in (FORWARD, TRAINING) if (engine, what) in PREPARE]
+        jobs = dict.fromkeys(job(what, setting) for what in whats for setting in settings)
+        return [each for each in jobs if engine != TORCHVISION or each.model != UNKNOWN_TO_TORCHVISION]
+
+    names = names_here(options, ONEFLOW, ONNX_RUNTIME, TORCHVISION)
+    times = seconds_per_image({engine: jobs_of(engine) for engine in names}, options)
     figures = {}
-    for sweep in sweeps:
+    for sweep, points in sweeps.items():
         lines = {}
         for what in (FORWARD, TRAINING):
-            for engine, of_engine in times.items():
-                rounds = [of_engine.get(key(Job(what, **setting))) for setting in sweep.settings]
-                if any(rounds):
-                    lines[f"{what}, {names[engine]}"] = [each and median(each) for each in rounds]
-        figures[sweep.name] = {"points": list(sweep.points), "lines": lines}
+            for engine, found in times.items():
+                values = [found.get(job(what, setting)) for setting in points.values()]
+                if any(values):
+                    lines[f"{what}, {names[engine]}"] = values
+        figures[sweep] = {"points": list(points), "lines": lines}
     return figures
 
 

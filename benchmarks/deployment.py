@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.frame import TORCHVISION, Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs
+from benchmarks.frame import TORCHVISION, Benchmark, Options, in_fresh_process, in_turn
 from benchmarks.made_up import write_weights
+from benchmarks.tables import Claim, Figures, markdown, paragraphs
 
 ENGINES = {"`--engine oneflow`": "oneflow", "`--engine onnxruntime`": "onnxruntime"}
 EXPORTED = {"exported, float32": "float32.onnx", "exported, int8": "int8.onnx"}
@@ -32,9 +33,6 @@ def image_files(data: str) -> dict[str, list[str]]:
 
 def export_models(folder: str, weights: str, calibration: list[str]) -> dict:
     """Write the exported models, and torchvision's weights; returns sizes and shape. For a fresh process."""
-    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     import numpy as np
 
     from ssd300_vgg16 import export
@@ -61,9 +59,6 @@ def export_models(folder: str, weights: str, calibration: list[str]) -> dict:
 
 def detector_of(name: str, folder: str, weights: str) -> tuple[Callable, int]:
     """What `Detector.detect` is of a row of the table, and the side of its input."""
-    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     import numpy as np
 
     if name in ENGINES:
@@ -151,20 +146,15 @@ def measure(options: Options) -> Figures:
         if not options.weights:
             in_fresh_process(write_weights, weights, images)
         made = in_fresh_process(export_models, folder, weights, calibration)
-        rows = [*ENGINES, *EXPORTED]
+        sides = {}
         if TORCHVISION in options.peers and made["torchvision's"]:
-            rows.insert(0, options.peers.name(TORCHVISION))
-        seconds: dict[str, list[float]] = {name: [] for name in rows}
-        for number in range(options.rounds):
-            for name, times in seconds.items():
-                if name in ENGINES or name in EXPORTED:
-                    times.append(in_fresh_process(time_ours, name, folder, weights, images))
-                else:
-                    times.append(in_fresh_process(time_torchvision, folder, images, python=options.peers.python))
-                print(f"round {number + 1}, {name}: {1e3 * times[-1]:.0f} ms", flush=True)
+            torchvision = partial(in_fresh_process, time_torchvision, folder, images, python=options.peers.python)
+            sides[options.peers.name(TORCHVISION)] = torchvision
+        for name in (*ENGINES, *EXPORTED):
+            sides[name] = partial(in_fresh_process, time_ours, name, folder, weights, images)
         detectors = {
             name: {"seconds": statistics.median(times), "MB": made["MB"].get(name, made["MB"][""])}
-            for name, times in seconds.items()
+            for name, times in in_turn(options.rounds, sides).items()
         }
         for name in (*ENGINES, *EXPORTED) if options.weights else ():
             ap, ap50 = in_fresh_process(average_precision, name, folder, weights, options.data)

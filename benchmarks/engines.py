@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from benchmarks.frame import Peers, environment, in_fresh_process
+from benchmarks.frame import TORCHVISION, Options, Peers, environment, in_fresh_process, in_turn
 from benchmarks.made_up import random_objects
+from benchmarks.tables import median
 
 ONEFLOW, ONNX_RUNTIME = "OneFlow", "ONNX Runtime"
-FLOWVISION, FLOWVISION_MKL, TORCHVISION = "flowvision", "flowvision with MKL", "torchvision"
+FLOWVISION, FLOWVISION_MKL = "flowvision", "flowvision with MKL"
 FORWARD, TRAINING = "forward", "training step"
 # What the package's own environment runs; TORCHVISION needs that of the peers.
 OWN = (ONEFLOW, ONNX_RUNTIME, FLOWVISION, FLOWVISION_MKL)
 OURS = {ONEFLOW: "this package, OneFlow", ONNX_RUNTIME: "this package, ONNX Runtime"}
+NAMES = OURS | {FLOWVISION: "flowvision 0.2.1 as installed", FLOWVISION_MKL: "flowvision 0.2.1 with MKL"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class Timing:
     gpu_mib: float | None = None
 
 
+def names_here(options: Options, *engines: str) -> dict[str, str]:
+    """Of these engines those that can be had here, and what the tables call them."""
+    names = NAMES | ({TORCHVISION: options.peers.name(TORCHVISION)} if TORCHVISION in options.peers else {})
+    cpu_only = () if options.device == "cpu" else (ONNX_RUNTIME, FLOWVISION_MKL)
+    return {engine: names[engine] for engine in engines if engine in names and engine not in cpu_only}
+
+
+def seconds_per_image(jobs: dict[str, list[Job]], options: Options) -> dict[str, dict[Job, float]]:
+    """Medians of each engine's jobs; in each round an engine does all of its own in a process."""
+    sides = {engine: partial(run, engine, of_engine, options.peers) for engine, of_engine in jobs.items()}
+    return {
+        engine: {
+            job: median(timing.seconds for timing in timings) / job.batch
+            for job, timings in zip(jobs[engine], zip(*rounds, strict=True), strict=True)
+        }
+        for engine, rounds in in_turn(options.rounds, sides).items()
+    }
+
+
 def run(engine: str, jobs: list[Job], peers: Peers) -> list[Timing]:
     """Do jobs one after the other in a fresh process; raises ProcessFailed with its last words if it fails."""
     python = sys.executable if engine in OWN else peers.python
@@ -61,7 +82,8 @@ def run(engine: str, jobs: list[Job], peers: Peers) -> list[Timing]:
     if engine == FLOWVISION:  # as installed, but for the libraries without which `import oneflow` fails
         libraries = Path(sysconfig.get_path("purelib")) / "nvidia"
         env["LD_LIBRARY_PATH"] = f"{libraries / 'cublas' / 'lib'}:{libraries / 'cudnn' / 'lib'}"
-    answers = in_fresh_process(do_jobs, engine, [asdict(job) for job in jobs], python=python, env=env)
+    fields = [asdict(job) for job in jobs]
+    answers = in_fresh_process(do_jobs, engine, fields, python=python, env=env, package=engine in OURS)
     return [Timing(**timing) for timing in answers]
 
 
@@ -98,9 +120,6 @@ def random_targets(job: Job, side: int) -> tuple:
 
 def our_model(job: Job):
     """The package's network on the device."""
-    import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     from ssd300_vgg16.network.ssd import SSD
     from ssd300_vgg16.network.variants import variant_of
 
@@ -161,9 +180,6 @@ def write_random_weights(path: str, model: str, classes: int) -> None:
 @cache
 def onnx_runtime_network(model: str, classes: int) -> Callable:
     """What `--engine onnxruntime` computes; the weights are made by another process, whose memory is not this one's."""
-    import ssd300_vgg16  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     from ssd300_vgg16.detector import Detector
 
     with tempfile.TemporaryDirectory() as folder:

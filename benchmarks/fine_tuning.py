@@ -6,38 +6,31 @@ The weights to fine-tune are trained first, on generated shapes. All runs are `t
 runs/fine-tuning; those that are there already are left as they are.
 """
 
-import json
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.frame import ROOT, Benchmark, Figures, Options, markdown, paragraphs
+from benchmarks.frame import ROOT, Benchmark, Options, trained
+from benchmarks.tables import Figures, markdown, paragraphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUNS = ROOT / "runs" / "fine-tuning"
-OPTIONS = ("--preset", "narrow")
-EPOCHS = "8"
+EPOCHS = 8
 NAMES = ("from nothing", "fine-tuned")
 METRICS = ("AP", "AP50")
 
 
-def train(folder: Path, *arguments: str) -> list[dict[str, float]]:
-    """One run of train.sh in this folder; the step, AP and AP50 of its evaluations."""
-    if not (folder / "coco_metrics.json").exists():
-        subprocess.run(["bash", ROOT / "train.sh", *OPTIONS, "--output-dir", folder, *arguments], check=True)
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{key: row[key] for key in ("step", *METRICS)} for row in rows if row["kind"] == "evaluation"]
-
-
 def measure(options: Options) -> Figures:
     """By run, step, AP and AP50 of each evaluation."""
-    train(RUNS / "shapes", "--dataset", "shapes")
-    data = ["--data-path", str(options.data), "--dataset", "voc", "--epochs", EPOCHS]
-    data += ["--eval-every", "2", "--default-boxes", "coco"]
-    tuned = train(RUNS / "fine-tuned", *data, "--load", str(RUNS / "shapes"))
-    return dict(zip(NAMES, (train(RUNS / "nothing", *data), tuned), strict=True))
+    trained(RUNS / "shapes", "--preset", "narrow", "--dataset", "shapes")
+    data = ["--preset", "narrow", "--data-path", options.data, "--dataset", "voc", "--default-boxes", "coco"]
+    data += ["--epochs", EPOCHS, "--eval-every", 2]
+    runs = trained(RUNS / "nothing", *data), trained(RUNS / "fine-tuned", *data, "--load", RUNS / "shapes")
+    columns = ("step", *METRICS)
+    return {
+        name: [{key: row[key] for key in columns} for row in run["evaluations"]]
+        for name, run in zip(NAMES, runs, strict=True)
+    }
 
 
 def table(figures: Figures) -> str:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: what one is, its options, processes of their own, the peers' environment, and tables.
+"""What the benchmarks share: what one is, its options, processes of their own, and the peers' environment.
 
 Nothing here or at the top of a benchmark's file imports the package, OneFlow or PyTorch: each side of a benchmark runs
 in a fresh process (`in_fresh_process`), so that neither its libraries nor its memory are in the other's way.
@@ -6,13 +6,15 @@ in a fresh process (`in_fresh_process`), so that neither its libraries nor its m
 
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.tables import Claim, Figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +24,6 @@ DEFAULT_PEER_PYTHON = ROOT / "benchmarks" / ".peers" / "bin" / "python"
 MAKE_PEERS = (".venv/bin/python -m venv benchmarks/.peers", "benchmarks/.peers/bin/pip install -r benchmarks/peers.txt")
 PEER_PACKAGES = ("torch", "torchvision", "pycocotools", "faster-coco-eval")
 TORCHVISION = "torchvision"
-
-Figures = dict[str, Any]  # what a benchmark found, as JSON can hold it
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,6 @@ class Options:
     peers: Peers
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A line of the summary: a figure of the package and of a peer, of which less is better; unit: "s", "ms", "MiB"."""
-
-    what: str
-    ours: float
-    peer: str
-    theirs: float
-    unit: str
-
-    def cells(self) -> list[str]:
-        """What, ours, the peer with its figure, and how many times ours that is."""
-        scale = 1e3 if self.unit == "ms" else 1.0
-        ours, theirs = (f"{significant(value * scale)} {self.unit}" for value in (self.ours, self.theirs))
-        return [self.what, ours, f"{theirs}, {self.peer}", significant(self.theirs / self.ours)]
-
-
 def _no_claims(_: Figures) -> Iterator[Claim]:
     return iter(())
 
@@ -116,6 +99,7 @@ class ProcessFailed(Exception):
 
 _CALL = (
     "import importlib, json, sys\n"
+    "if sys.argv[4:]: import ssd300_vgg16.cli\n"
     "call = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])\n"
     "answer = call(*json.loads(sys.argv[3]))\n"
     "print('\\n' + json.dumps(answer), flush=True)"
@@ -123,18 +107,35 @@ _CALL = (
 
 
 def in_fresh_process(
-    call: Callable, *arguments: object, python: Path | str = sys.executable, env: dict[str, str] | None = None
+    call: Callable,
+    *arguments: object,
+    python: Path | str = sys.executable,
+    env: dict[str, str] | None = None,
+    package: bool = True,
 ) -> Any:
     """call(*arguments) by this or another Python; arguments and answer go as JSON, paths as texts.
 
-    `call` is a function at the top of a file of this folder.
+    `call` is a function at the top of a file of this folder. package: whether this Python has the package's command
+    lines loaded before numpy, whose BLAS chooses its kernels when it is loaded.
     """
     command = [str(python), "-c", _CALL, call.__module__, call.__name__, json.dumps(arguments, default=str)]
+    command += ["package"] if package and str(python) == sys.executable else []
     done = subprocess.run(command, env=env or environment(), capture_output=True, text=True)
     if done.returncode:
         last_words = " ".join(done.stderr.strip().splitlines()[-3:])
         raise ProcessFailed(last_words or f"{call.__name__} ended with status {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_turn(rounds: int, sides: Mapping[str, Callable[[], Any]]) -> dict[str, list]:
+    """What each side answers in each round; all of a round before the next, so that none has a better hour."""
+    answers: dict[str, list] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name, side in sides.items():
+            since = time.monotonic()
+            answers[name].append(side())
+            print(f"round {number + 1}, {name}: {time.monotonic() - since:.0f} s", flush=True)
+    return answers
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -143,44 +144,21 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"} | more
 
 
+def trained(folder: Path, *arguments: object) -> dict[str, Any]:
+    """A run of train.sh in this folder, unless it is there already: its seconds, and the rows of its evaluations."""
+    record = folder / "benchmark.json"
+    if not record.exists():
+        since = time.monotonic()
+        subprocess.run(["bash", ROOT / "train.sh", "--output-dir", folder, *map(str, arguments)], check=True)
+        seconds = time.monotonic() - since
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        evaluations = [row for row in rows if row["kind"] == "evaluation"]
+        record.write_text(json.dumps({"seconds": seconds, "evaluations": evaluations}))
+    return json.loads(record.read_text())
+
+
 def package_environment() -> dict[str, str]:
     """What the package says of this machine; for a fresh process."""
     from ssd300_vgg16.runtime import environment
 
     return environment()
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def paragraphs(*texts: str) -> str:
-    """Tables and sentences, apart from one another; empty ones are left out."""
-    return "\n\n".join(filter(None, texts))
-
-
-def median(rounds: Iterable[Iterable[float]]) -> float:
-    """The median of all calls of all rounds."""
-    return statistics.median(value for values in rounds for value in values)
-
-
-def significant(value: float | None, scale: float = 1.0) -> str:
-    """Three figures at the least, without an exponent; a dash for None."""
-    if value is None:
-        return "-"
-    value *= scale
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
-
-
-def claims_at(figures: Figures, point: object, what: str, unit: str, prefix: str = "") -> Iterator[Claim]:
-    """The package against the one peer at a point of {"points": [...], "lines": {PREFIX and side: [...]}}."""
-    if point not in figures["points"]:
-        return
-    place, lines = figures["points"].index(point), figures["lines"]
-    peer = next((name for name in lines if name.startswith(prefix) and "this package" not in name), None)
-    for name, values in lines.items():
-        if peer and name.startswith(f"{prefix}this package") and values[place] and lines[peer][place]:
-            engine = name.removeprefix(f"{prefix}this package")
-            yield Claim(what + engine, values[place], peer.removeprefix(prefix), lines[peer][place], unit)

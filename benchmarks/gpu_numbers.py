@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frame import Benchmark, Figures, Options, in_fresh_process, markdown, paragraphs
+from benchmarks.frame import Benchmark, Options, in_fresh_process
+from benchmarks.tables import Figures, markdown, paragraphs
 
 TORCH = "torch"
 # So narrow that hardly any ReLU turns over: one in conv1 is a part of 1e-4 to 1e-3 of a gradient.
@@ -68,9 +69,6 @@ def put_torch_in_oneflows_place(torch: Any) -> None:
 
 def write_oneflows(path: str) -> None:
     """What OneFlow gives on the CPU, and of what, as a file of arrays; for a fresh process."""
-    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     import numpy as np
 
     from ssd300_vgg16.network.ssd import SSD

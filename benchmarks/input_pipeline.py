@@ -6,26 +6,17 @@ seconds of the clock. Large images are some of the folder's, enlarged, with nois
 """
 
 import statistics
-import sys
 import tempfile
 import time
 import xml.etree.ElementTree
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks.frame import (
-    TORCHVISION,
-    Benchmark,
-    Claim,
-    Figures,
-    Options,
-    environment,
-    in_fresh_process,
-    markdown,
-    paragraphs,
-)
+from benchmarks.frame import TORCHVISION, Benchmark, Options, environment, in_fresh_process, in_turn
+from benchmarks.tables import Claim, Figures, markdown, paragraphs
 
 OURS, PEER = "this package", "torchvision v2"
 STAGES = ("read and decode", "augment, resize, lay out", "match", "all of these")
@@ -36,29 +27,22 @@ SIZES = ((2592, 1944), (4000, 3000))
 LARGE_IMAGES, NOISE = 8, 8.0  # images of each size; levels
 
 
-class Stages:
+class Stages(defaultdict):
     """Seconds of CPU spent in each stage."""
-
-    def __init__(self):
-        self.seconds = defaultdict(float)
 
     def time(self, stage: str, function: Callable, *arguments):
         since = time.process_time()
         result = function(*arguments)
-        self.seconds[stage] += time.process_time() - since
+        self[stage] += time.process_time() - since
         return result
 
     def rates(self, images: int) -> dict[str, float]:
         """Images per second of each stage, and of all."""
-        whole = {STAGES[-1]: sum(self.seconds.values())}
-        return {stage: images / seconds for stage, seconds in {**self.seconds, **whole}.items()}
+        return {stage: images / seconds for stage, seconds in {**self, STAGES[-1]: sum(self.values())}.items()}
 
 
 def run_package(folder: str, large: str, images: int) -> dict[str, float]:
     """This package; for a fresh process."""
-    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     import cv2
 
     cv2.setNumThreads(1)
@@ -83,7 +67,7 @@ def stage_rates(samples) -> dict[str, float]:
 
     index = DefaultBoxIndex(default_boxes())  # made once for a batch
     for count in (10, len(samples)):  # the first few warm up
-        stages = Stages()
+        stages = Stages(float)
         for number, sample in enumerate(samples[:count]):
             image = stages.time(STAGES[0], read_for_training, sample.path)
             objects = sample.objects(sample.height, sample.width)
@@ -158,7 +142,7 @@ def run_torchvision(folder: str, large: str, images: int) -> dict[str, float]:
         (data / "JPEGImages" / f"{name}.jpg").read_bytes()
     examples = [(str(data / "JPEGImages" / f"{name}.jpg"), torch.tensor(voc_boxes(data, name))) for name in names]
     for count in (10, images):
-        stages = Stages()
+        stages = Stages(float)
         for path, boxes in examples[:count]:
             pixels = stages.time(STAGES[0], lambda path=path: decode_jpeg(read_file(path)))
             stages.time(STAGES[1], transformed, pixels, boxes)
@@ -260,18 +244,14 @@ def differences(folder: str) -> dict[str, dict[str, float]]:
 
 def measure(options: Options) -> Figures:
     """Medians by side and what was timed, and the levels by which reduced images differ."""
-    sides: dict[str, tuple[Callable, Path]] = {OURS: (run_package, Path(sys.executable))}
-    if TORCHVISION in options.peers:
-        sides[PEER] = (run_torchvision, options.peers.python)
-    images = QUICK_IMAGES if options.quick else IMAGES
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    images, env = QUICK_IMAGES if options.quick else IMAGES, environment(OMP_NUM_THREADS="1")
     with tempfile.TemporaryDirectory() as large:
         in_fresh_process(make_large, options.data, large)
-        for number in range(options.rounds):
-            for name, (side, python) in sides.items():
-                env = environment(OMP_NUM_THREADS="1")
-                rounds[name].append(in_fresh_process(side, options.data, large, images, python=python, env=env))
-                print(f"round {number + 1}, {name}: {rounds[name][-1][STAGES[-1]]:.0f} images/s", flush=True)
+        arguments = options.data, large, images
+        sides = {OURS: partial(in_fresh_process, run_package, *arguments, env=env)}
+        if TORCHVISION in options.peers:
+            sides[PEER] = partial(in_fresh_process, run_torchvision, *arguments, env=env, python=options.peers.python)
+        rounds = in_turn(options.rounds, sides)
         levels = in_fresh_process(differences, large)
     medians = {
         side: {what: statistics.median(each[what] for each in of_side) for what in of_side[0]}
@@ -283,14 +263,12 @@ def measure(options: Options) -> Figures:
 def table(figures: Figures) -> str:
     sides = figures["sides"]
 
-    def grid(rows: dict[str, str], names: list[str], digits: int = 0) -> str:
-        texts = []
-        for key, text in rows.items():
-            cells = (f"{sides[name][key]:.{digits}f}" if key in sides[name] else "-" for name in names)
-            texts.append([text, *cells])
-        return markdown(["", *names], texts)
+    def grid(keys: Iterable[str], names: Iterable[str], digits: int = 0) -> str:
+        rows = [
+            [key, *(f"{sides[name][key]:.{digits}f}" if key in sides[name] else "-" for name in names)] for key in keys
+        ]
+        return markdown(["", *names], rows)
 
-    loader = {f"{workers} workers": f"{workers} workers" for workers in WORKERS}
     levels = (
         f"{size}: decoded {found['factor']} times smaller; what the network sees differs from that of plain decoding "
         f"by {found['mean']:.2f} levels of 255 in the mean, {found['p99']:.0f} at the 99th percentile."
@@ -299,11 +277,11 @@ def table(figures: Figures) -> str:
     )
     return paragraphs(
         "`ssd` augmentation, 300x300. On one core, images per second of CPU time (torchvision's matching is left out):",
-        grid({stage: stage for stage in STAGES}, list(sides)),
+        grid(STAGES, sides),
         f"The loader, images per second of the clock, in batches of {BATCH}:",
-        grid(loader, [OURS]),
+        grid([f"{workers} workers" for workers in WORKERS], [OURS]),
         f"Large images, {LARGE_IMAGES} of each size, with noise of {NOISE:g} levels, seconds of CPU an image:",
-        grid({size: size for size in map(name_of, SIZES)}, list(sides), 4),
+        grid(map(name_of, SIZES), sides, 4),
         *levels,
     )
 

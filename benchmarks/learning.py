@@ -6,14 +6,11 @@
 Every run is `train.sh` itself, one after the other, in runs/learning; those that are there already stay as they are.
 """
 
-import json
 import re
 import statistics
-import subprocess
-import time
-from pathlib import Path
 
-from benchmarks.frame import ROOT, Benchmark, Figures, Options, markdown, paragraphs
+from benchmarks.frame import ROOT, Benchmark, Options, trained
+from benchmarks.tables import Figures, markdown, paragraphs
 
 RUNS = ROOT / "runs" / "learning"
 # Photographs: a third more steps than a first training takes.
@@ -24,36 +21,21 @@ OWN_DATA = {
 METRICS = ("AP50", "AP")
 
 
-def train(folder: Path, *arguments: str) -> dict[str, float]:
-    """The figures and the seconds of one run of train.sh."""
-    record = folder / "learning.json"
-    if not record.exists():
-        since = time.monotonic()
-        subprocess.run(["bash", ROOT / "train.sh", "--output-dir", folder, *arguments], check=True)
-        seconds = time.monotonic() - since
-        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        last = [row for row in rows if row["kind"] == "evaluation"][-1]
-        record.write_text(json.dumps({"seconds": seconds, **{name: last[name] for name in METRICS}}))
-    return json.loads(record.read_text())
-
-
 def measure(options: Options) -> Figures:
-    """By case and seed."""
+    """Figures and seconds by case and seed."""
     # The pictures are made once, and belong to no run.
-    shapes = ("--dataset", "shapes", "--data-path", str(RUNS / "data"), "--preset", "narrow")
-    figures = {"shapes": [train(RUNS / f"shapes-{seed}", *shapes, "--seed", str(seed)) for seed in range(5)]}
+    cases = {"shapes": (5, ("--dataset", "shapes", "--data-path", RUNS / "data"))}
     if options.data_given:
-        given = ("--preset", "narrow", "--dataset", "voc", "--default-boxes", "coco", "--eval-every", "20")
-        given += ("--data-path", str(options.data))
-        for name, arguments in OWN_DATA.items():
-            runs = [train(RUNS / f"{slug(name)}-{seed}", *given, *arguments, "--seed", str(seed)) for seed in range(3)]
-            figures[name] = runs
+        given = ("--dataset", "voc", "--data-path", options.data, "--default-boxes", "coco", "--eval-every", 20)
+        cases |= {name: (3, (*given, *arguments)) for name, arguments in OWN_DATA.items()}
+    figures: Figures = {name: [] for name in cases}
+    for name, (seeds, arguments) in cases.items():
+        for seed in range(seeds):
+            folder = RUNS / f"{re.sub('[^a-z0-9]+', '-', name)}-{seed}"
+            run = trained(folder, "--preset", "narrow", *arguments, "--seed", seed)
+            last = run["evaluations"][-1]
+            figures[name].append({"seconds": run["seconds"], **{metric: last[metric] for metric in METRICS}})
     return figures
-
-
-def slug(name: str) -> str:
-    """The name as part of a folder's."""
-    return re.sub("[^a-z0-9]+", "-", name)
 
 
 def table(figures: Figures) -> str:

@@ -91,15 +91,19 @@ def _annotation(name: str) -> ElementTree.Element:
     return root
 
 
+def write_shapes(folder: str, train_images: int, val_images: int) -> None:
+    """Generated shapes in COCO's layout; for a fresh process."""
+    from ssd300_vgg16.data.shapes import write_shapes
+
+    write_shapes(Path(folder), train_images, val_images, seed=0)
+
+
 def write_weights(path: str, images: list[str]) -> None:
     """Weights of an SSD300 with COCO's classes whose scores on these images (a dozen will do) are spread realistically.
 
     The heads' outputs are shifted and scaled to mean 0 and the deviations above; then the background is given so much
     that CANDIDATES scores an image are above the threshold.
     """
-    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     import numpy as np
 
     from ssd300_vgg16.data.categories import COCO_CATEGORIES

@@ -6,8 +6,9 @@ that of the GPU, in use by whomever.
 
 from collections.abc import Iterator
 
-from benchmarks.engines import FLOWVISION, FORWARD, ONEFLOW, ONNX_RUNTIME, OURS, TORCHVISION, TRAINING, Job, run
-from benchmarks.frame import Benchmark, Claim, Figures, Options, markdown, paragraphs
+from benchmarks.engines import FLOWVISION, FORWARD, ONEFLOW, ONNX_RUNTIME, OURS, TRAINING, Job, names_here, run
+from benchmarks.frame import TORCHVISION, Benchmark, Options
+from benchmarks.tables import Claim, Figures, markdown, paragraphs
 
 BATCHES = (1, 2, 4, 8)
 # flowvision's step takes eight seconds an image: one batch says enough.
@@ -20,20 +21,15 @@ QUICK = {FORWARD: {ONEFLOW: (1,), TORCHVISION: (1,)}}
 
 def measure(options: Options) -> Figures:
     """By what is done and engine, MiB by batch; the highest of all rounds."""
-    names = OURS | {FLOWVISION: "flowvision 0.2.1"}
-    if TORCHVISION in options.peers:
-        names[TORCHVISION] = options.peers.name(TORCHVISION)
-    if options.device != "cpu":
-        del names[ONNX_RUNTIME]
     figures: dict[str, dict[str, dict[str, float]]] = {}
+    kind = "peak_mib" if options.device == "cpu" else "gpu_mib"
     for what, batches_of in (QUICK if options.quick else CASES).items():
         figures[what] = {}
-        for engine in (engine for engine in batches_of if engine in names):
-            peaks = figures[what][names[engine]] = {}
+        for engine, name in names_here(options, *batches_of).items():
+            peaks = figures[what][name] = {}
             for batch in batches_of[engine]:
                 job = Job(what, batch, device=options.device, repeats=1, seconds=600)
                 timings = [run(engine, [job], options.peers)[0] for _ in range(options.rounds)]
-                kind = "peak_mib" if options.device == "cpu" else "gpu_mib"
                 peaks[str(batch)] = max(getattr(timing, kind) for timing in timings)
                 print(f"{what}, batch {batch}, {engine}: {peaks[str(batch)]:.0f} MiB", flush=True)
     return figures

@@ -8,8 +8,10 @@ Forwards with the ReLU; backwards to the images, the weights and the biases, thr
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
-from benchmarks.frame import Benchmark, Figures, Options, in_fresh_process, markdown, paragraphs, significant
+from benchmarks.frame import Benchmark, Options, in_fresh_process, in_turn
+from benchmarks.tables import Figures, markdown, medians, paragraphs, significant
 
 WIDTHS = (0.125, 0.25)
 # 3x3 convolutions of an SSD300: channels of the published network, and the side of their maps.
@@ -29,9 +31,6 @@ def seconds(call: Callable[[], object]) -> float:
 
 def time_ours(width: float) -> dict[str, list[float]]:
     """Seconds forwards and backwards, by layer; for a fresh process."""
-    import ssd300_vgg16.cli  # noqa: F401 - before numpy, as in train.sh
-
-    # isort: split
     import numpy as np
 
     from ssd300_vgg16.network.cpu.narrow import Convolution
@@ -74,17 +73,13 @@ def measure(options: Options) -> Figures:
     peer = f"oneDNN in PyTorch {options.peers.versions['torch']}" if "torch" in options.peers else None
     figures: Figures = {}
     for width in WIDTHS:
-        sides = figures[f"width {width:g}"] = {"this package": {}} | ({peer: {}} if peer else {})
-        for _ in range(options.rounds):
-            rounds = {"this package": in_fresh_process(time_ours, width)}
-            if peer:
-                rounds[peer] = in_fresh_process(time_torch, width, python=options.peers.python)
-            for side, layers in rounds.items():
-                for name, times in layers.items():
-                    sides[side].setdefault(name, []).append(times)
-        for layers in sides.values():
-            for name, times in layers.items():
-                layers[name] = [statistics.median(values) for values in zip(*times, strict=True)]
+        sides = {"this package": partial(in_fresh_process, time_ours, width)}
+        if peer:
+            sides[peer] = partial(in_fresh_process, time_torch, width, python=options.peers.python)
+        figures[f"width {width:g}"] = {
+            side: {name: medians(found[name] for found in rounds) for name in LAYERS}
+            for side, rounds in in_turn(options.rounds, sides).items()
+        }
     return figures
 
 

@@ -10,12 +10,13 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
 from benchmarks.engines import ONEFLOW, OURS, TRAINING, Job, random_images, random_targets, run, time_calls
-from benchmarks.frame import Benchmark, Claim, Figures, Options, in_fresh_process, markdown, paragraphs, significant
+from benchmarks.frame import Benchmark, Options, in_fresh_process, in_turn
+from benchmarks.tables import Claim, Figures, markdown, paragraphs, significant
 
 # Width, images, and the busy processes of lower priority that share the machine.
 SETTINGS = ((0.125, 4, 0), (0.125, 8, 0), (0.25, 4, 0), (0.25, 8, 0), (0.125, 4, 6))
@@ -97,12 +98,13 @@ def torch_loss(offsets, logits, target_offsets, labels):
     return (entropy + distance) / counts.sum().clamp(min=1)
 
 
-def torch_training(job: Job) -> tuple[Callable[[], None], int]:
-    """A step as `engines.oneflow_training` does it, and the number of parameters."""
+def time_torch(fields: dict) -> float:
+    """Median seconds of a step as `engines.oneflow_training` does it; for a fresh process of the peers' Python."""
     import torch
 
     from ssd300_vgg16.network.variants import PIXEL_MEAN
 
+    job = Job(**fields)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = torch_network(job.width, job.classes).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=5e-4, fused=True)
@@ -119,21 +121,7 @@ def torch_training(job: Job) -> tuple[Callable[[], None], int]:
         optimizer.step()
         loss.item()
 
-    return train, sum(parameter.numel() for parameter in model.parameters())
-
-
-def time_torch(fields: dict) -> dict:
-    """Seconds of each step, and the number of parameters; for a fresh process of the peers' Python."""
-    job = Job(**fields)
-    train, parameters = torch_training(job)
-    return {"seconds": time_calls(train, job.repeats, job.seconds), "parameters": parameters}
-
-
-def count_parameters(width: float) -> int:
-    """Of the package's network; for a fresh process."""
-    from ssd300_vgg16.network.ssd import SSD300
-
-    return sum(parameter.numel() for parameter in SSD300(CLASSES, width).parameters())
+    return statistics.median(time_calls(train, job.repeats, job.seconds))
 
 
 @contextmanager
@@ -155,30 +143,23 @@ def measure(options: Options) -> Figures:
     for width, batch, processes in SETTINGS[:1] if options.quick else SETTINGS:
         name = f"width {width:g}, batch {batch}" + (f", beside {processes} busy processes" if processes else "")
         with busy(processes):
-            figures[name] = measure_setting(name, width, batch, options)
+            figures[name] = measure_setting(width, batch, options)
     return figures
 
 
-def measure_setting(name: str, width: float, batch: int, options: Options) -> dict[str, float]:
+def measure_setting(width: float, batch: int, options: Options) -> dict[str, float]:
     """Median seconds of a step of either side, and the median of the rounds' ratios."""
-    peer = f"PyTorch {options.peers.versions['torch']}, channels-last" if "torch" in options.peers else None
     repeats = 2 if options.quick else REPEATS
     job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", repeats=repeats, seconds=SECONDS)
-    parameters = in_fresh_process(count_parameters, width)
-    times: dict[str, list[float]] = {OURS[ONEFLOW]: []}
-    for number in range(options.rounds):
-        times[OURS[ONEFLOW]].append(statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds))
-        if peer:
-            found = in_fresh_process(time_torch, asdict(job), python=options.peers.python)
-            if found["parameters"] != parameters:
-                raise RuntimeError("the two networks differ in size: these are not the same layers")
-            times.setdefault(peer, []).append(statistics.median(found["seconds"]))
-        told = ", ".join(f"{side} {1e3 * of_side[-1]:.0f} ms" for side, of_side in times.items())
-        print(f"round {number + 1}, {name}: {told}", flush=True)
-    setting = {name: statistics.median(of_side) for name, of_side in times.items()}
-    if peer:
-        pairs = zip(times[peer], times[OURS[ONEFLOW]], strict=True)
-        setting["ratio"] = statistics.median(theirs / ours for theirs, ours in pairs)
+    sides = {OURS[ONEFLOW]: lambda: statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds)}
+    if "torch" in options.peers:
+        name = f"PyTorch {options.peers.versions['torch']}, channels-last"
+        sides[name] = lambda: in_fresh_process(time_torch, asdict(job), python=options.peers.python)
+    rounds = in_turn(options.rounds, sides)
+    setting = {name: statistics.median(times) for name, times in rounds.items()}
+    ours, *theirs = rounds.values()
+    for times in theirs:
+        setting["ratio"] = statistics.median(their / our for their, our in zip(times, ours, strict=True))
     return setting
 
 

@@ -14,49 +14,34 @@ from benchmarks.engines import (
     ONNX_RUNTIME,
     OURS,
     PREPARE,
-    TORCHVISION,
     TRAINING,
     Job,
-    run,
+    names_here,
+    seconds_per_image,
 )
-from benchmarks.frame import Benchmark, Claim, Figures, Options, markdown, median, paragraphs, significant
+from benchmarks.frame import TORCHVISION, Benchmark, Options
+from benchmarks.tables import Claim, Figures, markdown, paragraphs, significant
 
 BATCH = {FORWARD: 1, TRAINING: 4}
-# ONNX Runtime and MKL compute on the CPU only.
-ENGINES = {
-    "cpu": (ONEFLOW, ONNX_RUNTIME, TORCHVISION, FLOWVISION_MKL, FLOWVISION),
-    "cuda": (ONEFLOW, TORCHVISION, FLOWVISION),
-}
-NAMES = OURS | {FLOWVISION: "flowvision 0.2.1 as installed", FLOWVISION_MKL: "flowvision 0.2.1 with MKL"}
 
 
-def jobs_of(engine: str, device: str, quick: bool) -> list[Job]:
+def jobs_of(engine: str, options: Options) -> list[Job]:
     """What an engine is to do in a round."""
     jobs = []
     for what in (what for what in BATCH if (engine, what) in PREPARE):
         # flowvision's step takes half a minute, in which starting up is next to nothing.
-        warm_up = not quick and (engine, what) != (FLOWVISION, TRAINING)
-        batch, repeats = (1, 1) if quick else (BATCH[what], 3)
-        jobs.append(Job(what, batch, device=device, repeats=repeats, seconds=10, warm_up=warm_up))
+        warm_up = not options.quick and (engine, what) != (FLOWVISION, TRAINING)
+        batch, repeats = (1, 1) if options.quick else (BATCH[what], 3)
+        jobs.append(Job(what, batch, device=options.device, repeats=repeats, seconds=10, warm_up=warm_up))
     return jobs
 
 
 def measure(options: Options) -> Figures:
     """Median seconds per image by engine and what it did."""
-    names = NAMES | ({TORCHVISION: options.peers.name(TORCHVISION)} if TORCHVISION in options.peers else {})
-    slow = (FLOWVISION, FLOWVISION_MKL) if options.quick else ()
-    engines = [each for each in ENGINES[options.device.partition(":")[0]] if each in names and each not in slow]
-    times: dict[str, dict[str, list]] = {engine: {} for engine in engines}
-    for number in range(options.rounds):
-        for engine in engines:
-            jobs = jobs_of(engine, options.device, options.quick)
-            for job, timing in zip(jobs, run(engine, jobs, options.peers), strict=True):
-                times[engine].setdefault(job.what, []).append([seconds / job.batch for seconds in timing.seconds])
-                print(f"round {number + 1}, {engine}, {job.what}: {min(timing.seconds):.3f} s", flush=True)
-    return {
-        names[engine]: {what: median(rounds) for what, rounds in of_engine.items()}
-        for engine, of_engine in times.items()
-    }
+    slow = () if options.quick else (FLOWVISION_MKL, FLOWVISION)
+    names = names_here(options, ONEFLOW, ONNX_RUNTIME, TORCHVISION, *slow)
+    times = seconds_per_image({engine: jobs_of(engine, options) for engine in names}, options)
+    return {names[engine]: {job.what: seconds for job, seconds in found.items()} for engine, found in times.items()}
 
 
 def table(figures: Figures) -> str:

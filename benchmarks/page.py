@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.frame import MAKE_PEERS, Benchmark, markdown, paragraphs
+from benchmarks.frame import MAKE_PEERS, Benchmark
+from benchmarks.tables import markdown, paragraphs
+from ssd300_vgg16.files import write_atomically
 
 COMMAND = ".venv/bin/python -m benchmarks"
 HOW = f"""```bash
@@ -46,9 +48,7 @@ def write_record(folder: Path, name: str, device: str, record: dict) -> None:
     """Keep a record, whole or not at all."""
     path = _path_of(folder, name, device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    aside.replace(path)
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
 
 
 def link(title: str) -> str:
@@ -58,18 +58,17 @@ def link(title: str) -> str:
 
 def section(name: str, benchmark: Benchmark, record: dict, device: str, picture: str = "") -> str:
     """A benchmark with its command, table and picture."""
-    parts = [f"{'##' if device == 'cpu' else '###'} {benchmark.title}"]
-    command = f"{COMMAND} {name}"
+    heading, options = ("##", "") if device == "cpu" else ("###", " --device cuda")
     if benchmark.own_data:
-        command += " --data DIR"
-    parts.append(f"`{command}{'' if device == 'cpu' else ' --device cuda'}`")
-    parts.append(benchmark.table(record["figures"]))
-    if record["left_out"]:
-        made = " and ".join(f"`{command}`" for command in MAKE_PEERS)
-        parts.append(f"Left out, as not installed: {', '.join(record['left_out'])}. {made} installs the peers.")
-    if picture:
-        parts.append(f"![{benchmark.title}]({picture})")
-    return paragraphs(*parts)
+        options += " --data DIR"
+    made, left_out = " and ".join(f"`{command}`" for command in MAKE_PEERS), ", ".join(record["left_out"])
+    return paragraphs(
+        f"{heading} {benchmark.title}",
+        f"`{COMMAND} {name}{options}`",
+        benchmark.table(record["figures"]),
+        f"Left out, as not installed: {left_out}. {made} installs the peers." if left_out else "",
+        f"![{benchmark.title}]({picture})" if picture else "",
+    )
 
 
 def _summary(benchmarks: Mapping[str, Benchmark], found: dict[str, dict]) -> str:
@@ -90,11 +89,10 @@ def _origins(found: dict[str, dict], heading: str) -> str:
     """When, of what and on which machine each was measured."""
     rows = []
     for name, record in found.items():
-        minutes = "-" if record["seconds"] is None else f"{record['seconds'] / 60:.1f}"
-        load = "not noted" if record["load"] is None else f"{record['load']:.1f}"
+        minutes, load = f"{record['seconds'] / 60:.1f}", f"{record['load']:.1f}"
         rows.append([name, record["date"], record["commit"], str(record["rounds"]), minutes, load])
     header = ["benchmark", "date", "commit", "rounds", "minutes", "load at the start"]
-    loads = [record["load"] for record in found.values() if record["load"] is not None]
+    loads = [record["load"] for record in found.values()]
     busy = f"Where the load was above {IDLE}, other programs were running: times are too long, and unevenly."
     groups: dict[tuple, list[str]] = {}
     for name, record in found.items():
@@ -141,7 +139,5 @@ def write_page(benchmarks: Mapping[str, Benchmark], results: Path, folder: Path)
     """Write benchmarks.md and its pictures into a folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "benchmarks.md"
-    aside = path.with_suffix(".tmp")
-    aside.write_text(_text(benchmarks, results, folder) + "\n")
-    aside.replace(path)
+    write_atomically(path, _text(benchmarks, results, folder) + "\n")
     return path

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssd300_vgg16.files import open_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -63,6 +65,5 @@ def save(draw: "Callable[[Figure, dict], None]", figures: dict, path: Path) -> N
     figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, figures)
-    aside = path.with_suffix(".tmp")
-    figure.savefig(aside, format="png", dpi=80)
-    aside.replace(path)
+    with open_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=80)

@@ -6,13 +6,15 @@ The first step, in which a graph is compiled, is not counted.
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks.frame import Benchmark, Figures, Options, in_fresh_process, markdown, paragraphs
+from benchmarks.frame import Benchmark, Options, in_fresh_process, in_turn
+from benchmarks.made_up import write_shapes
+from benchmarks.tables import Figures, markdown, medians, paragraphs
 
 BATCH, STEPS, WARM_UP, WIDTH = 4, 15, 1, 0.125
 # Kind of step, processes, threads of each.
@@ -72,24 +74,13 @@ def run_case(folder: str, kind: str, processes: int, threads: int) -> list[float
     return [STEPS * BATCH / whole, 1 - network / whole]
 
 
-def write_shapes(folder: str) -> None:
-    """For a fresh process."""
-    from ssd300_vgg16.data.shapes import write_shapes
-
-    write_shapes(Path(folder) / "shapes", (STEPS + WARM_UP) * BATCH, 2, seed=0)
-
-
 def measure(options: Options) -> Figures:
     """Medians by case."""
-    results: dict[str, list] = {f"{kind}, {processes} x {threads}": [] for kind, processes, threads in CASES}
     with tempfile.TemporaryDirectory() as folder:
-        in_fresh_process(write_shapes, folder)
-        for number in range(options.rounds):
-            for (name, of_case), case in zip(results.items(), CASES, strict=True):
-                of_case.append(in_fresh_process(run_case, folder, *case))
-                print(f"round {number + 1}, {name}: {of_case[-1][0]:.2f} images/s", flush=True)
-    medians = {name: [statistics.median(column) for column in zip(*of, strict=True)] for name, of in results.items()}
-    return {name: {"images/s": rate, "outside": outside} for name, (rate, outside) in medians.items()}
+        in_fresh_process(write_shapes, f"{folder}/shapes", (STEPS + WARM_UP) * BATCH, 2)
+        cases = {"{}, {} x {}".format(*case): partial(in_fresh_process, run_case, folder, *case) for case in CASES}
+        rounds = in_turn(options.rounds, cases)
+    return {name: dict(zip(("images/s", "outside"), medians(found), strict=True)) for name, found in rounds.items()}
 
 
 def table(figures: Figures) -> str:

@@ -11,7 +11,9 @@ import subprocess
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.frame import ROOT, Benchmark, Figures, Options, in_fresh_process, markdown, paragraphs
+from benchmarks.frame import ROOT, Benchmark, Options, in_fresh_process, trained
+from benchmarks.made_up import write_shapes
+from benchmarks.tables import Figures, markdown, paragraphs
 
 RUNS = ROOT / "runs" / "schedules"
 SIZES = (200, 2000)
@@ -23,44 +25,32 @@ SEEDS = (0,)
 EMA = "0.99"  # an average over about 100 steps
 
 
-def write_data(size: int) -> None:
-    """Shapes to learn from, and 100 others."""
-    from ssd300_vgg16.data.shapes import write_shapes  # the package: in a fresh process only
-
-    write_shapes(RUNS / f"data-{size}", size, val_images=100, seed=0)
-
-
-def train(folder: Path, data: list[str], options: list[str]) -> dict[str, list[float]]:
+def train(folder: Path, *arguments: object) -> dict[str, list[float]]:
     """[AP50, AP] of the last weights, and of their average."""
-    record = folder / "schedules.json"
-    if not record.exists():
-        arguments = [*data, "--preset", "narrow", "--eval-every", "1000", "--ema", EMA, "--output-dir", folder]
-        subprocess.run(["bash", ROOT / "train.sh", *arguments, *options], check=True)
-        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        averaged = [row for row in rows if row["kind"] == "evaluation"][-1]
+    averaged = trained(folder, *arguments, "--preset", "narrow", "--eval-every", 1000, "--ema", EMA)["evaluations"][-1]
+    metrics = folder / "last" / "coco_metrics.json"
+    if not metrics.exists():
         # A checkpoint's own weights, without the average beside them.
-        weights = ["--weights", folder / "last.safetensors", "--output-dir", folder / "last"]
-        subprocess.run(["bash", ROOT / "eval.sh", *data, *weights], check=True)
-        last = json.loads((folder / "last" / "coco_metrics.json").read_text())
-        found = {"last": [last["AP50"], last["AP"]], "average": [averaged["AP50"], averaged["AP"]]}
-        record.write_text(json.dumps(found))
-    return json.loads(record.read_text())
+        weights = ["--weights", folder / "last.safetensors", "--output-dir", metrics.parent]
+        subprocess.run(["bash", ROOT / "eval.sh", *map(str, arguments[:4]), *weights], check=True)
+    last = json.loads(metrics.read_text())
+    return {name: [found["AP50"], found["AP"]] for name, found in (("last", last), ("average", averaged))}
 
 
 def measure(options: Options) -> Figures:
     """Lists of [AP50, AP] by images, schedule and weights, one for each seed."""
-    data = {"photographs": ["--data-path", str(options.data), "--dataset", "voc"]}
+    data = {"photographs": ("--data-path", options.data, "--dataset", "voc", "--default-boxes", "coco")}
     for size in SIZES:
-        in_fresh_process(write_data, size)
-        data[f"{size:,} shapes"] = ["--data-path", str(RUNS / f"data-{size}"), "--dataset", "coco"]
+        folder = RUNS / f"data-{size}"
+        in_fresh_process(write_shapes, folder, size, 100)
+        data[f"{size:,} shapes"] = ("--data-path", folder, "--dataset", "coco")
     figures: Figures = {name: {schedule: {"last": [], "average": []} for schedule in SCHEDULES} for name in data}
     # Seed by seed, so that a benchmark that is stopped has whole tables.
     for seed in SEEDS:
         for schedule, arguments in SCHEDULES.items():
             for name, source in data.items():
                 folder = RUNS / f"{name}-{schedule}-{seed}".replace(",", "").replace(" ", "-")
-                more = ["--default-boxes", "coco"] if "voc" in source else []
-                found = train(folder, source, [*more, *arguments, "--seed", str(seed)])
+                found = train(folder, *source, *arguments, "--seed", seed)
                 for weights, values in found.items():
                     figures[name][schedule][weights].append(values)
     return figures

@@ -5,15 +5,16 @@ package.
 """
 
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks.frame import Benchmark, Figures, Options, environment, in_fresh_process, markdown, paragraphs
+from benchmarks.frame import Benchmark, Options, environment, in_fresh_process, in_turn
 from benchmarks.made_up import write_weights
+from benchmarks.tables import Figures, markdown, medians, paragraphs
 
 # Engine, and whether the model that ONNX Runtime is given is there from before.
 ROWS = {
@@ -48,7 +49,6 @@ def infer_seconds(weights: Path, engine: str, image: Path) -> float:
 def measure(options: Options) -> Figures:
     """By row, seconds of infer.sh and of Detector.load, of each round."""
     image = min((options.data / "JPEGImages").iterdir())
-    times: Figures = {name: [] for name in ROWS}
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         if options.weights:
@@ -60,24 +60,21 @@ def measure(options: Options) -> Figures:
             for path in () if kept else weights.parent.glob(f".{weights.name}.*"):
                 path.unlink()
 
-        # The first round brings programs and libraries into memory, and is not counted.
-        for number in range(options.rounds + 1):
-            for name, (engine, kept) in ROWS.items():
-                forget(kept)
-                whole = infer_seconds(weights, engine, image)
-                forget(kept)
-                load = in_fresh_process(load_seconds, weights, engine)
-                if number:
-                    times[name].append([whole, load])
-                    print(f"round {number}, {name}: {whole:.2f} s", flush=True)
-    return times
+        def row(engine: str, kept: bool) -> list[float]:
+            forget(kept)
+            whole = infer_seconds(weights, engine, image)
+            forget(kept)
+            return [whole, in_fresh_process(load_seconds, weights, engine)]
+
+        rounds = in_turn(options.rounds + 1, {name: partial(row, *what) for name, what in ROWS.items()})
+    # The first round brings programs and libraries into memory.
+    return {name: times[1:] for name, times in rounds.items()}
 
 
 def table(figures: Figures) -> str:
     rows = []
     for name, rounds in figures.items():
-        whole, load = (statistics.median(column) for column in zip(*rounds, strict=True))
-        rows.append([name, f"{whole:.2f}", f"{load:.2f}"])
+        rows.append([name, *(f"{seconds:.2f}" for seconds in medians(rounds))])
     header = ["seconds", "infer.sh, from call to end", "`Detector.load`"]
     return paragraphs("SSD300 of full width, one image.", markdown(header, rows))
 

@@ -1,11 +1,9 @@
 """The multibox loss: smooth L1 on offsets, cross-entropy with hard negative mining on classes (section 2.2)."""
 
 from ssd300_vgg16.network.cpu import ops
+from ssd300_vgg16.network.variants import NEGATIVES_PER_POSITIVE
 from ssd300_vgg16.network.vgg import in_float32
 from ssd300_vgg16.runtime import flow
-
-# Hard negatives for each positive, at the most (section 2.2, "Hard negative mining").
-NEGATIVES_PER_POSITIVE = 3
 
 
 def multibox_loss(offsets, logits, target_offsets, target_labels, normaliser=None) -> dict:
@@ -19,7 +17,7 @@ def multibox_loss(offsets, logits, target_offsets, target_labels, normaliser=Non
     if normaliser is None:
         normaliser = (target_labels > 0).sum().to(flow.float32).clamp(min=1.0)
     if not (logits.is_cuda or logits.is_lazy):
-        sums = ops.multibox_losses(offsets, logits, target_offsets, target_labels, NEGATIVES_PER_POSITIVE)
+        sums = ops.multibox_losses(offsets, logits, target_offsets, target_labels)
         localization, classification = sums / normaliser
         return {"localization": localization, "classification": classification}
     offsets, logits = in_float32(offsets), in_float32(logits)

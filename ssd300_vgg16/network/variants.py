@@ -96,6 +96,8 @@ def _shapes_in_cell(layout: DefaultBoxLayout, index: int) -> np.ndarray:
 PIXEL_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 # Added to a squared norm, so that a position where every channel is zero has a finite gradient.
 SQUARED_NORM_FLOOR = 1e-10
+# Of the loss: hard negatives for each positive, at the most (section 2.2, "Hard negative mining").
+NEGATIVES_PER_POSITIVE = 3
 
 
 @dataclass(frozen=True)

@@ -4,30 +4,17 @@ import json
 import shutil
 
 import pytest
-from gpu_stand_in import Gpu, of, run_on_gpus
-from small_data import WIDTH, shapes_folder
+from gpu_stand_in import Gpu, done_on_gpus, of
+from small_data import WIDTH
 
 from ssd300_vgg16.training.run_folder import read_metrics
 
 SETTINGS = ("--data-path", "shapes", "--width", WIDTH, "-j", 0, "--print-freq", 1)
-LONG = pytest.mark.long
 TWO_GPUS = {"gpus": 2, "variables": {"NPROC": 2}}
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with generated shapes in it, to run commands in."""
-    folder = tmp_path_factory.mktemp("gpu")
-    shapes_folder(folder, 4, 2)
-    return folder
-
-
 def done(place, module, *arguments, **options):
-    """The output and the log of a command that has to end well."""
-    process, log = run_on_gpus(["-m", f"ssd300_vgg16.{module}", *arguments], folder=place, **options)
-    assert process.returncode == 0, process.stderr
-    assert not of(log, "error")
-    return process.stdout, log
+    return done_on_gpus(["-m", f"ssd300_vgg16.{module}", *arguments], folder=place, **options)
 
 
 def computes(log):
@@ -58,18 +45,6 @@ def test_one_gpu_goes_on_with_a_run(place, run):
     assert computes(log)
 
 
-def test_weights_are_evaluated(place, run):
-    output, log = done(place, "evaluate", "--weights", run, "--data-path", "shapes", "-j", 0)
-    assert "2 images" in output
-    assert of(log, "cudnn", "forward") and not of(log, "cudnn", "backward-filter")
-
-
-def test_images_are_detected_on(place, run):
-    output, log = done(place, "infer", "shapes/val", "--weights", run, "--output-dir", "found")
-    assert "2 images, 0 detections" in output
-    assert of(log, "cudnn", "forward") and not of(log, "cudnn", "backward-filter")
-
-
 def test_a_dry_run_of_ssd512_with_all_options_of_a_step(place):
     options = ("--model", "ssd512_vgg16", "--amp", "--accumulate", 2, "--optimizer", "adamw", "--ema", 0.9)
     output, log = done(place, "train", *SETTINGS, "-b", 4, *options, "--check")
@@ -91,22 +66,13 @@ def test_two_gpus_go_on_with_a_run(place, run):
     assert sums[0] == sums[1] != []
 
 
-@LONG
-def test_two_gpus_share_a_dry_run(place):
-    output, _ = done(place, "train", *SETTINGS, "-b", 4, "--check", **TWO_GPUS)
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("arguments", "options"), [((), TWO_GPUS), (("--device", "cuda:1"), {"gpus": 2})], ids=["both", "the second"]
+)
+def test_a_dry_run_where_there_are_two_gpus(place, arguments, options):
+    output, _ = done(place, "train", *SETTINGS, "-b", 4, "--check", *arguments, **options)
     assert "everything works; nothing was written" in output
-
-
-@LONG
-def test_the_second_gpu_is_used(place):
-    output, _ = done(place, "train", *SETTINGS, "-b", 4, "--check", "--device", "cuda:1", gpus=2)
-    assert "everything works; nothing was written" in output
-
-
-@pytest.mark.parametrize("error", [803, pytest.param(804, marks=LONG), pytest.param(999, marks=LONG)])
-def test_a_broken_driver_leaves_the_cpu(place, error):
-    output, _ = done(place, "runtime", count_error=error)
-    assert "device    cpu" in output
 
 
 def test_the_report_names_each_gpu(place):

@@ -5,11 +5,16 @@ import re
 import shutil
 
 import pytest
-from gpu_stand_in import Gpu, of, run_on_gpus
-from small_data import shapes_folder, untrained_run
+from gpu_stand_in import Gpu, done_on_gpus, of, run_on_gpus, types_of_convolutions
 
 from ssd300_vgg16.gpu_memory import DETECTION_ADVICE
 
+DATA = ("--data-path", "shapes", "-j", 0)
+COMMANDS = {
+    "infer": ("-m", "ssd300_vgg16.infer", "--weights", "untrained", "shapes/val", "-b", 8),
+    "evaluate": ("-m", "ssd300_vgg16.evaluate", "--weights", "untrained", *DATA),
+    "test-only": ("-m", "ssd300_vgg16.train", "--test-only", "--load", "untrained", *DATA, "-b", 8),
+}
 TOO_SMALL = [Gpu(gigabytes=0.1)]  # for eight images at a time; one takes half of it
 # Eight images at a time by a program of its own.
 IN_PYTHON = """
@@ -52,9 +57,7 @@ HALF = re.compile(r"CastFunctor|\(BinaryOp\)0,|\(UnaryOp\)3,|MaxPool2d|ToContigu
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
     """By precision: the log until two batches are begun, neither of them read, and that of the rest."""
-    process, log = run_on_gpus(["-c", MARKED], folder=tmp_path_factory.mktemp("marked"), slow_us=10000)
-    assert process.returncode == 0, process.stderr
-    assert not of(log, "error")
+    _, log = done_on_gpus(["-c", MARKED], folder=tmp_path_factory.mktemp("marked"), slow_us=10000)
     marks = [place for place, event in enumerate(log) if event.kind == "mark"]
     return {
         kind: (log[begin:begun], log[begun:end])
@@ -89,51 +92,21 @@ def test_the_next_batch_is_begun_before_the_former_is_read(marked, kind):
 
 def test_half_precision_is_for_convolutions(marked):
     log = [*marked["half"][0], *marked["half"][1]]
-    for event in of(log, "cudnn"):
-        assert set(re.findall(r"(\w+)\[", event.text)) == {"half"}, event
+    assert types_of_convolutions(log) == {"half"}
     names = {event.name for event in of(log, "kernel")}
     assert [name for name in names if "half" in name and not HALF.search(name)] == []
     for part in ("SoftmaxWarpImpl<softmax::DirectLoad<float, float>", "RadixSortPolicy<float", "NdarrayReduceGpu"):
         assert any(part in name for name in names), part
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("infer", "--weights", "untrained", "shapes/val"),
-        ("evaluate", "--weights", "untrained", "--data-path", "shapes", "-j", 0),
-        ("train", "--test-only", "--load", "untrained", "--data-path", "shapes", "-j", 0),
-    ],
-    ids=["infer", "evaluate", "test-only"],
-)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_commands_compute_in_half(place, command):
-    module, *arguments = command
-    process, log = run_on_gpus(["-m", f"ssd300_vgg16.{module}", *arguments, "--amp"], folder=place)
-    assert process.returncode == 0, process.stderr
-    assert "9 images" in process.stdout
-    assert of(log, "cudnn") and not of(log, "error")
-    assert all(event.text.startswith("half[") for event in of(log, "cudnn"))
+    output, log = done_on_gpus([*command, "--amp"], folder=place)
+    assert "9 images" in output
+    assert types_of_convolutions(log) == {"half"} and not of(log, "cudnn", "backward-filter")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with shapes and the run of an untrained network in it."""
-    folder = tmp_path_factory.mktemp("detection")
-    shapes_folder(folder, 4, 9)
-    untrained_run(folder / "untrained", width=0.25)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("-m", "ssd300_vgg16.infer", "--weights", "untrained", "shapes/val", "-b", 8),
-        ("-m", "ssd300_vgg16.evaluate", "--weights", "untrained", "--data-path", "shapes", "-j", 0),
-        ("-m", "ssd300_vgg16.train", "--test-only", "--load", "untrained", "--data-path", "shapes", "-j", 0, "-b", 8),
-        ("-c", IN_PYTHON),
-    ],
-    ids=["infer", "evaluate", "test-only", "python"],
-)
+@pytest.mark.parametrize("command", [*COMMANDS.values(), ("-c", IN_PYTHON)], ids=[*COMMANDS, "python"])
 def test_a_gpu_that_runs_out_of_memory_ends_with_a_sentence(place, command):
     process, log = run_on_gpus(command, TOO_SMALL, folder=place)
     assert of(log, "refused", "device")

@@ -1,8 +1,6 @@
 """Commands on a machine that seems to have GPUs: OneFlow 0.9.0's own CUDA code, without what it would compute.
 
-    process, log = run_on_gpus(["-m", "ssd300_vgg16.train", "--data-path", "shapes"], gpus=2, folder=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert not of(log, "error")
+    output, log = done_on_gpus(["-m", "ssd300_vgg16.train", "--data-path", "shapes"], gpus=2, folder=tmp_path)
 
 The CUDA runtime inside OneFlow's wheel is replaced as it is loaded (gpu/stand_in/patch.c), and cuDNN, cuBLAS, cuRAND
 and NCCL before they are. Device memory cannot be touched by the host: a stray access ends the process, and is told.
@@ -114,9 +112,22 @@ def run_on_gpus(
     return process, _named(events)
 
 
+def done_on_gpus(arguments: Iterable, *gpus, **options) -> tuple[str, list[Event]]:
+    """The output and the log of a command that has to end well, and to do nothing that no GPU would let pass."""
+    process, log = run_on_gpus(arguments, *gpus, **options)
+    assert process.returncode == 0, process.stderr
+    assert not of(log, "error")
+    return process.stdout, log
+
+
 def of(log: list[Event], kind: str, name: str | None = None) -> list[Event]:
     """The events of a kind, and of a name."""
     return [event for event in log if event.kind == kind and name in (None, event.name)]
+
+
+def types_of_convolutions(log: list[Event]) -> set[str]:
+    """In which types cuDNN's arguments are, all of them."""
+    return {name for event in of(log, "cudnn") for name in re.findall(r"(\w+)\[", event.text)}
 
 
 def _event(rank: int, line: str) -> Event:

@@ -159,8 +159,9 @@ def test_the_threshold_is_strict(threshold, count):
     assert len(found["scores"]) == count
 
 
-@pytest.mark.parametrize("threshold", [0.01, 1.0])
-@pytest.mark.parametrize("size_hw", [(64, 64), (480, 640), (1, 1), (1000, 3)])
+@pytest.mark.parametrize(
+    ("size_hw", "threshold"), [((480, 640), 0.01), ((1, 1), 0.01), ((1000, 3), 0.01), ((64, 64), 1.0)]
+)
 def test_boxes_are_inside_the_image_and_scores_fall(size_hw, threshold):
     offsets, logits = answers(5)
     (found,) = run(30 * offsets, logits, np.array([size_hw]), score_threshold=threshold, layout=SMALL)

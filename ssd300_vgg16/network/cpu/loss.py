@@ -4,6 +4,7 @@ import numpy as np
 from numba import float32, float64, int64, types
 
 from ssd300_vgg16.network.cpu.threads import compiled, reused, run_in_threads
+from ssd300_vgg16.network.variants import NEGATIVES_PER_POSITIVE
 
 _ROWS = types.Array(float32, 2, "C", readonly=True)
 _LABELS = types.Array(int64, 1, "C", readonly=True)
@@ -12,12 +13,11 @@ _LINE = types.Array(float32, 1, "C")
 
 
 def multibox_loss(
-    offsets: np.ndarray, logits: np.ndarray, target_offsets: np.ndarray, target_labels: np.ndarray, negatives: int
+    offsets: np.ndarray, logits: np.ndarray, target_offsets: np.ndarray, target_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of both losses, float64 [2], and the gradients of each: of offsets [B, D, 4] and logits [B, D, C].
 
-    negatives: how many hard ones are counted for each positive. Raises ValueError for shapes that do not go together,
-    and for labels that no logit is of.
+    Raises ValueError for shapes that do not go together, and for labels that no logit is of.
     """
     boxes = offsets.shape[:2]
     if (*boxes, 4) != offsets.shape or not boxes == logits.shape[:2] == target_labels.shape == target_offsets.shape[:2]:
@@ -26,9 +26,8 @@ def multibox_loss(
     # What is compiled looks at no bounds.
     if target_labels.size and not 0 <= target_labels.min() <= target_labels.max() < logits.shape[2]:
         raise ValueError(f"labels from {target_labels.min()} to {target_labels.max()}, and {logits.shape[2]} classes")
-    offsets, logits, target_offsets, target_labels = map(
-        np.ascontiguousarray, (offsets, logits, target_offsets, target_labels)
-    )
+    arrays = offsets, logits, target_offsets, target_labels
+    offsets, logits, target_offsets, target_labels = map(np.ascontiguousarray, arrays)
     offsets_gradient, logits_gradient = reused(offsets.shape), reused(logits.shape)
     sums = np.zeros((len(offsets), 2))
 
@@ -39,7 +38,7 @@ def multibox_loss(
             np.exp(exponentials, out=exponentials)  # by numpy, which takes many at once
             sums[image] = _loss_of_image(
                 offsets[image], logits[image], target_offsets[image], target_labels[image], largest, exponentials,
-                offsets_gradient[image], logits_gradient[image], negatives,
+                offsets_gradient[image], logits_gradient[image],
             )  # fmt: skip
 
     run_in_threads(work, range(len(offsets)))
@@ -59,10 +58,8 @@ def _subtract_largest(logits, largest, shifted):
             shifted[box, number] = row[number] - found
 
 
-@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _LINE, _MADE, _MADE, _MADE, int64))
-def _loss_of_image(
-    offsets, logits, target_offsets, labels, largest, exponentials, offsets_gradient, logits_gradient, negatives
-):
+@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _LINE, _MADE, _MADE, _MADE))
+def _loss_of_image(offsets, logits, target_offsets, labels, largest, exponentials, offsets_gradient, logits_gradient):
     """exponentials: of the logits less the largest of each row."""
     boxes, classes = logits.shape
     offsets_gradient[:] = 0
@@ -88,7 +85,7 @@ def _loss_of_image(
         if not np.isfinite(losses[box]):
             classification += losses[box]  # whether it would be counted or not: the trainer has to see it
     # The hard negatives are those above the loss of the last one, and of those equal to it the first ones.
-    hard = min(negatives * positives, boxes - positives)
+    hard = min(NEGATIVES_PER_POSITIVE * positives, boxes - positives)
     last, equal = float32(np.inf), 0
     if hard > 0:
         ranked = np.sort(of_background[: boxes - positives])[::-1]

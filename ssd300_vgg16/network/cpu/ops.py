@@ -1,7 +1,7 @@
 """The kernels here for OneFlow's autograd, on tensors on the CPU: all that the rest of the package uses of them."""
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +13,11 @@ else:
     Function = flow.autograd.Function
 
 
-def _kernels():
-    # At first use: loading numba is spared on GPUs, and where ONNX Runtime detects.
-    from ssd300_vgg16.network.cpu import convolution, layers
+def _kernels() -> SimpleNamespace:
+    # Here, and so at first use: loading numba is spared on GPUs, and where ONNX Runtime detects.
+    from ssd300_vgg16.network.cpu import convolution, layers, loss, narrow
 
-    return convolution, layers
+    return SimpleNamespace(convolution=convolution, layers=layers, loss=loss, narrow=narrow)
 
 
 def covers_convolution(kernel_size: int, stride: int, padding: int, dilation: int) -> bool:
@@ -27,6 +27,7 @@ def covers_convolution(kernel_size: int, stride: int, padding: int, dilation: in
 
 def convolution(x, weight, bias, dilation: int = 1, relu: bool = False):
     """Same-size convolution, and a ReLU if asked for: [B, C, H, W], weight [O, C, K, K], bias [O] -> [B, O, H, W]."""
+    kernels = _kernels().convolution
     keep = flow.is_grad_enabled()
     kept: list = []
 
@@ -34,7 +35,6 @@ def convolution(x, weight, bias, dilation: int = 1, relu: bool = False):
     class Convolution(Function):
         @staticmethod
         def forward(ctx, images, weight, bias):
-            kernels, _ = _kernels()
             arrays = images.numpy(), weight.numpy()
             output = kernels.convolve(*arrays, bias.numpy(), dilation, relu)
             if keep:
@@ -45,7 +45,6 @@ def convolution(x, weight, bias, dilation: int = 1, relu: bool = False):
 
         @staticmethod
         def backward(ctx, output_gradient):
-            kernels, _ = _kernels()
             saved = ctx.saved_tensors
             # The arrays are had without waiting for OneFlow, but only once: they take memory.
             images, weight, output = kept.pop() if kept else [tensor.numpy() for tensor in saved]
@@ -63,9 +62,34 @@ def max_pool(x):
     return _MaxPool.apply(x)
 
 
+class _MaxPool(Function):
+    @staticmethod
+    def forward(ctx, images):
+        pooled = flow.from_numpy(_kernels().layers.max_pool(images.numpy()))
+        ctx.save_for_backward(images, pooled)
+        return pooled
+
+    @staticmethod
+    def backward(ctx, pooled_gradient):
+        arrays = [tensor.numpy() for tensor in (*ctx.saved_tensors, pooled_gradient)]
+        return flow.from_numpy(_kernels().layers.max_pool_gradient(*arrays))
+
+
 def l2_normalise(x, scale):
     """x [B, C, H, W] divided by the norm over C at each position, times scale [C]."""
     return _L2Normalise.apply(x, scale)
+
+
+class _L2Normalise(Function):
+    @staticmethod
+    def forward(ctx, images, scale):
+        ctx.save_for_backward(images, scale)
+        return flow.from_numpy(_kernels().layers.l2_normalise(images.numpy(), scale.numpy()))
+
+    @staticmethod
+    def backward(ctx, output_gradient):
+        arrays = [tensor.numpy() for tensor in (*ctx.saved_tensors, output_gradient)]
+        return tuple(map(flow.from_numpy, _kernels().layers.l2_normalise_gradients(*arrays)))
 
 
 def channels_last(x):
@@ -73,37 +97,38 @@ def channels_last(x):
     return _Transpose.apply(x.reshape(x.shape[0], x.shape[1], -1))
 
 
-def multibox_losses(offsets, logits, target_offsets, target_labels, negatives: int):
+class _Transpose(Function):
+    @staticmethod
+    def forward(ctx, matrices):
+        return flow.from_numpy(_kernels().layers.transposed(matrices.numpy()))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return flow.from_numpy(_kernels().layers.transposed(gradient.numpy()))
+
+
+def multibox_losses(offsets, logits, target_offsets, target_labels):
     """Both parts of the loss, localization and classification, summed over the batch: float32 [2]."""
-    return _loss_function(negatives).apply(offsets, logits, target_offsets, target_labels)
+    return _MultiboxLoss.apply(offsets, logits, target_offsets, target_labels)
 
 
-@cache
-def _loss_function(negatives: int) -> Any:
-    class MultiboxLoss(Function):
-        @staticmethod
-        def forward(ctx, *tensors):
-            from ssd300_vgg16.network.cpu import loss
+class _MultiboxLoss(Function):
+    @staticmethod
+    def forward(ctx, *tensors):
+        sums, *gradients = _kernels().loss.multibox_loss(*(tensor.numpy() for tensor in tensors))
+        ctx.save_for_backward(*map(flow.from_numpy, gradients))
+        return flow.from_numpy(sums.astype(np.float32))
 
-            offsets, logits, target_offsets, target_labels = (tensor.numpy() for tensor in tensors)
-            sums, *gradients = loss.multibox_loss(offsets, logits, target_offsets, target_labels, negatives)
-            ctx.save_for_backward(*map(flow.from_numpy, gradients))
-            return flow.from_numpy(sums.astype(np.float32))
-
-        @staticmethod
-        def backward(ctx, sums_gradient):
-            gradients = ctx.saved_tensors
-            return (*(gradient * share for gradient, share in zip(gradients, sums_gradient, strict=True)), None, None)
-
-    return MultiboxLoss
+    @staticmethod
+    def backward(ctx, sums_gradient):
+        gradients = ctx.saved_tensors
+        return (*(gradient * share for gradient, share in zip(gradients, sums_gradient, strict=True)), None, None)
 
 
 def narrow_network(model, images):
     """Offsets and logits of an SSD, computed image by image (`narrow`); None where that is not how to compute it."""
-    from ssd300_vgg16.network.cpu import narrow
-
     # Looked at each time: a part of the model may have been replaced since.
-    found = narrow.network_of(model) if images.shape[2] == model.layout.image_size else None
+    found = _kernels().narrow.network_of(model) if images.shape[2] == model.layout.image_size else None
     if found is None:
         return None
     network, parameters = found
@@ -131,44 +156,3 @@ def narrow_network(model, images):
             return None, flow.from_numpy(gradient)
 
     return NarrowNetwork.apply(images, flat)
-
-
-class _MaxPool(Function):
-    @staticmethod
-    def forward(ctx, images):
-        _, kernels = _kernels()
-        pooled = flow.from_numpy(kernels.max_pool(images.numpy()))
-        ctx.save_for_backward(images, pooled)
-        return pooled
-
-    @staticmethod
-    def backward(ctx, pooled_gradient):
-        _, kernels = _kernels()
-        images, pooled = (tensor.numpy() for tensor in ctx.saved_tensors)
-        return flow.from_numpy(kernels.max_pool_gradient(images, pooled, pooled_gradient.numpy()))
-
-
-class _L2Normalise(Function):
-    @staticmethod
-    def forward(ctx, images, scale):
-        _, kernels = _kernels()
-        ctx.save_for_backward(images, scale)
-        return flow.from_numpy(kernels.l2_normalise(images.numpy(), scale.numpy()))
-
-    @staticmethod
-    def backward(ctx, output_gradient):
-        _, kernels = _kernels()
-        images, scale = (tensor.numpy() for tensor in ctx.saved_tensors)
-        return tuple(map(flow.from_numpy, kernels.l2_normalise_gradients(images, scale, output_gradient.numpy())))
-
-
-class _Transpose(Function):
-    @staticmethod
-    def forward(ctx, matrices):
-        _, kernels = _kernels()
-        return flow.from_numpy(kernels.transposed(matrices.numpy()))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        _, kernels = _kernels()
-        return flow.from_numpy(kernels.transposed(gradient.numpy()))

@@ -50,18 +50,16 @@ def _executor() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(machine.thread_count())
 
 
-def share_out(items: Sequence) -> list[Sequence]:
-    """A fixed share of the items for each thread, neighbours to different threads."""
-    return [items[start :: thread_count()] for start in range(thread_count())]
-
-
 def ranges_of(count: int) -> list[tuple[int, int]]:
     """(first, last) of a share of so many neighbours for each thread."""
     return list(pairwise(count * number // thread_count() for number in range(thread_count() + 1)))
 
 
 def run_in_threads(work: Callable[[Any], Result], items: Sequence) -> list[Result]:
-    """What work returns for each thread's share of the items; one call a thread, because each call costs."""
+    """What work returns for each thread's share of the items; one call a thread, because each call costs.
+
+    Shares are fixed, and neighbours go to different threads.
+    """
 
     def quietly(share: Sequence) -> Result:
         # Numbers that grow without bound are the trainer's to report, once and with the images they came from.
@@ -72,10 +70,10 @@ def run_in_threads(work: Callable[[Any], Result], items: Sequence) -> list[Resul
         _this_thread.shares = True
         return quietly(share)
 
-    shares = share_out(items)
-    if len(shares) == 1:
-        return [quietly(shares[0])]
-    return list(_executor().map(alone, shares))
+    threads = thread_count()
+    if threads == 1:
+        return [quietly(items)]
+    return list(_executor().map(alone, [items[start::threads] for start in range(threads)]))
 
 
 def sum_of(shares: Iterable[np.ndarray]) -> np.ndarray:

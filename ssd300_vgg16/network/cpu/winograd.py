@@ -39,7 +39,7 @@ def convolve(images: np.ndarray, weight: np.ndarray, bias: np.ndarray, relu: boo
     def multiply(blocks: list[tuple[int, int]]) -> None:
         unused = np.zeros(channels)
         for first, last in blocks:
-            tiles = (last - first) * _tiles_in(width)
+            tiles = (last - first) * tiles_in(width)
             transformed = buffer("transformed", (POINTS, channels, tiles))
             products = buffer("products", (POINTS, len(weight), tiles))
             input_transform(images, images, False, transformed, unused, first, last)
@@ -79,7 +79,7 @@ def gradients(
             return None, bias_gradient
         total, part = (buffer(name, (POINTS, outputs, channels)) for name in ("total", "part"))
         for number, (first, last) in enumerate(blocks):
-            tiles = (last - first) * _tiles_in(width)
+            tiles = (last - first) * tiles_in(width)
             transformed = buffer("transformed", (POINTS, outputs, tiles))
             products = buffer("products", (POINTS, channels, tiles))
             input_transform(output_gradient, relu_output, relu, transformed, bias_gradient, first, last)
@@ -95,9 +95,7 @@ def gradients(
     with one_blas_thread():
         # Fixed shares, added in a fixed order: the same sums every time.
         shares = run_in_threads(multiply, _blocks(batch, height, width, LEAST_TILES))
-    weight_gradient = _sum_rotated([share for share, _ in shares if share is not None], outputs * channels).reshape(
-        weight.shape
-    )
+    weight_gradient = _sum_rotated([share for share, _ in shares if share is not None]).reshape(weight.shape)
     return images_gradient, weight_gradient, sum_of(share for _, share in shares).astype(np.float32)
 
 
@@ -107,34 +105,32 @@ def _weight_transform(weight: np.ndarray, rotated: bool = False) -> np.ndarray:
     transformed = buffer("weight", (POINTS, len(kernels)))
     transform = ROTATED_WEIGHT_TRANSFORM_2D if rotated else WEIGHT_TRANSFORM_2D
 
-    def multiply(ranges: list[tuple[int, int]]) -> None:
-        for first, last in ranges:
-            np.matmul(transform, kernels[first:last].T, out=transformed[:, first:last])
+    def multiply(starts: range) -> None:
+        for start in starts:
+            part = slice(start, start + KERNELS)
+            np.matmul(transform, kernels[part].T, out=transformed[:, part])
 
+    # Not by BLAS's own threads: behind a product they go on turning for a while, in the way of the threads here.
     with one_blas_thread():
-        run_in_threads(multiply, _ranges(len(kernels), KERNELS))
+        run_in_threads(multiply, range(0, len(kernels), KERNELS))
     return transformed.reshape(POINTS, *weight.shape[:2])
 
 
-def _sum_rotated(shares: list[np.ndarray], kernels: int) -> np.ndarray:
+def _sum_rotated(shares: list[np.ndarray]) -> np.ndarray:
     """The sum of the threads' gradients [9, kernels], rotated by 180 degrees: [kernels, 9]."""
+    kernels = shares[0].shape[1]
     total = reused((kernels, 9))
 
-    def add(ranges: list[tuple[int, int]]) -> None:
-        for first, last in ranges:
-            total[first:last] = sum_of(share[::-1, first:last] for share in shares).T
+    def add(starts: range) -> None:
+        for start in starts:
+            part = slice(start, start + KERNELS)
+            total[part] = sum_of(share[::-1, part] for share in shares).T
 
-    run_in_threads(add, _ranges(kernels, KERNELS))
+    run_in_threads(add, range(0, kernels, KERNELS))
     return total
 
 
-def _ranges(count: int, size: int) -> list[tuple[int, int]]:
-    """(first, last) of ranges of about `size`, as many for each thread."""
-    ranges = -(-count // (size * thread_count())) * thread_count()
-    return list(pairwise(count * number // ranges for number in range(ranges + 1)))
-
-
-def _tiles_in(side: int) -> int:
+def tiles_in(side: int) -> int:
     return -(-side // TILE)
 
 
@@ -143,9 +139,8 @@ def _blocks(batch: int, height: int, width: int, least_tiles: int = 1) -> list[t
 
     least_tiles: what a thread should have at least; with fewer tiles, some threads get none.
     """
-    rows = batch * _tiles_in(height)
-    tiles = rows * _tiles_in(width)
+    rows = batch * tiles_in(height)
+    tiles = rows * tiles_in(width)
     threads = min(thread_count(), -(-tiles // least_tiles))
     blocks = min(rows, -(-tiles // (TILES * threads)) * threads)
-    edges = [rows * number // blocks for number in range(blocks + 1)]
-    return list(pairwise(edges))
+    return list(pairwise(rows * number // blocks for number in range(blocks + 1)))

@@ -21,20 +21,22 @@ static const char* type_name(int type) {  // cudnnDataType_t
 // cuDNN is loaded long after this library: its functions are looked up when they are needed.
 #define CUDNN(name, ...) ((int (*)(__VA_ARGS__))dlsym(RTLD_DEFAULT, "cudnn" #name))
 
+static char* shape_text(Text text, int type, const int* sizes, int channels_last) {
+  const char* order = channels_last ? "NHWC" : "NCHW";
+  sprintf(text, "%s[%d,%d,%d,%d]%s", type_name(type), sizes[0], sizes[1], sizes[2], sizes[3], order);
+  return text;
+}
+
 static char* tensor_text(Text text, Tensor tensor) {
   int type, count, sizes[8] = {0}, strides[8] = {0};
   CUDNN(GetTensorNdDescriptor, Tensor, int, int*, int*, int*, int*)(tensor, 8, &type, &count, sizes, strides);
-  const char* order = strides[1] == 1 && sizes[1] > 1 ? "NHWC" : "NCHW";
-  sprintf(text, "%s[%d,%d,%d,%d]%s", type_name(type), sizes[0], sizes[1], sizes[2], sizes[3], order);
-  return text;
+  return shape_text(text, type, sizes, strides[1] == 1 && sizes[1] > 1);
 }
 
 static char* filter_text(Text text, Filter filter) {
   int type, format, count, sizes[8] = {0};
   CUDNN(GetFilterNdDescriptor, Filter, int, int*, int*, int*, int*)(filter, 8, &type, &format, &count, sizes);
-  const char* order = format == 1 ? "NHWC" : "NCHW";
-  sprintf(text, "%s[%d,%d,%d,%d]%s", type_name(type), sizes[0], sizes[1], sizes[2], sizes[3], order);
-  return text;
+  return shape_text(text, type, sizes, format == 1);
 }
 
 static int math_of(Convolution convolution) {
@@ -43,7 +45,7 @@ static int math_of(Convolution convolution) {
   return math;
 }
 
-static void convolve(const char* name, const char* a, const char* b, const char* c, Convolution convolution) {
+static int convolve(const char* name, const char* a, const char* b, const char* c, Convolution convolution) {
   static const char* maths[] = {"tf32", "tensor-cores", "tensor-cores-with-conversion", "fma"};
   int count, padding[8], strides[8], dilations[8], mode, computed_in;
   CUDNN(GetConvolutionNdDescriptor, Convolution, int, int*, int*, int*, int*, int*, int*)
@@ -51,6 +53,7 @@ static void convolve(const char* name, const char* a, const char* b, const char*
   const char* math = maths[math_of(convolution) & 3];
   event("cudnn", name, 0, "%s %s %s computed-in %s math %s", a, b, c, type_name(computed_in), math);
   if (setting("GPU_STAND_IN_SLOW_US")) usleep(setting("GPU_STAND_IN_SLOW_US"));
+  return 0;
 }
 
 // ---- cuDNN
@@ -68,95 +71,61 @@ static int choose(Convolution convolution, int* count, Choice* choices) {
   *count = 1;
   return 0;
 }
-int cudnnGetConvolutionForwardAlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; }
-int cudnnGetConvolutionBackwardDataAlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; }
-int cudnnGetConvolutionBackwardFilterAlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; }
-int cudnnGetConvolutionForwardAlgorithm_v7(
-    Handle h, Tensor x, Filter w, Convolution c, Tensor y, int asked, int* n, Choice* choices) {
-  return choose(c, n, choices);
-}
-int cudnnGetConvolutionBackwardDataAlgorithm_v7(
-    Handle h, Filter w, Tensor dy, Convolution c, Tensor dx, int asked, int* n, Choice* choices) {
-  return choose(c, n, choices);
-}
-int cudnnGetConvolutionBackwardFilterAlgorithm_v7(
-    Handle h, Tensor x, Tensor dy, Convolution c, Filter dw, int asked, int* n, Choice* choices) {
-  return choose(c, n, choices);
-}
-int cudnnFindConvolutionForwardAlgorithmEx(
-    Handle h, Tensor x, Data xs, Filter w, Data ws, Convolution c, Tensor y, Data ys, int asked, int* n,
-    Choice* choices) {
-  return choose(c, n, choices);
-}
-int cudnnFindConvolutionBackwardDataAlgorithmEx(
-    Handle h, Filter w, Data ws, Tensor dy, Data dys, Convolution c, Tensor dx, Data dxs, int asked, int* n,
-    Choice* choices) {
-  return choose(c, n, choices);
-}
-int cudnnFindConvolutionBackwardFilterAlgorithmEx(
-    Handle h, Tensor x, Data xs, Tensor dy, Data dys, Convolution c, Filter dw, Data dws, int asked, int* n,
-    Choice* choices) {
-  return choose(c, n, choices);
-}
-int cudnnGetConvolutionForwardWorkspaceSize(
-    Handle h, Tensor x, Filter w, Convolution c, Tensor y, int algorithm, size_t* size) {
-  *size = WORKSPACE;
-  return 0;
-}
-int cudnnGetConvolutionBackwardDataWorkspaceSize(
-    Handle h, Filter w, Tensor dy, Convolution c, Tensor dx, int algorithm, size_t* size) {
-  *size = WORKSPACE;
-  return 0;
-}
-int cudnnGetConvolutionBackwardFilterWorkspaceSize(
-    Handle h, Tensor x, Tensor dy, Convolution c, Filter dw, int algorithm, size_t* size) {
-  *size = WORKSPACE;
-  return 0;
-}
+// The three directions differ in which of the arguments are images and which weights, and that does not matter here.
+#define CHOICES(direction) \
+  int cudnnGetConvolution##direction##AlgorithmMaxCount(Handle h, int* n) { *n = 8; return 0; } \
+  int cudnnGetConvolution##direction##Algorithm_v7( \
+      Handle h, Data a, Data b, Convolution c, Data d, int asked, int* n, Choice* choices) { \
+    return choose(c, n, choices); \
+  } \
+  int cudnnFindConvolution##direction##AlgorithmEx( \
+      Handle h, Data a, Data as, Data b, Data bs, Convolution c, Data d, Data ds, int asked, int* n, Choice* to) { \
+    return choose(c, n, to); \
+  } \
+  int cudnnGetConvolution##direction##WorkspaceSize( \
+      Handle h, Data a, Data b, Convolution c, Data d, int algorithm, size_t* size) { \
+    *size = WORKSPACE; \
+    return 0; \
+  }
+CHOICES(Forward)
+CHOICES(BackwardData)
+CHOICES(BackwardFilter)
 
 int cudnnConvolutionForward(
     Handle h, Data alpha, Tensor x, Data xs, Filter w, Data ws, Convolution c, int algorithm, Data space,
     size_t size, Data beta, Tensor y, Data ys) {
   Text a, b, d;
-  convolve("forward", tensor_text(a, x), filter_text(b, w), tensor_text(d, y), c);
-  return 0;
+  return convolve("forward", tensor_text(a, x), filter_text(b, w), tensor_text(d, y), c);
 }
 int cudnnConvolutionBackwardData(
     Handle h, Data alpha, Filter w, Data ws, Tensor dy, Data dys, Convolution c, int algorithm, Data space,
     size_t size, Data beta, Tensor dx, Data dxs) {
   Text a, b, d;
-  convolve("backward-data", tensor_text(a, dy), filter_text(b, w), tensor_text(d, dx), c);
-  return 0;
+  return convolve("backward-data", tensor_text(a, dy), filter_text(b, w), tensor_text(d, dx), c);
 }
 int cudnnConvolutionBackwardFilter(
     Handle h, Data alpha, Tensor x, Data xs, Tensor dy, Data dys, Convolution c, int algorithm, Data space,
     size_t size, Data beta, Filter dw, Data dws) {
   Text a, b, d;
-  convolve("backward-filter", tensor_text(a, x), tensor_text(b, dy), filter_text(d, dw), c);
+  return convolve("backward-filter", tensor_text(a, x), tensor_text(b, dy), filter_text(d, dw), c);
+}
+static int tell(const char* name, Tensor from, Tensor to) {
+  Text a, b;
+  event("cudnn", name, 0, "%s %s", tensor_text(a, from), tensor_text(b, to));
   return 0;
 }
 int cudnnConvolutionBackwardBias(Handle h, Data alpha, Tensor dy, Data dys, Data beta, Tensor db, Data dbs) {
-  Text a, b;
-  event("cudnn", "backward-bias", 0, "%s %s", tensor_text(a, dy), tensor_text(b, db));
-  return 0;
+  return tell("backward-bias", dy, db);
 }
 int cudnnPoolingForward(Handle h, Data pooling, Data alpha, Tensor x, Data xs, Data beta, Tensor y, Data ys) {
-  Text a, b;
-  event("cudnn", "pool", 0, "%s %s", tensor_text(a, x), tensor_text(b, y));
-  return 0;
+  return tell("pool", x, y);
 }
 int cudnnPoolingBackward(
     Handle h, Data pooling, Data alpha, Tensor y, Data ys, Tensor dy, Data dys, Tensor x, Data xs, Data beta,
     Tensor dx, Data dxs) {
-  Text a, b;
-  event("cudnn", "pool-backward", 0, "%s %s", tensor_text(a, dy), tensor_text(b, dx));
-  return 0;
+  return tell("pool-backward", dy, dx);
 }
-int cudnnAddTensor(Handle h, Data alpha, Tensor a, Data as, Data beta, Tensor c, Data cs) {
-  Text b, d;
-  event("cudnn", "add", 0, "%s %s", tensor_text(b, a), tensor_text(d, c));
-  return 0;
-}
+int cudnnAddTensor(Handle h, Data alpha, Tensor a, Data as, Data beta, Tensor c, Data cs) { return tell("add", a, c); }
 
 // ---- cuBLAS
 int cublasCreate_v2(Handle* handle) { return create(handle); }

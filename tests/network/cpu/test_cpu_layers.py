@@ -6,6 +6,7 @@ import sys
 import numba
 import numpy as np
 import pytest
+from kernels import with_gradients
 
 from ssd300_vgg16.network.cpu import ops, threads
 from ssd300_vgg16.network.cpu.layers import max_pool, max_pool_gradient
@@ -13,18 +14,10 @@ from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR
 from ssd300_vgg16.runtime import flow
 
 
-def both_ways(function, arrays, output_gradient):
-    """Output and gradients."""
-    tensors = [flow.tensor(array, requires_grad=True) for array in arrays]
-    output = function(*tensors)
-    output.backward(flow.tensor(output_gradient))
-    return [output.numpy(), *(tensor.grad.numpy() for tensor in tensors)]
-
-
 def assert_alike(function, reference, arrays, output_shape, **tolerance):
     output_gradient = np.random.default_rng(1).standard_normal(output_shape, dtype=np.float32)
-    found = both_ways(function, arrays, output_gradient)
-    expected = both_ways(reference, arrays, output_gradient)
+    found = with_gradients(function, arrays, output_gradient)
+    expected = with_gradients(reference, arrays, output_gradient)
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         np.testing.assert_allclose(one, other, **tolerance)
