@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.data.in_memory import ImageLike, rgb
+from ssd300_vgg16.data.images import ImageLike, rgb
 from ssd300_vgg16.draw import draw_detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import printable

@@ -15,7 +15,8 @@ from ssd300_vgg16.text import listed
 
 # Comes with matplotlib, whose import would take longer than drawing does. Latin, Greek and Cyrillic among others, where
 # OpenCV's own font has ASCII only.
-FONT_FILE = Path(find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+_MATPLOTLIB = find_spec("matplotlib").origin  # type: ignore[union-attr]  # it is among the requirements
+FONT_FILE = Path(str(_MATPLOTLIB)).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 STYLES = ("bold", "black", "heavy", "light", "thin", "medium", "italic", "oblique", "condensed", "mono")
 NO_LETTER = "\uffff"  # by Unicode's word never one
 

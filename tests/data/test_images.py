@@ -298,9 +298,9 @@ def test_odd_file_names(write, name):
         pytest.param(noise_jpeg()[:-2000] + bytes(2000), "its end is missing", id="JPEG filled up with zeros"),
         pytest.param(noise_jpeg()[:100], "its end is missing", id="JPEG header"),
         pytest.param(with_thumbnail(noise_jpeg()[:-2000]), "its end is missing", id="thumbnail"),
-        pytest.param(encoded(gradient(), "PNG")[:-20], "its end is missing", id="PNG"),
-        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "its end is missing", id="PNG filled up with zeros"),
-        pytest.param(encoded(gradient(), "WEBP")[:-20], "its end is missing", id="WebP"),
+        pytest.param(encoded(gradient(), "PNG")[:-20], "truncated", id="PNG"),
+        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "truncated", id="PNG filled up with zeros"),
+        pytest.param(encoded(gradient(), "WEBP")[:-20], "truncated", id="WebP"),
         pytest.param(encoded(gradient(), "BMP")[:-2000], "truncated", id="BMP"),
         pytest.param(encoded(gradient(), "TIFF")[:-2000], "truncated", id="TIFF"),
         pytest.param(encoded(gradient(), "GIF")[:-500], "truncated", id="GIF"),
@@ -335,7 +335,7 @@ def test_fill_bytes_between_jpeg_segments_are_fine(write, fill):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
         read_image(tmp_path / "absent.jpg")
-    with pytest.raises(ImageError, match="a folder"):
+    with pytest.raises(ImageError, match="is a directory"):
         read_image(tmp_path)
     with pytest.raises(ImageError, match="null byte"):
         read_image("a\0b")
@@ -357,7 +357,7 @@ def test_size_of_a_broken_file(write, data):
 
 
 def test_orientation_of_no_file(tmp_path):
-    with pytest.raises(ImageError, match=r"absent\.jpg: cannot be read: No such file"):
+    with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
         exif_orientation(tmp_path / "absent.jpg")
 
 
@@ -478,13 +478,11 @@ def test_heic_is_read_where_its_reader_is_installed(write, tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
-    images._reads_heic.cache_clear()
     path = write(b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(gradient(), "PNG"), "IMG_1.HEIC")
     try:
         np.testing.assert_array_equal(read_image(path, upright=True), np.asarray(gradient()))
         assert image_size(path) == (HEIGHT, WIDTH)
     finally:
-        images._reads_heic.cache_clear()
         sys.modules.pop("pillow_heif", None)
 
 
@@ -534,9 +532,9 @@ def test_damage_is_noted_of_its_own_image_whatever_other_threads_read(write):
 
 def test_what_others_print_meanwhile_is_not_lost(capfd):
     libc = ctypes.CDLL(None)
-    start = decoder._stderr.begin()
-    libc.perror(b"somebody else")
-    assert not decoder._stderr.end(start)
+    with decoder._stderr.caught() as lines:
+        libc.perror(b"somebody else")
+    assert not lines
     libc.perror(b"afterwards")
     assert [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()] == ["somebody else", "afterwards"]
 
