@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from ssd300_vgg16.data.augment import augment, policy_of
+from ssd300_vgg16.data.augment import POLICIES, augment
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
@@ -55,7 +55,7 @@ class BatchConfig:
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
         12 (tests/data/test_augment.py, docs/benchmarks.md).
         """
-        return policy_of(self.augmentation).min_side(self.image_size)
+        return POLICIES[self.augmentation].min_side(self.image_size)
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:

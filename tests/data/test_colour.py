@@ -5,7 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from ssd300_vgg16.data import colour
+from ssd300_vgg16.data import augment as colour
 
 RANGES = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.05, 0.05)}
 
