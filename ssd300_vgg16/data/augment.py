@@ -17,10 +17,8 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.images import DecodedImage
 
-BRIGHTNESS = (0.875, 1.125)
-CONTRAST = (0.5, 1.5)
-SATURATION = (0.5, 1.5)
-HUE = (-0.05, 0.05)  # of a turn
+# Between what the amount of a change is drawn: factors, and of the hue a part of a turn.
+AMOUNTS = {"brightness": (0.875, 1.125), "saturation": (0.5, 1.5), "hue": (-0.05, 0.05), "contrast": (0.5, 1.5)}
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 # Contrast is about the mean grey of the whole image, which is estimated from a 4th of its rows and columns.
 SAMPLING = 4
@@ -42,9 +40,9 @@ def draw_colours(rng: np.random.Generator) -> Colours:
     Contrast comes before saturation and hue or, as often, after them.
     """
     chosen = rng.random(6) < 0.5
-    drawn = [("brightness", BRIGHTNESS), ("saturation", SATURATION), ("hue", HUE)]
-    drawn.insert(1 if chosen[5] else 3, ("contrast", CONTRAST))
-    changes = [(name, rng.uniform(*bounds)) for (name, bounds), wanted in zip(drawn, chosen[:4], strict=True) if wanted]
+    names = ["brightness", "saturation", "hue"]
+    names.insert(1 if chosen[5] else 3, "contrast")
+    changes = [(name, rng.uniform(*AMOUNTS[name])) for name, wanted in zip(names, chosen[:4], strict=True) if wanted]
     channels = tuple(rng.permutation(3).tolist()) if chosen[4] else SAME_CHANNELS
     return Colours(tuple(changes), channels)
 
@@ -99,7 +97,6 @@ def _map_values(image: np.ndarray, new_values: np.ndarray) -> np.ndarray:
 
 
 _ADJUST = {"brightness": adjust_brightness, "saturation": adjust_saturation, "hue": adjust_hue}
-
 
 # Around an image; about the mean that the network subtracts (variants.PIXEL_MEAN), in whole levels.
 FILL_COLOUR = (123, 117, 104)
@@ -263,7 +260,10 @@ def iou_crop(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.G
             break
         crop = _find_crop(view, boxes, min_iou, rng)
         if crop is not None:
-            return _cut(view, boxes, labels, crop)
+            limits = crop.astype(boxes.dtype)
+            clipped = np.clip(boxes, limits[[0, 1, 0, 1]], limits[[2, 3, 2, 3]])
+            keep = _centres_inside(boxes, crop[None])[0] & (box_math.area(clipped) > 0)
+            return replace(view, window=tuple(crop.tolist())), clipped[keep], labels[keep]
     return view, boxes, labels
 
 
@@ -293,13 +293,6 @@ def _centres_inside(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
     """bool [M, N]: whether the centre of each of boxes [N, 4] is strictly inside each of crops [M, 4]."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])).all(axis=-1)
-
-
-def _cut(view: View, boxes: np.ndarray, labels: np.ndarray, crop: np.ndarray) -> Example:
-    limits = crop.astype(boxes.dtype)
-    clipped = np.clip(boxes, limits[[0, 1, 0, 1]], limits[[2, 3, 2, 3]])
-    keep = _centres_inside(boxes, crop[None])[0] & (box_math.area(clipped) > 0)
-    return replace(view, window=tuple(crop.tolist())), clipped[keep], labels[keep]
 
 
 def horizontal_flip(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Example:

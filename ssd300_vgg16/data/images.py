@@ -212,10 +212,8 @@ def _opened(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
             raise ImageError(path, f"{kind}, not an image file")
         with Path(path).open("rb") as file:
             yield file
-    except OSError as error:
-        raise ImageError(path, (error.strerror or str(error)).lower()) from None
-    except ValueError as error:
-        raise ImageError(path, str(error)) from None
+    except (OSError, ValueError) as error:
+        raise ImageError(path, (getattr(error, "strerror", None) or str(error)).lower()) from None
 
 
 def _read_orientation(file: BinaryIO, kind: str | None) -> int:

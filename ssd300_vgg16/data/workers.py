@@ -115,7 +115,7 @@ class WorkerPool:
 
     def _receive_answers(self, timeout: float | None) -> None:
         """Take what workers have sent; with None as timeout, wait until one has."""
-        busy = {worker.connection: worker for worker in self._workers if worker.jobs}
+        busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.jobs}
         for connection in wait(list(busy), timeout):
             try:
                 busy[connection].receive_answer()
