@@ -76,6 +76,13 @@ def test_threshold(height, matched):
     assert match(frozen([[0, 0, 10, height]]), boxes).tolist() == matched
 
 
+def test_of_two_objects_with_one_best_box_the_later_has_it():
+    boxes = frozen([[0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]])
+    twins = frozen([[0, 0, 10, 10], [0, 0, 10, 10]])
+    # The second box overlaps both alike, and takes the first of them.
+    assert match(twins, boxes).tolist() == [1, 0, -1]
+
+
 def test_no_objects():
     nothing = np.empty((0, 4), dtype=np.float32)
     assert (match(nothing, default_boxes()) == -1).all()
