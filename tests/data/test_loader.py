@@ -150,6 +150,15 @@ def test_targets_are_those_of_the_augmented_objects(samples, inline, policy):
             np.testing.assert_array_equal(array, other)
 
 
+def test_objects_are_taken_in_the_pixels_of_the_file_whatever_size_is_declared(samples, inline):
+    config = batch_config(batch_size=1, augmentation="none")
+    declared_small = [replace(samples[0], height=10, width=10)]
+    assert_same(
+        list(training_batches(declared_small, config, 0, inline)),
+        list(training_batches(samples[:1], config, 0, inline)),
+    )
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "truncated"])
 def test_an_unreadable_image_becomes_a_blank_one_and_is_named(samples, tmp_path, pools, kind, workers):
