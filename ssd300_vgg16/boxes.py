@@ -46,8 +46,7 @@ def area(boxes: np.ndarray) -> np.ndarray:
 
 def clip(boxes: np.ndarray, height: float, width: float) -> np.ndarray:
     """A copy of boxes [..., 4] clipped to an image of the given height and width in pixels."""
-    limits = np.array([width, height, width, height], dtype=boxes.dtype)
-    return np.clip(boxes, 0, limits)
+    return np.clip(boxes, 0, np.array([width, height, width, height], dtype=boxes.dtype))
 
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -71,15 +70,13 @@ def pair_iou(a: Columns, b: Columns, area_a: np.ndarray, area_b: np.ndarray) -> 
 
 
 def _shared(a: Columns, b: Columns) -> np.ndarray:
-    width, height = (_shared_length(a, b, axis) for axis in (0, 1))
-    return np.multiply(width, height, out=width)
-
-
-def _shared_length(a: Columns, b: Columns, axis: int) -> np.ndarray:
-    # In place, which spares matching a large array at each step.
-    length = np.minimum(a[axis + 2], b[axis + 2])
-    length -= np.maximum(a[axis], b[axis])
-    return np.maximum(length, 0, out=length)
+    sides = []
+    for axis in (0, 1):
+        # In place, which spares matching a large array at each step.
+        length = np.minimum(a[axis + 2], b[axis + 2])
+        length -= np.maximum(a[axis], b[axis])
+        sides.append(np.maximum(length, 0, out=length))
+    return np.multiply(sides[0], sides[1], out=sides[0])
 
 
 def encode(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:

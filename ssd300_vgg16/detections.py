@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.data.in_memory import ImageLike, rgb
+from ssd300_vgg16.data.images import ImageLike, rgb
+from ssd300_vgg16.draw import draw_detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import printable
 
@@ -109,8 +110,6 @@ class Detections:
 
     def drawn_on(self, image: np.ndarray) -> np.ndarray:
         """A copy of the image, uint8 [H, W, 3] RGB, with all boxes."""
-        from ssd300_vgg16.draw import draw_detections  # here, as matplotlib takes its time while a network is computed
-
         return draw_detections(image, self.boxes, self.scores, self.names, self.labels)
 
     def _repr_png_(self) -> bytes | None:

@@ -14,8 +14,7 @@ from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, best_to_host, post
 import numpy as np
 from PIL import Image
 
-from ssd300_vgg16.data.images import network_input
-from ssd300_vgg16.data.in_memory import ImageLike, rgb
+from ssd300_vgg16.data.images import ImageLike, network_input, rgb
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
 from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine

@@ -38,6 +38,7 @@ from ssd300_vgg16.detector import BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import refuse_unwritable, write_json
+from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.text import listed
@@ -218,11 +219,8 @@ def _load(
 
 
 def _tell_of_missing_font(names: list[str]) -> None:
-    if not "".join(names).isascii():
-        from ssd300_vgg16.fonts import missing_font  # here, as matplotlib takes its time
-
-        if notice := missing_font(names):
-            print(notice)
+    if notice := missing_font(names):
+        print(notice)
 
 
 def _samples_of(weights: Path) -> list[Path]:

@@ -15,8 +15,7 @@ from PIL import Image
 from small_data import CATEGORY_IDS, untrained_run
 
 from ssd300_vgg16 import Detector, UserError
-from ssd300_vgg16.data.images import ImageError, read_image
-from ssd300_vgg16.data.in_memory import rgb
+from ssd300_vgg16.data.images import ImageError, read_image, rgb
 from ssd300_vgg16.detections import Detections
 
 HEIGHT, WIDTH = 60, 90

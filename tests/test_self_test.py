@@ -35,6 +35,12 @@ def broken(function):
     return lambda *arguments, **options: function(*arguments, **options) * np.float32(1.1)
 
 
+def test_the_network_agrees_with_flowvision():
+    found = list(checks.beside_flowvision("cpu"))
+    assert [check.name for check in found] == ["offsets", "class logits"]
+    assert max(check.difference for check in found) < 1e-5
+
+
 @pytest.mark.long
 def test_what_is_compiled_agrees_with_single_operations():
     assert not failed(checks.network(COMPILED)) and not failed(checks.loss(COMPILED))

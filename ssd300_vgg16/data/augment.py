@@ -2,8 +2,8 @@
 
 Every geometric step is a function of (view, boxes, labels, rng) that returns the new (view, boxes, labels): the view is
 a window onto the image, boxes float32 [N, 4] xyxy are in pixels of the image and within it, labels int64 [N], N may be
-0. No step writes into its arguments, though what it returns may share memory with them. Pixels are touched once, after
-all steps (`seen_pixels`). Ranges are those of the published 25.1 AP recipe.
+0. No step writes into its arguments, though what it returns may share memory with them. Colours are drawn first. Pixels
+are touched once, after all steps (`seen_pixels`). Ranges are those of the published 25.1 AP recipe.
 """
 
 import math
@@ -15,9 +15,88 @@ import cv2
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
-from ssd300_vgg16.data.colour import Colours, change_colours, draw_colours
 from ssd300_vgg16.data.images import DecodedImage
-from ssd300_vgg16.errors import UserError
+
+# Between what the amount of a change is drawn: factors, and of the hue a part of a turn.
+AMOUNTS = {"brightness": (0.875, 1.125), "saturation": (0.5, 1.5), "hue": (-0.05, 0.05), "contrast": (0.5, 1.5)}
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+# Contrast is about the mean grey of the whole image, which is estimated from a 4th of its rows and columns.
+SAMPLING = 4
+
+SAME_CHANNELS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Changes of colour: `changes`, name and amount, in their order; then output channel c is `channels[c]`."""
+
+    changes: tuple[tuple[str, float], ...] = ()
+    channels: tuple[int, int, int] = SAME_CHANNELS
+
+
+def draw_colours(rng: np.random.Generator) -> Colours:
+    """Brightness, contrast, saturation, hue and another order of the channels, each with probability 0.5.
+
+    Contrast comes before saturation and hue or, as often, after them.
+    """
+    chosen = rng.random(6) < 0.5
+    names = ["brightness", "saturation", "hue"]
+    names.insert(1 if chosen[5] else 3, "contrast")
+    changes = [(name, rng.uniform(*AMOUNTS[name])) for name, wanted in zip(names, chosen[:4], strict=True) if wanted]
+    channels = tuple(rng.permutation(3).tolist()) if chosen[4] else SAME_CHANNELS
+    return Colours(tuple(changes), channels)
+
+
+def change_colours(part: np.ndarray, colours: Colours, image: np.ndarray) -> np.ndarray:
+    """Apply the changes, but for the channels' order, to uint8 [h, w, 3] RGB, a part of an image [H, W, 3].
+
+    The part may have been resized. Neither argument is written to.
+    """
+    for number, (name, amount) in enumerate(colours.changes):
+        if name == "contrast":
+            part = adjust_contrast(part, amount, _mean_grey_after(colours.changes[:number], image))
+        else:
+            part = _ADJUST[name](part, amount)
+    return part
+
+
+def _mean_grey_after(changes: tuple[tuple[str, float], ...], image: np.ndarray) -> float:
+    size = tuple(-(-side // SAMPLING) for side in image.shape[1::-1])
+    sample = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+    for name, amount in changes:
+        sample = _ADJUST[name](sample, amount)
+    return float(GREY_WEIGHTS @ cv2.mean(sample)[:3])
+
+
+def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    """Every value times factor."""
+    return _map_values(image, np.arange(256) * factor)
+
+
+def adjust_contrast(image: np.ndarray, factor: float, grey: float) -> np.ndarray:
+    """Blend with a grey, 0..255: factor 0 gives that grey, 1 the image, 2 twice the contrast."""
+    return _map_values(image, np.arange(256) * factor + grey * (1 - factor))
+
+
+def adjust_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with the image in grey: 0 gives grey, 1 the image."""
+    return cv2.transform(image, factor * np.eye(3) + (1 - factor) * np.tile(GREY_WEIGHTS, (3, 1)))
+
+
+def adjust_hue(image: np.ndarray, turns: float) -> np.ndarray:
+    """Turn the hue; 1 is a whole turn."""
+    # In floats: OpenCV's 8-bit HSV moves colours by up to 10 levels and takes longer.
+    hsv: np.ndarray = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] += 360 * (turns % 1)  # never negative: OpenCV's vectorised HSV2RGB gets negative hues wrong
+    return cv2.convertScaleAbs(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+
+
+def _map_values(image: np.ndarray, new_values: np.ndarray) -> np.ndarray:
+    """Replace value v by new_values[v], rounded and clipped to 0..255."""
+    return cv2.LUT(image, np.clip(np.rint(new_values), 0, 255).astype(np.uint8))
+
+
+_ADJUST = {"brightness": adjust_brightness, "saturation": adjust_saturation, "hue": adjust_hue}
 
 # Around an image; about the mean that the network subtracts (variants.PIXEL_MEAN), in whole levels.
 FILL_COLOUR = (123, 117, 104)
@@ -30,7 +109,7 @@ class View:
     The window may reach beyond the image, where it shows FILL_COLOUR, but has some pixel of it.
     """
 
-    window: tuple[int, int, int, int]
+    window: tuple[int, ...]
     mirrored: bool = False
 
     @property
@@ -38,16 +117,6 @@ class View:
         """(height, width) in pixels of the image."""
         left, top, right, bottom = self.window
         return bottom - top, right - left
-
-    def reduced(self, factor: int) -> "View":
-        """The same view of the image with sides `factor` times smaller, to the next whole pixel of it."""
-        left, top, right, bottom = (round(side / factor) for side in self.window)
-        return replace(self, window=(left, top, right, bottom))
-
-
-def whole(size: tuple[int, int]) -> View:
-    """The view of all of an image of this (height, width)."""
-    return View((0, 0, size[1], size[0]))
 
 
 class _Span(NamedTuple):
@@ -148,26 +217,22 @@ def augment(
 
     boxes float32 [N, 4] xyxy in pixels of the file and within it, labels int64 [N] -> boxes [M, 4] in pixels of out,
     and their labels [M]. The outcome depends on the arguments and the state of rng alone, and what is drawn does not
-    depend on the factor that it was reduced by. Raises UserError for an unknown policy.
+    depend on the factor that it was reduced by.
     """
-    chosen, image = policy_of(policy), decoded.pixels
+    chosen, image = POLICIES[policy], decoded.pixels
     colours = draw_colours(rng) if chosen.distorts_colours else Colours()
-    view = whole(decoded.size)
+    height, width = decoded.size
+    view = View((0, 0, width, height))
     for step in chosen.steps:
         view, boxes, labels = step(view, boxes, labels, rng)
-    view, boxes = view.reduced(decoded.factor), boxes / np.float32(decoded.factor)
+    # The same view of the image with its sides reduced, to the next whole pixel of it.
+    view = replace(view, window=tuple(round(side / decoded.factor) for side in view.window))
+    boxes = boxes / np.float32(decoded.factor)
     seen_pixels(image, view, colours, out)
     boxes = seen_boxes(boxes, view, image, out.shape[-1])
     # float32 may leave nothing of a box that is very thin, and the offsets to a default box take its logarithm.
     keep = box_math.area(boxes) > 0
     return boxes[keep], labels[keep]
-
-
-def policy_of(name: str) -> Policy:
-    """The policy of that name. Raises UserError if there is none."""
-    if name not in POLICIES:
-        raise UserError(f"unknown augmentation {name!r}: choose one of {', '.join(POLICIES)}")
-    return POLICIES[name]
 
 
 def zoom_out(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Example:
@@ -195,7 +260,10 @@ def iou_crop(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.G
             break
         crop = _find_crop(view, boxes, min_iou, rng)
         if crop is not None:
-            return _cut(view, boxes, labels, crop)
+            limits = crop.astype(boxes.dtype)
+            clipped = np.clip(boxes, limits[[0, 1, 0, 1]], limits[[2, 3, 2, 3]])
+            keep = _centres_inside(boxes, crop[None])[0] & (box_math.area(clipped) > 0)
+            return replace(view, window=tuple(crop.tolist())), clipped[keep], labels[keep]
     return view, boxes, labels
 
 
@@ -225,13 +293,6 @@ def _centres_inside(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
     """bool [M, N]: whether the centre of each of boxes [N, 4] is strictly inside each of crops [M, 4]."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     return ((crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])).all(axis=-1)
-
-
-def _cut(view: View, boxes: np.ndarray, labels: np.ndarray, crop: np.ndarray) -> Example:
-    limits = crop.astype(boxes.dtype)
-    clipped = np.clip(boxes, limits[[0, 1, 0, 1]], limits[[2, 3, 2, 3]])
-    keep = _centres_inside(boxes, crop[None])[0] & (box_math.area(clipped) > 0)
-    return replace(view, window=tuple(crop.tolist())), clipped[keep], labels[keep]
 
 
 def horizontal_flip(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Example:

@@ -20,18 +20,13 @@ _DECODERS_LINES = ("Corrupt JPEG", "Premature end of JPEG", "Inconsistent progre
 def decode(data: bytes, flags: int) -> tuple[np.ndarray | None, list[str]]:
     """What cv2.imdecode gives, BGR or grey, and the lines that its libraries printed. Raises cv2.error."""
     content = np.frombuffer(data, dtype=np.uint8)
-    start = _stderr.begin()
-    try:
+    with _stderr.caught() as lines:
         image = cv2.imdecode(content, flags)
-    finally:
-        printed = _stderr.end(start)
-    if not printed:
-        return image, []
-    # Several threads decode at a time, and the lines may be of another's image. Few images are damaged.
-    with _stderr.alone():
-        start = _stderr.size()
-        image = cv2.imdecode(content, flags)
-        return image, _stderr.lines_since(start)
+    if lines:
+        # Several threads decode at a time, and the lines may be of another's image. Few images are damaged.
+        with _stderr.caught(alone=True) as lines:
+            image = cv2.imdecode(content, flags)
+    return image, lines
 
 
 class _Stderr:
@@ -50,57 +45,41 @@ class _Stderr:
         self._decoding = 0
         self._waiting = 0  # to be alone
 
-    def begin(self) -> int:
-        """Begin to decode; returns where the lines will start."""
+    @contextmanager
+    def caught(self, alone: bool = False) -> Iterator[list[str]]:
+        """A list of what decoders print within the block, filled at its end; alone: no other thread is in one."""
+        lines: list[str] = []
         with self._turn:
-            self._turn.wait_for(lambda: not self._waiting)
+            self._waiting += alone
+            self._turn.wait_for(lambda: not (self._decoding if alone else self._waiting))
             self._decoding += 1
             self._variable.value = self._memory
-            return self.size()
-
-    def end(self, start: int) -> bool:
-        """End it; returns whether anything was printed by a decoder meanwhile, whosever image it was."""
-        with self._turn:
-            printed = self.size() > start and bool(self.lines_since(start))
-            self._decoding -= 1
-            if not self._decoding:
-                self._give_back()
-            return printed
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within it no other thread decodes."""
-        with self._turn:
-            self._waiting += 1
-            self._turn.wait_for(lambda: not self._decoding)
-            self._variable.value = self._memory
-            try:
-                yield
-            finally:
-                self._waiting -= 1
-                self._give_back()
-
-    def size(self) -> int:
-        """Bytes printed so far."""
-        return os.fstat(self._descriptor).st_size
-
-    def lines_since(self, start: int) -> list[str]:
-        """The decoders' lines from there on."""
-        return [line for line in self._text(start).splitlines() if line.startswith(_DECODERS_LINES)]
-
-    def _text(self, start: int) -> str:
-        return os.pread(self._descriptor, self.size() - start, start).decode(errors="replace")
+            start = self._size()
+        try:
+            yield lines
+        finally:
+            with self._turn:
+                if self._size() > start:
+                    lines += [line for line in self._text(start).splitlines() if line.startswith(_DECODERS_LINES)]
+                self._waiting -= alone
+                self._decoding -= 1
+                if not self._decoding:
+                    self._give_back()
 
     def _give_back(self) -> None:
         self._variable.value = self._own
         self._turn.notify_all()
-        if not self.size():
-            return
         # What others printed meanwhile, such as OneFlow, is theirs to be seen.
         others = [line for line in self._text(0).splitlines() if not line.startswith(_DECODERS_LINES)]
         os.ftruncate(self._descriptor, 0)
         if others:
             os.write(2, ("\n".join(others) + "\n").encode())
+
+    def _size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def _text(self, start: int) -> str:
+        return os.pread(self._descriptor, self._size() - start, start).decode(errors="replace")
 
 
 _stderr = _Stderr()

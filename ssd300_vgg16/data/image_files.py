@@ -28,13 +28,18 @@ def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Cou
     singly: list[str] = []
     for text in map(str, paths):
         try:
-            expanded = _expand(text, results, passed)
+            expanded = list(_expand(text, results, passed))
         except OSError as error:
-            raise UserError(f"{text}: cannot be read: {error.strerror}") from None
+            raise UserError(f"{error.filename or text}: cannot be read: {error.strerror}") from None
+        if not expanded:
+            raise UserError(
+                f"{text}: no image in this folder or pattern; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+            )
+        absolute = [os.path.abspath(path) for path in expanded]  # noqa: PTH100 - resolve() would merge links
+        for place, path in zip(absolute, expanded, strict=True):
+            images.setdefault(place, path)
         if not Path(text).is_dir():
-            singly += [os.path.abspath(path) for path in expanded]  # noqa: PTH100 - resolve() would merge links
-        for path in expanded:
-            images.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - resolve() would merge links
+            singly += absolute
     # A pattern, the shell's too, that reaches into the folder of results from above.
     if results and singly:
         above = os.path.realpath(os.path.commonpath([os.path.dirname(place) for place in singly]))  # noqa: PTH120
@@ -45,47 +50,33 @@ def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Cou
     return [images[path] for path in sorted(images)]
 
 
-def _expand(text: str, results: str | None, passed: Counter[str]) -> list[Path]:
+def _expand(text: str, results: str | None, passed: Counter[str]) -> Iterator[Path]:
     path = Path(text)
     if text and path.is_dir():
-        return _some(_images_in_folder(path, results, passed), f"{text}: no image in this folder or its sub-folders")
-    if text and path.exists():  # what is no file, such as a pipe, is named when it is read
-        return [path]
-    if glob.has_magic(text):
-        return _some(_images_of_pattern(text, results, passed), f"{text}: no image matches this pattern")
-    raise UserError(f"{text!r}: no such file or folder")
-
-
-def _some(images: Iterator[Path], complaint: str) -> list[Path]:
-    """The images as a list. Raises UserError with this complaint if there is none."""
-    paths = list(images)
-    if not paths:
-        raise UserError(f"{complaint}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return paths
-
-
-def _images_of_pattern(pattern: str, results: str | None, passed: Counter[str]) -> Iterator[Path]:
-    for match in map(Path, glob.iglob(pattern, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute ones
-        if match.is_dir():
-            yield from _images_in_folder(match, results, passed)
-        elif match.suffix.lower() in IMAGE_SUFFIXES:
-            yield match
+        yield from _images_in_folder(path, results, passed)
+    elif text and path.exists():  # what is no file, such as a pipe, is named when it is read
+        yield path
+    elif glob.has_magic(text):
+        for match in map(Path, glob.iglob(text, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute ones
+            if match.is_dir():
+                yield from _images_in_folder(match, results, passed)
+            elif match.suffix.lower() in IMAGE_SUFFIXES:
+                yield match
+    else:
+        raise UserError(f"{text!r}: no such file or folder")
 
 
 def _images_in_folder(folder: Path, results: str | None, passed: Counter[str]) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [
             name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) != results
         ]
-        for name in files:
-            suffix = Path(name).suffix.lower()
-            if name.startswith("."):
-                continue
-            if suffix in IMAGE_SUFFIXES:
-                yield Path(parent, name)
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                yield path
             else:
-                passed[suffix or "without a suffix"] += 1
+                passed[path.suffix.lower() or "without a suffix"] += 1
 
 
-def _refuse_unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}")
+def _raise(error: OSError) -> None:
+    raise error  # which os.walk would pass over

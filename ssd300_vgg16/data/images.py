@@ -1,4 +1,4 @@
-"""Image files read as RGB."""
+"""Images as RGB: files, and what a program has in memory, arrays and Pillow images."""
 
 import io
 import os
@@ -7,16 +7,14 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -25,6 +23,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ssd300_vgg16.data import decoder
 from ssd300_vgg16.data.dataset import Note
 from ssd300_vgg16.errors import UserError
+
+ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
 # Only formats whose decoders fail with an error on damaged files: OpenCV's JPEG 2000 decoder ends the process.
 _SIGNATURES = {
@@ -39,10 +39,10 @@ _SIGNATURES = {
 # Containers of ISO's kind say which brands of images they hold. OpenCV's wheel reads neither; Pillow reads AVIF.
 _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _BY_PILLOW = ("GIF", "AVIF", "HEIC")
-HEIC_READER = "pillow_heif"
 _HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
+_START_OF_SCAN = 0xDA
 # How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -56,7 +56,6 @@ _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 # What reads the headers of files that are turned here. TIFF is left out: OpenCV and Pillow both turn it themselves. So
 # is HEIC, which its reader turns.
 _EXIF_READERS = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile, "AVIF": AvifImageFile}
-_TIFF_BITS = 0x0102
 # How many bits of 16 an image may be made of: those that cameras and scanners give.
 _DEPTHS = (8, 10, 12, 14, 16)
 _HARMLESS = "known incorrect sRGB profile"  # of libpng's warnings: so common that nobody wants to hear of it
@@ -68,15 +67,11 @@ cv2.setLogLevel(0)
 
 
 class ImageError(UserError):
-    """An image file that cannot be read; the message names the file and the reason."""
+    """An image file that cannot be read: made of its path and the reason."""
 
-    def __init__(self, path: str | os.PathLike, reason: str):
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self._parts = path, reason
-
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str | os.PathLike, str]]:
-        # Workers send it to their parent, and an exception is rebuilt from what it was made of.
-        return type(self), self._parts
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"{os.fspath(path)}: {reason}"
 
 
 def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:
@@ -109,13 +104,23 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
 
     Both sides keep at least `min_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
     """
-    data = _read_bytes(path)
-    kind = _format_of(data, path)
-    if _is_truncated(data, kind):
-        raise ImageError(path, f"the {kind} image is truncated: its end is missing; fetch or export it again")
-    size = _jpeg_size(data) if kind == "JPEG" else None
-    factor = reduction(*size, min_side) if size and min_side else 1
-    image, notes = _decode_by_pillow(data, kind, path) if kind in _BY_PILLOW else _decode(data, kind, path, factor)
+    with _opened(path) as file:
+        data = file.read()
+    if not data:
+        raise ImageError(path, "the file is empty")
+    kind = _kind_of(data)
+    if kind is None:
+        supported = ", ".join((*_SIGNATURES, *_BRANDS))
+        raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
+    size, factor = None, 1
+    if kind == "JPEG":
+        size, end_of_header = _jpeg_header(data)
+        # Other decoders refuse what has no end; this one fills up with grey. Thumbnails in the header have ends of
+        # their own, and bytes after the end are fine: cameras append some.
+        if data.rfind(_END_OF_JPEG, end_of_header) < 0:
+            raise ImageError(path, "the JPEG image is truncated: its end is missing; fetch or export it again")
+        factor = reduction(*size, min_side) if size and min_side else 1
+    image, notes = _decode_by_pillow(data, path) if kind in _BY_PILLOW else _decode(data, kind, path, factor)
     height, width = size if size and factor > 1 else image.shape[:2]
     orientation = _read_orientation(io.BytesIO(data), kind) if upright else AS_STORED
     turned_size = (width, height) if orientation in LYING else (height, width)
@@ -134,8 +139,7 @@ def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
-    _refuse_special(path)
-    with _opened_by_pillow(path, path) as image:
+    with _opened(path) as file, _opened_by_pillow(file, path) as image:
         lying = upright and _orientation_in(image) in LYING
         return (image.width, image.height) if lying else (image.height, image.width)
 
@@ -145,44 +149,71 @@ def exif_orientation(path: str | os.PathLike) -> int:
 
     AS_STORED where the file says nothing that makes sense. Raises ImageError where it cannot be opened.
     """
-    _refuse_special(path)
+    with _opened(path) as file:
+        return _read_orientation(file, _kind_of(file.peek(_HEADER)))
+
+
+def rgb(image: object, name: str = "the image") -> np.ndarray:
+    """The pixels of an image, uint8 [H, W, 3] RGB; an array that is this already is returned itself.
+
+    image: a file, which is taken upright as a viewer shows it; a Pillow image, whose EXIF orientation is applied too;
+    or an array [H, W, 3] RGB, [H, W, 4] RGBA, [H, W] or [H, W, 1] grey, in uint8 (0..255) or floats (0..1).
+    Transparency is dropped and the colour underneath kept.
+    Raises ImageError for a file that cannot be read, UserError, which begins with the name, for anything else.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, upright=True)
+    if isinstance(image, Image.Image):
+        return _of_array(_array_of(image, name), name)
+    if isinstance(image, np.ndarray):
+        return _of_array(image, name)
+    raise UserError(f"{name}: a path, a numpy array or a Pillow image is needed, not {type(image).__name__}")
+
+
+def _of_array(image: np.ndarray, name: str) -> np.ndarray:
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        channels_first = image.ndim == 3 and image.shape[0] in (1, 3, 4)
+        hint = ": its channels come first, and image.transpose(1, 2, 0) puts them last" if channels_first else ""
+        raise UserError(f"{name}: an array of shape {image.shape}, not [H, W, 3], [H, W, 4] or [H, W]{hint}")
+    if not image.size:
+        raise UserError(f"{name}: an array of shape {image.shape} has no pixels")
+    if np.issubdtype(image.dtype, np.floating):
+        if not (image.min() >= 0 and image.max() <= 1):
+            raise UserError(
+                f"{name}: floats from {image.min():g} to {image.max():g}, where 0 to 1 is expected: "
+                "convert what goes to 255 by image.astype(np.uint8), and undo normalisation"
+            )
+        image = np.rint(image * 255).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise UserError(f"{name}: {image.dtype} values, where uint8 from 0 to 255 or floats from 0 to 1 are expected")
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return image[..., :3]
+
+
+def _array_of(image: Image.Image, name: str) -> np.ndarray:
     try:
-        with Path(path).open("rb") as file:
-            kind = _kind_of(file.read(_HEADER))
-            file.seek(0)
-            return _read_orientation(file, kind)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{name}: the Pillow image cannot be read: {error}") from error
+    with suppress(Exception):  # of damaged EXIF data, which is ignored in files too
+        image = ImageOps.exif_transpose(image)
+    # convert() would cut off at 255 what these hold.
+    return np.asarray(image if image.mode == "F" or image.mode.startswith("I") else image.convert("RGB"))
 
 
-def _refuse_special(path: str | os.PathLike) -> None:
-    """Raises ImageError for what is neither file nor folder: reading a pipe might wait for ever, a device not end."""
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
+    """The file, to be read. Raises ImageError, also for a pipe, which might be waited for without end, or a device."""
     try:
         mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return  # whoever reads it says what is wrong
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-        raise ImageError(path, f"{kind}, not an image file")
-
-
-def _read_bytes(path: str | os.PathLike) -> bytes:
-    _refuse_special(path)
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except IsADirectoryError:
-        raise ImageError(path, "a folder, not an image") from None
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+            raise ImageError(path, f"{kind}, not an image file")
+        with Path(path).open("rb") as file:
+            yield file
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    if not data:
-        raise ImageError(path, "the file is empty")
-    return data
-
-
-def _unreadable(path: str | os.PathLike, error: Exception) -> ImageError:
-    return ImageError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        raise ImageError(path, (getattr(error, "strerror", None) or str(error)).lower()) from None
 
 
 def _read_orientation(file: BinaryIO, kind: str | None) -> int:
@@ -216,14 +247,6 @@ def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
     return cv2.flip(image, _FLIPS[orientation]) if orientation in _FLIPS else image
 
 
-def _format_of(data: bytes, path: str | os.PathLike) -> str:
-    kind = _kind_of(data)
-    if kind:
-        return kind
-    supported = ", ".join((*_SIGNATURES, *_BRANDS))
-    raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
-
-
 def _kind_of(data: bytes) -> str | None:
     for kind, signatures in _SIGNATURES.items():
         if data.startswith(signatures) and (kind != "WebP" or data[8:12] == b"WEBP"):
@@ -235,55 +258,34 @@ def _kind_of(data: bytes) -> str | None:
     return next((kind for kind, names in _BRANDS.items() if brands.intersection(names)), None)
 
 
-def _is_truncated(data: bytes, kind: str) -> bool:
-    """Whether the end is missing, by the formats' end marks, since decoders may fill the rest with grey.
-
-    Bytes after the end are fine: cameras append some.
-    """
-    if kind == "JPEG":
-        return data.rfind(_END_OF_JPEG, _start_of_scan(data)) < 0
-    if kind == "PNG":
-        return data.rfind(b"IEND") < 0
-    if kind == "WebP":
-        return len(data) < int.from_bytes(data[4:8], "little") + 8
-    return False
-
-
-def _start_of_scan(data: bytes) -> int:
-    """Where a JPEG's header ends; thumbnails within it have end marks of their own."""
-    *_, (_, position) = _segments(data)
-    return position
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) in pixels, from a JPEG's header; None if they are not there."""
-    for marker, position in _segments(data):
-        if marker in _STARTS_OF_FRAME:
+def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
+    """(height, width) in pixels, None if they are not there; and where the header ends, whatever is there."""
+    size, position = None, 2
+    while data[position : position + 1] == b"\xff" and position + 1 < len(data):
+        marker = data[position + 1]
+        if marker == _START_OF_SCAN:
+            break
+        if marker in _STARTS_OF_FRAME and size is None:
             height, width = struct.unpack_from(">HH", data.ljust(position + 9, b"\0"), position + 5)
-            return (height, width) if height and width else None
-    return None
-
-
-def _segments(data: bytes) -> Iterator[tuple[int | None, int]]:
-    """Marker and position of each segment of a JPEG's header; at last that of its end, whatever is there."""
-    position = 2
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] not in (b"\xda", b""):
-        fill_byte = data[position + 1] == 0xFF
-        if not fill_byte:
-            yield data[position + 1], position
+            size = (height, width) if height and width else None
+        fill_byte = marker == 0xFF
         position += 1 if fill_byte else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    yield None, position
+    return size, position
 
 
 def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> tuple[np.ndarray, tuple[Note, ...]]:
     """The pixels as they are stored, RGB, by OpenCV; and what is odd about them."""
     flags = _REDUCED.get(factor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
-    if _has_16_bits(data, kind):
-        flags |= cv2.IMREAD_ANYDEPTH
     try:
-        bgr, lines = decoder.decode(data, flags)
+        bgr, lines = decoder.decode(data, flags | cv2.IMREAD_ANYDEPTH)
+        if bgr is not None and bgr.dtype not in (np.uint8, np.uint16):  # a TIFF of floats, made 8 bits by OpenCV
+            bgr, lines = decoder.decode(data, flags)
     except cv2.error as error:
-        raise ImageError(path, _reason_of(error, kind)) from None
+        if "CV_IO_MAX_IMAGE" in str(error):
+            reason = "is too large: the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets the limit"
+        else:
+            reason = f"cannot be decoded: {error.err or error}"
+        raise ImageError(path, f"the {kind} image {reason}") from None
     if bgr is None:
         said = f" ({lines[-1].partition(': ')[2]})" if lines else ""
         raise ImageError(path, f"the {kind} image is damaged, truncated or of a kind that is not supported{said}")
@@ -307,79 +309,31 @@ def _damage(lines: list[str], path: str | os.PathLike) -> tuple[Note, ...]:
     return (Note(os.fspath(path), what, told[0], harmful=True),)
 
 
-def _has_16_bits(data: bytes, kind: str) -> bool:
-    """Whether there are 16 bits a channel, by the header."""
-    if kind == "PNG":
-        return data[24:25] == b"\x10"
-    if kind == "TIFF":
-        order, entries = _tiff_entries(data)
-        place = entries.get(_TIFF_BITS)
-        if place is None:
-            return False
-        count = int.from_bytes(data[place + 4 : place + 8], order)
-        value = place + 8 if count <= 2 else int.from_bytes(data[place + 8 : place + 12], order)
-        return int.from_bytes(data[value : value + 2], order) == 16
-    return kind == "PPM or PGM"  # OpenCV finds out itself
-
-
-def _tiff_entries(data: bytes) -> tuple[Literal["little", "big"], dict[int, int]]:
-    """The order of a TIFF's bytes, and where the entry of each tag of its first image is."""
-    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    start = int.from_bytes(data[4:8], order)
-    count = int.from_bytes(data[start : start + 2], order)
-    places = range(start + 2, min(start + 2 + 12 * count, len(data) - 11), 12)
-    return order, {int.from_bytes(data[place : place + 2], order): place for place in places}
-
-
-def _reason_of(error: cv2.error, kind: str) -> str:
-    if "CV_IO_MAX_IMAGE" in str(error):
-        return f"the {kind} image is too large: the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets the limit"
-    return f"the {kind} image cannot be decoded: {error.err or error}"
-
-
-def _decode_by_pillow(data: bytes, kind: str, path: str | os.PathLike) -> tuple[np.ndarray, tuple[Note, ...]]:
+def _decode_by_pillow(data: bytes, path: str | os.PathLike) -> tuple[np.ndarray, tuple[Note, ...]]:
     """The first frame [height, width, 3] RGB, by Pillow: the OpenCV wheel has no decoder of these."""
     with _opened_by_pillow(io.BytesIO(data), path) as image:
         return np.array(image.convert("RGB")), ()
 
 
-@cache
-def _reads_heic() -> bool:
-    """Whether Pillow can be taught to read HEIC; it is then."""
-    if find_spec(HEIC_READER) is None:
-        return False
-    import_module(HEIC_READER).register_heif_opener()
-    return True
-
-
-def _refuse_unread(header: bytes, path: str | os.PathLike) -> None:
-    """Raises ImageError for an image of which the reader is not installed."""
-    if _kind_of(header) == "HEIC" and not _reads_heic():
-        raise ImageError(
-            path, "HEIC images are read where pillow-heif is installed: .venv/bin/python -m pip install pillow-heif"
-        )
-
-
 @contextmanager
-def _opened_by_pillow(source: io.BytesIO | str | os.PathLike, path: str | os.PathLike) -> Iterator[Image.Image]:
+def _opened_by_pillow(file: BinaryIO, path: str | os.PathLike) -> Iterator[Image.Image]:
     """The opened image, without Pillow's warnings; what goes wrong while it is open is an ImageError about path."""
     try:
-        _refuse_unread(_header_of(source), path)
-        with _without_warnings(), Image.open(source) as image:
+        if _kind_of(file.read(_HEADER)) == "HEIC":
+            import_module("pillow_heif").register_heif_opener()
+        file.seek(0)
+        with _without_warnings(), Image.open(file) as image:
             yield image
+    except ModuleNotFoundError:
+        raise ImageError(
+            path, "HEIC images are read where pillow-heif is installed: .venv/bin/python -m pip install pillow-heif"
+        ) from None
     except Image.UnidentifiedImageError:
         raise ImageError(path, "not an image, or damaged") from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"the image is too large: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
-        raise _unreadable(path, error) from None
-
-
-def _header_of(source: io.BytesIO | str | os.PathLike) -> bytes:
-    if isinstance(source, io.BytesIO):
-        return source.getvalue()[:_HEADER]
-    with Path(source).open("rb") as file:
-        return file.read(_HEADER)
+        raise ImageError(path, f"cannot be read: {error}") from None
 
 
 @contextmanager

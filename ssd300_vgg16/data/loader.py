@@ -3,13 +3,13 @@
 Images are decoded anew in each epoch: workers outrun a GPU, and the system's page cache keeps the files.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
-from ssd300_vgg16.data.augment import augment, policy_of
+from ssd300_vgg16.data.augment import POLICIES, augment
 from ssd300_vgg16.data.dataset import Note, Sample
 from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
@@ -54,23 +54,7 @@ class BatchConfig:
         the network sees differs by the noise of single pixels: 2 to 3 levels of 255 in the mean where that is of 4 to
         12 (tests/data/test_augment.py, docs/benchmarks.md).
         """
-        return policy_of(self.augmentation).min_side(self.image_size)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The samples of one batch, and their indices int64 [B] in the data set; named by its files if a worker dies."""
-
-    indices: np.ndarray
-    samples: list[Sample]
-
-    def __str__(self) -> str:
-        return ", ".join(str(sample.path) for sample in self.samples)
-
-
-def _task(samples: Sequence[Sample], indices: np.ndarray) -> _Task:
-    # A task holds its own samples alone: what travels to a worker must not grow with the data set.
-    return _Task(indices, [samples[index] for index in indices])
+        return POLICIES[self.augmentation].min_side(self.image_size)
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -95,56 +79,69 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
     rows = epoch_order(len(samples), config.batch_size, config.seed, epoch)[start:, share]
-    for batch in pool.map(partial(_training_batch, config, epoch), (_task(samples, row) for row in rows)):
+    for batch in pool.map(partial(_training_batch, config, epoch), _tasks(samples, rows)):
         pool.notes.add(batch.notes)
         yield batch
 
 
-def _decoded(
-    sample: Sample, strict: bool, notes: list[Note], min_side: int | None = None
-) -> tuple[DecodedImage, tuple[int, int]]:
-    """What `read_as_annotated` gives; what is odd about the image is added to notes.
+@dataclass(frozen=True)
+class _Task:
+    """The samples of one batch, and their indices int64 [B] in the data set; named by its files if a worker dies."""
 
-    Raises ImageError; strict: if it is damaged too.
-    """
-    decoded, annotated = read_as_annotated(sample, min_side)
-    for note in decoded.notes:
-        if strict and note.harmful:
-            raise ImageError(note.path, note.what)
-        notes.append(note)
-    return decoded, annotated
+    indices: np.ndarray
+    samples: list[Sample]
+
+    def __str__(self) -> str:
+        return ", ".join(str(sample.path) for sample in self.samples)
+
+
+def _tasks(samples: Sequence[Sample], rows: Iterable[np.ndarray]) -> Iterator[_Task]:
+    # A task holds its own samples alone: what travels to a worker must not grow with the data set.
+    return (_Task(indices, [samples[index] for index in indices]) for indices in rows)
 
 
 def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBatch:
     default_boxes = DefaultBoxIndex(config.default_boxes)
-    batch = _blank_batch(config, [str(sample.path) for sample in task.samples])
-    for row, (index, sample) in enumerate(zip(task.indices, task.samples, strict=True)):
+    count, size = len(task.samples), config.image_size
+    # The row of an unreadable image stays blank rather than being left out: compiled steps take batches of one shape.
+    batch = TrainingBatch(
+        images=np.zeros((count, 3, size, size), dtype=np.uint8),
+        offsets=np.zeros((count, len(config.default_boxes), 4), dtype=np.float32),
+        labels=np.zeros((count, len(config.default_boxes)), dtype=np.int64),
+        files=[str(sample.path) for sample in task.samples],
+        unreadable=[],
+        notes=[],
+    )
+    for row, decoded, annotated in _readable(task, config.strict, batch.unreadable, batch.notes, config.min_side):
         # Of the sample rather than of the batch: the example is the same in any batch, process and worker.
-        rng = np.random.default_rng([config.seed, epoch, int(index)])
-        try:
-            decoded, annotated = _decoded(sample, config.strict, batch.notes, config.min_side)
-        except ImageError as error:
-            if config.strict:
-                raise
-            # The row stays blank rather than being left out: compiled steps take batches of one shape.
-            batch.unreadable.append(str(error))
-            continue
-        boxes, labels = sample.objects(*annotated)
+        rng = np.random.default_rng([config.seed, epoch, int(task.indices[row])])
+        boxes, labels = task.samples[row].objects(*annotated)
         boxes = scaled(boxes, annotated, decoded.size)
         boxes, labels = augment(decoded, boxes, labels, rng, config.augmentation, batch.images[row])
         write_targets(boxes, labels, default_boxes, batch.offsets[row], batch.labels[row])
     return batch
 
 
-def _blank_batch(config: BatchConfig, files: list[str]) -> TrainingBatch:
-    count, boxes, size = len(files), len(config.default_boxes), config.image_size
-    return TrainingBatch(
-        images=np.zeros((count, 3, size, size), dtype=np.uint8),
-        offsets=np.zeros((count, boxes, 4), dtype=np.float32),
-        labels=np.zeros((count, boxes), dtype=np.int64),
-        files=files,
-        unreadable=[],
-    )
+def _readable(
+    task: _Task, strict: bool, unreadable: list[str], notes: list[Note], min_side: int | None = None
+) -> Iterator[tuple[int, DecodedImage, tuple[int, int]]]:
+    """Row, and what `read_as_annotated` gives, of each image that can be read; fills the lists.
+
+    strict: raises ImageError for one that cannot, or that is damaged.
+    """
+    for row, sample in enumerate(task.samples):
+        try:
+            decoded, annotated = read_as_annotated(sample, min_side)
+        except ImageError as error:
+            if strict:
+                raise
+            unreadable.append(str(error))
+            continue
+        for note in decoded.notes:
+            if strict and note.harmful:
+                raise ImageError(note.path, note.what)
+            notes.append(note)
+        yield row, decoded, annotated
 
 
 @dataclass(frozen=True)
@@ -177,30 +174,23 @@ def evaluation_batches(
     """
     starts = range(0, len(samples), batch_size)[share]
     positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
-    tasks = (_task(samples, rows) for rows in positions)
-    for batch in pool.map(partial(_evaluation_batch, image_size, strict), tasks):
+    for batch in pool.map(partial(_evaluation_batch, image_size, strict), _tasks(samples, positions)):
         pool.notes.add(batch.notes)
         yield batch
 
 
 def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationBatch:
-    positions, images, sizes, unreadable = [], [], [], []
+    rows: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    unreadable: list[str] = []
     notes: list[Note] = []
-    for position, sample in zip(task.indices, task.samples, strict=True):
-        try:
-            decoded, annotated = _decoded(sample, strict, notes)
-        except ImageError as error:
-            if strict:
-                raise
-            unreadable.append(str(error))
-            continue
-        positions.append(position)
+    images = np.empty((len(task.samples), 3, image_size, image_size), dtype=np.uint8)
+    for row, decoded, annotated in _readable(task, strict, unreadable, notes):
+        images[len(rows)] = network_input(decoded.pixels, image_size)
+        rows.append(row)
         sizes.append(annotated)  # detections are held against boxes as they are annotated
-        images.append(network_input(decoded.pixels, image_size))
-    shape = (0, 3, image_size, image_size)
-    stacked = np.stack(images) if images else np.empty(shape, dtype=np.uint8)
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)
-    return EvaluationBatch(np.array(positions, dtype=np.int64), stacked, sizes_hw, unreadable, notes)
+    return EvaluationBatch(task.indices[rows], images[: len(rows)], sizes_hw, unreadable, notes)
 
 
 def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:

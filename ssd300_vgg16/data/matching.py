@@ -18,10 +18,8 @@ class DefaultBoxIndex:
 
     def __init__(self, default_boxes: np.ndarray):
         self.boxes = default_boxes
-        padding = np.zeros(
-            (-len(default_boxes) % BLOCK, 4), dtype=default_boxes.dtype
-        )  # without area: overlaps nothing
-        padded = np.concatenate((default_boxes, padding))
+        # Filled up with boxes without area, which overlap nothing.
+        padded = np.pad(default_boxes, ((0, -len(default_boxes) % BLOCK), (0, 0)))
         self._columns = np.ascontiguousarray(padded.T).reshape(4, -1, BLOCK)
         self._areas = area(padded).reshape(-1, BLOCK)
         # Default boxes come cell by cell and row by row, so those of a block are neighbours and the rectangle is small.

@@ -38,30 +38,29 @@ def write_shapes(folder: str | Path, train_images: int, val_images: int, seed: i
 
     The same arguments give the same bytes; an image depends on (seed, split, index) only, so more images keep those
     before them. The folder appears at once, when it is complete. One that holds this very data set is left alone.
-    Raises UserError for negative numbers, for a folder that holds anything else, and when it cannot be written.
+    Raises UserError for a folder that holds anything else, and when it cannot be written.
     """
     folder = Path(folder).absolute()
     counts = {"train": train_images, "val": val_images}
-    if min(train_images, val_images, seed) < 0:
-        raise UserError(
-            f"generated data set of {train_images} + {val_images} images, seed {seed}: none may be negative"
-        )
     if _is_complete(folder, counts, seed):
         return
+    # Beside its place, on the same disk, so that the last step is a renaming.
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
     try:
-        _refuse_other_content(folder, counts, seed)
-        _write_atomically(folder, counts, seed)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(
+                f"{folder} holds something other than the complete generated data set of {train_images} + "
+                f"{val_images} images with seed {seed}: remove it or name another folder"
+            )
+        (temporary / "annotations").mkdir(parents=True)
+        for split in SPLITS:
+            _write_split(temporary, split, counts, seed)
+        temporary.replace(folder)
     except OSError as error:
         if not _is_complete(folder, counts, seed):  # another process may have been first
             raise UserError(f"cannot write the generated data set to {folder}: {error}; name another folder") from error
-
-
-def _refuse_other_content(folder: Path, counts: dict[str, int], seed: int) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(
-            f"{folder} holds something other than the complete generated data set of {counts['train']} + "
-            f"{counts['val']} images with seed {seed}: remove it or name another folder"
-        )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _info(counts: dict[str, int], seed: int) -> dict:
@@ -84,18 +83,6 @@ def _annotation_path(folder: Path, split: str) -> Path:
     return folder / "annotations" / f"instances_{split}.json"
 
 
-def _write_atomically(folder: Path, counts: dict[str, int], seed: int) -> None:
-    # Beside its place, on the same disk, so that the last step is a renaming.
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        (temporary / "annotations").mkdir(parents=True)
-        for split in SPLITS:
-            _write_split(temporary, split, counts, seed)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _write_split(folder: Path, split: str, counts: dict[str, int], seed: int) -> None:
     (folder / split).mkdir()
     images: list[dict] = []
@@ -103,25 +90,24 @@ def _write_split(folder: Path, split: str, counts: dict[str, int], seed: int) ->
     for index in range(counts[split]):
         image, objects = draw_image(seed, split, index)
         name = f"{index + 1:06d}.jpg"
-        _write_jpeg(folder / split / name, image)
+        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        (folder / split / name).write_bytes(jpeg.tobytes())
         images.append({"id": index + 1, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
         for category, visible in objects:
-            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **_annotation(category, visible)})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": CATEGORY_IDS[category],
+                    "bbox": list(cv2.boundingRect(visible.astype(np.uint8))),
+                    "area": int(np.count_nonzero(visible)),
+                    "iscrowd": 0,
+                }
+            )
     categories = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
     content = {"info": _info(counts, seed), "images": images, "annotations": annotations, "categories": categories}
     _annotation_path(folder, split).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
-
-
-def _annotation(category: str, visible: np.ndarray) -> dict:
-    """COCO's entry for the object whose visible pixels are True in visible [H, W]."""
-    x, y, width, height = cv2.boundingRect(visible.astype(np.uint8))
-    area = int(np.count_nonzero(visible))
-    return {"category_id": CATEGORY_IDS[category], "bbox": [x, y, width, height], "area": area, "iscrowd": 0}
 
 
 def draw_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:

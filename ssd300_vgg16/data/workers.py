@@ -1,25 +1,27 @@
 """Worker processes that prepare data: ordered, a bounded number of tasks ahead, and never silent about a death."""
 
+import mmap
 import multiprocessing
 import os
 import pickle
 import signal
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler, recv_handle, send_handle
+from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, Generic, TypeVar
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import Notes
-from ssd300_vgg16.data.shared_memory import Message, SharedMemory
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import keep_freed_memory
 
@@ -31,6 +33,12 @@ MAX_BYTES_AHEAD = 1 << 16  # of a task; a pipe holds some more
 # What asks for an end is for the parent alone; a worker ends when its parent does.
 PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 DEATH_SECONDS = 5.0  # for a process whose pipe has closed to be gone
+ALIGNMENT = 64  # bytes; that of a cache line
+MIN_SHARED = 1 << 15  # bytes of an array; less goes through the pipe: kept for long, it would hold on to a whole slot
+# Slots are far apart, so that each can grow. The file is sparse: what was never written takes no memory.
+SLOT_DISTANCE = 1 << 36
+
+Message = tuple[bytes, list[int]]  # a pickled object, and the sizes in bytes of its arrays in shared memory, in order
 
 
 def workers_for(device: str, chosen: int | None) -> int:
@@ -56,8 +64,8 @@ class WorkerPool:
 
     def __init__(self, workers: int, restarts: int = 0, notify: Callable[[str], object] = print):
         self.workers = workers
-        self.restarts = restarts
-        self._restarts_left = restarts
+        self._restarts = restarts
+        self._replaced = 0
         self._notify = notify
         self.notes = Notes(tqdm.write)  # which keeps clear of a progress bar
         self._workers = [_Worker() for _ in range(workers)]
@@ -79,7 +87,10 @@ class WorkerPool:
             for task in islice(tasks, TASKS_AHEAD_PER_WORKER * self.workers):
                 jobs.append(self._begin(function, task))
             while jobs:
-                result = self._result_of(jobs.popleft())
+                self._receive_answers(timeout=0)  # whoever has sent one gets something new to do
+                while not jobs[0].future.done():
+                    self._receive_answers(timeout=None)
+                result = jobs.popleft().future.result()
                 # Before the result is handed out: no worker is to wait while the training step is made.
                 for task in islice(tasks, 1):
                     jobs.append(self._begin(function, task))
@@ -102,38 +113,29 @@ class WorkerPool:
                 return
             worker.give(self._waiting.popleft())
 
-    def _result_of(self, job: "_Job[Result]") -> Result:
-        self._receive_answers(timeout=0)  # whoever has sent one gets something new to do
-        while not job.future.done():
-            self._receive_answers(timeout=None)
-        return job.future.result()
-
     def _receive_answers(self, timeout: float | None) -> None:
         """Take what workers have sent; with None as timeout, wait until one has."""
-        busy = [worker for worker in self._workers if worker.jobs]
-        ready = wait([worker.connection for worker in busy], timeout)
-        for worker in busy:
-            if worker.connection not in ready:
-                continue
+        busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.jobs}
+        for connection in wait(list(busy), timeout):
             try:
-                worker.receive_answer()
+                busy[connection].receive_answer()
             except (EOFError, OSError):
-                self._replace(worker)
+                self._replace(busy[connection])
         self._hand_out()
 
     def _replace(self, dead: "_Worker") -> None:
         """Start a process in a dead one's place; if there have been enough of them, its jobs end with UserError."""
         story = f"a data loading process {dead.end()} while it prepared {dead.jobs[0].task}"
-        if not self._restarts_left:
+        if self._replaced == self._restarts:
             error = UserError(f"{story}: if memory is short, run again with fewer of them (such as -j 1)")
             while dead.jobs:
                 dead.jobs.popleft().future.set_exception(error)
             return
-        self._restarts_left -= 1
+        self._replaced += 1
         dead.kill()
         self._workers[self._workers.index(dead)] = _Worker()
         self._waiting.extendleft(reversed(dead.jobs))
-        self._notify(f"{story}; another takes its place ({self.restarts - self._restarts_left} of {self.restarts})")
+        self._notify(f"{story}; another takes its place ({self._replaced} of {self._restarts})")
 
     def close(self) -> None:
         """Stop the processes; tasks that are not finished are dropped."""
@@ -154,7 +156,7 @@ class _Job(Generic[Result]):
     def __init__(self, function: Callable[[Task], Result], task: Task):
         self.function = function
         self.task = task
-        self.pickled = bytes(ForkingPickler.dumps(task))
+        self.pickled = pickle.dumps(task)
         self.slot = -1  # of the worker's shared memory, for the answer: none yet
         self.future: Future[Result] = Future()
 
@@ -232,20 +234,84 @@ def _serve(connection: Connection) -> None:
     cv2.setNumThreads(1)
     keep_freed_memory()
     function: Callable
-    try:
+    with suppress(EOFError, OSError):
         memory = SharedMemory(recv_handle(connection))
         while True:
             new_function, task, slot = connection.recv()
             if new_function is not None:
                 function = new_function
             connection.send(_answer(function, task, slot, memory))
-    except (EOFError, OSError):
-        return
 
 
-def _answer(function: Callable, pickled_task: bytes, slot: int, memory: SharedMemory) -> Message:
+def _answer(function: Callable, pickled_task: bytes, slot: int, memory: "SharedMemory") -> Message:
     """What is to be sent: the result, the error, and where it came from."""
     try:
         return memory.pack((function(pickle.loads(pickled_task)), None, ""), slot)
     except Exception as error:
         return memory.pack((None, error, traceback.format_exc()), slot)
+
+
+class SharedMemory:
+    """One process's view of an anonymous file for the arrays of a worker's answers: a pipe would copy each twice.
+
+    The file is cut into numbered slots. The parent names a free slot with each task, the worker writes the arrays of
+    the answer into it, and the slot is free again when the last array in it is gone, wherever that one is kept. The
+    file has no name, so nothing is left behind by a kill, and the size of /dev/shm is no limit.
+    """
+
+    def __init__(self, descriptor: int | None = None):
+        self.descriptor = os.memfd_create("batches") if descriptor is None else descriptor  # the other view's
+        self._maps: dict[int, mmap.mmap] = {}
+        self._free: list[int] = []
+        self._new = count()
+
+    def free_slot(self) -> int:
+        """A slot for an answer. There is always one: a new slot costs nothing until it is written to."""
+        # The one freed last comes first: its pages are warm, and new pages cost more than what is put into them.
+        return self._free.pop() if self._free else next(self._new)
+
+    def pack(self, content: object, slot: int) -> Message:
+        """Pickle an object, its large arrays into the slot. Raises what pickle does, and OSError if memory is short."""
+        arrays: list[np.ndarray] = []
+
+        def stays_in_pickle(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes >= MIN_SHARED:
+                arrays.append(np.frombuffer(raw, dtype=np.uint8))
+            return raw.nbytes < MIN_SHARED
+
+        pickled = pickle.dumps(content, protocol=5, buffer_callback=stays_in_pickle)
+        sizes = [array.size for array in arrays]
+        for array, part in zip(arrays, self._parts(slot, sizes), strict=True):
+            part[:] = array
+        return pickled, sizes
+
+    def unpack(self, message: Message, slot: int) -> Any:
+        """The object. Its arrays are the slot's memory itself, which is free again when the last of them is gone."""
+        pickled, sizes = message
+        parts = self._parts(slot, sizes)
+        if parts:
+            # Whatever is made of a part has the same base, which goes with the last of them. That may be in any
+            # thread: list.append is atomic.
+            weakref.finalize(parts[0].base, self._free.append, slot).atexit = False
+        else:
+            self._free.append(slot)
+        return pickle.loads(pickled, buffers=parts)
+
+    def _parts(self, slot: int, sizes: list[int]) -> list[np.ndarray]:
+        """Arrays uint8 [size] in the slot, one after the other."""
+        if not sizes:
+            return []
+        *starts, total = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+        if slot not in self._maps or len(self._maps[slot]) < total:
+            start = slot * SLOT_DISTANCE
+            os.posix_fallocate(self.descriptor, start, total)  # so that a lack of memory is an error, and not a SIGBUS
+            # An older, smaller mapping stays valid for the arrays in it.
+            self._maps[slot] = mmap.mmap(self.descriptor, total, offset=start)
+        whole = np.frombuffer(self._maps[slot], dtype=np.uint8)
+        return [whole[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+    def close(self) -> None:
+        """Forget the file; the memory itself lasts as long as an array in it."""
+        os.close(self.descriptor)
+        self._maps.clear()

@@ -73,6 +73,7 @@ def self_test(device: str | None) -> int:
 def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
     """All checks of a device in groups, each with its title."""
     yield "post-processing", partial(checks.postprocessing, device)
+    yield "network, beside flowvision's on the CPU", partial(checks.beside_flowvision, device)
     if device != "cpu":
         half = Way(device, eager=True, amp=True, tolerance=HALF)
         yield f"network, {half.name}", partial(checks.network, half)

@@ -5,6 +5,7 @@ On the CPU itself, what is compiled (OneFlow's own kernels) is compared with sin
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import numpy as np
 from ssd300_vgg16.distributed.world import ALONE
 from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.postprocess import postprocess
-from ssd300_vgg16.network.ssd import SSD
+from ssd300_vgg16.network.ssd import COCO_CLASSES, SSD
 from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.network.vgg import convolutions_in_half
 from ssd300_vgg16.self_test import made_up
@@ -189,6 +190,25 @@ def network(way: Way) -> Iterator[Check]:
     found = way.run(model, made_up.images(IMAGES))
     for name, one, other in zip(("offsets", "class logits"), found, _expected_answers(), strict=True):
         yield Check(name, difference(one, other), way.tolerance.answers)
+
+
+def beside_flowvision(device: str) -> Iterator[Check]:
+    """Offsets and logits of the network on a device, and of flowvision's own on the CPU, of the same weights."""
+    # Here, because flowvision's import takes seconds and only this needs it.
+    from flowvision.models.detection import ssd300_vgg16
+
+    model, image = made_up.model(COCO_CLASSES, 1.0, "cpu"), made_up.images(1)
+    with warnings.catch_warnings(), flow.no_grad():  # of what flowvision has deprecated itself
+        warnings.simplefilter("ignore")
+        theirs = ssd300_vgg16(pretrained=False, pretrained_backbone=False).eval()
+        # By name: a parameter that only one of the two has would be refused.
+        theirs.load_state_dict(model.state_dict())
+        images, _ = theirs.transform([flow.from_numpy(image[0].astype(np.float32) / 255)])
+        expected = theirs.head(list(theirs.backbone(images.tensors).values()))
+    way = Way(device, eager=True, amp=False, tolerance=float32_of(device))
+    offsets, logits = way.run(model.to(device), image)
+    yield Check("offsets", difference(offsets, expected["bbox_regression"].numpy()), way.tolerance.answers)
+    yield Check("class logits", difference(logits, expected["cls_logits"].numpy()), way.tolerance.answers)
 
 
 def loss(way: Way) -> Iterator[Check]:

@@ -105,14 +105,6 @@ def test_every_kind_has_the_colours_pillow_sees(write, kind, mode, options):
     assert np.abs(image.astype(int) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_16_bits_are_scaled_to_8(write, suffix, channels):
-    pixels = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, channels), dtype=np.uint16)
-    image = read_image(write(cv2.imencode(suffix, pixels)[1].tobytes()))
-    np.testing.assert_allclose(image, np.broadcast_to(pixels[..., ::-1] / 257, image.shape), atol=1)
-
-
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True})])
 def test_colour_under_transparency_is_kept(write, kind, options):
     image = gradient()
@@ -127,34 +119,21 @@ def test_first_frame_of_an_animation(write):
     assert read_image(write(data))[0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "MPO", "WEBP", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_ignored_unless_upright(write, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(encoded(gradient(), kind, exif=exif, quality=95))
     stored, upright = read_image(path), read_image(path, upright=True)
-    assert stored.shape == (HEIGHT, WIDTH, 3) and image_size(path) == (HEIGHT, WIDTH)
+    assert np.abs(stored.astype(int) - np.asarray(gradient())).mean() < 3
     stored_as_image = Image.fromarray(stored)
     stored_as_image.getexif()[0x0112] = orientation
     np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(stored_as_image)))
-    np.testing.assert_array_equal(upright, cv2.imread(str(path))[..., ::-1])  # as YOLO reads it
+    if kind in ("JPEG", "PNG", "MPO"):
+        np.testing.assert_array_equal(upright, cv2.imread(str(path))[..., ::-1])  # as YOLO reads it
     assert upright.flags.c_contiguous
-    assert image_size(path, upright=True) == upright.shape[:2]
-    assert exif_orientation(path) == orientation
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_webp_is_turned_as_pillow_does(write, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(gradient(), "WEBP", exif=exif, lossless=True)
-    path = write(data)
-    np.testing.assert_array_equal(read_image(path), np.asarray(gradient()))
-    upright = read_image(path, upright=True)
-    np.testing.assert_array_equal(upright, np.asarray(ImageOps.exif_transpose(Image.open(path))))
-    assert upright.flags.c_contiguous
-    assert image_size(path, upright=True) == upright.shape[:2] and image_size(path) == (HEIGHT, WIDTH)
+    assert (image_size(path), image_size(path, upright=True)) == ((HEIGHT, WIDTH), upright.shape[:2])
     assert exif_orientation(path) == orientation
 
 
@@ -298,9 +277,9 @@ def test_odd_file_names(write, name):
         pytest.param(noise_jpeg()[:-2000] + bytes(2000), "its end is missing", id="JPEG filled up with zeros"),
         pytest.param(noise_jpeg()[:100], "its end is missing", id="JPEG header"),
         pytest.param(with_thumbnail(noise_jpeg()[:-2000]), "its end is missing", id="thumbnail"),
-        pytest.param(encoded(gradient(), "PNG")[:-20], "its end is missing", id="PNG"),
-        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "its end is missing", id="PNG filled up with zeros"),
-        pytest.param(encoded(gradient(), "WEBP")[:-20], "its end is missing", id="WebP"),
+        pytest.param(encoded(gradient(), "PNG")[:-20], "truncated", id="PNG"),
+        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "truncated", id="PNG filled up with zeros"),
+        pytest.param(encoded(gradient(), "WEBP")[:-20], "truncated", id="WebP"),
         pytest.param(encoded(gradient(), "BMP")[:-2000], "truncated", id="BMP"),
         pytest.param(encoded(gradient(), "TIFF")[:-2000], "truncated", id="TIFF"),
         pytest.param(encoded(gradient(), "GIF")[:-500], "truncated", id="GIF"),
@@ -310,12 +289,13 @@ def test_odd_file_names(write, name):
         pytest.param(png_of_size(2_000_000, 10), "damaged", id="wider than libpng's limit"),
     ],
 )
-def test_broken_files_say_why(write, data, reason):
+def test_broken_files_say_why_and_nothing_is_printed(write, data, reason, capfd):
     path = write(data, "broken picture.jpg")
     with pytest.raises(ImageError) as error:
         read_image(path)
     assert str(path) in str(error.value)
     assert reason in str(error.value)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("end", [b"\0" * 5000, b"camera trailer", noise_jpeg()[:3000]])
@@ -326,39 +306,12 @@ def test_bytes_after_the_end_are_fine(write, kind, end):
     np.testing.assert_array_equal(read_image(write(data + end, "trailed")), expected)
 
 
-@pytest.mark.parametrize("fill", [b"", b"\xff", b"\xff" * 5])
-def test_fill_bytes_between_jpeg_segments_are_fine(write, fill):
-    jpeg = noise_jpeg()
-    assert read_image(write(jpeg[:2] + fill + jpeg[2:])).shape == (120, 160, 3)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(ImageError, match=r"absent\.jpg: no such file"):
-        read_image(tmp_path / "absent.jpg")
-    with pytest.raises(ImageError, match="a folder"):
-        read_image(tmp_path)
-    with pytest.raises(ImageError, match="null byte"):
-        read_image("a\0b")
-
-
-def test_broken_images_print_nothing(write, capfd):
-    for data in (noise_jpeg()[:-2000], encoded(gradient(), "PNG")[:-20], encoded(gradient(), "TIFF")[:-2000]):
-        with pytest.raises(ImageError):
-            read_image(write(data))
-    assert capfd.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize("data", [b"", b"text", noise_jpeg()[:10]])
 def test_size_of_a_broken_file(write, data):
     for upright in (False, True):
         with pytest.raises(ImageError, match=r"image\.bin"):
             image_size(write(data), upright)
     assert exif_orientation(write(data)) == 1
-
-
-def test_orientation_of_no_file(tmp_path):
-    with pytest.raises(ImageError, match=r"absent\.jpg: cannot be read: No such file"):
-        exif_orientation(tmp_path / "absent.jpg")
 
 
 @pytest.fixture
@@ -454,17 +407,6 @@ def test_a_jpeg_cut_in_its_header_is_no_crash(write, cut):
         decode_image(write(data), min_side=1)
 
 
-def test_avif_is_read_and_turned(write):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = write(encoded(gradient(), "AVIF", exif=exif, quality=95))
-    assert read_image(path).shape == (HEIGHT, WIDTH, 3) and exif_orientation(path) == 6
-    upright = read_image(path, upright=True)
-    expected = np.asarray(gradient().transpose(Image.Transpose.ROTATE_270))
-    assert np.abs(upright.astype(int) - expected).mean() < 3
-    assert image_size(path, upright=True) == (WIDTH, HEIGHT)
-
-
 def test_heic_is_read_where_its_reader_is_installed(write, tmp_path, monkeypatch):
     """By a stand-in for the reader, which takes a PNG image behind HEIC's header."""
     (tmp_path / "pillow_heif.py").write_text(
@@ -478,24 +420,29 @@ def test_heic_is_read_where_its_reader_is_installed(write, tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
-    images._reads_heic.cache_clear()
     path = write(b"\0\0\0\x10ftypheic\0\0\0\0" + encoded(gradient(), "PNG"), "IMG_1.HEIC")
     try:
         np.testing.assert_array_equal(read_image(path, upright=True), np.asarray(gradient()))
         assert image_size(path) == (HEIGHT, WIDTH)
     finally:
-        images._reads_heic.cache_clear()
         sys.modules.pop("pillow_heif", None)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
+@pytest.mark.parametrize(("suffix", "channels"), [(".png", 1), (".png", 3), (".tif", 1), (".tif", 3), (".pgm", 1)])
 @pytest.mark.parametrize(("high", "bits"), [(200, 8), (1000, 10), (4095, 12), (4096, 14), (40_000, 16)])
-def test_as_many_bits_are_kept_as_there_are(write, suffix, high, bits):
-    pixels = np.random.default_rng(0).integers(0, high + 1, (HEIGHT, WIDTH), dtype=np.uint16)
+def test_as_many_bits_are_kept_as_there_are(write, suffix, channels, high, bits):
+    pixels = np.random.default_rng(0).integers(0, high + 1, (HEIGHT, WIDTH, channels), dtype=np.uint16)
     pixels[0, 0] = high
     decoded = decode_image(write(cv2.imencode(suffix, pixels)[1].tobytes()))
-    np.testing.assert_array_equal(decoded.pixels, np.stack([pixels >> (bits - 8)] * 3, axis=-1))
+    expected = np.broadcast_to(pixels[..., ::-1] >> (bits - 8), (HEIGHT, WIDTH, 3))
+    np.testing.assert_array_equal(decoded.pixels, expected)
     assert [note.detail for note in decoded.notes] == ([f"{bits} bits"] if bits < 16 else [])
+
+
+def test_a_tiff_of_floats_is_what_opencv_makes_of_it(write):
+    pixels = np.random.default_rng(0).random((HEIGHT, WIDTH, 3), dtype=np.float32)
+    path = write(cv2.imencode(".tif", pixels)[1].tobytes())
+    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
 
 
 def damaged_jpeg() -> bytes:
@@ -534,9 +481,9 @@ def test_damage_is_noted_of_its_own_image_whatever_other_threads_read(write):
 
 def test_what_others_print_meanwhile_is_not_lost(capfd):
     libc = ctypes.CDLL(None)
-    start = decoder._stderr.begin()
-    libc.perror(b"somebody else")
-    assert not decoder._stderr.end(start)
+    with decoder._stderr.caught() as lines:
+        libc.perror(b"somebody else")
+    assert not lines
     libc.perror(b"afterwards")
     assert [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()] == ["somebody else", "afterwards"]
 
@@ -551,10 +498,15 @@ def test_notes_are_told_once_and_not_without_end():
 
 
 @pytest.mark.parametrize("read", [read_image, image_size, exif_orientation])
-def test_a_named_pipe_or_device_is_no_image(tmp_path, read):
-    pipe = tmp_path / "p.jpg"
-    os.mkfifo(pipe)
-    with pytest.raises(ImageError, match=r"p\.jpg: a named pipe, not an image file"):
-        read(pipe)
-    with pytest.raises(ImageError, match="/dev/zero: a device or socket"):
-        read("/dev/zero")
+def test_what_is_no_file_is_named(tmp_path, read):
+    os.mkfifo(tmp_path / "p.jpg")
+    for path, reason in (
+        (tmp_path / "absent.jpg", "no such file"),
+        (tmp_path, "is a directory"),
+        ("a\0b", "embedded null byte"),
+        (tmp_path / "p.jpg", "a named pipe, not an image file"),
+        ("/dev/zero", "a device or socket"),
+    ):
+        with pytest.raises(ImageError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: {reason}")

@@ -9,8 +9,6 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.matching import match, objects_of, training_targets
 from ssd300_vgg16.network.variants import default_boxes
 
-CASES = [f"random{i}" for i in range(6)] + ["tiny", "whole_image", "empty", "two_share_a_default_box"]
-
 
 def frozen(rows):
     """Boxes that raise when they are written to."""
@@ -24,24 +22,19 @@ def random_objects(rng, count):
     return frozen(np.concatenate((corner, np.minimum(corner + rng.uniform(4, 200, (count, 2)), 300)), axis=1))
 
 
-def test_every_reference_case_is_tested(golden):
-    assert {name.removesuffix("_matched") for name in golden("matching") if name.endswith("_matched")} == set(CASES)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_equal_to_the_reference(golden, case):
+def test_equal_to_the_reference(golden):
     reference = golden("matching")
-    matched = match(reference[f"{case}_boxes"], default_boxes())
-    assert (matched.shape, matched.dtype) == ((8732,), np.int64)
-    np.testing.assert_array_equal(matched, reference[f"{case}_matched"])
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case != "empty"])
-def test_offsets_are_equal_to_the_reference(golden, case):
-    reference = golden("matching")
-    objects = reference[f"{case}_boxes"]
-    offsets, labels = training_targets(objects, np.arange(1, len(objects) + 1), default_boxes())
-    np.testing.assert_allclose(offsets[labels > 0], reference[f"{case}_encoded"], rtol=1e-4, atol=1e-5)
+    cases = [name.removesuffix("_boxes") for name in reference if name.endswith("_boxes")]
+    assert len(cases) == 10
+    for case in cases:
+        objects = reference[f"{case}_boxes"]
+        matched = match(objects, default_boxes())
+        assert (matched.shape, matched.dtype) == ((8732,), np.int64)
+        np.testing.assert_array_equal(matched, reference[f"{case}_matched"], err_msg=case)
+        if len(objects):
+            offsets, labels = training_targets(objects, np.arange(1, len(objects) + 1), default_boxes())
+            expected = reference[f"{case}_encoded"]
+            np.testing.assert_allclose(offsets[labels > 0], expected, rtol=1e-4, atol=1e-5, err_msg=case)
 
 
 def integer_boxes(rng, count):
@@ -83,29 +76,11 @@ def test_threshold(height, matched):
     assert match(frozen([[0, 0, 10, height]]), boxes).tolist() == matched
 
 
-def test_the_best_default_box_is_given_whatever_the_overlap():
-    boxes = frozen([[0, 0, 10, 10], [20, 20, 30, 30]])
-    assert match(frozen([[29, 29, 40, 40]]), boxes).tolist() == [-1, 0]
-
-
-def test_a_better_matching_object_yields_to_one_whose_best_box_it_is():
-    boxes = frozen([[0, 0, 10, 10], [50, 50, 60, 60]])
-    assert match(frozen([[0, 0, 10, 10], [0, 0, 3, 3]]), boxes).tolist() == [1, -1]
-
-
 def test_of_two_objects_with_one_best_box_the_later_has_it():
     boxes = frozen([[0, 0, 10, 10], [1, 0, 11, 10], [40, 40, 50, 50]])
     twins = frozen([[0, 0, 10, 10], [0, 0, 10, 10]])
     # The second box overlaps both alike, and takes the first of them.
     assert match(twins, boxes).tolist() == [1, 0, -1]
-
-
-def test_reordering_the_objects_reorders_the_matches():
-    rng = np.random.default_rng(10)
-    objects = random_objects(rng, 6)
-    order = rng.permutation(6)
-    before, after = match(objects, default_boxes()), match(objects[order], default_boxes())
-    np.testing.assert_array_equal(np.append(order, -1)[after], before)
 
 
 def test_no_objects():

@@ -24,9 +24,17 @@ def assert_same(batches, others):
 
 
 def spoiled(sample, folder, kind):
-    """The sample with a file that cannot be read."""
+    """The sample with a file that cannot be read or, of kind "damaged", whose pixels are partly wrong."""
     path = folder / f"{kind}.jpg"
-    content = {"missing": None, "empty": b"", "text": b"no image", "truncated": sample.path.read_bytes()[:-500]}[kind]
+    jpeg = sample.path.read_bytes()
+    half = len(jpeg) // 2
+    content = {
+        "missing": None,
+        "empty": b"",
+        "text": b"no image",
+        "truncated": jpeg[:-500],
+        "damaged": jpeg[:half] + bytes(range(60, 100)) + jpeg[half + 40 :],
+    }[kind]
     if content is not None:
         path.write_bytes(content)
     return replace(sample, path=path)
