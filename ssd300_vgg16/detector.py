@@ -17,8 +17,7 @@ from PIL import Image
 from ssd300_vgg16.data.images import network_input
 from ssd300_vgg16.data.in_memory import ImageLike, rgb
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
-from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
-from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
+from ssd300_vgg16.deploy.session import AUTO, ONEFLOW, exported_network, is_exported, resolve_engine, split_detections
 from ssd300_vgg16.detections import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
@@ -42,12 +41,11 @@ class Detector:
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,
         network: Callable[[np.ndarray], Sequence] | None = None,
-        postprocessed: bool = False,
     ):
         """model: the network in OneFlow, or the file to read it from if it is asked for, where `network` computes.
 
-        network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's).
-        postprocessed: it gives detections instead, as an exported model does.
+        network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's), or what
+        `split_detections` takes, as of an exported model.
         """
         self.description = description
         self.device = device
@@ -56,7 +54,6 @@ class Detector:
             end_when_out_of_memory(DETECTION_ADVICE)
         self._model = model if isinstance(model, Path) else model.to(device).eval()
         self._network = network or self._by_oneflow
-        self._postprocessed = postprocessed
         self._begins = device != "cpu" and network is None  # OneFlow queues what a GPU has to do
         self._names = description.names()
         self._ids = {category.label: category.id for category in description.categories}
@@ -83,13 +80,10 @@ class Detector:
         exported = is_exported(Path(path))
         engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
-        if exported:
-            network, description, postprocessed = exported_network(weights, device)
-            return cls(weights, description, device, score_threshold, network, postprocessed)
-        if engine == ONNX_RUNTIME:
-            network, description = onnx_runtime_network(weights, device)
-            return cls(weights, description, device, score_threshold, network)
-        return cls(*_load_model(weights, amp), device, score_threshold)
+        if engine == ONEFLOW:
+            return cls(*_load_model(weights, amp), device, score_threshold)
+        network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
+        return cls(weights, description, device, score_threshold, network)
 
     @property
     def model(self) -> "SSD":
@@ -136,9 +130,10 @@ class Detector:
         """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
         if self._begins:
             return self.begin(images, sizes_hw)()
-        if self._postprocessed:
-            return split_detections(self._network(images), sizes_hw, self.score_threshold)
-        offsets, logits = self._network(images)
+        answers = self._network(images)
+        if len(answers) > 2:
+            return split_detections(answers, sizes_hw, self.score_threshold)
+        offsets, logits = answers
         return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 
     def begin(self, images: np.ndarray, sizes_hw: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:

@@ -26,8 +26,7 @@ from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
-from ssd300_vgg16.deploy.exported import is_exported
-from ssd300_vgg16.deploy.session import resolve_engine
+from ssd300_vgg16.deploy.session import is_exported, resolve_engine
 from ssd300_vgg16.detection.files import LABELS, ImageFile, JsonList, detect_each, image_files
 from ssd300_vgg16.detection.formats import refuse_others_labels, write_names, write_table
 from ssd300_vgg16.detection.image_ids import ImageId, image_ids
