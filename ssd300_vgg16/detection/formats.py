@@ -44,12 +44,17 @@ def write_labels(path: Path, detections: Detections, shape: tuple[int, ...], cat
     boxes = xyxy_to_cxcywh(detections.boxes.astype(np.float64)) / [width, height, width, height]
     rows = zip(detections.labels.tolist(), boxes.tolist(), detections.scores.tolist(), strict=True)
     # A label without a category, one that COCO has left out, has no class there.
-    lines = [
-        f"{numbers[label]} {' '.join(f'{value:.6f}' for value in (*box, score))}\n"
-        for label, box, score in rows
+    lines = (
+        f"{numbers[label]} {x:.6f} {y:.6f} {w:.6f} {h:.6f} {score:.6f}\n"
+        for label, (x, y, w, h), score in rows
         if label in numbers
-    ]
+    )
     _write(path, "".join(lines).encode())
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """A JPEG file of an image, uint8 [H, W, 3] RGB, in a folder that is made if need be."""
+    _write(path, cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
 
 
 def write_crops(folder: Path, name: Path, image: np.ndarray, detections: Detections) -> None:
@@ -61,7 +66,7 @@ def write_crops(folder: Path, name: Path, image: np.ndarray, detections: Detecti
     for number, ((x1, y1, x2, y2), class_name) in enumerate(zip(corners, detections.names, strict=True), start=1):
         if x1 < x2 and y1 < y2:
             place = folder / folder_name(class_name) / name.with_name(f"{name.name}-{number:03d}.jpg")
-            _write(place, cv2.imencode(".jpg", image[y1:y2, x1:x2, ::-1])[1].tobytes())
+            write_picture(place, image[y1:y2, x1:x2])
 
 
 def folder_name(class_name: str) -> str:
@@ -85,5 +90,5 @@ def write_table(path: Path, rows: Iterable[dict]) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(path, sync=False) as file:
+    with open_atomically(path, sync=False) as file:  # what is there is whole
         file.write(content)
