@@ -128,13 +128,7 @@ class Detector:
 
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
-        if self._begins:
-            return self.begin(images, sizes_hw)()
-        answers = self._network(images)
-        if len(answers) > 2:
-            return split_detections(answers, sizes_hw, self.score_threshold)
-        offsets, logits = answers
-        return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
+        return self.begin(images, sizes_hw)()
 
     def begin(self, images: np.ndarray, sizes_hw: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
         """Set a GPU to work on what `detect` returns; what this returns waits for it, or elsewhere does all of it.
@@ -142,15 +136,16 @@ class Detector:
         Called for the next batch before that, it has the GPU compute while the host chooses the boxes.
         """
         if not self._begins:
-            return partial(self.detect, images, sizes_hw)
-        offsets, best = best_to_host(*self._network(images))
+            return lambda: self._chosen(self._network(images), sizes_hw)
+        return partial(self._chosen, best_to_host(*self._network(images)), sizes_hw)
 
-        def finish() -> list[dict[str, np.ndarray]]:
-            if not np.isfinite(offsets.numpy()).all():
-                raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
-            return postprocess(offsets, best, sizes_hw, self.score_threshold, self.description.variant.layout)
-
-        return finish
+    def _chosen(self, answers: Sequence, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
+        if len(answers) > 2:
+            return split_detections(answers, sizes_hw, self.score_threshold)
+        offsets, logits = answers
+        if self._begins and not np.isfinite(offsets.numpy()).all():
+            raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
+        return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 
     def named(
         self, detections: dict[str, np.ndarray], max_detections: int | None = None, source: ImageLike | None = None
@@ -180,11 +175,9 @@ class Detector:
 
 def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | None:
     """The images of a list or the like; None for one alone, or what can be none."""
-    if isinstance(image, np.ndarray):
-        return image if image.ndim == 4 else None
-    if isinstance(image, str | bytes | os.PathLike | Image.Image):
+    if isinstance(image, np.ndarray) and image.ndim != 4:
         return None
-    return image if isinstance(image, Iterable) else None
+    return image if isinstance(image, Iterable) and not isinstance(image, str | bytes | Image.Image) else None
 
 
 def _load_model(weights: Path, amp: bool = False) -> "tuple[SSD, ModelDescription]":

@@ -10,6 +10,7 @@ bash infer.sh --weights ssd300_vgg16_coco photos/                  the published
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 
 # First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
@@ -17,10 +18,12 @@ from ssd300_vgg16.cli import command_line
 
 # isort: split
 from ssd300_vgg16.data.image_files import find_images
+from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.detection.run import TABLE, DetectionOptions, detect
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
+from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
 
@@ -85,17 +88,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Detect; returns the exit status: 0, or 1 if an image could not be read."""
+    """Detect; returns the exit status: 0, or 1 if an image or video could not be read, or not to its end."""
     given = vars(build_parser().parse_args(arguments))
-    weights = given.pop("weights") or newest_run()
-    paths = given.pop("paths") or samples_of(weights)
-    threshold = given.pop("score_threshold")
+    paths, weights, threshold = (given.pop(name) for name in ("paths", "weights", "score_threshold"))
+    # Before weights: a wrong path is told at once.
+    videos = find_videos(paths)
+    images = [] if videos or not paths else _images(paths, given["output_dir"])
+    weights = weights or newest_run()
+    if not paths:
+        images = samples_of(weights)
     if threshold == BEST:
         threshold = _best_threshold(weights)
-    return detect(DetectionOptions(paths, weights, threshold, **given))
+    return detect(DetectionOptions(images, videos, weights, threshold, **given))
 
 
-def samples_of(weights: Path) -> list[str]:
+def _images(paths: list[str], output: Path) -> list[Path]:
+    """The images that the paths stand for; what they hold besides is told."""
+    others: Counter[str] = Counter()
+    images = find_images(paths, leave_out=output, others=others)
+    if others:
+        advice = " (videos have to be named themselves)" if VIDEO_SUFFIXES.intersection(others) else ""
+        left_out = listed([f"{n} {suffix}" for suffix, n in others.items()])
+        print(f"no image by their names, and left out: {left_out}{advice}")
+    return images
+
+
+def samples_of(weights: Path) -> list[Path]:
     """Some images of the validation set that a run was evaluated on."""
     if not weights.exists() and not is_published_name(weights):
         raise UserError(f"--weights {weights}: there is no such file or folder")
@@ -105,7 +123,7 @@ def samples_of(weights: Path) -> list[str]:
         raise UserError(
             "no PATH given, and the weights do not come from a run whose images could be shown: name images or folders"
         ) from error
-    return [str(image) for image in find_images([images])[:SAMPLES_WITHOUT_PATHS]]
+    return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
 def _best_threshold(weights: Path) -> float:

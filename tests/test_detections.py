@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import CATEGORY_IDS, untrained_run
+from small_data import CATEGORY_IDS, colours, untrained_run
 
 from ssd300_vgg16 import Detector, UserError
 from ssd300_vgg16.data.images import ImageError, read_image
@@ -36,12 +36,6 @@ def detector(run, request):
 @pytest.fixture(scope="module")
 def onnx_detector(run):
     return Detector.load(run, "cpu", engine="onnxruntime")
-
-
-def colours(height=HEIGHT, width=WIDTH, seed=3):
-    """Blocks of colour: each corner differs."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return cv2.resize(blocks, (width, height))
 
 
 def seen(names=("dog", "cat"), source=None):
@@ -85,7 +79,6 @@ def grey_rgb(image):
 # What is given, and the same pixels as an array [H, W, 3].
 SAME = {
     "floats": (lambda image: image / 255, unchanged),
-    "float32": (lambda image: image.astype(np.float32) / 255, unchanged),
     "mirrored view": (lambda image: image[:, ::-1], lambda image: image[:, ::-1].copy()),
     "RGBA": (rgba, unchanged),
     "grey": (grey, grey_rgb),
@@ -136,9 +129,8 @@ def test_a_pillow_image_is_turned_as_its_file_is(tmp_path, orientation, suffix):
 
 
 def test_damaged_exif_data_is_ignored(tmp_path):
-    path = tmp_path / "photo.png"
-    Image.fromarray(colours()).save(path, exif=b"Exif\0\0no header of it")
-    with Image.open(path) as image:
+    Image.fromarray(colours()).save(tmp_path / "photo.png", exif=b"Exif\0\0no header of it")
+    with Image.open(tmp_path / "photo.png") as image:
         np.testing.assert_array_equal(rgb(image), colours())
 
 

@@ -1,10 +1,9 @@
 """Detection from Python: loading, and what a call answers."""
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import WIDTH, untrained_run
+from small_data import WIDTH, colours, untrained_run
 
 from ssd300_vgg16 import Detector
 from ssd300_vgg16.data.dataset import Category
@@ -35,9 +34,7 @@ def detector(run):
 
 @pytest.fixture(scope="module")
 def image():
-    """Blocks of colour, so that a JPEG keeps them and each corner differs."""
-    blocks = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    return cv2.resize(blocks, (WIDTH_PIXELS, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    return colours(HEIGHT, WIDTH_PIXELS)
 
 
 def assert_same(found, other):

@@ -60,12 +60,7 @@ def onnx_model(
 
 
 def export(
-    weights: Path,
-    to: Path,
-    outputs: str,
-    score_threshold: float,
-    batch_size: int | None,
-    calibrate_on: list[Path],
+    weights: Path, to: Path, outputs: str, score_threshold: float, batch_size: int | None, calibrate_on: list[Path]
 ) -> None:
     """Write a detector's file of any format as ONNX, and tell of it; in 8 bits, if there are images to calibrate on.
 

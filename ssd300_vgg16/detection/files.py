@@ -3,8 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, groupby, takewhile
+from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 
 from ssd300_vgg16.data.coco import image_entries
@@ -48,20 +48,16 @@ def image_files(ids: dict[Path, ImageId], output: Path, save_txt: bool, save_cro
         pictures.append(output / name.relative_to(base))
     if lost := set(map(os.path.realpath, pictures)) & set(map(os.path.realpath, places)):
         raise UserError(f"--output-dir {output}: a picture would overwrite the image {min(lost)}; name another folder")
-    files = [ImageFile(id_, image, picture) for (image, id_), picture in zip(ids.items(), pictures, strict=True)]
-    if save_txt:
-        labels = [output / LABELS / place.relative_to(base).with_suffix(".txt") for place in places]
-        twice, times = Counter(labels).most_common(1)[0]
-        if times > 1:
-            some = [str(image) for image, label in zip(ids, labels, strict=True) if label == twice]
-            raise UserError(f"--save-txt: {listed(some)} would share {twice}: give each a name of its own")
-        files = [replace(file, labels=label) for file, label in zip(files, labels, strict=True)]
-    if save_crop:
-        crops = output / CROPS
-        if inside := [path for path in (*places, *pictures) if is_inside(path, crops)]:
-            raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
-        files = [replace(file, crops=crops) for file in files]
-    return files
+    labels = [output / LABELS / place.relative_to(base).with_suffix(".txt") if save_txt else None for place in places]
+    twice, times = Counter(labels).most_common(1)[0]
+    if save_txt and times > 1:
+        some = [str(image) for image, label in zip(ids, labels, strict=True) if label == twice]
+        raise UserError(f"--save-txt: {listed(some)} would share {twice}: give each a name of its own")
+    crops = output / CROPS if save_crop else None
+    if crops and (inside := [path for path in (*places, *pictures) if is_inside(path, crops)]):
+        raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
+    rows = zip(ids.items(), pictures, labels, strict=True)
+    return [ImageFile(id_, image, picture, label, crops) for (image, id_), picture, label in rows]
 
 
 def image_ids(annotations: Path, images: Sequence[Path]) -> dict[Path, ImageId]:
@@ -76,7 +72,9 @@ def image_ids(annotations: Path, images: Sequence[Path]) -> dict[Path, ImageId]:
     pairs = []
     for image in images:
         parts = _parts(os.path.abspath(image))  # noqa: PTH100 - resolve() would follow links
-        pairs += [(_agreeing(parts, theirs), image, id_) for theirs, id_ in entries.get(parts[0], [])]
+        for theirs, id_ in entries.get(parts[0], []):
+            agreeing = len(os.path.commonprefix([parts, theirs]))  # noqa: RUF071 - of tuples, item by item
+            pairs.append((agreeing, image, id_))
     if not pairs:
         raise UserError(f"--image-ids {annotations} has none of the file names, such as {printable(images[0].name)}")
     ids: dict[Path, ImageId] = {}
@@ -88,8 +86,10 @@ def image_ids(annotations: Path, images: Sequence[Path]) -> dict[Path, ImageId]:
         counts = Counter(chain(*left))
         if doubtful := [pair for pair in left if max(counts[each] for each in pair) > 1]:
             alike = [pair for pair in doubtful if set(pair) & set(doubtful[0])]
-            files, theirs = (listed(list(dict.fromkeys(map(str, column)))) for column in zip(*alike, strict=True))
-            raise UserError(f"--image-ids {annotations}: which of {files} is its image {theirs} cannot be told by name")
+            files, its_ids = (listed(list(dict.fromkeys(map(str, column)))) for column in zip(*alike, strict=True))
+            raise UserError(
+                f"--image-ids {annotations}: which of {files} is its image {its_ids} cannot be told by name"
+            )
         ids.update(left)
     return {image: ids[image] for image in images if image in ids}
 
@@ -97,7 +97,3 @@ def image_ids(annotations: Path, images: Sequence[Path]) -> dict[Path, ImageId]:
 def _parts(path: str) -> tuple[str, ...]:
     """File name first, then the folders, from the innermost out."""
     return PurePosixPath(path).parts[::-1]
-
-
-def _agreeing(some: Sequence[str], others: Sequence[str]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))

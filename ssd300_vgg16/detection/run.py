@@ -2,8 +2,6 @@
 
 import os
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +10,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.images import ImageError
-from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
 from ssd300_vgg16.deploy.session import is_exported, resolve_engine
 from ssd300_vgg16.detection.files import LABELS, ImageFile, ImageId, image_files, image_ids
-from ssd300_vgg16.detection.formats import refuse_others_labels, write_names, write_table
-from ssd300_vgg16.detection.pipeline import detect_each
-from ssd300_vgg16.detection.processes import DetectorProcesses
-from ssd300_vgg16.detection.results import SETTINGS, JsonList, Progress, progress_of, settings_of
+from ssd300_vgg16.detection.pipeline import DetectorProcesses, detect_each
+from ssd300_vgg16.detection.results import (
+    SETTINGS,
+    JsonList,
+    Progress,
+    progress_of,
+    refuse_others_labels,
+    settings_of,
+    write_names,
+    write_table,
+)
 from ssd300_vgg16.detection.video import detect_on_videos, result_places
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
@@ -38,7 +41,8 @@ DETECTIONS, TABLE = "detections.json", "detections.csv"
 class DetectionOptions:
     """What infer.sh is asked for. device, engine, amp: as of `Detector.load`."""
 
-    paths: Sequence[str]  # of images, folders and globs, or of videos
+    images: list[Path]
+    videos: list[str]  # or cameras; where there are some, there are no images
     weights: Path
     score_threshold: float
     output_dir: Path
@@ -57,33 +61,25 @@ class DetectionOptions:
 def detect(options: DetectionOptions) -> int:
     """Detect; returns the exit status: 0, or 1 if an image or video could not be read, or not to its end."""
     refuse_run(options.output_dir)
-    if videos := find_videos(options.paths):
-        return _on_videos(videos, options)
-    return _on_images(options)
+    return _on_videos(options) if options.videos else _on_images(options)
 
 
-def _on_videos(videos: list[str], options: DetectionOptions) -> int:
+def _on_videos(options: DetectionOptions) -> int:
     for name in ("resume", "image_ids", "save_txt", "save_csv", "save_crop"):
         if getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')}: it is for images, not for videos")
     if job_from(os.environ):
         raise UserError("NPROC: one process does all frames of a video: leave NPROC out")
-    places = result_places(videos, options.output_dir)
+    places = result_places(options.videos, options.output_dir)
     refuse_unwritable(options.output_dir)
     detector, batch_size = _load(options)
     assert isinstance(detector, Detector)  # without NPROC
-    return detect_on_videos(detector, videos, places, options.max_detections, batch_size)
+    return detect_on_videos(detector, options.videos, places, options.max_detections, batch_size)
 
 
 def _on_images(options: DetectionOptions) -> int:
     output = options.output_dir
-    others: Counter[str] = Counter()
-    images = find_images(options.paths, leave_out=output, others=others)
-    if others:
-        advice = " (videos have to be named themselves)" if VIDEO_SUFFIXES.intersection(others) else ""
-        left_out = listed([f"{n} {suffix}" for suffix, n in others.items()])
-        print(f"no image by their names, and left out: {left_out}{advice}")
-    files = image_files(_ids(options.image_ids, images), output, options.save_txt, options.save_crop)
+    files = image_files(_ids(options), output, options.save_txt, options.save_crop)
     refuse_unwritable(output)
     if options.save_txt:
         refuse_others_labels(output, output / LABELS)
@@ -114,8 +110,9 @@ def _on_images(options: DetectionOptions) -> int:
     return status
 
 
-def _ids(annotations: Path | None, images: list[Path]) -> dict[Path, ImageId]:
+def _ids(options: DetectionOptions) -> dict[Path, ImageId]:
     """The ids of those images that the annotations name, the others are told; without any the images' numbers."""
+    images, annotations = options.images, options.image_ids
     if annotations is None:
         return {image: number for number, image in enumerate(images, start=1)}
     ids = image_ids(annotations, images)
@@ -169,7 +166,7 @@ def _detect_on(
         print(f"{output} holds an earlier call's detections: {DETECTIONS} and pictures of the same names are replaced")
     left = [file for file in files if file not in progress.rows]
     each = detector.detect_each if isinstance(detector, DetectorProcesses) else partial(detect_each, detector)
-    results = JsonList(output / DETECTIONS, progress.end, progress.count)
+    results = JsonList(output / DETECTIONS, progress.end, sum(map(len, progress.rows.values())))
     bar = tqdm(total=len(files), initial=done, unit="image", disable=None)
     with (
         StopRequest() as stop,
