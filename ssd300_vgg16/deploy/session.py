@@ -116,19 +116,16 @@ def _session(model: bytes, settings: Any, device: str) -> Any:
     session.disable_fallback()
     # A provider whose libraries are not found, or whose GPU is not there, is left out with no more than a warning.
     if CUDA_PROVIDER not in session.get_providers():
-        raise UserError(
-            f"--device {device}: ONNX Runtime {onnxruntime.__version__} could not start on this GPU: see what it says "
-            f"above, and whether CUDA and cuDNN are those it needs ('{FOR_CUDA_12}' brings them), or add --device cpu"
-        )
+        raise _cuda_problem(device, "it did not start: what it says above may tell why")
     return session
 
 
-def _cuda_problem(device: str, error: Exception) -> UserError:
-    """For a GPU that is not there, is out of memory, or that this ONNX Runtime has no code for."""
+def _cuda_problem(device: str, error: Exception | str) -> UserError:
+    """For a GPU that is not there, is out of memory, or that this ONNX Runtime has no code or no libraries for."""
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"--device {device}: ONNX Runtime {onnxruntime.__version__} cannot compute there ({reason}); see docs/onnx.md, "
-        "or add --device cpu"
+        f"--device {device}: ONNX Runtime {onnxruntime.__version__} cannot compute there ({reason}); see docs/onnx.md "
+        f"for the CUDA and cuDNN that it needs ('{FOR_CUDA_12}' brings them), or add --device cpu"
     )
 
 
