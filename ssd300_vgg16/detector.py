@@ -16,8 +16,7 @@ from PIL import Image
 
 from ssd300_vgg16.data.images import ImageLike, network_input, rgb
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
-from ssd300_vgg16.deploy.exported import exported_network, is_exported, split_detections
-from ssd300_vgg16.deploy.session import AUTO, ONNX_RUNTIME, resolve_engine
+from ssd300_vgg16.deploy.session import AUTO, ONEFLOW, exported_network, is_exported, resolve_engine, split_detections
 from ssd300_vgg16.detections import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
@@ -41,12 +40,11 @@ class Detector:
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,
         network: Callable[[np.ndarray], Sequence] | None = None,
-        postprocessed: bool = False,
     ):
         """model: the network in OneFlow, or the file to read it from if it is asked for, where `network` computes.
 
-        network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's).
-        postprocessed: it gives detections instead, as an exported model does.
+        network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's), or what
+        `split_detections` takes, as of an exported model.
         """
         self.description = description
         self.device = device
@@ -55,7 +53,6 @@ class Detector:
             end_when_out_of_memory(DETECTION_ADVICE)
         self._model = model if isinstance(model, Path) else model.to(device).eval()
         self._network = network or self._by_oneflow
-        self._postprocessed = postprocessed
         self._begins = device != "cpu" and network is None  # OneFlow queues what a GPU has to do
         self._names = description.names()
         self._ids = {category.label: category.id for category in description.categories}
@@ -82,13 +79,10 @@ class Detector:
         exported = is_exported(Path(path))
         engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
-        if exported:
-            network, description, postprocessed = exported_network(weights, device)
-            return cls(weights, description, device, score_threshold, network, postprocessed)
-        if engine == ONNX_RUNTIME:
-            network, description = onnx_runtime_network(weights, device)
-            return cls(weights, description, device, score_threshold, network)
-        return cls(*_load_model(weights, amp), device, score_threshold)
+        if engine == ONEFLOW:
+            return cls(*_load_model(weights, amp), device, score_threshold)
+        network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
+        return cls(weights, description, device, score_threshold, network)
 
     @property
     def model(self) -> "SSD":
@@ -133,12 +127,7 @@ class Detector:
 
     def detect(self, images: np.ndarray, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         """What `postprocess` returns for prepared images uint8 [B, 3, S, S], in pixels of images of sizes_hw [B, 2]."""
-        if self._begins:
-            return self.begin(images, sizes_hw)()
-        if self._postprocessed:
-            return split_detections(self._network(images), sizes_hw, self.score_threshold)
-        offsets, logits = self._network(images)
-        return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
+        return self.begin(images, sizes_hw)()
 
     def begin(self, images: np.ndarray, sizes_hw: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
         """Set a GPU to work on what `detect` returns; what this returns waits for it, or elsewhere does all of it.
@@ -146,15 +135,16 @@ class Detector:
         Called for the next batch before that, it has the GPU compute while the host chooses the boxes.
         """
         if not self._begins:
-            return partial(self.detect, images, sizes_hw)
-        offsets, best = best_to_host(*self._network(images))
+            return lambda: self._chosen(self._network(images), sizes_hw)
+        return partial(self._chosen, best_to_host(*self._network(images)), sizes_hw)
 
-        def finish() -> list[dict[str, np.ndarray]]:
-            if not np.isfinite(offsets.numpy()).all():
-                raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
-            return postprocess(offsets, best, sizes_hw, self.score_threshold, self.description.variant.layout)
-
-        return finish
+    def _chosen(self, answers: Sequence, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
+        if len(answers) > 2:
+            return split_detections(answers, sizes_hw, self.score_threshold)
+        offsets, logits = answers
+        if self._begins and not np.isfinite(offsets.numpy()).all():
+            raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
+        return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 
     def named(
         self, detections: dict[str, np.ndarray], max_detections: int | None = None, source: ImageLike | None = None
@@ -184,11 +174,9 @@ class Detector:
 
 def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | None:
     """The images of a list or the like; None for one alone, or what can be none."""
-    if isinstance(image, np.ndarray):
-        return image if image.ndim == 4 else None
-    if isinstance(image, str | bytes | os.PathLike | Image.Image):
+    if isinstance(image, np.ndarray) and image.ndim != 4:
         return None
-    return image if isinstance(image, Iterable) else None
+    return image if isinstance(image, Iterable) and not isinstance(image, str | bytes | Image.Image) else None
 
 
 def _load_model(weights: Path, amp: bool = False) -> "tuple[SSD, ModelDescription]":

@@ -12,8 +12,7 @@ from pathlib import Path
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.formats import DataSource, split_location
-from ssd300_vgg16.deploy.exported import is_exported
-from ssd300_vgg16.deploy.session import resolve_engine
+from ssd300_vgg16.deploy.session import is_exported, resolve_engine
 from ssd300_vgg16.devices import local_rank
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise

@@ -6,8 +6,7 @@ from pathlib import Path
 from ssd300_vgg16.data.dataset import Dataset
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
-from ssd300_vgg16.deploy.exported import is_exported
-from ssd300_vgg16.deploy.session import AUTO, resolve_engine
+from ssd300_vgg16.deploy.session import AUTO, is_exported, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import refuse_unwritable, write_json

@@ -9,16 +9,12 @@ The input is uint8 [batch, 3, S, S], RGB, S 300 or 512.
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.weights.locate import find_weights
-
-if TYPE_CHECKING:
-    import onnx
 
 CALIBRATION_IMAGES = 200
 
@@ -65,19 +61,11 @@ def main(arguments: list[str]) -> int:
     command_line.refuse_as_target(options.to, ".onnx", "an ONNX file")
     images = _spread(find_images([options.calibrate])) if options.int8 else []
     weights = find_weights(Path(options.weights))
-    # Here, as it brings OneFlow and onnx, which would hold up --help and refusals by seconds.
-    from ssd300_vgg16.deploy.model import onnx_model_of, quantised, save
-
     threshold = SCORE_THRESHOLD if options.score_threshold is None else options.score_threshold
-    made, description = onnx_model_of(weights, options.outputs, threshold, options.batch)
-    for note in description.notes:
-        print(note)
-    if images:
-        made = quantised(made, images, description.variant.layout.image_size)
-    save(options.to, made)
-    print(f"written: {options.to}, {options.to.stat().st_size / 1e6:.1f} MB, checked, from {weights}")
-    print(f"  takes {', '.join(map(_shaped, made.graph.input))}, uint8 RGB")
-    print(f"  gives {', '.join(map(_shaped, made.graph.output))}")
+    # Here, as it brings OneFlow and onnx, which would hold up --help and refusals by seconds.
+    from ssd300_vgg16.deploy.model import export
+
+    export(weights, options.to, options.outputs, threshold, options.batch, images)
     return 0
 
 
@@ -97,11 +85,6 @@ def _spread(images: list[Path]) -> list[Path]:
     """All images, or CALIBRATION_IMAGES of them, evenly from the whole list."""
     step = max(1, len(images) / CALIBRATION_IMAGES)
     return [images[int(number * step)] for number in range(min(len(images), CALIBRATION_IMAGES))]
-
-
-def _shaped(value: "onnx.ValueInfoProto") -> str:
-    sizes = [size.dim_param or str(size.dim_value) for size in value.type.tensor_type.shape.dim]
-    return f"{value.name} [{', '.join(sizes)}]"
 
 
 if __name__ == "__main__":

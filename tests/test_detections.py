@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import CATEGORY_IDS, untrained_run
+from small_data import CATEGORY_IDS, colours, untrained_run
 
 from ssd300_vgg16 import Detector, UserError
 from ssd300_vgg16.data.images import ImageError, read_image, rgb
@@ -35,12 +35,6 @@ def detector(run, request):
 @pytest.fixture(scope="module")
 def onnx_detector(run):
     return Detector.load(run, "cpu", engine="onnxruntime")
-
-
-def colours(height=HEIGHT, width=WIDTH, seed=3):
-    """Blocks of colour: each corner differs."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return cv2.resize(blocks, (width, height))
 
 
 def seen(names=("dog", "cat"), source=None):
@@ -84,7 +78,6 @@ def grey_rgb(image):
 # What is given, and the same pixels as an array [H, W, 3].
 SAME = {
     "floats": (lambda image: image / 255, unchanged),
-    "float32": (lambda image: image.astype(np.float32) / 255, unchanged),
     "mirrored view": (lambda image: image[:, ::-1], lambda image: image[:, ::-1].copy()),
     "RGBA": (rgba, unchanged),
     "grey": (grey, grey_rgb),
@@ -113,7 +106,7 @@ def test_every_kind_of_image_becomes_its_pixels(kind):
 def test_floats_are_rounded_to_the_nearest_pixel_value(kind):
     values = np.arange(256, dtype=np.uint8)[None]
     np.testing.assert_array_equal(rgb((values / 255).astype(kind))[..., 0], values)
-    np.testing.assert_array_equal(rgb(np.array([[0, 0.6 / 255, 1]], kind))[0, :, 0], [0, 1, 255])
+    assert rgb(np.array([[0.6 / 255]], kind))[0, 0, 0] == 1
 
 
 def test_an_array_is_not_copied_and_may_be_read_only(detector):
@@ -121,11 +114,6 @@ def test_an_array_is_not_copied_and_may_be_read_only(detector):
     image.flags.writeable = False
     assert rgb(image) is image or rgb(image).base is image
     assert len(detector(image)) == len(detector(colours())) > 0
-
-
-def test_floats_and_pixels_get_the_same_answer(detector):
-    """Whichever engine computes: the image is the same before it."""
-    assert_same(detector(colours() / 255), detector(colours()))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -140,9 +128,8 @@ def test_a_pillow_image_is_turned_as_its_file_is(tmp_path, orientation, suffix):
 
 
 def test_damaged_exif_data_is_ignored(tmp_path):
-    path = tmp_path / "photo.png"
-    Image.fromarray(colours()).save(path, exif=b"Exif\0\0no header of it")
-    with Image.open(path) as image:
+    Image.fromarray(colours()).save(tmp_path / "photo.png", exif=b"Exif\0\0no header of it")
+    with Image.open(tmp_path / "photo.png") as image:
         np.testing.assert_array_equal(rgb(image), colours())
 
 
@@ -177,13 +164,11 @@ def test_what_is_no_image_is_refused_with_a_sentence(onnx_detector, complaint):
 def test_a_pillow_image_that_cannot_be_read_is_refused(onnx_detector):
     file = io.BytesIO()
     Image.fromarray(colours()).save(file, "png")
-    truncated = Image.open(io.BytesIO(file.getvalue()[:-200]))
-    with pytest.raises(UserError, match="the image: the Pillow image cannot be read: "):
-        onnx_detector(truncated)
     closed = Image.fromarray(colours())
     closed.close()
-    with pytest.raises(UserError, match="the image: the Pillow image cannot be read: "):
-        onnx_detector(closed)
+    for image in (Image.open(io.BytesIO(file.getvalue()[:-200])), closed):
+        with pytest.raises(UserError, match="the image: the Pillow image cannot be read: "):
+            onnx_detector(image)
 
 
 def several(folder):
@@ -208,12 +193,6 @@ def test_several_images_give_a_list(detector, tmp_path, monkeypatch, batch):
     stacked = np.stack([arrays[0], colours(seed=6)])
     assert [len(result) for result in detector(stacked)] == [len(detector(image)) for image in stacked]
     assert detector([]) == detector(iter([])) == []
-
-
-def test_a_broken_file_among_several_is_named(onnx_detector, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(ImageError, match=r"broken\.png"):
-        onnx_detector([colours(), tmp_path / "broken.png"])
 
 
 def test_a_result_is_read_by_attribute_by_name_and_one_by_one():
@@ -241,7 +220,7 @@ def test_some_of_a_result_are_chosen_as_numpy_does():
         found[2]
 
 
-def test_a_result_prints_as_a_short_table():
+def test_a_result_prints_as_a_short_table(onnx_detector):
     assert repr(seen(source="a/photo.jpg")) == (
         "2 detections on a/photo.jpg\n"
         "score  name      x1      y1      x2      y2\n"
@@ -249,17 +228,10 @@ def test_a_result_prints_as_a_short_table():
         "0.250  cat     10.0    20.0    15.0    21.0"
     )
     assert repr(seen([])) == str(seen([])) == "0 detections"
-    assert repr(seen(["a\x1b[31m"])).splitlines() == [
-        "1 detection",
-        "score  name        x1      y1      x2      y2",
-        "0.750  a?[31m     1.0     2.0    31.0    42.5",
-    ]
-
-
-def test_of_many_the_best_are_printed(onnx_detector):
+    assert "0.750  a?[31m  " in repr(seen(["a\x1b[31m"]))
     found = onnx_detector(colours())
     lines = repr(found).splitlines()
-    assert len(found) > 10 and lines[-1] == f"... and {len(found) - 10} more" and len(lines) == 13
+    assert len(found) > 10 and lines[-1] == f"... and {len(found) - 10} more" and len(lines) == 13, "the best ten"
 
 
 def as_array(png):
@@ -295,25 +267,17 @@ def test_without_an_image_the_table_is_shown(onnx_detector, tmp_path):
     assert [result.source for result in onnx_detector([colours()] * 2, keep_image=False)] == [None, None]
 
 
-def test_what_a_result_keeps_of_its_image(onnx_detector, tmp_path):
+def test_what_a_result_keeps_of_its_image_is_pickled_too(onnx_detector, tmp_path):
     images, arrays = several(tmp_path)
-    results = onnx_detector(images)
-    assert all(result.source is image for result, image in zip(results, images, strict=True)), (
-        "neither pixels nor copies"
-    )
-    for result, array in zip(results, arrays, strict=True):
-        np.testing.assert_array_equal(result.image, array)
-
-
-def test_results_are_pickled(onnx_detector, tmp_path):
-    images, _ = several(tmp_path)
-    for found in onnx_detector(images):
+    for found, image, array in zip(onnx_detector(images), images, arrays, strict=True):
+        assert found.source is image, "neither pixels nor a copy"
         copy = pickle.loads(pickle.dumps(found))
         assert_same(copy, found)
-        np.testing.assert_array_equal(copy.image, found.image)
+        for one in (found, copy):
+            np.testing.assert_array_equal(one.image, array)
 
 
-def test_to_coco():
+def test_to_coco(onnx_detector):
     rows = seen().to_coco(7)
     assert json.loads(json.dumps(rows)) == [
         {"image_id": 7, "category_id": 18, "bbox": [1, 2, 30, 40.5], "score": 0.75},
@@ -324,11 +288,8 @@ def test_to_coco():
     assert json.dumps(thirds.to_coco(7)[0]["bbox"]) == "[0.0, 0.0, 0.333, 0.667]"
     unknown = dataclasses.replace(seen(), category_ids=None)[1:]
     assert [row["category_id"] for row in unknown.to_coco(7)] == [1], "the label"
-
-
-def test_category_ids_are_those_of_the_data_set(onnx_detector):
     found = onnx_detector(colours())
-    assert found.category_ids.tolist() == [CATEGORY_IDS[name] for name in found.names]
+    assert found.category_ids.tolist() == [CATEGORY_IDS[name] for name in found.names], "those of the data set"
 
 
 def test_to_numpy():
@@ -338,28 +299,19 @@ def test_to_numpy():
     assert seen([]).to_numpy().shape == (0, 6)
 
 
-@pytest.fixture
-def stand_in(monkeypatch):
-    """A module that only keeps what its class is called with, in the place of one that need not be installed."""
-
-    def stand_in(name, made):
+@pytest.mark.parametrize("names", [["dog", "cat"], []])
+def test_to_pandas_and_supervision(monkeypatch, names):
+    """With modules that only keep what their class is called with: these need not be installed."""
+    for name, made in (("pandas", "DataFrame"), ("supervision", "Detections")):
         module = SimpleNamespace(**{made: lambda *args, **kwargs: args or kwargs}, __spec__=ModuleSpec(name, None))
         monkeypatch.setitem(sys.modules, name, module)
-
-    return stand_in
-
-
-@pytest.mark.parametrize("names", [["dog", "cat"], []])
-def test_to_pandas_and_supervision(stand_in, names):
-    stand_in("pandas", "DataFrame")
-    stand_in("supervision", "Detections")
     found = seen(names)
     (columns,) = found.to_pandas()
     assert list(columns) == ["x1", "y1", "x2", "y2", "score", "label", "name"]
     assert columns["x2"].tolist() == found.boxes[:, 2].tolist() and columns["name"].tolist() == names
     fields = found.to_supervision()
     assert fields.pop("data")["class_name"].tolist() == names
-    assert fields == {"xyxy": found.boxes, "confidence": found.scores, "class_id": found.labels} | fields
+    assert fields == {"xyxy": found.boxes, "confidence": found.scores, "class_id": found.labels}
 
 
 @pytest.mark.parametrize("package", ["pandas", "supervision"])

@@ -1,10 +1,9 @@
 """Detection from Python: loading, and what a call answers."""
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import WIDTH, untrained_run
+from small_data import WIDTH, colours, untrained_run
 
 from ssd300_vgg16 import Detector
 from ssd300_vgg16.data.dataset import Category
@@ -35,9 +34,7 @@ def detector(run):
 
 @pytest.fixture(scope="module")
 def image():
-    """Blocks of colour, so that a JPEG keeps them and each corner differs."""
-    blocks = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    return cv2.resize(blocks, (WIDTH_PIXELS, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    return colours(HEIGHT, WIDTH_PIXELS)
 
 
 def assert_same(found, other):
@@ -67,26 +64,17 @@ def test_weights_load_from_a_file_and_from_a_run(run, detector, image):
     assert (last["scores"][:5] != expected["scores"][:5]).any(), "a run's best weights go before its last"
 
 
-def test_a_file_and_its_pixels_get_the_same_answer(detector, image, tmp_path):
-    path = tmp_path / "photo.png"
-    cv2.imwrite(str(path), image[..., ::-1])
-    assert_same(detector(path), detector(image))
-    assert_same(detector(str(path)), detector(image))
-
-
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_photograph_is_taken_upright(detector, image, tmp_path, orientation):
+def test_a_photograph_is_taken_upright(detector, image, tmp_path):
     path = tmp_path / "photo.png"
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = 6  # a quarter turn to the right
     Image.fromarray(image).save(path, exif=exif)
-    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
-    upright = np.ascontiguousarray(np.rot90(image, turns))
+    upright = np.ascontiguousarray(np.rot90(image, 3))
     np.testing.assert_array_equal(read_image(path, upright=True), upright)
     found = detector(path)
     assert_same(found, detector(upright))
-    if orientation == 6:
-        assert found["boxes"][:, 3].max() > HEIGHT
+    assert_same(found, detector(str(path)))
+    assert found["boxes"][:, 3].max() > HEIGHT
 
 
 def test_scores_are_above_the_threshold(run, detector, image):

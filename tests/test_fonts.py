@@ -8,8 +8,9 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw
 from small_data import shapes_folder
 
-from ssd300_vgg16 import fonts, infer
+from ssd300_vgg16 import fonts
 from ssd300_vgg16.cli import inspect
+from ssd300_vgg16.detection.run import _tell_of_missing_font
 from ssd300_vgg16.draw import draw_detections
 
 FAMILY = "Made for a test"
@@ -98,7 +99,7 @@ def test_inspect_and_infer_tell_it_once(installed, tmp_path, capsys):
         annotations.write_text(annotations.read_text().replace('"circle"', f'"{CAT}"'))
     assert inspect.main(["inspect", str(data), "--output-dir", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.count(f"no font here has all letters of {CAT}: ") == 1
-    infer._tell_of_missing_font(["dog", "жук"])
+    _tell_of_missing_font(["dog", "жук"])
     assert capsys.readouterr().out == ""
-    infer._tell_of_missing_font(["dog", CAT])
+    _tell_of_missing_font(["dog", CAT])
     assert capsys.readouterr().out.startswith(f"no font here has all letters of {CAT}: ")

@@ -7,10 +7,7 @@ can put another in its place can change the weights too.
 
 import hashlib
 import json
-import os
 import stat
-import tempfile
-import time
 import zlib
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +19,7 @@ import onnxruntime
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import TEMPORARY_SUFFIX, sha256_of
+from ssd300_vgg16.files import sha256_of, temporary
 from ssd300_vgg16.machine import processor_flags
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -33,7 +30,6 @@ MODEL_VERSION = 1
 DESCRIPTION, NOTES = "description", "notes"
 KEY_LETTERS = 16
 _ANY_CRC = "[0-9a-f]" * 8
-ABANDONED_SECONDS = 3600.0  # a file that has been unfinished for so long is that of a killed process
 
 
 def onnx_runtime_network(weights: Path, device: str = "cpu") -> tuple[OnnxRuntimeNetwork, ModelDescription]:
@@ -82,12 +78,13 @@ def _kept(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
 
 def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
     # Only here: it brings OneFlow and onnx, whose import takes longer than to read what was kept.
-    from ssd300_vgg16.deploy.model import RAW, as_bytes, onnx_model_of
+    from ssd300_vgg16.deploy.model import RAW, load_model, onnx_model
 
-    made, description = onnx_model_of(weights, RAW)
+    model, description = load_model(weights)
+    made = onnx_model(model, description, RAW)
     for name, value in ((DESCRIPTION, description.as_json()), (NOTES, description.notes)):
         made.metadata_props.add(key=name, value=json.dumps(value))
-    content = as_bytes(made)
+    content = made.SerializeToString()
     if key and _key(weights, device) == key:  # or the weights were replaced while they were read
         try:
             return _made_and_kept(content, weights, key, device), description
@@ -100,10 +97,8 @@ def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
 
 def _made_and_kept(content: bytes, weights: Path, key: str, device: str) -> OnnxRuntimeNetwork:
     """The network, and its model (for the CPU: optimised) in its place; raises any exception if it can't be written."""
-    # Readable to its owner alone.
-    handle, name = tempfile.mkstemp(TEMPORARY_SUFFIX, f".{weights.name}.", weights.parent)
-    os.close(handle)
-    aside = Path(name)
+    aside = temporary(weights)
+    aside.touch(0o600, exist_ok=False)
     try:
         network = OnnxRuntimeNetwork(content, write_to=aside if device == "cpu" else None, device=device)
         if device != "cpu":
@@ -113,15 +108,10 @@ def _made_and_kept(content: bytes, weights: Path, key: str, device: str) -> Onnx
         aside.replace(place)
     finally:
         aside.unlink(missing_ok=True)
-    begun = _beside(weights, f"*{TEMPORARY_SUFFIX}")
-    abandoned = [path for path in begun if path.stat().st_mtime < time.time() - ABANDONED_SECONDS]
-    for path in (
-        *_beside(weights, f"*-{_ANY_CRC}{_suffix(device)}"),
-        *abandoned,
-    ):  # those of former weights, and of killed processes
-        if path != place:
+    for former in _beside(weights, f"*-{_ANY_CRC}{_suffix(device)}"):
+        if former != place:
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                former.unlink(missing_ok=True)
     return network
 
 

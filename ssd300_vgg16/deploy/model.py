@@ -1,4 +1,4 @@
-"""A detector as an ONNX model, in float32 or with its convolutions in 8 bits, and the file that holds it."""
+"""A detector as an ONNX model with metadata, in float32 or with its convolutions in 8 bits, and the file of it."""
 
 import json
 import sys
@@ -16,9 +16,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.boxes import CENTRE_VARIANCE, SIZE_VARIANCE
 from ssd300_vgg16.data.images import ImageError, network_input, read_image
-from ssd300_vgg16.deploy.graph import Graph
-from ssd300_vgg16.deploy.network import add_network
-from ssd300_vgg16.deploy.postprocess import add_postprocess
+from ssd300_vgg16.deploy.graph import Graph, add_network, add_postprocess
 from ssd300_vgg16.deploy.session import BATCH_INDEX, BOXES, IMAGES, LABELS, LOGITS, OFFSETS, SCORES
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
@@ -29,7 +27,6 @@ from ssd300_vgg16.weights.model import load_model
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 RAW, DETECTIONS = "raw", "detections"
-MAX_BYTES = 2**31 - 1  # a limit of protobuf, in which ONNX files are written
 _PIXEL_FORMAT = "RGB, uint8 0..255, [batch, 3, height, width]; the whole image resized bilinearly, aspect not kept"
 
 
@@ -62,29 +59,35 @@ def onnx_model(
     return made
 
 
-def onnx_model_of(
-    weights: Path,
-    outputs: str = DETECTIONS,
-    score_threshold: float = SCORE_THRESHOLD,
-    batch_size: int | None = None,
-) -> tuple[onnx.ModelProto, ModelDescription]:
-    """`onnx_model` of a detector's file of any format, and its description; raises UserError as `load_model` does."""
+def export(
+    weights: Path, to: Path, outputs: str, score_threshold: float, batch_size: int | None, calibrate_on: list[Path]
+) -> None:
+    """Write a detector's file of any format as ONNX, and tell of it; in 8 bits, if there are images to calibrate on.
+
+    Raises UserError as `load_model` and `quantised` do, and if it cannot be written.
+    """
     model, description = load_model(weights)
-    return onnx_model(model, description, outputs, score_threshold, batch_size), description
+    for note in description.notes:
+        print(note)
+    made = onnx_model(model, description, outputs, score_threshold, batch_size)
+    if calibrate_on:
+        made = quantised(made, calibrate_on, model.layout.image_size)
+    save(to, made)
+    print(f"written: {to}, {to.stat().st_size / 1e6:.1f} MB, checked, from {weights}")
+    print(f"  takes {', '.join(map(_shaped, made.graph.input))}, uint8 RGB")
+    print(f"  gives {', '.join(map(_shaped, made.graph.output))}")
+
+
+def _shaped(value: onnx.ValueInfoProto) -> str:
+    sizes = [size.dim_param or str(size.dim_value) for size in value.type.tensor_type.shape.dim]
+    return f"{value.name} [{', '.join(sizes)}]"
 
 
 def save(path: Path, model: onnx.ModelProto) -> None:
     """Check a model in full and write it, atomically; raises UserError if it cannot be written."""
-    content = as_bytes(model)
+    content = model.SerializeToString()
     onnx.checker.check_model(content, full_check=True)
     write_atomically(path, content)
-
-
-def as_bytes(model: onnx.ModelProto) -> bytes:
-    """The content of the model's file; raises UserError if it is too large for one."""
-    if model.ByteSize() > MAX_BYTES:
-        raise UserError(f"the network has {model.ByteSize():,} bytes, and 2 GiB are the most that an ONNX model holds")
-    return model.SerializeToString()
 
 
 def detection_outputs() -> list[onnx.ValueInfoProto]:
@@ -153,24 +156,24 @@ def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> on
 
 
 class _Images(CalibrationDataReader):
-    """Prepared images, one at a time, as ONNX Runtime asks for them, without those that cannot be read."""
+    """Prepared images, one at a time, as ONNX Runtime asks for them."""
 
     def __init__(self, paths: list[Path], image_size: int):
-        self._images = self._readable(paths, image_size)
-
-    def _readable(self, paths: list[Path], image_size: int) -> Iterator[np.ndarray]:
-        broken = 0
-        for path in paths:
-            try:
-                image = read_image(path, upright=True)
-            except ImageError as error:
-                broken += 1
-                print(f"left out of the calibration: {error}", file=sys.stderr)
-            else:
-                yield network_input(image, image_size)
-        if broken == len(paths):
-            raise UserError("--calibrate: none of the images could be read")
+        self._images = _readable(paths, image_size)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self._images, None)
-        return None if image is None else {IMAGES: image[None]}
+        return next(self._images, None)
+
+
+def _readable(paths: list[Path], image_size: int) -> Iterator[dict[str, np.ndarray]]:
+    broken = 0
+    for path in paths:
+        try:
+            image = read_image(path, upright=True)
+        except ImageError as error:
+            broken += 1
+            print(f"left out of the calibration: {error}", file=sys.stderr)
+        else:
+            yield {IMAGES: network_input(image, image_size)[None]}
+    if broken == len(paths):
+        raise UserError("--calibrate: none of the images could be read")

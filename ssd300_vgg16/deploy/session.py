@@ -1,19 +1,29 @@
-"""A network in ONNX Runtime, called like one of OneFlow's. Imports neither OneFlow nor onnx."""
+"""ONNX Runtime: which engine computes, a network called like one of OneFlow's, and models that `export` has written.
 
+Imports neither OneFlow nor onnx.
+"""
+
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import thread_count
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
+from ssd300_vgg16.network.variants import VARIANTS
+from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 # What goes into the network and comes out of it, by their names in the model.
 IMAGES, OFFSETS, LOGITS = "images", "offsets", "logits"
 BOXES, SCORES, LABELS, BATCH_INDEX = "boxes", "scores", "labels", "batch_index"  # of one with post-processing in it
+_RAW, _DETECTIONS = (OFFSETS, LOGITS), (BOXES, SCORES, LABELS, BATCH_INDEX)
 ONEFLOW, ONNX_RUNTIME, AUTO = "oneflow", "onnxruntime", "auto"
 ENGINES = (AUTO, ONEFLOW, ONNX_RUNTIME)
 CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -21,6 +31,7 @@ CUDA_PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 FOR_CUDA_12, FOR_CUDA_11 = "onnxruntime-gpu[cuda,cudnn]==1.22.0", "onnxruntime-gpu==1.18.0"
 # The same answers as in float32 elsewhere (TF32 has three digits), and convolutions that are not chosen by a race.
 CUDA_SETTINGS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+ERRORS_ALONE = 3  # else ONNX Runtime warns each time that an optimised model is for this machine
 
 
 def resolve_engine(
@@ -38,7 +49,7 @@ def resolve_engine(
     if exported and engine == ONEFLOW:
         raise UserError(f"--engine {ONEFLOW}: an ONNX model is computed by ONNX Runtime; leave --engine out")
     by_onnx_runtime = exported or engine == ONNX_RUNTIME
-    if not by_onnx_runtime or device is None or device == "cpu":
+    if not by_onnx_runtime or device in (None, "cpu"):
         device = resolve_device(device, local_rank)
     elif not re.fullmatch("cuda(:[0-9]+)?", device):
         raise UserError(f"--device {device}: write cpu, cuda or cuda:N")
@@ -55,55 +66,36 @@ def resolve_engine(
     if amp and (by_onnx_runtime or device == "cpu"):
         where = "on the CPU" if device == "cpu" else "in ONNX Runtime"
         raise UserError(f"--amp: there is no half precision {where}, only in OneFlow on a GPU; leave --amp out")
-    if engine == AUTO and not exported:
-        return (ONNX_RUNTIME if device == "cpu" else ONEFLOW), device
-    return (ONNX_RUNTIME if by_onnx_runtime else ONEFLOW), device
+    return (ONNX_RUNTIME if by_onnx_runtime or (engine == AUTO and device == "cpu") else ONEFLOW), device
 
 
 class OnnxRuntimeNetwork:
     """Offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S], or a model's other outputs."""
 
-    def __init__(
-        self,
-        model: bytes,
-        optimised: bool = False,
-        write_to: Path | None = None,
-        device: str = "cpu",
-        outputs: tuple[str, ...] = (OFFSETS, LOGITS),
-    ):
+    def __init__(self, model: bytes, optimised: bool = False, write_to: Path | None = None, device: str = "cpu"):
         """model: an exported network; optimised: a former `write_to` has made it, so it is taken as it is.
 
         write_to: where to write the optimised model, which is for processors and an ONNX Runtime like these. Raises
         one of ONNX Runtime's exceptions, which share no base class, if it is no model or cannot be written, and
-        UserError if it cannot compute on the device, which is never replaced by the CPU.
+        UserError if it cannot compute on a GPU, which is never replaced by the CPU.
         """
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = thread_count()
-        settings.log_severity_level = (
-            3  # errors alone; else it warns each time that an optimised model is for this machine
-        )
+        settings.log_severity_level = ERRORS_ALONE
         # Its threads spin between two operators, but not between two images: those cores have other work then.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         if optimised:
             settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if write_to:
             settings.optimized_model_filepath = str(write_to)
-        self._outputs, self._device = outputs, device
+        self._device = device
         self._session = _session(model, settings, device)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Texts that the model holds about itself."""
-        return self._session.get_modelmeta().custom_metadata_map
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """What the model gives, in its own order."""
-        return tuple(output.name for output in self._session.get_outputs())
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self.output_names = tuple(output.name for output in self._session.get_outputs())
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         try:
-            return self._session.run(self._outputs, {IMAGES: images})
+            return self._session.run(self.output_names, {IMAGES: images})
         except Exception as error:
             if self._device == "cpu":
                 raise
@@ -124,17 +116,72 @@ def _session(model: bytes, settings: Any, device: str) -> Any:
     session.disable_fallback()
     # A provider whose libraries are not found, or whose GPU is not there, is left out with no more than a warning.
     if CUDA_PROVIDER not in session.get_providers():
-        raise UserError(
-            f"--device {device}: ONNX Runtime {onnxruntime.__version__} could not start on this GPU: see what it says "
-            f"above, and whether CUDA and cuDNN are those it needs ('{FOR_CUDA_12}' brings them), or add --device cpu"
-        )
+        raise _cuda_problem(device, "it did not start: what it says above may tell why")
     return session
 
 
-def _cuda_problem(device: str, error: Exception) -> UserError:
-    """For a GPU that is not there, is out of memory, or that this ONNX Runtime has no code for."""
+def _cuda_problem(device: str, error: Exception | str) -> UserError:
+    """For a GPU that is not there, is out of memory, or that this ONNX Runtime has no code or no libraries for."""
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"--device {device}: ONNX Runtime {onnxruntime.__version__} cannot compute there ({reason}); see docs/onnx.md, "
-        "or add --device cpu"
+        f"--device {device}: ONNX Runtime {onnxruntime.__version__} cannot compute there ({reason}); see docs/onnx.md "
+        f"for the CUDA and cuDNN that it needs ('{FOR_CUDA_12}' brings them), or add --device cpu"
     )
+
+
+def is_exported(weights: Path) -> bool:
+    """Whether a path names an ONNX model."""
+    return weights.suffix == ".onnx"
+
+
+def exported_network(path: Path, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
+    """The model in ONNX Runtime, which may give detections, for `split_detections`, and its description.
+
+    Raises UserError for a file that is missing, no ONNX model, or not one of this package's.
+    """
+    try:
+        network = OnnxRuntimeNetwork(path.read_bytes(), device=device)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except UserError:  # of the device
+        raise
+    except Exception as error:  # those of ONNX Runtime share no base class
+        raise UserError(f"{path}: not a whole ONNX model; was its copying interrupted?") from error
+    description = _description(path, network.metadata)
+    if description is None or network.output_names not in (_RAW, _DETECTIONS):
+        raise UserError(
+            f"{path}: not a model that this package has exported: its categories and its outputs are not known; "
+            "name a run, or a model made by python -m ssd300_vgg16.export"
+        )
+    return network, description
+
+
+def _description(path: Path, about: dict[str, str]) -> ModelDescription | None:
+    if about.get("package") != "ssd300_vgg16":
+        return None
+    try:
+        threshold = float(about["score_threshold"])
+        note = f"{path} holds detections scored above {threshold:g}: those below are not measured"
+        return ModelDescription(
+            int(about["num_classes"]),
+            float(about["width"]),
+            tuple(Category(**category) for category in json.loads(about["categories"])),
+            VARIANTS[about["variant"]],
+            (note,) if threshold > SCORE_THRESHOLD else (),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
+
+def split_detections(
+    outputs: Sequence[np.ndarray], sizes_hw: np.ndarray, score_threshold: float
+) -> list[dict[str, np.ndarray]]:
+    """As `postprocess` returns them: detections of each image, boxes in its pixels, from a model that gives them."""
+    boxes, scores, labels, batch_index = outputs
+    found = []
+    for image, (height, width) in enumerate(np.asarray(sizes_hw, dtype=np.float32)):
+        rows = (batch_index == image) & (scores > score_threshold)
+        # Exported models answer in shares of the image: they do not know its size.
+        in_pixels = boxes[rows] * np.array([width, height, width, height])
+        found.append({"boxes": in_pixels, "scores": scores[rows], "labels": labels[rows]})
+    return found

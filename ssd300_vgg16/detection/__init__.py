@@ -1,1 +1,0 @@
-"""Detection from files to files: what infer.sh does."""

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssd300_vgg16.data.videos import Frame, Video
-from ssd300_vgg16.detection.files import Behind, read_ahead
+from ssd300_vgg16.detection.pipeline import Behind, read_ahead
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told
@@ -78,7 +78,7 @@ def _detect_on(
     batches = read_ahead(lambda _: list(islice(decoded, batch_size)), count(), 1, 1)
     bar = tqdm(total=video.frame_count or None, unit="frame", desc=video.source, disable=None)
     done, seconds, full, start = 0, 0.0, False, time.perf_counter()
-    with _Results(place, video.rate, detector) as results, bar, closing(batches), Behind(1) as drawing:
+    with _Results(place, video.rate) as results, bar, closing(batches), Behind(1) as drawing:
         for batch in takewhile(len, batches):
             sizes_hw = np.array([frame.pixels.shape[:2] for frame in batch])
             detected = detector.detect(np.stack([frame.prepared for frame in batch]), sizes_hw)
@@ -109,10 +109,9 @@ def _detect_on(
 class _Results:
     """PLACE.mp4 and PLACE.jsonl, which are called PLACE.part.mp4 and PLACE.part.jsonl until they are kept."""
 
-    def __init__(self, place: Path, rate: float, detector: Detector):
+    def __init__(self, place: Path, rate: float):
         self.written = self.detections = 0  # frames in the video; objects in them
         self._place, self._rate = place, rate
-        self._ids = {category.label: category.id for category in detector.description.categories}
         self._video, self._lines = (place.with_name(f"{place.name}.part.{kind}") for kind in ("mp4", "jsonl"))
 
     def __enter__(self) -> "_Results":
@@ -137,12 +136,13 @@ class _Results:
 
     def add_line(self, frame: Frame, detections: Detections) -> None:
         """Boxes are xyxy in pixels of the upright frame."""
+        assert detections.category_ids is not None  # a detector knows them
         row = {
             "frame": frame.number,
             "time": round(frame.seconds, 4),
             "boxes": [[round(value, 2) for value in box] for box in detections.boxes.tolist()],
             "scores": [round(score, 5) for score in detections.scores.tolist()],
-            "category_ids": [self._ids.get(label, label) for label in detections.labels.tolist()],
+            "category_ids": detections.category_ids.tolist(),
             "names": detections.names,
         }
         try:

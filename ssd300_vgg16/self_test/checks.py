@@ -7,10 +7,12 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 
@@ -68,6 +70,7 @@ SCHEDULE = Schedule("multistep", 1e-3, total_steps=100, warmup_steps=0)
 # That it starts at in a training, 65536, is too large for these gradients, and the first updates would be left out.
 LOSS_SCALE = 256.0
 LOGITS_DEVIATION = 1.5
+RANDOM = ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "normal_", "uniform_")
 
 
 @dataclass(frozen=True)
@@ -198,8 +201,13 @@ def beside_flowvision(device: str) -> Iterator[Check]:
     from flowvision.models.detection import ssd300_vgg16
 
     model, image = made_up.model(COCO_CLASSES, 1.0, "cpu"), made_up.images(1)
-    with warnings.catch_warnings(), flow.no_grad():  # of what flowvision has deprecated itself
-        warnings.simplefilter("ignore")
+    with ExitStack() as stack:
+        stack.enter_context(flow.no_grad())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of what flowvision has deprecated itself
+        # Random numbers for its 35 million weights take seconds, and these are about to be replaced.
+        for name in RANDOM:
+            stack.enter_context(patch.object(flow.nn.init, name, lambda weight, *_, **__: weight))
         theirs = ssd300_vgg16(pretrained=False, pretrained_backbone=False).eval()
         # By name: a parameter that only one of the two has would be refused.
         theirs.load_state_dict(model.state_dict())

@@ -80,7 +80,7 @@ def test_a_provider_that_did_not_start_is_not_replaced_by_the_cpu(weights, gpu):
     for kept in (False, True):
         gpu.providers = (CPU_PROVIDER,)
         assert bool(list(weights.parent.glob(".w*.onnx"))) == kept
-        with pytest.raises(UserError, match=r"--device cuda: ONNX Runtime .* could not start on this GPU"):
+        with pytest.raises(UserError, match=r"--device cuda: ONNX Runtime .* cannot compute there \(it did not start"):
             Detector.load(weights, "cuda", engine="onnxruntime")
         gpu.providers = (CUDA_PROVIDER, CPU_PROVIDER)
         Detector.load(weights, "cuda", engine="onnxruntime")

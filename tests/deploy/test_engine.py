@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from small_data import shapes_folder, untrained_run
+from small_data import colours, shapes_folder, untrained_run
 
 from ssd300_vgg16 import evaluate, infer
 from ssd300_vgg16.deploy import session
@@ -24,8 +24,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image():
-    blocks = np.random.default_rng(3).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    return cv2.resize(blocks, (260, 180))
+    return colours(180, 260)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from small_data import shapes_folder, untrained_run
 
-from ssd300_vgg16 import Detector, evaluate, export, infer
+from ssd300_vgg16 import Detector, evaluate, export
 from ssd300_vgg16.errors import UserError
 
 
@@ -51,16 +51,6 @@ def test_detections_of_images_of_several_sizes(folder):
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.01)
 
 
-def test_infer_takes_them(folder, tmp_path):
-    options = ["--device", "cpu", "--score-threshold", "0.1"]
-    val = str(folder / "shapes" / "val")
-    for name in ("run", "whole.onnx"):
-        assert infer.main([val, "--weights", str(folder / name), "--output-dir", str(tmp_path / name), *options]) == 0
-    found, expected = (json.loads((tmp_path / n / "detections.json").read_text()) for n in ("whole.onnx", "run"))
-    assert len(expected) > 0
-    assert [row["category_name"] for row in found] == [row["category_name"] for row in expected]
-
-
 def test_a_threshold_in_the_file_is_told(folder):
     assert Detector.load(folder / "whole.onnx", "cpu").description.notes == ()
     (note,) = Detector.load(folder / "high.onnx", "cpu").description.notes
@@ -68,8 +58,6 @@ def test_a_threshold_in_the_file_is_told(folder):
 
 
 def test_what_is_refused(folder, tmp_path):
-    with pytest.raises(UserError, match="--engine oneflow: an ONNX model is computed by ONNX Runtime"):
-        Detector.load(folder / "raw.onnx", "cpu", engine="oneflow")
     with pytest.raises(UserError, match=r"nothing.onnx: No such file or directory"):
         Detector.load(tmp_path / "nothing.onnx", "cpu")
     (tmp_path / "text.onnx").write_text("text")

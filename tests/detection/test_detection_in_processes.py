@@ -48,10 +48,6 @@ def test_the_same_files_as_with_one_process(place):
     assert outputs[1] == outputs[0] and outputs[2].keys() == outputs[0].keys()
 
 
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def begun(place, output):
     """A process with two of its own that has many images to go, and has begun."""
     many = place / "many"
@@ -92,9 +88,10 @@ def test_ctrl_c(place):
 
 def test_one_that_is_killed_ends_all(place):
     process = begun(place, "killed")
-    own = [pid for pid in children(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    own = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(own) == 2
-    os.kill(own[1], signal.SIGKILL)
+    os.kill(int(own[1]), signal.SIGKILL)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 2 and "process 2 of 2 was killed by signal 9" in errors and "Traceback" not in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in own)

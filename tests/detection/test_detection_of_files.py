@@ -3,9 +3,9 @@
 import json
 import re
 import shutil
+import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
@@ -18,9 +18,11 @@ from small_data import shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import Detector, infer
 from ssd300_vgg16.data.images import ImageError
-from ssd300_vgg16.detection.files import ImageFile, JsonList, detect_each, read_ahead
+from ssd300_vgg16.detection import run
+from ssd300_vgg16.detection.files import ImageFile
+from ssd300_vgg16.detection.pipeline import detect_each, read_ahead
+from ssd300_vgg16.detection.results import JsonList
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.signals import STOP_SIGNALS
 
 COUNT = 6
 BROKEN = 3
@@ -55,7 +57,7 @@ def test_each_gets_its_own_answer_in_order(detector, files, batch_size):
     found_each = list(detect_each(detector, files, 7, batch_size))
     assert [file for file, _ in found_each] == files
     for file, found in found_each:
-        if file.number == BROKEN:
+        if file.image_id == BROKEN:
             assert isinstance(found, ImageError) and not file.picture.exists()
             continue
         expected = detector(file.path)
@@ -63,23 +65,21 @@ def test_each_gets_its_own_answer_in_order(detector, files, batch_size):
         np.testing.assert_allclose(found["boxes"], expected["boxes"][:7], atol=0.01)
         np.testing.assert_allclose(found["scores"], expected["scores"][:7], rtol=1e-4)
         picture = cv2.imread(str(file.picture))
-        assert picture.shape[0] == 150 + 10 * file.number, "drawn at the end, in the image's own size"
+        assert picture.shape[0] == 150 + 10 * file.image_id, "drawn at the end, in the image's own size"
 
 
-def test_few_are_read_ahead():
+def test_few_are_read_ahead_and_come_in_order_whichever_is_ready_first():
     begun, most = [], 0
-    for number, _ in enumerate(read_ahead(begun.append, range(100), threads=3, batch_size=2)):
-        most = max(most, len(begun) - number)
-    assert sorted(begun) == list(range(100))
-    assert 2 <= most <= 6
 
-
-def test_answers_come_in_order_whichever_is_ready_first():
     def slower_first(item):
-        time.sleep(0.02 if item % 3 == 0 else 0)
+        begun.append(item)
+        time.sleep(0.01 if item % 3 == 0 else 0)
         return item
 
-    assert list(read_ahead(slower_first, range(20), threads=4, batch_size=1)) == list(range(20))
+    for number, item in enumerate(read_ahead(slower_first, range(50), threads=3, batch_size=2)):
+        assert item == number
+        most = max(most, len(begun) - number)
+    assert sorted(begun) == list(range(50)) and 2 <= most <= 6
 
 
 def test_few_wait_to_be_drawn(detector, files, monkeypatch):
@@ -90,36 +90,34 @@ def test_few_wait_to_be_drawn(detector, files, monkeypatch):
         time.sleep(0.05)
         drawn.append(file)
 
-    monkeypatch.setattr("ssd300_vgg16.detection.files._write", slow)
-    monkeypatch.setattr("ssd300_vgg16.detection.files.MAX_THREADS", 1)
-    whole = [file for file in files if file.number != BROKEN] * 3
+    monkeypatch.setattr("ssd300_vgg16.detection.pipeline._write", slow)
+    monkeypatch.setattr("ssd300_vgg16.detection.pipeline.MAX_THREADS", 1)
+    whole = [file for file in files if file.image_id != BROKEN] * 3
     for number, _ in enumerate(detect_each(detector, whole, 1), start=1):
         most = max(most, number - len(drawn))
-    assert len(drawn) == len(whole)
-    assert most <= 2
+    assert len(drawn) == len(whole) and most <= 2
 
 
 def test_one_who_stops_early_has_the_pictures_so_far_and_no_threads_are_left(detector, files):
     threads = threading.active_count()
-    found_each = detect_each(detector, files, 100)
-    next(found_each)
-    next(found_each)
-    found_each.close()
+    with closing(detect_each(detector, files, 100)) as found_each:
+        next(found_each)
+        next(found_each)
     assert [file.picture.exists() for file in files] == [True, True] + [False] * (COUNT - 2)
     assert threading.active_count() == threads
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(detector, files, tmp_path):
-    (tmp_path / "out").touch()
-    with pytest.raises(OSError, match="out"):
-        list(detect_each(detector, files[:2], 100))
-
-
-def test_what_is_odd_about_an_image_is_told(detector, files, tmp_path, capsys):
+def test_what_is_odd_about_an_image_is_told(detector, tmp_path, capsys):
     dark = tmp_path / "dark.png"
     cv2.imwrite(str(dark), np.full((40, 60), 4095, dtype=np.uint16))
     list(detect_each(detector, [ImageFile(1, dark, tmp_path / "1.jpg")], 5))
     assert capsys.readouterr().out == f"{dark}: 16-bit image, scaled to 8 by what is in it (12 bits)\n"
+
+
+def test_a_picture_is_whole_or_not_there(detector, files):
+    with full_disk(at=2000), pytest.raises(UserError, match=r"1\.jpg could not be written"):
+        list(detect_each(detector, files[:1], 5))
+    assert list(files[0].picture.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("rows", [[], [[]], [[{"a": 1}], [], [{"b": "ä"}, {"c": 2.5}]]])
@@ -135,12 +133,20 @@ def test_a_list_is_written_as_it_grows(tmp_path, rows):
     assert not part.exists()
 
 
-def test_a_list_that_an_error_ends_is_whole(tmp_path):
-    with pytest.raises(ZeroDivisionError), JsonList(tmp_path / "list.json") as written:
-        written.add([1])
+def test_a_list_that_an_error_ends_is_whole_and_is_gone_on_with(tmp_path):
+    path, part = tmp_path / "list.json", tmp_path / "list.json.part"
+    with pytest.raises(ZeroDivisionError), JsonList(path) as written:
+        written.add([{"a": 1}, {"b": "ä,"}, {"c": 3}])
         written.add([1 / 0])
-    assert json.loads((tmp_path / "list.json.part").read_text()) == [1]
-    assert not (tmp_path / "list.json").exists(), "it would look complete"
+    assert json.loads(part.read_text()) == [{"a": 1}, {"b": "ä,"}, {"c": 3}]
+    assert not path.exists(), "it would look complete"
+    _, (second, second_end), _ = JsonList.rows(part)
+    assert second == {"b": "ä,"}
+    with JsonList(path, second_end, 2) as written:
+        written.add([{"d": 4}])
+    assert json.loads(path.read_text()) == [{"a": 1}, {"b": "ä,"}, {"d": 4}] and written.count == 3
+    path.write_bytes(path.read_bytes()[:-5])
+    assert len(list(JsonList.rows(path))) == 2, "those before a line that is cut off"
 
 
 def test_a_list_on_a_full_disk_is_whole_and_does_not_look_complete(tmp_path):
@@ -152,52 +158,29 @@ def test_a_list_on_a_full_disk_is_whole_and_does_not_look_complete(tmp_path):
     assert 10 < len(rows) == written.count < 25 and not (tmp_path / "list.json").exists()
 
 
-def test_a_picture_is_whole_or_not_there(detector, files):
-    with full_disk(at=2000), pytest.raises(UserError, match=r"1\.jpg could not be written"):
-        list(detect_each(detector, files[:1], 5))
-    assert list(files[0].picture.parent.iterdir()) == []
-
-
-@pytest.fixture
-def many(place, tmp_path):
-    """A folder of enough images to be stopped among them."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    source = place / "shapes" / "val" / "000001.jpg"
-    for number in range(400):
-        (folder / f"{number:03d}.jpg").symlink_to(source)
-    (folder / "001.jpg").unlink()
-    (folder / "001.jpg").write_bytes(b"")
-    return folder
-
-
 def arguments(place, *more):
     return ("--weights", place / "run", "--device", "cpu", "--score-threshold", "0.01", "--max-detections", "2", *more)
 
 
-def wait_until(done: Callable):
-    for _ in range(3000):
-        if done():
-            return
-        time.sleep(0.01)
-    pytest.fail("it takes too long")
-
-
-@pytest.mark.parametrize("signal_number", STOP_SIGNALS[:2])
-def test_what_was_found_before_a_stop_is_kept(place, many, tmp_path, signal_number):
+def test_what_was_found_before_a_stop_is_kept(place, tmp_path, no_hang):
+    many, first = tmp_path / "many", tmp_path / "first"
+    many.mkdir()
+    for number in range(400):
+        (many / f"{number:03d}.jpg").symlink_to(place / "shapes" / "val" / "000001.jpg")
+    (many / "001.jpg").unlink()
+    (many / "001.jpg").write_bytes(b"")
     process = start("infer", *arguments(place, many, "--output-dir", "first"), folder=tmp_path)
-    wait_until((tmp_path / "first" / "004.jpg").exists)
-    process.send_signal(signal_number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal_number
-    not_read = f"not read: {many}/001.jpg: the file is empty\n"
-    assert errors == f"{not_read}infer.sh: stopped by {signal_number.name}\n"
+    while not (first / "004.jpg").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors == f"not read: {many}/001.jpg: the file is empty\ninfer.sh: stopped by SIGTERM\n"
     done = int(re.search(r"^Stopped after (\d+) of 400 images\. Go on with: .*--resume$", output, re.MULTILINE)[1])
-    assert not (tmp_path / "first" / "detections.json").exists()
-    first = json.loads((tmp_path / "first" / "detections.json.part").read_text())
-    assert {row["image_id"] for row in first} == set(range(1, done + 1)) - {2}
-    pictures = {path.name for path in (tmp_path / "first").glob("*.jpg")}
-    assert pictures == {f"{number:03d}.jpg" for number in range(done)} - {"001.jpg"}
+    assert not (first / "detections.json").exists()
+    rows = json.loads((first / "detections.json.part").read_text())
+    assert {row["image_id"] for row in rows} == set(range(1, done + 1)) - {2}
+    assert {path.name for path in first.glob("*.jpg")} == {f"{n:03d}.jpg" for n in range(done)} - {"001.jpg"}
 
 
 @pytest.fixture
@@ -205,7 +188,6 @@ def photos(place, tmp_path, monkeypatch):
     """Images in the current folder; the third is broken, and on the fourth nothing is found."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(place / "shapes" / "val", "photos")
-    return Path("photos")
 
 
 def detect(place, *more):
@@ -214,20 +196,15 @@ def detect(place, *more):
 
 def interrupted(place, monkeypatch, done):
     """A detection that ends after some images, as by a kill."""
-    each = infer.detect_each
 
     def some(detector, files, *rest):
-        with closing(each(detector, files, *rest)) as results:
+        with closing(detect_each(detector, files, *rest)) as results:
             for file, found in islice(results, done):
-                if file.number == 4:
-                    found = infer.Detections(
-                        boxes=found["boxes"][:0], scores=found["scores"][:0], labels=found["labels"][:0], names=[]
-                    )
-                yield file, found
+                yield file, found[:0] if file.image_id == 4 else found
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(infer, "detect_each", some)
+        patch.setattr(run, "detect_each", some)
         detect(place)
 
 
@@ -239,11 +216,11 @@ def test_what_was_interrupted_is_gone_on_with(place, photos, monkeypatch, capsys
     if undrawn:
         Path("detections", f"00000{undrawn}.jpg").unlink()
     asked = []
-    monkeypatch.setattr(infer, "detect_each", lambda *given: asked.extend(given[1]) or detect_each(*given))
+    monkeypatch.setattr(run, "detect_each", lambda *given: asked.extend(given[1]) or detect_each(*given))
     capsys.readouterr()
     assert detect(place, "--resume", "--save-csv") == 1, "the broken one is tried again"
     assert f"\n{done} of 6 images are done\n" in "\n" + capsys.readouterr().out
-    assert [file.number for file in asked] == left
+    assert [file.image_id for file in asked] == left
     rows, whole = (json.loads(Path(name, "detections.json").read_text()) for name in ("detections", "whole"))
     assert rows == [row for row in whole if row["image_id"] != 4 or undrawn]
     names = {path.name for path in Path("whole").iterdir()}
@@ -274,28 +251,3 @@ def test_other_settings_are_not_mixed(place, photos, tmp_path, monkeypatch, caps
     assert detect(place, "--max-detections", "1") == 1
     assert "nothing of detections/detections.json.part is gone on with: begins with" in capsys.readouterr().out
     assert len(json.loads(Path("detections/detections.json").read_text())) == COUNT - 1
-
-
-def test_a_list_is_gone_on_with(tmp_path):
-    path = tmp_path / "list.json"
-    with pytest.raises(ZeroDivisionError), JsonList(path) as written:
-        written.add([{"a": 1}, {"b": "ä,"}, {"c": 3}])
-        written.add([1 / 0])
-    _, (second, second_end), _ = JsonList.rows(JsonList.part_of(path))
-    assert second == {"b": "ä,"}
-    with JsonList(path, second_end, 2) as written:
-        written.add([{"d": 4}])
-    assert json.loads(path.read_text()) == [{"a": 1}, {"b": "ä,"}, {"d": 4}] and written.count == 3
-    path.write_bytes(path.read_bytes()[:-5])
-    assert len(list(JsonList.rows(path))) == 2, "those before a line that is cut off"
-
-
-def test_batches_find_the_same(place, tmp_path):
-    found = []
-    for size in (1, 4):
-        output = tmp_path / str(size)
-        options = arguments(place, place / "shapes" / "val", "--output-dir", output, "-b", size)
-        assert infer.main([*map(str, options)]) == 1
-        found.append(json.loads((output / "detections.json").read_text()))
-    assert [row["image_id"] for row in found[0]] == [row["image_id"] for row in found[1]]
-    np.testing.assert_allclose(*([row["score"] for row in rows] for rows in found), atol=2e-5)

@@ -124,24 +124,22 @@ def test_a_broken_video_ends_with_what_was_done(weights, capsys):
     )
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_what_was_done_before_a_stop_is_kept(weights, tmp_path, signal_number):
+def test_what_was_done_before_a_stop_is_kept(weights, tmp_path, no_hang):
     make_video(count=4000)
     process = start("infer", *options(weights, "clip.mp4"), folder=tmp_path)
     part = Path("detections/clip.part.jsonl")
     while not (part.exists() and part.stat().st_size):
         time.sleep(0.01)
-    process.send_signal(signal_number)
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (128 + signal_number, f"infer.sh: stopped by {signal_number.name}\n")
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, "infer.sh: stopped by SIGTERM\n")
     frames, _ = results()
     assert 0 < len(frames) < 4000 and f"clip.mp4: {len(frames)} frames, " in output
 
 
-def test_a_frame_is_seen_for_its_time(weights):
-    detector = Detector.load(weights, "cpu")
+def test_a_frame_is_seen_for_its_time():
     grey = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
-    with video._Results(Path("clip"), 10.0, detector) as made:
+    with video._Results(Path("clip"), 10.0) as made:
         for number, seconds in enumerate((0.0, 0.1, 0.1, 0.5, 0.6, 9999.0, 9999.1)):
             made.draw(Frame(number, seconds, grey * (number != 3), grey), NOTHING)
     made.keep()
@@ -186,11 +184,10 @@ def test_a_disk_that_fills_up_leaves_a_whole_video(weights, monkeypatch):
     assert len(results()[0]) == 6
 
 
-def test_a_video_that_is_not_whole_is_not_given_its_name(weights):
-    detector = Detector.load(weights, "cpu")
+def test_a_video_that_is_not_whole_is_not_given_its_name():
     make_video(count=200)
     with full_disk(at=4000), pytest.raises(UserError, match=r"made\.part\.mp4 could not be written whole: make room"):
-        results = video._Results(Path("made"), RATE, detector)
+        results = video._Results(Path("made"), RATE)
         with results:
             for frame in Video("clip.mp4").frames(300):
                 results.draw(frame, NOTHING)
@@ -203,7 +200,6 @@ def make_inputs():
     make_video("other.mp4")
     Path("cut.mp4").write_bytes(Path("clip.mp4").read_bytes()[:-100])
     Path("text.mp4").write_text("a text")
-    Path("empty.mp4").touch()
     make_video("none.avi", "MJPG", 0)
     Path("sub").mkdir()
     shutil.copy("clip.mp4", "sub/clip.mov")
@@ -215,7 +211,6 @@ def make_inputs():
     ("arguments", "problem"),
     [
         (["text.mp4"], "text.mp4: not a video, or its end is missing"),
-        (["empty.mp4"], "empty.mp4: not a video, or its end is missing"),
         (["cut.mp4"], "cut.mp4: not a video, or its end is missing"),
         (["none.avi"], "none.avi: no(t a| picture of this) video"),
         (["missing.mp4"], "missing.mp4: there is no such video file"),
@@ -226,18 +221,14 @@ def make_inputs():
         (["clip.mp4", "--output-dir", "."], r"--output-dir \.: clip.mp4 would be overwritten"),
         (["other.mp4"], "detections/other.mp4 was not made here, as there is no other.jsonl"),
         (["clip.mp4", "--resume"], "--resume: it is for images"),
-        (["clip.mp4", "--save-txt"], "--save-txt: it is for images"),
+        (["clip.mp4", "NPROC"], "NPROC: one process does all frames of a video"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_weights_are_read(arguments, problem, capfd):
+def test_what_makes_no_sense_is_refused_before_weights_are_read(arguments, problem, capfd, monkeypatch):
     make_inputs()
+    if arguments[-1] == "NPROC":
+        monkeypatch.setenv("NPROC", "2")
+        arguments = arguments[:-1]
     with pytest.raises(UserError, match=problem):
         infer.main(["--weights", "nowhere", *arguments])
     assert capfd.readouterr() == ("", ""), "OpenCV and FFmpeg are quiet"
-
-
-def test_several_processes_are_refused(monkeypatch):
-    make_video()
-    monkeypatch.setenv("NPROC", "2")
-    with pytest.raises(UserError, match="NPROC: one process does all frames of a video"):
-        infer.main(["--weights", "nowhere", "clip.mp4"])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 from places import REPOSITORY
 
@@ -20,6 +21,12 @@ def shapes_folder(folder: Path, train_images: int = 4, val_images: int = 2) -> P
     """Generated shapes in COCO's layout, in a new folder below this one."""
     write_shapes(folder / "shapes", train_images, val_images, seed=0)
     return folder / "shapes"
+
+
+def colours(height: int = 60, width: int = 90, seed: int = 3) -> np.ndarray:
+    """Blocks of colour, RGB, so that a JPEG keeps them and each corner differs."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return cv2.resize(blocks, (width, height))
 
 
 def shapes(folder: Path, split: str):
