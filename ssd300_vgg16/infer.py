@@ -121,7 +121,7 @@ def samples_of(weights: Path) -> list[Path]:
         images = read_options(run_of(weights))["val_images_folder"]
     except (UserError, KeyError) as error:
         raise UserError(
-            "no PATH given, and the weights do not come from a run whose images could be shown: name images or folders"
+            f"--weights {weights}: name images or folders, as no run with images goes with these weights"
         ) from error
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 

@@ -290,7 +290,7 @@ def test_no_more_than_a_dozen_images_are_shown(place, tmp_path):
     [
         ([], "no run with weights in .*/runs: train first"),
         (["--weights", "nothing"], "--weights nothing: there is no such file or folder"),
-        (["--weights", "best.safetensors"], "no PATH given, and the weights do not come from a run"),
+        (["--weights", "best.safetensors"], "best.safetensors: name images or folders"),
         (["nothing.jpg"], "'nothing.jpg': no such file or folder"),
         (["--weights", "best.safetensors", "empty"], "empty: no image in this folder"),
         (["--weights", "nothing", "a.jpg"], "nothing: no such file of weights"),

@@ -4,14 +4,15 @@ import pytest
 from gpu_stand_in import Gpu, of, run_on_gpus
 from places import REPOSITORY
 
-# Networks of a few channels; speeds of a single run; each way once that takes compiling.
+# Networks of a few channels, and so without flowvision's; speeds of a single run; each way once that takes compiling.
 SHORT = """
 import itertools, sys
 from ssd300_vgg16 import self_test
 from ssd300_vgg16.runtime import __main__ as runtime_command
-from ssd300_vgg16.self_test import made_up
+from ssd300_vgg16.self_test import checks, made_up
 model, speeds, ways_of = made_up.model, self_test.speeds, self_test.ways_of
 made_up.model = lambda num_classes, width, device: model(num_classes, 0.02, device)
+checks.beside_flowvision = lambda device: []
 self_test.speeds = lambda device: itertools.islice(speeds(device), 1, None)
 self_test.ways_of = lambda device: ways_of(device)[::2]
 self_test.GPU_BATCH, self_test.SECONDS = 1, 0
