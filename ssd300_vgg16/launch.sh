@@ -163,11 +163,23 @@ install_packages() {
     grep . >"$changed"; then
     "${pip[@]}" uninstall --yes -r "$changed" >"$log" 2>&1 || die "$(pip_failure "$log")"
   fi
-  # Of what pip prints, the lines that tell that it goes on: large downloads, and waits.
   "${pip[@]}" install --no-cache-dir --progress-bar off -r "$wanted" 2>&1 | tee "$log" |
-    { grep --line-buffered 'Downloading .*[MG]B)\|^WARNING: Retrying\|^Installing' >&2 || :; } ||
-    die "$(pip_failure "$log")"
+    report_progress || die "$(pip_failure "$log")"
   rm -rf -- "$venv/tmp"
+}
+
+# What pip prints, as a few lines: which of how many packages, and how large.
+report_progress() {
+  local line number=0 all download='^ *Downloading ([^ ]* \([0-9.]* [MG]B\))'
+  all=$(grep -c == "$root/requirements.txt")
+  while IFS= read -r line; do
+    case $line in
+      Collecting\ *) number=$((number + 1)) ;;
+      WARNING:\ Retrying\ *) echo "  no answer, trying again" >&2 ;;
+      Installing\ collected\ packages*) echo "  installing (a minute or two)" >&2 ;;
+      *) [[ ! $line =~ $download ]] || echo "  [$number/$all] downloading ${BASH_REMATCH[1]}" >&2 ;;
+    esac
+  done
 }
 
 pip_failure() {

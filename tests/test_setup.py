@@ -148,7 +148,7 @@ def test_first_use_passes_everything_through(clone, tmp_path, script, module):
     result = clone.run(*arguments, script=script, cwd=tmp_path, stdin="piped in", PROGRAM_EXITS=7, PYTHONPATH="/mine")
     assert result.returncode == 7
     assert result.stdout == "piped in"
-    assert "  Downloading oneflow-0.9.0-cp310.whl (964.8 MB)\n" in result.stderr
+    assert "  [1/1] downloading oneflow-0.9.0-cp310.whl (964.8 MB)\n" in result.stderr
     assert clone.program() == [str(tmp_path), f"{clone.root}:/mine", *clone.started_as(module), *arguments]
     assert clone.installs() == 1
 
