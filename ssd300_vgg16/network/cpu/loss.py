@@ -49,9 +49,13 @@ def multibox_loss(
 def _subtract_largest(logits, largest, shifted):
     boxes, classes = logits.shape
     for box in range(boxes):
-        largest[box] = logits[box].max()
+        row = logits[box]
+        maximum = row[0]
+        for value in row:  # numba's own maximum takes longer: it asks of each number whether it is one
+            maximum = max(maximum, value)
+        largest[box] = maximum
         for number in range(classes):
-            shifted[box, number] = logits[box, number] - largest[box]
+            shifted[box, number] = row[number] - maximum
 
 
 @compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _LINE, _MADE, _MADE, _MADE))
