@@ -69,7 +69,7 @@ class Convolution:
 
     def _filled_up(self, weight: np.ndarray) -> np.ndarray:
         outputs, channels = weight.shape[:2]
-        # The image itself is of three channels.
+        # Not the three channels of the image, which products take one by one.
         shape = filled_up(outputs), filled_up(channels) if self.number else channels, self.size**2
         result = np.zeros(shape, dtype=np.float32)
         result[:outputs, :channels] = weight.reshape(outputs, channels, -1)
