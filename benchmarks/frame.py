@@ -146,15 +146,16 @@ def environment(**more: str) -> dict[str, str]:
 
 def trained(folder: Path, *arguments: object) -> dict[str, Any]:
     """A run of train.sh in this folder, unless it is there already: its seconds, and the rows of its evaluations."""
-    record = folder / "benchmark.json"
+    # The last two are of trainings of hours that an earlier version of a benchmark has kept.
+    records = [folder / name for name in ("benchmark.json", "learning.json", "schedules.json")]
+    record = next((path for path in records if path.exists()), records[0])
     if not record.exists():
         since = time.monotonic()
         subprocess.run(["bash", ROOT / "train.sh", "--output-dir", folder, *map(str, arguments)], check=True)
-        seconds = time.monotonic() - since
-        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        evaluations = [row for row in rows if row["kind"] == "evaluation"]
-        record.write_text(json.dumps({"seconds": seconds, "evaluations": evaluations}))
-    return json.loads(record.read_text())
+        record.write_text(json.dumps({"seconds": time.monotonic() - since}))
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    seconds = json.loads(record.read_text()).get("seconds")
+    return {"seconds": seconds, "evaluations": [row for row in rows if row["kind"] == "evaluation"]}
 
 
 def package_environment() -> dict[str, str]:

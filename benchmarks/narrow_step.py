@@ -98,8 +98,18 @@ def torch_loss(offsets, logits, target_offsets, labels):
     return (entropy + distance) / counts.sum().clamp(min=1)
 
 
-def time_torch(fields: dict) -> float:
-    """Median seconds of a step as `engines.oneflow_training` does it; for a fresh process of the peers' Python."""
+def count_parameters(width: float) -> int:
+    """Of the package's network; for a fresh process."""
+    from ssd300_vgg16.network.ssd import SSD300
+
+    return sum(parameter.numel() for parameter in SSD300(CLASSES, width).parameters())
+
+
+def time_torch(fields: dict, parameters: int) -> float:
+    """Median seconds of a step as `engines.oneflow_training` does it; for a fresh process of the peers' Python.
+
+    parameters: how many the package's network has.
+    """
     import torch
 
     from ssd300_vgg16.network.variants import PIXEL_MEAN
@@ -107,6 +117,8 @@ def time_torch(fields: dict) -> float:
     job = Job(**fields)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = torch_network(job.width, job.classes).train()
+    if sum(parameter.numel() for parameter in model.parameters()) != parameters:
+        raise RuntimeError("the two networks differ in size: these are not the same layers")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=5e-4, fused=True)
     images, side = random_images(job)
     arrays = [torch.from_numpy(array) for array in (images, *random_targets(job, side))]
@@ -153,8 +165,9 @@ def measure_setting(width: float, batch: int, options: Options) -> dict[str, flo
     job = Job(TRAINING, batch, CLASSES, width=width, update="adamw", repeats=repeats, seconds=SECONDS)
     sides = {OURS[ONEFLOW]: lambda: statistics.median(run(ONEFLOW, [job], options.peers)[0].seconds)}
     if "torch" in options.peers:
+        parameters = in_fresh_process(count_parameters, width)
         name = f"PyTorch {options.peers.versions['torch']}, channels-last"
-        sides[name] = lambda: in_fresh_process(time_torch, asdict(job), python=options.peers.python)
+        sides[name] = lambda: in_fresh_process(time_torch, asdict(job), parameters, python=options.peers.python)
     rounds = in_turn(options.rounds, sides)
     setting = {name: statistics.median(times) for name, times in rounds.items()}
     ours, *theirs = rounds.values()

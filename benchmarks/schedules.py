@@ -25,21 +25,22 @@ SEEDS = (0,)
 EMA = "0.99"  # an average over about 100 steps
 
 
-def train(folder: Path, *arguments: object) -> dict[str, list[float]]:
-    """[AP50, AP] of the last weights, and of their average."""
-    averaged = trained(folder, *arguments, "--preset", "narrow", "--eval-every", 1000, "--ema", EMA)["evaluations"][-1]
+def train(folder: Path, data: tuple, *arguments: object) -> dict[str, list[float]]:
+    """[AP50, AP] of the last weights, and of their average; data: the options that say what to learn from."""
+    options = ("--preset", "narrow", "--default-boxes", "coco", "--eval-every", 1000, "--ema", EMA)
+    averaged = trained(folder, *data, *options, *arguments)["evaluations"][-1]
     metrics = folder / "last" / "coco_metrics.json"
     if not metrics.exists():
         # A checkpoint's own weights, without the average beside them.
         weights = ["--weights", folder / "last.safetensors", "--output-dir", metrics.parent]
-        subprocess.run(["bash", ROOT / "eval.sh", *map(str, arguments[:4]), *weights], check=True)
+        subprocess.run(["bash", ROOT / "eval.sh", *map(str, data), *weights], check=True)
     last = json.loads(metrics.read_text())
     return {name: [found["AP50"], found["AP"]] for name, found in (("last", last), ("average", averaged))}
 
 
 def measure(options: Options) -> Figures:
     """Lists of [AP50, AP] by images, schedule and weights, one for each seed."""
-    data = {"photographs": ("--data-path", options.data, "--dataset", "voc", "--default-boxes", "coco")}
+    data = {"photographs": ("--data-path", options.data, "--dataset", "voc")}
     for size in SIZES:
         folder = RUNS / f"data-{size}"
         in_fresh_process(write_shapes, folder, size, 100)
@@ -50,7 +51,7 @@ def measure(options: Options) -> Figures:
         for schedule, arguments in SCHEDULES.items():
             for name, source in data.items():
                 folder = RUNS / f"{name}-{schedule}-{seed}".replace(",", "").replace(" ", "-")
-                found = train(folder, *source, *arguments, "--seed", seed)
+                found = train(folder, source, *arguments, "--seed", seed)
                 for weights, values in found.items():
                     figures[name][schedule][weights].append(values)
     return figures

@@ -14,7 +14,7 @@ sys.path.insert(0, str(REPOSITORY))  # the benchmarks are run from there, and ne
 
 from benchmarks import __main__ as command
 from benchmarks import coco_ap, engines, made_up, page
-from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process, in_turn
+from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process, in_turn, trained
 
 BENCHMARKS = command.benchmarks()
 
@@ -156,6 +156,15 @@ def test_sides_take_turns():
     calls = []
     answers = in_turn(2, {side: lambda side=side: calls.append(side) or len(calls) for side in "ab"})
     assert "".join(calls) == "abab" and answers == {"a": [1, 3], "b": [2, 4]}
+
+
+@pytest.mark.parametrize("kept", ["benchmark.json", "learning.json", "schedules.json"])
+def test_a_training_that_was_kept_is_not_repeated(tmp_path, kept):
+    """By this version or an earlier one; what trains would fail here."""
+    (tmp_path / kept).write_text('{"seconds": 7, "AP": 0.1}')
+    rows = {"kind": "training", "step": 1}, {"kind": "evaluation", "AP": 0.5}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert trained(tmp_path, "--no-such-option") == {"seconds": 7, "evaluations": [rows[1]]}
 
 
 def test_what_the_benchmarks_import_from_the_package_exists():

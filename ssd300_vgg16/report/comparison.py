@@ -14,7 +14,7 @@ ELSEWHERE = "They were evaluated on different data: what they reached cannot be 
 
 
 class Row(NamedTuple):
-    """A value of each run; best: the place of the highest, or None."""
+    """A value of each run; best: the place of the one that is higher than all others, or None."""
 
     name: str
     values: list[str]
@@ -59,7 +59,8 @@ def _results(runs: Sequence[Run]) -> list[Row]:
 
 def _aps(name: str, values: list[float | None]) -> Row:
     known = [-1 if value is None else value for value in values]
-    return Row(name, [ap(value) for value in values], known.index(max(known)) if max(known) >= 0 else None)
+    best = known.index(max(known)) if max(known) >= 0 and known.count(max(known)) == 1 else None
+    return Row(name, [ap(value) for value in values], best)
 
 
 def _differing(runs: Sequence[Run]) -> list[Row]:

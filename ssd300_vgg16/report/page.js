@@ -282,11 +282,12 @@ function marksOf(image) {
   return marks;
 }
 
-// A box's line, on a wider and paler one that stands out from it.
-function outlined(place, colour, width, dash, kind) {
+// A box's line, on a wider and paler one that stands out from it; one of no area is a point.
+function outlined({ x, y, width, height }, colour, line, dash, kind) {
+  const place = { x, y, width: Math.max(width, 1), height: Math.max(height, 1), fill: "none" };
   return [
-    element("rect", { ...place, fill: "none", stroke: inkOn(colour), "stroke-opacity": 0.45, "stroke-width": width + 1.5 }),
-    element("rect", { ...place, fill: "none", stroke: colour, "stroke-width": width, "stroke-dasharray": dash, class: `mark ${kind}` }),
+    element("rect", { ...place, stroke: inkOn(colour), "stroke-opacity": 0.55, "stroke-width": line + 1.5 }),
+    element("rect", { ...place, stroke: colour, "stroke-width": line, "stroke-dasharray": dash, class: `mark ${kind}` }),
   ];
 }
 
@@ -300,7 +301,7 @@ function drawMarks(svg, marks, { scale, left, top, width, height }, letters, cho
     const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
     const wide = mark === chosen ? 4 : small ? 1.75 : 2;
     const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
-    drawn.push(...outlined({ x, y, width: Math.max(w, 1), height: Math.max(h, 1) }, colourOfMark(mark), wide, dash, mark.kind));
+    drawn.push(...outlined({ x, y, width: w, height: h }, colourOfMark(mark), wide, dash, mark.kind));
   }
   for (const mark of [...marks].reverse()) {
     const full = SIGNS[mark.kind] + classes[mark.name] + (mark.score === null ? "" : ` ${percent(mark.score)}`);
@@ -589,7 +590,7 @@ function markButton(mark) {
 
 function swatch(name, kind = "plain") {
   const dash = kind === "plain" ? (truth ? null : dashOf(name)) : MARK_DASHES[kind], stroke = colourOfMark({ kind, name });
-  return sample({ stroke: inkOn(stroke), "stroke-opacity": 0.45, "stroke-width": 6 }, { stroke, "stroke-width": 4, "stroke-dasharray": dash });
+  return keyLine({ stroke: inkOn(stroke), "stroke-opacity": 0.55, "stroke-width": 6 }, { stroke, "stroke-width": 4, "stroke-dasharray": dash });
 }
 
 viewer.addEventListener("close", () => {
@@ -734,7 +735,7 @@ function renderCurves(panel) {
     element("circle", { cx: x(now.recall), cy: y(now.precision), r: 6, fill: "var(--card)", stroke: "var(--ink)", "stroke-width": 2.5 }),
   );
   showChart(svg, height, `Precision against recall. Now: precision ${figure(now.precision)}, recall ${figure(now.recall)}.`, parts);
-  const key = shown.map((number) => element("span", {}, sample({ stroke: colourOf(number), "stroke-dasharray": dashOf(number) }), classes[number]));
+  const key = shown.map((number) => element("span", {}, keyLine({ stroke: colourOf(number), "stroke-dasharray": dashOf(number) }), classes[number]));
   panel.querySelector(".key").replaceChildren(...key);
 }
 
@@ -957,7 +958,7 @@ function makeControls() {
   };
   for (const [mark, text] of Object.entries(MARKS)) {
     const box = element("input", { type: "checkbox", value: mark, onchange: () => change({ marks: toggled(state.marks, mark) }) });
-    byId("marks").append(element("label", { class: "tick" }, box, sample({ stroke: "currentColor", "stroke-dasharray": MARK_DASHES[mark] }), text));
+    byId("marks").append(element("label", { class: "tick" }, box, keyLine({ stroke: "currentColor", "stroke-dasharray": MARK_DASHES[mark] }), text));
   }
   const used = new Set([...detections.classes, ...objects.classes]);
   const chips = [...used].sort((a, b) => a - b).map((number) =>

@@ -83,10 +83,10 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
     images = len(results.samples)
     as_shown = _Turned(results.samples)
     boxes = as_shown.boxes(results.boxes_xywh, results.images)
-    on_page = [
-        (*one[:4], round(one.score, 3), as_shown.boxes(np.array([one.box_xywh]), [one.image])[0].round(1).tolist())
-        for one in found[:MAX_SUSPICIONS]
-    ]
+    on_page = []
+    for one in found[:MAX_SUSPICIONS]:
+        (box,) = as_shown.boxes(np.array([one.box_xywh]), [one.image]).round(1).tolist()
+        on_page.append((one.kind, one.image, one.label, one.detected, round(one.score, 3), box))
     content = {
         "heading": heading,
         "threshold": metrics["best_f1"]["score_threshold"],

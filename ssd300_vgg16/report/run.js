@@ -57,7 +57,7 @@ function drawChart(box, chart) {
   const tell = (step) => {
     const nearest = (line) => line.points.reduce((best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best), [Infinity, NaN]);
     const told = chart.lines.map((line) => [line.name, nearest(line)]);
-    const names = told.map(([name, [, value]], number) => element("span", {}, sample(ink(number)), name, element("b", {}, Number.isNaN(value) ? "–" : short(value))));
+    const names = told.map(([name, [, value]], number) => element("span", {}, keyLine(ink(number)), name, element("b", {}, Number.isNaN(value) ? "–" : short(value))));
     box.querySelector(".key").replaceChildren(...names);
     return told.map(([name, [, value]]) => `${name} ${short(value)}`).join(", ");
   };

@@ -61,7 +61,7 @@ function showChart(svg, height, label, parts) {
 }
 
 // A piece of a line, for keys.
-function sample(...lines) {
+function keyLine(...lines) {
   const place = { x1: 1, x2: 25, y1: 6, y2: 6, "stroke-width": 2.5 };
   return element("svg", { width: 26, height: 12, "aria-hidden": "true" }, ...lines.map((line) => element("line", { ...place, ...line })));
 }

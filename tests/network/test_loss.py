@@ -113,6 +113,18 @@ def test_equal_to_image_by_image(seed, default_boxes, classes, positives):
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=5e-6)
 
 
+@pytest.mark.parametrize("patterns", [1, 2])
+def test_of_negatives_that_cost_the_same_the_first_are_counted(patterns):
+    """As at the start of a training: all logits are equal, or those of many default boxes."""
+    offsets, logits, target_offsets, labels = random_batch(4, 50, 4, [4, 6, 20])
+    logits[:] = np.array([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=np.float32)[np.arange(50) * 7 % 5 % patterns]
+    losses, _, gradient = run(offsets, logits, target_offsets, labels)
+    expected_losses, _, expected = by_hand(offsets, logits, target_offsets, labels)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=5e-6)
+    assert (gradient != 0).any(axis=2).sum(axis=1).tolist() == [16, 24, 50]
+
+
 def test_a_batch_without_objects_costs_nothing():
     losses, *gradients = run(*random_batch(2, 50, 4, [0, 0, 0]))
     assert losses == {"localization": 0.0, "classification": 0.0}
@@ -127,6 +139,15 @@ def test_wild_answers_leave_the_loss_finite(size):
     assert np.isfinite(list(losses.values())).all()
     for gradient in gradients:
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("positives", [0, 3])
+def test_a_logit_that_is_not_finite_is_seen_though_its_box_does_not_count(value, positives):
+    """Or a training would go on with a network that has failed."""
+    offsets, logits, target_offsets, labels = random_batch(8, 50, 4, [positives])
+    logits[0, np.flatnonzero(labels[0] == 0)[-1], 2] = value
+    assert not np.isfinite(run(offsets, logits, target_offsets, labels)[0]["classification"])
 
 
 class LossGraph(flow.nn.Graph):

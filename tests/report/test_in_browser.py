@@ -339,6 +339,8 @@ def test_figures_and_suspicious_labels_open_their_pictures(opened, evaluated):
     page.click(".suspicions button")
     page.wait("viewer.open && view !== null")
     assert page.js("view.zoom") > 1, "near its box"
+    of_no_area = "outlined({ x: 5, y: 5, width: 0, height: 20 }, '#ffffff', 2, null, 'missed')"
+    assert page.js(f"{of_no_area}.map((line) => line.getAttribute('width'))") == ["1", "1"], "or nothing would be seen"
 
 
 @pytest.mark.parametrize("tab", ["images", "figures", "labels"])

@@ -286,6 +286,13 @@ def test_runs_are_compared(opened, tmp_path, monkeypatch, capsys):
     assert page.js("document.querySelectorAll('[onerror]').length") == 0
 
 
+def test_of_runs_that_reach_the_same_none_is_the_best(tmp_path, capsys):
+    runs = [str(made_run(tmp_path / name)) for name in "ab"]
+    assert report.main([*runs, "--to", str(tmp_path / "comparison.html")]) == 0
+    output = capsys.readouterr().out
+    assert "best AP" in output and "*" not in output
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     run, other = str(made_run(tmp_path / "a")), tmp_path / "other"
     other.mkdir()

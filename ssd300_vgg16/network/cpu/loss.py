@@ -35,7 +35,7 @@ def multibox_loss(
         largest, exponentials = np.empty(boxes[1], dtype=np.float32), reused(logits.shape[1:])
         for image in images:
             _subtract_largest(logits[image], largest, exponentials)
-            np.exp(exponentials, out=exponentials)  # by numpy, which takes many at once
+            np.exp(exponentials, out=exponentials)  # by numpy: numba's takes one at a time
             sums[image] = _loss_of_image(
                 offsets[image], logits[image], target_offsets[image], target_labels[image], largest, exponentials,
                 offsets_gradient[image], logits_gradient[image],
@@ -50,12 +50,12 @@ def _subtract_largest(logits, largest, shifted):
     boxes, classes = logits.shape
     for box in range(boxes):
         row = logits[box]
-        found = row[0]
-        for value in row:
-            found = max(found, value)
-        largest[box] = found
+        maximum = row[0]
+        for value in row:  # numba's own maximum takes longer: it asks of each number whether it is one
+            maximum = max(maximum, value)
+        largest[box] = maximum
         for number in range(classes):
-            shifted[box, number] = row[number] - found
+            shifted[box, number] = row[number] - maximum
 
 
 @compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _LINE, _MADE, _MADE, _MADE))
@@ -84,7 +84,8 @@ def _loss_of_image(offsets, logits, target_offsets, labels, largest, exponential
             of_background[box - positives] = losses[box]
         if not np.isfinite(losses[box]):
             classification += losses[box]  # whether it would be counted or not: the trainer has to see it
-    # The hard negatives are those above the loss of the last one, and of those equal to it the first ones.
+    # Losses are sorted faster than places. So the hard negatives are those above the last one's loss, and of those
+    # equal to it the first, as a stable sort of places has them.
     hard = min(NEGATIVES_PER_POSITIVE * positives, boxes - positives)
     last, equal = float32(np.inf), 0
     if hard > 0:

@@ -69,7 +69,7 @@ class Convolution:
 
     def _filled_up(self, weight: np.ndarray) -> np.ndarray:
         outputs, channels = weight.shape[:2]
-        # The image itself is of three channels.
+        # Not the three channels of the image, which products take one by one.
         shape = filled_up(outputs), filled_up(channels) if self.number else channels, self.size**2
         result = np.zeros(shape, dtype=np.float32)
         result[:outputs, :channels] = weight.reshape(outputs, channels, -1)
@@ -314,11 +314,11 @@ class Network:
                 outputs.append(x)
             feature_map = x if index else l2_normalise(x, scale)
             answers = head.forward(feature_map, kernels[head.number], biases[head.number])
+            # What comes behind both fills up the last vector.
             by_cell = answers.reshape(-1, answers.shape[2])
-            start = 0
-            for part in (self._by_cell(logits[rows], index), self._by_cell(offsets[rows], index)):
-                part[:] = by_cell[:, start : start + part.shape[1]]
-                start += part.shape[1]
+            of_logits, of_offsets = (self._by_cell(each[rows], index) for each in (logits, offsets))
+            width = of_logits.shape[1]
+            of_logits[:], of_offsets[:] = by_cell[:, :width], by_cell[:, width : width + of_offsets.shape[1]]
         return outputs
 
     def _by_cell(self, rows: np.ndarray, index: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from ssd300_vgg16.network.cpu.winograd_transforms import (
 
 # Tiles that a thread takes at a time: enough for an efficient product, few enough to stay in its cache.
 TILES = 256
-KERNELS = 1 << 14  # likewise
+KERNELS = 1 << 14  # likewise, of weights that are transformed or summed
 # Sums over fewer tiles take less time than adding up the threads' sums, each of which is as large as the weights.
 LEAST_TILES = 32
 POINTS = INPUT_TILE * INPUT_TILE

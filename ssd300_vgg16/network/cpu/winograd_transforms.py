@@ -112,7 +112,7 @@ def input_transform(images, relu_outputs, relu, transformed, totals, first, last
     """
     _, channels, height, width = images.shape
     across, down = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    # One column before the image, and zeros behind it.
+    # Tiles reach a column before the image, and beyond its end: zeros are there.
     lines = np.zeros((INPUT_TILE, TILE * across + 2), dtype=np.float32)
     window = np.empty((INPUT_TILE, width), dtype=np.float32)
     for channel in range(channels):
