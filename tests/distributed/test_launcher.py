@@ -1,6 +1,7 @@
 """The supervisor of rank processes: what they are given, how they end, signals, restarts, and several hosts."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from small_data import environment
 
 from ssd300_vgg16.distributed import launcher
 from ssd300_vgg16.distributed.job import Job
+from ssd300_vgg16.distributed.rendezvous import End, Link, Links
 
 ADVICE = "go on with --resume"
 
@@ -358,6 +360,24 @@ def test_a_supervisor_that_is_killed_ends_the_others(tmp_path, host, lost):
     assert said.startswith(f"train.sh: host {lost} (127.0.0.1) is gone")
     assert said.endswith(f"train.sh: {ADVICE}\n")
     until(lambda: not any(map(alive, ranks)))
+
+
+def test_a_host_that_falls_silent_is_named(monkeypatch):
+    """By the kernel, which a test cannot cut off from itself; test_two_hosts.py does so where it may."""
+    job = Job(1, hosts=2, peer_timeout=7)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as theirs:
+        link = Link(server.accept()[0], job.peer_timeout, host=1)
+        asked = link.connection.getsockopt
+        assert asked(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert asked(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+        seconds = [asked(socket.IPPROTO_TCP, name) for name in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL)]
+        assert max(seconds) < job.peer_timeout
+        with Links(job, [link]) as links:
+            assert links.poll() is None
+            theirs.sendall(b" ")  # something to read, as an error is
+            monkeypatch.setattr(link, "receive_end", lambda: (_ for _ in ()).throw(TimeoutError(errno.ETIMEDOUT, "")))
+            assert links.poll() == End(1, "host 1 (127.0.0.1) has not been heard from for 7 s")
+            assert links.poll() is None and not links.expected()
 
 
 @pytest.mark.parametrize("told", [0, 1])
