@@ -47,8 +47,8 @@ def _image_losses(trainer: Trainer, batch: TrainingBatch) -> np.ndarray:
     with flow.no_grad():
         for image in range(len(batch.files)):
             arrays = (array[image : image + 1] for array in (batch.images, batch.offsets, batch.labels))
-            pixels, *targets = (flow.from_numpy(array).to(trainer.device) for array in arrays)
+            pixels, target_offsets, target_labels = (flow.from_numpy(array).to(trainer.device) for array in arrays)
             offsets, logits = model(pixels)
-            parts = multibox_loss(offsets, logits, *targets, normaliser)
+            parts = multibox_loss(offsets, logits, target_offsets, target_labels, normaliser)
             losses.append(sum(float(part.numpy()) for part in parts.values()))
     return np.array(losses)
