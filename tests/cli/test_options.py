@@ -417,7 +417,7 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("name", train_options.FIXED)
+@pytest.mark.parametrize("name", sorted({*train_options.FIXED, *CHANGED}))
 def test_what_makes_a_run_what_it_is_cannot_change(tmp_path, name):
     saved_run(tmp_path / "run")
     option, given, kept = CHANGED[name]
