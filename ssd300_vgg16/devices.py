@@ -7,6 +7,7 @@ from functools import cache
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import VISIBLE, cuda_in_use, gpu_driver, gpu_problem, visible_name
+from ssd300_vgg16.machine import is_one_of_several
 
 # The cuda:N that this process has been reduced to, in which it is the only GPU.
 _shown: str | None = None
@@ -33,7 +34,7 @@ def resolve_device(name: str | None, local_rank: int | None = None) -> str:
     index = int(asked.partition(":")[2] or 0)
     if problem := gpu_problem(index):
         raise UserError(f"--device {asked}: {problem}")
-    if index and not _one_of_several():
+    if index and not is_one_of_several():
         _show(asked, index)
         asked = "cuda"
     # Not at the top: OneFlow is imported after what it is to see has been chosen, and takes longest of all.
@@ -48,11 +49,7 @@ def resolve_device(name: str | None, local_rank: int | None = None) -> str:
 
 def local_rank() -> int | None:
     """The number of this process among those of its host in a job of several processes; None for a process alone."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if _one_of_several() else None
-
-
-def _one_of_several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return int(os.environ.get("LOCAL_RANK", 0)) if is_one_of_several() else None
 
 
 def _default() -> str:

@@ -1,4 +1,4 @@
-"""What is known of the machine without OneFlow: its BLAS, its cores, its memory; gpus.py has the GPUs."""
+"""What is known of the machine and the process without OneFlow: BLAS, cores, memory; gpus.py has the GPUs."""
 
 import ctypes
 import os
@@ -30,6 +30,11 @@ def cpuinfo(field: str) -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def is_one_of_several() -> bool:
+    """Whether this process is one of several that train or evaluate together."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 @cache

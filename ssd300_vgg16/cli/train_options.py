@@ -145,6 +145,10 @@ def _problems(options: TrainOptions, given: dict) -> list[str]:
     # Each part of a step needs an image.
     if options.accumulate > options.batch_size:
         problems.append(f"--accumulate {options.accumulate}: there are only {options.batch_size} images in a step")
+    if options.amp and options.eager:
+        problems.append("--amp and --eager exclude each other: half precision is for the compiled step")
+    if options.amp and options.device == "cpu":
+        problems.append("--amp and --device cpu exclude each other: half precision is for GPUs")
     if options.seed > LARGEST_SEED:
         problems.append(f"--seed {options.seed}: the largest is {LARGEST_SEED}")
     if options.epochs and options.iterations and not options.resume:

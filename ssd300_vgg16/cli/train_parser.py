@@ -1,7 +1,7 @@
 """The parser of train.sh: its options, their types, defaults and help."""
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.command_line import fraction, natural, not_negative, positive, positive_int
@@ -168,7 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
         "into a picture in the folder for temporary files, and write nothing else"
     )
     add("--check", action="store_true", help=check)
-    add("--cache", help=argparse.SUPPRESS)  # of earlier versions: commands that have it go on working
+    # Of earlier versions: commands that have --cache go on working.
+    add("--cache", help=argparse.SUPPRESS)
+    add("--replay", type=_replay, help=argparse.SUPPRESS)
     reports = "steps between two reports of the losses (default: %(default)s)"
     add("--print-freq", type=positive_int, default=20, metavar="STEPS", help=reports)
     add(
@@ -198,6 +200,10 @@ def _save_every(text: str) -> str:
     if not (number.isascii() and number.isdecimal() and int(number)):
         raise argparse.ArgumentTypeError(f"{text} is neither a number of steps (500) nor of minutes (10m)")
     return text
+
+
+def _replay(_: str) -> NoReturn:
+    raise argparse.ArgumentTypeError("it is gone; a run now leaves not-finite-step-N.jpg in its folder: look there")
 
 
 def _scheduler(name: str) -> str:

@@ -162,7 +162,8 @@ class _Ranks:
         else:
             # A rank that a signal has killed (out of memory, a crash) may do better next time; an error comes again.
             self.crashed = not self._stop
-            self._conclude(End(1, f"{name} was killed by signal {-status} ({signal.strsignal(-status)})"))
+            killer = next((each.name for each in signal.Signals if each == -status), f"signal {-status}")
+            self._conclude(End(1, f"{name} was killed by {killer}"))
 
     def _conclude(self, end: End, said: bool = False) -> None:
         """The first reason to end is the one that counts."""

@@ -109,8 +109,13 @@ class World:
                     while len(sockets) < self.world_size - 1:
                         other = server.accept()[0]
                         other.settimeout(CONNECT_SECONDS)
-                        if _receive(other, SECRET) == secret:
+                        theirs = b""
+                        with suppress(OSError):
+                            theirs = _receive(other, SECRET)
+                        if theirs == secret:
                             sockets.append(other)
+                        else:  # a stranger, such as a scan of ports
+                            other.close()
                 else:
                     sockets.append(socket.create_connection((address, port), CONNECT_SECONDS))
                     sockets[0].sendall(secret)

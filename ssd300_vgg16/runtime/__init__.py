@@ -19,7 +19,7 @@ from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import NONE_VISIBLE, VISIBLE, WHEEL_VERSION, ask_driver, gpu_driver, oneflow_version
-from ssd300_vgg16.machine import cpuinfo, use_widest_kernels
+from ssd300_vgg16.machine import cpuinfo, is_one_of_several, use_widest_kernels
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -112,20 +112,16 @@ def _choose_computing_thread() -> None:
     Otherwise two more threads wait by polling. On two cores the one with work to do then waits for their time slices,
     4 ms at a time.
     """
-    if _is_one_of_several():
+    if is_one_of_several():
         # A process cannot end while its scheduling thread waits for another process.
         os.environ[COMPUTE_ON_WORKER_THREAD] = "1"
     elif not gpu_driver().gpus:
         os.environ.setdefault(COMPUTE_ON_WORKER_THREAD, "0")
 
 
-def _is_one_of_several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
 def _wait_for_first_process() -> None:
     """Wait until the first of several processes answers at MASTER_PORT: OneFlow would sleep for ten seconds."""
-    if not _is_one_of_several() or os.environ.get("RANK") == "0":
+    if not is_one_of_several() or os.environ.get("RANK") == "0":
         return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + FIRST_PROCESS_SECONDS

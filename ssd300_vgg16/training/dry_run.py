@@ -24,7 +24,7 @@ from ssd300_vgg16.training.run_log import memory
 from ssd300_vgg16.training.trainer import Trainer
 from ssd300_vgg16.weights.model import model_tensors
 
-PICTURES, MIN_COLUMNS = 8, 4
+PICTURES, COLUMNS = 8, 4
 MEMORIES = {"memory_mb": "of main memory", "gpu_memory_mb": "on the GPU"}
 
 
@@ -68,14 +68,12 @@ def _picture(trainer: Trainer) -> str:
 def draw_batch(batch: TrainingBatch, default_boxes: np.ndarray, names: dict[int, str]) -> Image.Image:
     """The images of a batch side by side, each with the objects that its default boxes are matched to."""
     size, images = batch.images.shape[-1], len(batch.images)
-    # Close to a square where there are many: a JPEG has no more than 65,535 rows.
-    columns = min(images, max(MIN_COLUMNS, math.isqrt(images)))
-    sheet = Image.new("RGB", (size * columns, size * math.ceil(images / columns)))
+    sheet = Image.new("RGB", (size * min(COLUMNS, images), size * math.ceil(images / COLUMNS)))
     for place, (pixels, offsets, labels) in enumerate(zip(batch.images, batch.offsets, batch.labels, strict=True)):
         boxes, of_box = objects_of(offsets, labels, default_boxes)
         tags = [printable(names[label]) for label in of_box.tolist()]
         cell = draw_detections(np.ascontiguousarray(pixels.transpose(1, 2, 0)), boxes, None, tags, of_box)
-        sheet.paste(Image.fromarray(cell), (place % columns * size, place // columns * size))
+        sheet.paste(Image.fromarray(cell), (place % COLUMNS * size, place // COLUMNS * size))
     return sheet
 
 

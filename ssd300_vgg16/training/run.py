@@ -3,7 +3,6 @@
 Importing this brings OneFlow; the command line does so once its options are known to be good.
 """
 
-import io
 import json
 import shlex
 import sys
@@ -13,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssd300_vgg16.data.dataset import Dataset, shared_images
-from ssd300_vgg16.data.loader import training_batches
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import World, this_world
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.evaluate_weights import evaluate_weights
-from ssd300_vgg16.files import write_atomically, write_json
+from ssd300_vgg16.files import write_json
 from ssd300_vgg16.gpu_memory import TRAINING_ADVICE, advice_when_out_of_memory
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluation_batch_size
 from ssd300_vgg16.network.variants import SSD300_VGG16, variant_of
@@ -28,7 +26,8 @@ from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.assembly import Setup, assembled, starting_weights
 from ssd300_vgg16.training.checkpoint import go_back_to
 from ssd300_vgg16.training.config import TrainOptions, refuse_compiled
-from ssd300_vgg16.training.dry_run import draw_batch, dry_run
+from ssd300_vgg16.training.dry_run import dry_run
+from ssd300_vgg16.training.not_finite import draw_step
 from ssd300_vgg16.training.run_log import RunLog
 from ssd300_vgg16.training.run_page import PAGE, RunPage
 from ssd300_vgg16.training.step import NotFinite
@@ -244,20 +243,10 @@ def _not_finite_told(trainer: Trainer) -> Iterator[None]:
         drawn = ""
         try:
             if trainer.log:
-                drawn = f" {_drawn(trainer, error.step)} The last checkpoint is from before it."
+                drawn = f" {draw_step(trainer, error.step)} The last checkpoint is from before it."
         finally:
             trainer.world.last_barrier()  # or the first process would be killed while it writes
         raise UserError(f"{error}. {NOT_FINITE_ADVICE}{drawn}") from error
-
-
-def _drawn(trainer: Trainer, step: int) -> str:
-    epoch, number = divmod(step, trainer.steps_per_epoch)
-    batch = next(training_batches(trainer.samples, trainer.batch, epoch, WorkerPool(0), number))
-    path = trainer.folder / f"not-finite-step-{step + 1}.jpg"
-    jpeg = io.BytesIO()
-    draw_batch(batch, trainer.batch.default_boxes, trainer.description.names()).save(jpeg, "jpeg", quality=90)
-    write_atomically(path, jpeg.getvalue())
-    return f"Its images, as the network got them, are in {path}: {', '.join(batch.files)}."
 
 
 def _end_page(trainer: Trainer, state: str) -> None:

@@ -199,6 +199,7 @@ def test_other_names_and_bounds(arguments, expected):
         (["--ema", "1"], "--ema: 1 is not a number from 0 up to, but not including, 1"),
         (["--trainable-backbone-layers", "6"], "--trainable-backbone-layers: invalid choice: 6"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["--replay", "replay-step-7.safetensors"], "--replay: it is gone; a run now leaves not-finite-step-N.jpg"),
         (["photo.jpg"], "unrecognized arguments: photo.jpg"),
     ],
 )
@@ -238,6 +239,8 @@ def test_a_wrong_option_is_named(capsys, arguments, named):
         (["--weights-backbone", "", "--width", "1"], "--weights-backbone: it is empty"),
         (["--seed", str(2**63)], f"--seed {2**63}: the largest is {2**63 - 1}"),
         (["-b", "4", "--accumulate", "5"], "--accumulate 5: there are only 4 images in a step"),
+        (["--amp", "--eager"], "--amp and --eager exclude each other: half precision is for the compiled step"),
+        (["--amp", "--device", "cpu"], "--amp and --device cpu exclude each other: half precision is for GPUs"),
         (["--output-dir", "run"], r"--output-dir run already holds a run: .*--resume run\), or name another"),
         (["--train-annotations", "train.json"], "--train-annotations needs --train-images with it"),
         (["--val-images", "val"], "--val-images needs --val-annotations with it"),
@@ -414,7 +417,7 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("name", train_options.FIXED)
+@pytest.mark.parametrize("name", sorted({*train_options.FIXED, *CHANGED}))
 def test_what_makes_a_run_what_it_is_cannot_change(tmp_path, name):
     saved_run(tmp_path / "run")
     option, given, kept = CHANGED[name]
@@ -677,9 +680,10 @@ def test_resume_without_a_run_means_the_newest(tmp_path, monkeypatch):
     assert (options.resume, options.batch_size, options.epochs) == ("runs/newest", 7, 9)
 
 
-def test_half_precision_is_for_the_compiled_step(tmp_path):
+def test_half_precision_is_for_the_compiled_step_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the device that is taken is known later than the options
     with pytest.raises(UserError, match="--amp: half precision is for the compiled step on a GPU"):
-        train.main(["--data-path", str(tmp_path / "nowhere"), "--device", "cpu", "--amp"])
+        train.main(["--data-path", str(tmp_path / "nowhere"), "--amp"])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Which GPU OneFlow computes a process's part on, and sums by plain sockets."""
 
+import contextlib
 import queue
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ssd300_vgg16.distributed import rendezvous
 from ssd300_vgg16.distributed import world as world_module
 from ssd300_vgg16.distributed.world import ALONE, World, flow
 from ssd300_vgg16.errors import UserError
@@ -64,6 +66,24 @@ def test_sums_by_plain_sockets(processes):
     for ours in (ours for world in worlds for ours in world.sockets):
         ours.close()
     assert ALONE.connected().sum_at_once(True, 0.5) == [1, 0.5]
+
+
+def test_strangers_do_not_keep_processes_apart(processes, monkeypatch):
+    with contextlib.ExitStack() as strangers:
+
+        def listen(port):
+            server = rendezvous.listen(port)
+            for said in (b"", b"GET / HTTP/1.1\r\n\r\n"):
+                stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", server.getsockname()[1])))
+                stranger.sendall(said)
+                stranger.shutdown(socket.SHUT_WR)
+            return server
+
+        monkeypatch.setattr(world_module, "listen", listen)
+        worlds = processes(World.connected)
+    assert [len(world.sockets) for world in worlds] == [2, 1, 1]
+    for ours in (ours for world in worlds for ours in world.sockets):
+        ours.close()
 
 
 def test_processes_that_cannot_reach_the_first_are_refused(processes, monkeypatch):

@@ -11,7 +11,7 @@ from small_data import WIDTH, run, shapes, shapes_folder
 from ssd300_vgg16 import train
 from ssd300_vgg16.data.loader import epoch_order
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.training import step
+from ssd300_vgg16.training import not_finite, step
 from ssd300_vgg16.weights.locate import BEST, LAST
 
 STEPS = 3  # of three images, one at a time
@@ -67,6 +67,29 @@ def test_the_step_its_parts_and_its_images_are_told(place, tmp_path, monkeypatch
     assert {name: (finished / name).read_bytes() for name in (LAST, BEST)} == kept
     with Image.open(path) as picture:
         assert picture.size == (300, 300) and np.ptp(picture) > 100
+
+
+def test_of_many_images_those_that_lose_most_are_drawn(place, tmp_path, monkeypatch):
+    losses = {}
+
+    def with_one_not_finite(trainer, batch, real=not_finite._image_losses):
+        of_images = real(trainer, batch)
+        assert np.isfinite(of_images).all() and len(set(of_images)) == len(batch.files) == 3
+        losses.update(zip(batch.files, [np.nan, *of_images[1:]], strict=True))
+        return np.array(list(losses.values()))
+
+    monkeypatch.setattr(not_finite, "_image_losses", with_one_not_finite)
+    monkeypatch.setattr(not_finite, "MAX_DRAWN", 2)
+    make_infinite("classification", 1, monkeypatch)
+    with pytest.raises(UserError) as caught:
+        call("--data-path", place / "shapes", "--output-dir", tmp_path / "run", "--epochs", 1, *SETTINGS, "-b", 3)
+    path = tmp_path / "run" / "not-finite-step-1.jpg"
+    first, *others = losses
+    drawn = f"{first}, {max(others, key=losses.get)}"
+    said = f"Those 2 of its images that lose most, as the network got them, are in {path}: {drawn}."
+    assert said in str(caught.value)
+    with Image.open(path) as picture:
+        assert picture.size == (600, 300)
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")  # numpy's, about the numbers it multiplies
