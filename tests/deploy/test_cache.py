@@ -195,7 +195,7 @@ def test_weights_that_cannot_be_read_are_reported_as_ever(tmp_path):
     with pytest.raises(UserError, match="nothing: no such file of weights"):
         onnx_runtime_network(tmp_path / "nothing")
     (tmp_path / "text").write_text("text")
-    with pytest.raises(UserError, match="text: it is text, not weights"):
+    with pytest.raises(UserError, match="text: it is text, not weights; it begins b'text'"):
         onnx_runtime_network(tmp_path / "text")
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
