@@ -8,6 +8,7 @@ can put another in its place can change the weights too.
 import hashlib
 import json
 import stat
+import time
 import zlib
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ import onnxruntime
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import sha256_of, temporary
+from ssd300_vgg16.files import TEMPORARY_SUFFIX, is_temporary, sha256_of, temporary
 from ssd300_vgg16.machine import processor_flags
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -30,6 +31,7 @@ MODEL_VERSION = 1
 DESCRIPTION, NOTES = "description", "notes"
 KEY_LETTERS = 16
 _ANY_CRC = "[0-9a-f]" * 8
+ABANDONED_SECONDS = 3600.0  # a file that has been unfinished for so long is that of a killed process
 
 
 def onnx_runtime_network(weights: Path, device: str = "cpu") -> tuple[OnnxRuntimeNetwork, ModelDescription]:
@@ -112,6 +114,10 @@ def _made_and_kept(content: bytes, weights: Path, key: str, device: str) -> Onnx
         if former != place:
             with suppress(OSError):
                 former.unlink(missing_ok=True)
+    for begun in filter(is_temporary, _beside(weights, f"*{TEMPORARY_SUFFIX}")):
+        with suppress(OSError):  # another process may have finished it meanwhile
+            if begun.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                begun.unlink()
     return network
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, InvalidProtobuf
 
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.devices import resolve_device
@@ -111,6 +112,8 @@ def _session(model: bytes, settings: Any, device: str) -> Any:
     # The CPU too, for what has no code for a GPU, such as the shapes of tensors.
     try:
         session = onnxruntime.InferenceSession(model, settings, providers=[cuda, CPU_PROVIDER], enable_fallback=0)
+    except (InvalidArgument, InvalidGraph, InvalidProtobuf):  # of the model, not of the GPU
+        raise
     except Exception as error:  # those of ONNX Runtime share no base class
         raise _cuda_problem(device, error) from error
     session.disable_fallback()

@@ -138,6 +138,7 @@ class DetectorProcesses:
         self.device, self.score_threshold = device, score_threshold
         self._workers: list[_Worker] = []
         # For the processes, whose libraries read it when they are loaded.
+        threads = os.environ.get("OMP_NUM_THREADS")
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
         try:
             for number in range(count):
@@ -149,6 +150,9 @@ class DetectorProcesses:
         except BaseException:
             self._close()
             raise
+        finally:
+            if threads is None:
+                del os.environ["OMP_NUM_THREADS"]
 
     def detect_each(self, files: Iterable[ImageFile], max_detections: int, batch_size: int) -> Results:
         """As `detect_each`. Raises UserError if a process dies."""

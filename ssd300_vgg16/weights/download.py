@@ -1,6 +1,9 @@
 """Published weights, downloaded once by pooch: from the first source that has the right file, checked, and kept."""
 
 import fcntl
+import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pooch
@@ -13,6 +16,7 @@ from ssd300_vgg16.files import sha256_of
 from ssd300_vgg16.weights.published import Published, Source
 
 TRIES = 5
+MAX_BYTES = 2 << 30  # four times the largest file of published weights: a server that never stops is left
 TIMEOUT = (10, 30)  # seconds to connect, and of silence: a server that is slow, but sends, is waited for
 
 
@@ -59,23 +63,59 @@ def _cached(weights: Published, folder: Path) -> Path | None:
     for source in weights.sources:
         path = folder / source.file_name
         if path.is_file():
-            sha256, remembered = sha256_of(path), Path(f"{path}.sha256")
-            problem = source.mismatch(path.stat().st_size, sha256)
-            if remembered.is_file() and remembered.read_text("latin1") != sha256:
-                problem = f"it has changed since it was downloaded, with the SHA-256 in {remembered}"
-            if problem:
-                raise UserError(f"{path} is not the published file: {problem}. Delete it, to have it downloaded again")
+            _check(path, source)
             return path
     return None
+
+
+def _check(path: Path, source: Source) -> None:
+    """Raises UserError as `_cached`. A file of the size and time of change that are remembered is not read again."""
+    status, known = path.stat(), _remembered(path)
+    untouched = known.get("size") == status.st_size and known.get("mtime_ns") == status.st_mtime_ns
+    sha256 = known["sha256"] if untouched else sha256_of(path)
+    if mismatch := source.mismatch(status.st_size, sha256):
+        raise UserError(f"{path} is not the published file: {mismatch}. Delete it, to have it downloaded again")
+    if known and known["sha256"] != sha256:
+        raise UserError(
+            f"{path} has changed since it was last checked. Delete it, to have it downloaded again; or delete "
+            f"{_record(path)}, to take it as it is"
+        )
+    if not untouched:
+        with suppress(OSError):  # a cache that is read-only serves all the same
+            _remember(path, path, sha256)
+
+
+def _record(path: Path) -> Path:
+    return Path(f"{path}.json")
+
+
+def _remember(path: Path, content: Path, sha256: str) -> None:
+    """Note what the file of this path is, whose content may still lie elsewhere."""
+    status = content.stat()
+    about = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256}
+    _record(path).write_text(json.dumps(about))
+
+
+def _remembered(path: Path) -> dict:
+    """What `_remember` noted; empty if there is nothing that can be read."""
+    try:
+        known = json.loads(_record(path).read_bytes())
+        return known if isinstance(known["sha256"], str) else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def _from_any(weights: Published, cache: pooch.Pooch) -> Path:
     reasons = []
     for source in weights.sources:
         try:
-            return Path(cache.fetch(source.file_name, downloader=_Resuming(source, cache.abspath)))
+            path = Path(cache.fetch(source.file_name, downloader=_Resuming(source, cache.abspath)))
         except (Broken, Refused) as reason:
             reasons.append(f"  {source.url}: {reason}" + (f" ({TRIES} tries)" if isinstance(reason, Broken) else ""))
+            continue
+        for other in weights.sources:  # one that failed before may have left a part
+            _Resuming(other, cache.abspath).discard()
+        return path
     by_hand = next((source for source in weights.sources if source.sha256), weights.sources[0])
     advice = f"Without a network, download {by_hand.url} elsewhere and put it at {cache.abspath / by_hand.file_name}"
     raise UserError("\n".join((f"{weights.name} could not be downloaded:", *reasons, advice)))
@@ -97,17 +137,27 @@ class _Resuming:
             self._transfer(url)
         except requests.exceptions.ProxyError:  # whose text may hold the proxy's password
             raise Broken("is behind a proxy (HTTP_PROXY, HTTPS_PROXY) that does not let this through") from None
+        except (requests.exceptions.InvalidSchema, requests.TooManyRedirects) as error:
+            raise Refused(f"redirects to nowhere: {error}") from error
         except requests.RequestException as error:
-            raise Broken(f"could not be reached; for a proxy set HTTPS_PROXY, REQUESTS_CA_BUNDLE ({error})") from error
+            wrapped = getattr(error.args[0] if error.args else None, "reason", error)
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):  # a certificate does not mend itself
+                advice = "if a proxy here opens https, set REQUESTS_CA_BUNDLE"
+                raise Refused(f"has a certificate that is not trusted; {advice} ({wrapped})") from error
+            raise Broken(f"could not be reached; is there a network, or a proxy to set? ({wrapped})") from error
         except HTTPError as error:
             raise Broken(f"broke off the connection ({error.args[0]})") from error
         sha256 = sha256_of(self.part)
         if mismatch := self.source.mismatch(self.part.stat().st_size, sha256):
             self.part.unlink()
             raise Refused(f"sends another file: {mismatch}")
-        Path(f"{self.path}.sha256").write_text(sha256)
-        self.validator.unlink()
+        _remember(self.path, self.part, sha256)
         self.part.replace(output_file)
+
+    def discard(self) -> None:
+        """Remove what has come."""
+        self.part.unlink(missing_ok=True)
+        self.validator.unlink(missing_ok=True)
 
     def _transfer(self, url: str) -> None:
         known = self.validator.read_text("latin1") if self.validator.is_file() else ""
@@ -129,10 +179,19 @@ class _Resuming:
                 self.part.unlink(missing_ok=True)  # first, or a part of another file could get this validator
                 self.validator.write_text(validator, "latin1")
             total = response.raw.length_remaining  # of what is still to come; None if the server does not say it
+            free = shutil.disk_usage(self.path.parent).free
+            if total and total > free:
+                raise UserError(
+                    f"{self.path.parent} has {free / 1e6:,.0f} MB free and the download needs {total / 1e6:,.0f} MB: "
+                    "make room, or set SSD_CACHE to a folder on another disk"
+                )
             bar = tqdm(desc=self.path.name, total=total, unit="B", unit_scale=True, leave=False, disable=None)
             with bar, self.part.open("ab") as file:
                 # As it is sent, and not held back: whatever ends this, the bytes that have come are in the file.
                 while block := response.raw.read1(1 << 16, decode_content=False):
+                    if file.tell() + len(block) > MAX_BYTES:
+                        self.part.unlink()
+                        raise Refused(f"sends more than {MAX_BYTES:,} bytes, and weights of this network have less")
                     file.write(block)
                     file.flush()
                     bar.update(len(block))

@@ -39,7 +39,7 @@ OTHER_FILES = {
     ),
     rb"\x08.[\x12\x1a\x22\x3a]": "it looks like ONNX, which is not read here",
     rb"\n.\w{7}": "it looks like Caffe's (.caffemodel), which is not read here: convert it",
-    rb"[\t\r\n -~]*\Z": "it is text, not weights",
+    rb"[\t\r\n -~]*\Z": "it is text, not weights; it begins {start!r}",
 }
 
 
@@ -97,7 +97,7 @@ def _told(head: bytes) -> str:
     """What a file is that begins so, and holds no weights."""
     for beginning, sentence in OTHER_FILES.items():
         if re.match(beginning, head, re.IGNORECASE | re.DOTALL):
-            return sentence
+            return sentence.format(start=head[:40])
     return f"it is of no format that is known here, or damaged; it begins with the bytes {head[:8].hex(' ')}"
 
 

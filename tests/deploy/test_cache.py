@@ -1,6 +1,7 @@
 """The model for ONNX Runtime beside the weights: made once, and used only if it is whole and of these weights."""
 
 import hashlib
+import os
 import shutil
 import stat
 import subprocess
@@ -180,11 +181,21 @@ def test_who_may_not_read_the_weights_may_not_read_it(weights):
     assert stat.S_IMODE(kept_beside(weights)[0].stat().st_mode) == 0o640
 
 
+def test_what_a_killed_process_left_behind_is_removed_after_a_while(weights):
+    left, going_on, others = (weights.with_name(f".{weights.name}.{name}.ssd300-tmp") for name in (1, 2, "own"))
+    for path in (left, going_on, others):
+        path.touch()
+    for path in (left, others):
+        os.utime(path, (0, 0))
+    logits(weights)
+    assert [path.exists() for path in (left, going_on, others)] == [False, True, True]
+
+
 def test_weights_that_cannot_be_read_are_reported_as_ever(tmp_path):
     with pytest.raises(UserError, match="nothing: no such file of weights"):
         onnx_runtime_network(tmp_path / "nothing")
     (tmp_path / "text").write_text("text")
-    with pytest.raises(UserError, match="text: it is text, not weights"):
+    with pytest.raises(UserError, match="text: it is text, not weights; it begins b'text'"):
         onnx_runtime_network(tmp_path / "text")
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 

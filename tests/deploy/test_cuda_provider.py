@@ -86,6 +86,13 @@ def test_a_provider_that_did_not_start_is_not_replaced_by_the_cpu(weights, gpu):
         Detector.load(weights, "cuda", engine="onnxruntime")
 
 
+@pytest.mark.parametrize("content", [b"", b"text"])
+def test_a_file_that_is_no_model_is_not_put_down_to_the_gpu(gpu, tmp_path, content):
+    (tmp_path / "w.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.onnx: not a whole ONNX model"):
+        Detector.load(tmp_path / "w.onnx", "cuda")
+
+
 def test_what_fails_while_it_computes_is_one_sentence(weights, gpu):
     detector = Detector.load(weights, "cuda", engine="onnxruntime")
     gpu.failure = "CUDA error\nno kernel image is available"

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from small_data import shapes_folder, untrained_run
 
-from ssd300_vgg16 import Detector, evaluate, export
+from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.errors import UserError
 
 
@@ -49,6 +49,17 @@ def test_detections_of_images_of_several_sizes(folder):
     assert found["names"] == expected["names"]
     np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-4)
     np.testing.assert_allclose(found["boxes"], expected["boxes"], atol=0.01)
+
+
+def test_infer_detects_with_them_as_with_their_weights(folder, tmp_path):
+    scores = []
+    for number, name in enumerate(("run", "whole.onnx", "raw.onnx")):
+        output = tmp_path / str(number)
+        options = ["--weights", str(folder / name), "--output-dir", str(output), "--score-threshold", "0.05"]
+        assert infer.main([str(folder / "shapes" / "val"), *options, "--device", "cpu"]) == 0
+        scores.append([row["score"] for row in json.loads((output / "detections.json").read_text())])
+    assert len(scores[0]) > 10
+    np.testing.assert_allclose(scores[1:], [scores[0]] * 2, rtol=1e-3)
 
 
 def test_a_threshold_in_the_file_is_told(folder):

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from small_data import run, shapes_folder, start, untrained_run
 
+from ssd300_vgg16.detection.pipeline import DetectorProcesses
+from ssd300_vgg16.errors import UserError
+
 IMAGES = 5
 
 
@@ -46,6 +49,13 @@ def test_the_same_files_as_with_one_process(place):
     assert Counter(Path(name).suffix for name in outputs[0])[".txt"] == IMAGES - 1
     assert {"data.yaml", "detections.csv", "report.html", "000001.jpg", "000001-001.jpg"} <= outputs[0].keys()
     assert outputs[1] == outputs[0] and outputs[2].keys() == outputs[0].keys()
+
+
+def test_the_threads_of_the_processes_are_not_the_callers(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(UserError, match="no such file"):
+        DetectorProcesses(2, Path("nothing"), "cpu", 0.1, "auto")
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def begun(place, output):

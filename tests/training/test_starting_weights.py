@@ -213,7 +213,7 @@ def test_published_weights_are_downloaded_once(server, begin, tmp_path, without_
         assert description["width"] == FOREIGN_WIDTH
         assert options_of(tmp_path / f"run{number}")["load"] == NAME
     assert len(server.requests) == 1
-    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.sha256"]
+    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.json"]
 
 
 def test_the_backbone_of_a_full_width_is_downloaded_by_itself(begin, tmp_path):
@@ -253,7 +253,7 @@ def test_published_weights_are_tested_and_leave_nothing_in_the_cache(server, pla
         assert re.search(r"^AP50 +0.50 +all", output, re.MULTILINE)
         assert f"written: evaluations/{NAME}/coco_metrics.json, " in output
     assert len(server.requests) == 1
-    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.sha256"]
+    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.json"]
 
 
 def test_published_weights_detect_by_their_name(server, place, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """Downloads of published weights, from servers, proxies and disks that fail; and weights that are there already."""
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +26,7 @@ from file_server import (
     weights_at,
 )
 from full_disk import full_disk
+from requests.exceptions import SSLError
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights import download
@@ -60,8 +64,8 @@ def test_a_file_is_downloaded_once_and_kept_under_its_own_name(server, tmp_path,
     wanted = weights_at(server.url("a/weights.tar.gz"))
     assert fetch(wanted) == fetch(wanted) == folder / "weights.tar.gz"
     assert (folder / "weights.tar.gz").read_bytes() == BODY
-    assert (folder / "weights.tar.gz.sha256").read_text() == SHA256
-    assert names(folder) == ["weights.tar.gz", "weights.tar.gz.sha256"]
+    assert json.loads((folder / "weights.tar.gz.json").read_text())["sha256"] == SHA256
+    assert names(folder) == ["weights.tar.gz", "weights.tar.gz.json"]
     assert len(server.requests) == 1
 
 
@@ -152,6 +156,7 @@ def test_a_source_with_the_wrong_file_or_none_is_followed_by_the_next(server, mi
     known = {"size": len(BODY), "sha256": SHA256[:16]}
     path = fetch(weights_at(server.url(), mirror.url("mirror.tar.gz"), **known))
     assert path == cache / "mirror.tar.gz" and path.read_bytes() == BODY
+    assert names(cache) == ["mirror.tar.gz", "mirror.tar.gz.json"]
     with pytest.raises(UserError, match=reason):
         fetch(weights_at(server.url("again.pth"), **known))
     assert not (cache / "again.pth").exists()
@@ -169,6 +174,15 @@ def test_when_all_sources_fail_each_is_named_with_its_reason_and_what_to_do_by_h
     ]
     assert server.url("a.pth") in by_hand and f"put it at {cache / 'a.pth'}" in by_hand
     assert (len(server.requests), len(mirror.requests)) == (1, 3)
+
+
+def test_a_file_without_end_does_not_fill_the_disk(server, cache, monkeypatch):
+    monkeypatch.setattr(download, "MAX_BYTES", HALF)
+    server.answers = [Answer(length=None)]
+    with pytest.raises(UserError, match="sends more than 100,000 bytes, and weights"):
+        fetch(weights_at(server.url()))
+    assert len(server.requests) == 1
+    assert not (cache / "weights.pth.part").exists()
 
 
 def test_a_slow_server_is_waited_for_and_a_silent_one_is_not(server, mirror, monkeypatch):
@@ -210,8 +224,21 @@ def test_a_proxy_is_used_and_its_password_not_told(server, monkeypatch):
 def test_what_keeps_from_the_network_is_named(server):
     with pytest.raises(UserError, match=r": could not be reached.*refused.* \(3 tries\)"):
         fetch(weights_at("http://127.0.0.1:9/a.pth"))
-    with pytest.raises(UserError, match=r"could not be reached.*REQUESTS_CA_BUNDLE.*SSL"):
+    with pytest.raises(UserError, match=r"could not be reached.*SSL"):
         fetch(weights_at(server.url().replace("http", "https")))
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
+    """As requests says it; which it does is seen with a server that has made its own."""
+    untrusted, asked = SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"), []
+    monkeypatch.setattr(download.requests, "get", lambda url, **_: asked.append(url) or raise_(untrusted))
+    with pytest.raises(UserError, match=r"a certificate that is not trusted; .*REQUESTS_CA_BUNDLE .*failed\)\n"):
+        fetch(weights_at("https://weights.invalid/a.pth"))
+    assert len(asked) == 1
+
+
+def raise_(error):
+    raise error
 
 
 FETCH = """
@@ -256,7 +283,7 @@ def test_a_killed_process_leaves_no_lock_and_the_next_goes_on(server, cache):
     assert process.returncode == -signal.SIGKILL
     assert fetch(weights_at(server.url())).read_bytes() == BODY
     assert ranges(server) == [None, f"bytes={HALF}-"]
-    assert names(cache) == ["weights.pth", "weights.pth.sha256"]
+    assert names(cache) == ["weights.pth", "weights.pth.json"]
     hang.set()
 
 
@@ -276,14 +303,40 @@ def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror):
     assert ranges(server) == [None, f"bytes={HALF}-"]
 
 
+def test_a_disk_with_too_little_room_is_refused_beforehand(server, mirror, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(BODY) - 1))
+    with pytest.raises(UserError, match=r"has 0 MB free and the download needs 0 MB: make room, or set SSD_CACHE"):
+        fetch(weights_at(server.url(), mirror.url("mirror.pth")))
+    assert mirror.requests == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(BODY)))
+    assert fetch(weights_at(server.url())).read_bytes() == BODY
+
+
 def test_a_changed_file_is_noticed(server):
     path = fetch(weights_at(server.url()))
     path.write_bytes(OTHER)
-    with pytest.raises(UserError, match=r"weights\.pth is not .* has changed since it was downloaded.* Delete it"):
+    with pytest.raises(UserError, match=r"weights\.pth has changed since .* Delete it.* delete .*weights\.pth\.json"):
         fetch(weights_at(server.url()))
     path.unlink()
     assert fetch(weights_at(server.url())).read_bytes() == BODY
+    path.write_bytes(OTHER)
+    path.with_name("weights.pth.json").unlink()
+    assert fetch(weights_at(server.url())).read_bytes() == OTHER, "as the message says"
     assert len(server.requests) == 2
+
+
+def test_a_file_is_read_again_only_if_it_was_touched(server, monkeypatch):
+    path = fetch(weights_at(server.url()))
+    read, sha256_of = [], download.sha256_of
+    monkeypatch.setattr(download, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    assert fetch(weights_at(server.url())) == path and not read
+    os.utime(path, (1, 1))
+    for _ in range(2):
+        assert fetch(weights_at(server.url())) == path and read == [path]
+    for damaged in ("", "[]", "{}", '{"sha256": 1}'):
+        path.with_name("weights.pth.json").write_text(damaged)
+        assert fetch(weights_at(server.url())) == path
+    assert len(read) == 5
 
 
 def test_a_file_put_there_by_hand_is_checked_and_used(server, cache):
