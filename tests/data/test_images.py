@@ -3,6 +3,7 @@
 import ctypes
 import io
 import os
+import pickle
 import struct
 import sys
 import warnings
@@ -510,3 +511,8 @@ def test_what_is_no_file_is_named(tmp_path, read):
         with pytest.raises(ImageError) as error:
             read(path)
         assert str(error.value).startswith(f"{path}: {reason}")
+
+
+def test_an_error_is_the_same_in_the_parent_of_a_worker():
+    again = pickle.loads(pickle.dumps(ImageError(Path("a.jpg"), "the file is empty")))
+    assert (type(again), str(again)) == (ImageError, "a.jpg: the file is empty")
