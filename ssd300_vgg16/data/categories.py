@@ -57,14 +57,21 @@ def folded(name: str) -> str:
 
 
 def told_apart(names: dict[int, str], problems: Problems) -> dict[int, str]:
-    """Names by id, those that are there already with their id: "cat (id 7)", or tables would lose a row."""
+    """Names by id, those that are there already with their id: "cat (id 7)", or tables would lose a row.
+
+    Names that differ in capitals only are noted, and no problem: data sets of letters have "a" and "A".
+    """
     apart: dict[int, str] = {}
     first: dict[str, int] = {}
+    alike: dict[str, dict[str, None]] = {}
     for id_, name in names.items():
-        if first.setdefault(folded(name), id_) != id_:
-            ids = f"ids {first[folded(name)]} and {id_}"
-            problems.add("category name used twice", f"{name!r} ({ids})", Fate.READ_ALL_THE_SAME)
+        if first.setdefault(name, id_) != id_:
+            problems.add("category name used twice", f"{name!r} (ids {first[name]} and {id_})", Fate.READ_ALL_THE_SAME)
         apart[id_] = f"{name} (id {id_})" if name in apart.values() else name
+        alike.setdefault(folded(name), {})[name] = None
+    pairs = [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
+    if pairs:
+        problems.notes.append(f"{problems.source}: classes that differ in capitals only: {listed(pairs, max_names=3)}")
     return apart
 
 

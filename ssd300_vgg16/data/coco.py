@@ -132,7 +132,7 @@ def _located(section: str, entry: object, position: int) -> str:
     fields = ("id", "image_id", "category_id", "bbox", "file_name", "name")
     # Cut short: a field may hold anything, a whole mask too.
     values = [f"{field} {str(entry[field])[:SHOWN]}" for field in fields if field in entry]
-    return f"{section}[{position}] ({', '.join(values)})"
+    return f"{section}[{position}] ({', '.join(values)})" if values else f"{section}[{position}]"
 
 
 def _fault(entry: Any, **fields: type) -> str | None:

@@ -10,6 +10,7 @@ from ssd300_vgg16.data.layout import file_names, folders_below, read_json
 from ssd300_vgg16.errors import UserError
 
 FILES_LOOKED_AT = 20  # of each suffix in a folder
+MAX_FILES = 1000  # in all: someone may have named a folder with all that they have
 BYTES_LOOKED_AT = 1 << 20
 _FROM_THE_PROGRAM = "export them as COCO, VOC or YOLO from the program that they were labelled with"
 # What each program offers to export.
@@ -44,7 +45,7 @@ _COLUMNS = {"xmin", "x_min", "x1", "bbox", "bbox_x", "xtl"}
 
 def foreign_format(path: Path) -> str | None:
     """A sentence on the format of the labels in a folder or file, if it is a known one that is not read."""
-    for file in _files(path):
+    for file in islice(_files(path), MAX_FILES):
         name = _TELL[file.suffix.lower()](file)
         if name:
             return f"labels in the format {name} ({file}), which is not read: {_ADVICE[name]}"

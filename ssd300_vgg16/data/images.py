@@ -41,6 +41,7 @@ _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"hei
 _BY_PILLOW = ("GIF", "AVIF", "HEIC")
 _HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
+_TRUNCATED = "image is truncated: its end is missing; fetch or export it again"
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
 _START_OF_SCAN = 0xDA
 # How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
@@ -118,7 +119,7 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
         # Other decoders refuse what has no end; this one fills up with grey. Thumbnails in the header have ends of
         # their own, and bytes after the end are fine: cameras append some.
         if data.rfind(_END_OF_JPEG, end_of_header) < 0:
-            raise ImageError(path, "the JPEG image is truncated: its end is missing; fetch or export it again")
+            raise ImageError(path, f"the JPEG {_TRUNCATED}")
         factor = reduction(*size, min_side) if size and min_side else 1
     image, notes = _decode_by_pillow(data, path) if kind in _BY_PILLOW else _decode(data, kind, path, factor)
     height, width = size if size and factor > 1 else image.shape[:2]
@@ -287,6 +288,10 @@ def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> tup
             reason = f"cannot be decoded: {error.err or error}"
         raise ImageError(path, f"the {kind} image {reason}") from None
     if bgr is None:
+        if (kind == "PNG" and b"IEND" not in data) or (
+            kind == "WebP" and len(data) < int.from_bytes(data[4:8], "little") + 8
+        ):
+            raise ImageError(path, f"the {kind} {_TRUNCATED}")
         said = f" ({lines[-1].partition(': ')[2]})" if lines else ""
         raise ImageError(path, f"the {kind} image is damaged, truncated or of a kind that is not supported{said}")
     notes = _damage(lines, path)

@@ -159,11 +159,11 @@ def joined_name(image_sets: Sequence[ImageSet]) -> str:
 
 
 def image_names(folder: Path) -> dict[str, str]:
-    """The images in a folder, by their names and by these without suffix."""
+    """The images in a folder, by their names, and by these without suffix where no other has that for a name."""
     names = [name for name in file_names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     # The last of several with one stem is taken: a JPEG, which VOC's are.
     names.sort(key=lambda name: (Path(name).suffix.lower() in (".jpg", ".jpeg"), name))
-    return {name: name for name in names} | {Path(name).stem: name for name in names}
+    return {Path(name).stem: name for name in names} | {name: name for name in names}
 
 
 def xml_names(folder: Path) -> list[str]:
@@ -176,4 +176,5 @@ def xml_file(folder: Path, name: str) -> Path:
     """The XML file of this name, whose suffix may be in capitals."""
     path = folder / f"{name}.xml"
     capitals = folder / f"{name}.XML"
-    return capitals if not path.exists() and capitals.exists() else path
+    # Not Path.exists(), which raises for a line of an image set that is too long for a name.
+    return capitals if os.path.exists(capitals) and not os.path.exists(path) else path  # noqa: PTH110

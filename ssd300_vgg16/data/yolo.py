@@ -74,10 +74,15 @@ def _image_paths(places: tuple[Path, ...], root: Path, problems: Problems) -> It
 
 def _listed_images(file: Path, root: Path, problems: Problems) -> Iterator[Path]:
     """The images that a text file lists, by paths relative to the file's folder or to the data set's."""
-    for number, entry in read_lines(file):
+    try:
+        lines = read_lines(file)
+    except UserError as error:
+        raise UserError(f"{error}; a split is a folder of images, or a text file that lists them") from None
+    for number, entry in lines:
         # As it is, else as far as its end goes: the list may be of another machine.
         paths = (folder / path for path in (entry, *shorter_paths(entry)) for folder in (file.parent, root))
-        path = next((path for path in paths if path.is_file()), None)
+        # Not Path.is_file(), which raises for a line that is too long for a name.
+        path = next(filter(os.path.isfile, paths), None)
         if path:
             yield path
         else:
@@ -130,7 +135,7 @@ def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Prob
     file = _label_file(image.path)
     try:
         lines = read_lines(file) if file.exists() else []
-    except UserError as error:
+    except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
         problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT)
         return
     for number, line in lines:

@@ -115,12 +115,13 @@ def _some_lines(file: Path) -> list[str]:
 
 def read_description(data: Path) -> YoloDescription:
     """The description in this file or folder, of whichever form. Raises UserError, naming the key."""
-    file = find_description(data)
+    # One of a usual name without the keys is read all the same, to say which is absent.
+    file = find_description(data) or next(filter(Path.is_file, (data / name for name in YAML_NAMES)), None)
     if file is None:
         raise UserError(f"{data}: no data.yaml there with train, val and names; name that file, or its folder")
     if file.suffix.lower() in (".yaml", ".yml"):
         return _read_yaml(file)
-    return _read_data_file(file) if file.suffix == ".data" else _described_by_names(file, data)
+    return _read_data_file(file) if file.suffix.lower() == ".data" else _described_by_names(file, data)
 
 
 def _read_yaml(file: Path) -> YoloDescription:

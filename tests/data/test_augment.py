@@ -294,6 +294,7 @@ def test_probabilities_order_and_ranges():
     rng, draws = np.random.default_rng(0), 4000
     orders = []
     contrast_first = both = together = 0
+    permuted_too = dict.fromkeys(RANGES, 0)
     amounts = {name: [] for name in RANGES}
     for _ in range(draws):
         drawn = aug.draw_colours(rng)
@@ -306,12 +307,14 @@ def test_probabilities_order_and_ranges():
         together += set(names) == set(RANGES)
         for name, amount in drawn.changes:
             amounts[name].append(amount)
+            permuted_too[name] += drawn.channels != (0, 1, 2)
     assert set(orders) == set(permutations(range(3)))
     assert_rate(sum(order != (0, 1, 2) for order in orders), 0.5 * 5 / 6, draws)  # one of the six is the identity
     assert_rate(contrast_first, 0.5, both)
     assert_rate(together, 1 / 16, draws)  # choices are independent
     for name, (low, high) in RANGES.items():
         assert_rate(len(amounts[name]), 0.5, draws)
+        assert_rate(permuted_too[name], 0.25 * 5 / 6, draws)
         margin = 0.01 * (high - low)
         assert low <= min(amounts[name]) < low + margin and high - margin < max(amounts[name]) <= high
 

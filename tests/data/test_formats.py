@@ -126,6 +126,9 @@ def test_an_incomplete_data_set_of_the_kind_says_what_is_missing(places, tmp_pat
     (tmp_path / "annotations" / "instances_val.json").touch()
     with pytest.raises(UserError, match=r"no train split there: .*instances_train\.json.*--train-annotations"):
         DataSource("coco", tmp_path).locate("train")
+    write_voc(tmp_path / "voc", one_cat_each("1"), {"val": ["1"]})
+    with pytest.raises(UserError, match=r"voc: no train split there: .*ImageSets/Main/train\.txt.*--train-annotations"):
+        DataSource(path=tmp_path / "voc").locate("train")
     with pytest.raises(UserError, match=r"nowhere: no such folder; name that of a data set"):
         DataSource("coco", tmp_path / "nowhere").locate("train")
 

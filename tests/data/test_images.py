@@ -3,6 +3,7 @@
 import ctypes
 import io
 import os
+import pickle
 import struct
 import sys
 import warnings
@@ -277,9 +278,9 @@ def test_odd_file_names(write, name):
         pytest.param(noise_jpeg()[:-2000] + bytes(2000), "its end is missing", id="JPEG filled up with zeros"),
         pytest.param(noise_jpeg()[:100], "its end is missing", id="JPEG header"),
         pytest.param(with_thumbnail(noise_jpeg()[:-2000]), "its end is missing", id="thumbnail"),
-        pytest.param(encoded(gradient(), "PNG")[:-20], "truncated", id="PNG"),
-        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "truncated", id="PNG filled up with zeros"),
-        pytest.param(encoded(gradient(), "WEBP")[:-20], "truncated", id="WebP"),
+        pytest.param(encoded(gradient(), "PNG")[:-20], "its end is missing", id="PNG"),
+        pytest.param(encoded(gradient(), "PNG")[:-20] + bytes(20), "its end is missing", id="PNG filled up with zeros"),
+        pytest.param(encoded(gradient(), "WEBP")[:-20], "its end is missing", id="WebP"),
         pytest.param(encoded(gradient(), "BMP")[:-2000], "truncated", id="BMP"),
         pytest.param(encoded(gradient(), "TIFF")[:-2000], "truncated", id="TIFF"),
         pytest.param(encoded(gradient(), "GIF")[:-500], "truncated", id="GIF"),
@@ -510,3 +511,8 @@ def test_what_is_no_file_is_named(tmp_path, read):
         with pytest.raises(ImageError) as error:
             read(path)
         assert str(error.value).startswith(f"{path}: {reason}")
+
+
+def test_an_error_is_the_same_in_the_parent_of_a_worker():
+    again = pickle.loads(pickle.dumps(ImageError(Path("a.jpg"), "the file is empty")))
+    assert (type(again), str(again)) == (ImageError, "a.jpg: the file is empty")

@@ -9,6 +9,7 @@ from voc_files import thing, xml
 
 from ssd300_vgg16 import evaluate
 from ssd300_vgg16.cli import inspect, train_options
+from ssd300_vgg16.data import foreign
 from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.voc import load_voc
@@ -145,6 +146,12 @@ def test_formats_that_are_not_read_are_said_by_name(tmp_path, name, content, sai
     told, _, advice = str(error.value).partition(", which is not read: ")
     assert told == f"{tmp_path}: labels in the format {said} ({tmp_path / name})"
     assert advice.startswith(("export ", "convert "))
+
+
+def test_so_many_files_are_looked_at_for_other_formats(tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "MAX_FILES", 2)
+    texts(tmp_path, {"1.csv": "x", "2.csv": "x", "3.csv": "xmin"})
+    assert foreign.foreign_format(tmp_path) is None
 
 
 def test_nothing_that_could_be_a_data_set(tmp_path):

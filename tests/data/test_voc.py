@@ -187,6 +187,7 @@ def test_an_image_set_relative_to_its_own_folder(tmp_path, monkeypatch):
         (["other.jpg"], "other.jpg", "other.jpg"),
         (["other.png"], "other.jpg", "other.png"),
         (["other.jpg"], "other", "other.jpg"),
+        (["other.jpg", "other.jpg.png"], "other.jpg", "other.jpg"),
         (["other.jpg"], "C:\\photos\\other.jpg", "other.jpg"),
         (["other.jpg"], "../../other.jpg", "other.jpg"),
         (["2.jpg"], "other.jpg", None),
@@ -364,6 +365,7 @@ def test_a_model_of_coco_knows_all_of_voc(load):
         ("../Annotations/1", "image set entry that is not a name in Annotations"),
         ("..\\1", "image set entry that is not a name in Annotations"),
         ("1\0", "image set entry that is not a name in Annotations"),
+        ("1" * 300, "annotation file that cannot be read (File name too long)"),
     ],
 )
 def test_bad_lines_of_an_image_set_are_left_out(tmp_path, line, kind):

@@ -198,6 +198,21 @@ def test_a_killed_process_is_replaced_and_its_task_done_again(tmp_path, workers)
     ]
 
 
+def log_and_be_killed_once(task):
+    number, folder = task
+    if number == 1 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (folder / "log").open("a") as log:
+        log.write(str(number))
+
+
+def test_after_a_death_tasks_are_done_in_their_order(tmp_path):
+    with WorkerPool(1, restarts=1, notify=lambda _: None) as pool:
+        list(pool.map(log_and_be_killed_once, [(number, tmp_path) for number in range(5)]))
+    assert (tmp_path / "log").read_text() == "01234"
+
+
 def test_the_files_of_a_task_are_named(tmp_path):
     samples = shapes(shapes_folder(tmp_path, 2, 1), "train").samples
     batch_config = BatchConfig(1, "none", 0, default_boxes(), 300)

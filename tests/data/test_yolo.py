@@ -115,20 +115,27 @@ def test_labels_of_images_that_a_list_leaves_out_are_no_problem(tmp_path):
 def test_lists_of_images_with_faults(tmp_path):
     folder = write_yolo(tmp_path / "yolo", {"a": GOOD}, YAML.replace("images/train", "train.txt"))
     (folder / "images/train/broken.jpg").write_bytes(b"no image")
-    rows = ["images/train/a.jpg", "./images/train/a.jpg", "images/train/b.jpg", "images/train/broken.jpg", "x\0"]
+    rows = [
+        "images/train/a.jpg",
+        "./images/train/a.jpg",
+        "images/train/b.jpg",
+        "images/train/broken.jpg",
+        "x\0",
+        "x" * 300,
+    ]
     (folder / "train.txt").write_text("\n".join(rows))
     dataset = load_yolo(folder, "train")
     assert dataset.problems.counts == {
         "image listed twice": 1,
-        "listed image that is missing": 2,
+        "listed image that is missing": 3,
         "image that cannot be read": 1,
     }
     assert "train.txt, line 3: images/train/b.jpg" in dataset.problems.message()
-    assert "3 of 4 images left out, with their objects\n  2 x listed image" in dataset.problems.message()
+    assert "4 of 5 images left out, with their objects\n  3 x listed image" in dataset.problems.message()
     assert "entries read all the same: 1\n  1 x image listed twice" in dataset.problems.message()
     assert [sample.path.name for sample in dataset.samples] == ["a.jpg"]
     (folder / "train.txt").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(UserError, match=r"train\.txt: cannot be read: it is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"train\.txt: cannot be read: it is not UTF-8 text; a split is a folder of"):
         load_yolo(folder, "train")
 
 
@@ -160,6 +167,12 @@ def test_two_classes_of_one_name_are_told_apart(load):
     dataset = load({"a": f"{GOOD}1 0.5 0.5 0.2 0.4\n"}, YAML.replace("dog", "cat"))
     assert [category.name for category in dataset.categories] == ["cat", "cat (id 1)"]
     assert dataset.problems.counts == {"category name used twice": 1}
+
+
+def test_classes_that_differ_in_capitals_only_are_no_problem(load):
+    dataset = load({"a": f"{GOOD}1 0.5 0.5 0.2 0.4\n"}, YAML.replace("cat, dog", "a, A"), strict=True)
+    assert [category.name for category in dataset.categories] == ["a", "A"]
+    assert "classes that differ in capitals only: 'a' and 'A'" in dataset.problems.message()
 
 
 COUNT = "line that is neither a class with 4 numbers nor one with 3 or more points"
@@ -194,6 +207,18 @@ def test_label_files_that_cannot_be_read(load, tmp_path, content):
     problems = load({"a": GOOD, "b": content}).problems
     assert problems.counts == {"label file that cannot be read": 1}
     assert "b.txt: cannot be read: " in problems.message()
+
+
+def test_a_folder_of_labels_that_may_not_be_looked_into(load, monkeypatch):
+    exists = Path.exists
+
+    def refuse(path):
+        if path.name == "b.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert load({"a": GOOD, "b": GOOD}).problems.counts == {"label file that cannot be read": 1}
 
 
 @pytest.mark.parametrize(
@@ -259,15 +284,18 @@ def test_nothing_to_train_on(load, tmp_path, labels, given, message):
         ("x: !!python/object/apply:os.getcwd []", "not valid YAML: could not determine a constructor"),
         ("\0", "not valid YAML"),
         ("- a", "has keys train, val and names"),
-        ("", r"no data\.yaml there with train, val and names"),
+        ("", "has keys train, val and names"),
+        ("train: a\nname: [cat]", "names: must be a list of the classes' names, it is absent"),
         ("train: a\nval: a", "names: must be a list of the classes' names, it is absent"),
         ("names: cat", "names: must be a list of the classes' names$"),
         ("names: []", "names: must be a list"),
         ("names: [cat, [dog]]", r"names: the name of class 1 is \['dog'\]"),
+        ("names: ['']", "names: the name of class 0 is ''; put names in quotes"),
         ("names: [yes, no]", "names: the name of class 0 is True; put names in quotes"),
         ("names: {0: a, 2: b}", "names: its numbers must be 0, 1, 2"),
         ("names: {a: 0}", "names: its numbers must be"),
         ("nc: 3\nnames: [a, b]", "nc: 3, but there are 2 names"),
+        ("nc: two\nnames: [a, b]", "nc: 'two', but there are 2 names"),
         ("path: 3\nnames: [a]", "path: must be the name of a folder, not 3"),
         ("path: nowhere\nnames: [a]", "path: no folder .*nowhere; without this key"),
         ("train: 3\nnames: [a]", r"train: must be a folder, a list of folders or a \.txt file, not 3"),
@@ -309,3 +337,9 @@ def test_which_file_is_read(tmp_path, files, given, found):
     else:
         with pytest.raises(UserError, match=r"no data\.yaml there"):
             read_description(tmp_path / given)
+
+
+def test_darknets_file_may_have_its_suffix_in_capitals(tmp_path):
+    (tmp_path / "A.DATA").write_text("names = a.names\n")
+    (tmp_path / "a.names").write_text("cat\ndog\n")
+    assert read_description(tmp_path / "A.DATA").names == ("cat", "dog")
