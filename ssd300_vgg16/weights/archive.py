@@ -43,8 +43,9 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
         while unpacked.read(CHUNK):  # to gzip's own checksum, which follows the tar's end
             pass
     except DAMAGED as error:
-        damage = "a gzip that is damaged or holds no tar" if gzipped else "a tar that is damaged or cut short"
-        raise UserError(f"it is {damage} ({error}); unpack it yourself, or {COPY_AGAIN}") from error
+        if gzipped and isinstance(error, tarfile.ReadError):
+            raise UserError(f"it is packed with gzip, but no .tar.gz ({error}): unpack it first (gunzip)") from error
+        raise UserError(f"it is an archive that is damaged or cut short ({error}); {COPY_AGAIN}") from error
     return files
 
 

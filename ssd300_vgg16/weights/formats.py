@@ -145,7 +145,8 @@ def _of_archive(contents: dict[str, bytes], suffix: str) -> Contents:
     # A folder of OneFlow's is many files, each of which could be taken for weights.
     candidates = folders or [name for name, content in contents.items() if kind_of(content[:HEAD_BYTES])]
     if not candidates:
-        raise UserError(f"it is an archive without weights, of {listed(sorted(contents), max_names=5)}. {READ_HERE}")
+        names = listed(sorted(contents), max_names=5) or "nothing"
+        raise UserError(f"it is an archive without weights; it holds {names}. {READ_HERE}")
     if len(candidates) > 1:
         names = listed([name or "." for name in candidates], max_names=5)
         raise UserError(f"it is an archive with several files of weights: unpack it, and give one of them ({names})")

@@ -168,11 +168,13 @@ def test_a_classifier_with_other_layers_gives_its_trunk(rng, head):
     theirs = {name: array for name, array in plain_vgg16(rng, classifier=True).items() if "classifier" not in name}
     theirs["classifier.0.weight"] = rng.standard_normal(head, dtype=np.float32)
     theirs["classifier.0.bias"] = np.zeros(head[0], dtype=np.float32)
+    theirs["classifier.3.weight"] = np.zeros((8, head[0]), dtype=np.float32)
+    theirs["classifier.3.bias"] = np.zeros(8, dtype=np.float32)
     found = read(theirs)
     assert list(found.tensors) == published_order(300)[:26]
     assert not np.array_equal(found.tensors[CONV1_1], theirs["features.0.weight"])
     assert len(found.notes) == 1
-    assert found.unused == ("classifier.0.weight", "classifier.0.bias")
+    assert found.unused == tuple(f"classifier.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias"))
 
 
 def test_torchvisions_default_boxes_are_cocos_whatever_it_learns():

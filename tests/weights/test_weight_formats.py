@@ -1,5 +1,6 @@
 """Files of weights of every format: the tensors in them, whatever the file is called and packed in."""
 
+import gzip
 import json
 import struct
 import tarfile
@@ -260,7 +261,7 @@ def test_an_archive_must_hold_one_file_of_weights(tmp_path, safetensors, suffix)
         (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 142594222\n", "Git LFS pointer"),
         (b'{"message": "Not Found"}', "is text"),
-        (b"import torch\n", "is text"),
+        (b"import torch\n", "is text, not weights; it begins b'import torch"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
         (b"\x08\x07\x12\x07pytorch\x1a\x05", "ONNX"),
         (b"\n\x0fVGG_ILSVRC_16_layers", "Caffe"),
@@ -268,7 +269,8 @@ def test_an_archive_must_hold_one_file_of_weights(tmp_path, safetensors, suffix)
         (b"\xfd7zXZ\0\0", "xz"),
         (b"\xff\xd8\xff\xe0" + bytes(16), "no format"),
         (b"PK\x03\x04" + bytes(64), "zip that is damaged"),
-        (b"\x1f\x8b\x08\x00", "gzip that is damaged"),
+        (b"\x1f\x8b\x08\x00", "damaged or cut short"),
+        (gzip.compress(b"a file that is no tar"), "packed with gzip, but no .tar.gz"),
         (b"\x10\0\0\0\0\0\0\0{", "safetensors"),
     ],
 )
