@@ -245,7 +245,7 @@ def test_a_killed_process_ends_the_job_with_a_word_and_a_checkpoint(job, place, 
     os.kill(ranks[victim], signal.SIGKILL)
     _, errors = process.communicate(timeout=END_SECONDS)
     assert process.returncode == 1
-    assert re.search(rf"train\.sh: process .*rank {victim}.* was killed by .*Killed", errors)
+    assert re.search(rf"train\.sh: process .*rank {victim}.* was killed by SIGKILL", errors)
     assert "NPROC=2 bash train.sh --resume killed" in errors
     assert_gone(ranks)
     step = read_metrics(place / "killed")[-1]["step"]
