@@ -52,7 +52,7 @@ class Detector:
         if device != "cpu" and network is None:
             end_when_out_of_memory(DETECTION_ADVICE)
         self._model = model if isinstance(model, Path) else model.to(device).eval()
-        self._network = network or self._by_oneflow
+        self._network = network or (lambda images: self.model.answers(images))
         self._begins = device != "cpu" and network is None  # OneFlow queues what a GPU has to do
         self._names = description.names()
         self._ids = {category.label: category.id for category in description.categories}
@@ -80,7 +80,7 @@ class Detector:
         engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
         if engine == ONEFLOW:
-            return cls(*_load_model(weights, amp), device, score_threshold)
+            return cls(*_load_model(weights, in_half=amp), device, score_threshold)
         network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
         return cls(weights, description, device, score_threshold, network)
 
@@ -165,12 +165,6 @@ class Detector:
         sources = images.values() if keep_image else [None] * len(pixels)
         return [self.named(one, source=source) for one, source in zip(of_each, sources, strict=True)]
 
-    def _by_oneflow(self, images: np.ndarray) -> Sequence:
-        from ssd300_vgg16.runtime import flow  # only where it computes
-
-        with flow.no_grad():
-            return [answer.float() for answer in self.model(flow.from_numpy(images).to(self.device))]
-
 
 def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | None:
     """The images of a list or the like; None for one alone, or what can be none."""
@@ -179,11 +173,7 @@ def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | No
     return image if isinstance(image, Iterable) and not isinstance(image, str | bytes | Image.Image) else None
 
 
-def _load_model(weights: Path, amp: bool = False) -> "tuple[SSD, ModelDescription]":
-    from ssd300_vgg16.network.vgg import convolutions_in_half
-    from ssd300_vgg16.weights.model import load_model  # which brings OneFlow
+def _load_model(weights: Path, in_half: bool = False) -> "tuple[SSD, ModelDescription]":
+    from ssd300_vgg16.weights.model import load_model  # here, as it brings OneFlow
 
-    model, description = load_model(weights)
-    if amp:
-        convolutions_in_half(model)
-    return model, description
+    return load_model(weights, in_half)

@@ -94,6 +94,11 @@ class SSD(nn.Module):
         x = images.to(flow.float32) - self.pixel_mean
         return self.head(self.backbone(x))
 
+    def answers(self, images: np.ndarray) -> list:
+        """As `forward`, for images in main memory and without gradients: float32 on the network's device."""
+        with flow.no_grad():
+            return [answer.float() for answer in self(flow.from_numpy(images).to(self.pixel_mean.device))]
+
 
 def SSD300(num_classes: int = COCO_CLASSES, width: float = 1.0, boxes: str = "coco") -> SSD:  # noqa: N802 (public name)
     """SSD300: images of 300 x 300, 8732 default boxes, of the sizes published for "coco" or "voc"."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.vgg import parameters_left_empty
+from ssd300_vgg16.network.vgg import convolutions_in_half, parameters_left_empty
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.recognise import read_as_ssd
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
@@ -37,8 +37,10 @@ def local(tensor):
     return tensor.to_local() if tensor.is_global else tensor
 
 
-def load_model(path: Path) -> tuple[SSD, ModelDescription]:
+def load_model(path: Path, in_half: bool = False) -> tuple[SSD, ModelDescription]:
     """A network with the weights of a detector's file, of any known format, and its description.
+
+    in_half: its convolutions compute in half precision, which needs a GPU.
 
     Raises UserError for a file that does not hold a whole detector.
     """
@@ -50,6 +52,8 @@ def load_model(path: Path) -> tuple[SSD, ModelDescription]:
         )
     model = empty_model(weights.description)
     load_tensors(model, weights.tensors, path)
+    if in_half:
+        convolutions_in_half(model)
     return model, replace(weights.description, notes=weights.notes)
 
 
