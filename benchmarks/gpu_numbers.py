@@ -28,7 +28,7 @@ HALF_SCALE = 1024.0
 
 # What the network asks of OneFlow that torch has under the same name, with the same meaning.
 SAME_NAMES = {
-    *("cat", "float32", "from_numpy", "logical_and", "logical_not", "logical_or", "ones", "sqrt", "tensor"),
+    *("cat", "float32", "from_numpy", "logical_and", "logical_not", "logical_or", "no_grad", "ones", "sqrt", "tensor"),
     *("nn.Conv2d", "nn.Identity", "nn.MaxPool2d", "nn.Module", "nn.ModuleList", "nn.Parameter", "nn.Sequential"),
     *("nn.init.kaiming_normal_", "nn.init.xavier_uniform_", "nn.init.zeros_"),
 }
