@@ -80,13 +80,13 @@ def _kept(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
 
 def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
     # Only here: it brings OneFlow and onnx, whose import takes longer than to read what was kept.
-    from ssd300_vgg16.deploy.model import RAW, load_model, onnx_model
+    from ssd300_vgg16.deploy.model import RAW, as_bytes, load_model, onnx_model
 
     model, description = load_model(weights)
     made = onnx_model(model, description, RAW)
     for name, value in ((DESCRIPTION, description.as_json()), (NOTES, description.notes)):
         made.metadata_props.add(key=name, value=json.dumps(value))
-    content = made.SerializeToString()
+    content = as_bytes(made)
     if key and _key(weights, device) == key:  # or the weights were replaced while they were read
         try:
             return _made_and_kept(content, weights, key, device), description

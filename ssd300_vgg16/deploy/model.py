@@ -27,6 +27,7 @@ from ssd300_vgg16.weights.model import load_model
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 RAW, DETECTIONS = "raw", "detections"
+MAX_BYTES = 2**31 - 1  # a limit of protobuf, in which ONNX files are written
 _PIXEL_FORMAT = "RGB, uint8 0..255, [batch, 3, height, width]; the whole image resized bilinearly, aspect not kept"
 
 
@@ -85,9 +86,16 @@ def _shaped(value: onnx.ValueInfoProto) -> str:
 
 def save(path: Path, model: onnx.ModelProto) -> None:
     """Check a model in full and write it, atomically; raises UserError if it cannot be written."""
-    content = model.SerializeToString()
+    content = as_bytes(model)
     onnx.checker.check_model(content, full_check=True)
     write_atomically(path, content)
+
+
+def as_bytes(model: onnx.ModelProto) -> bytes:
+    """The content of the model's file; raises UserError if it is too large for one."""
+    if model.ByteSize() > MAX_BYTES:
+        raise UserError(f"the network has {model.ByteSize():,} bytes, and 2 GiB are the most that an ONNX model holds")
+    return model.SerializeToString()
 
 
 def detection_outputs() -> list[onnx.ValueInfoProto]:

@@ -12,6 +12,7 @@ from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.deploy.graph import Graph, add_network, add_postprocess
 from ssd300_vgg16.deploy.model import detection_outputs, onnx_model, save
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, DefaultBoxLayout, default_boxes
@@ -194,6 +195,14 @@ def test_metadata_says_what_a_program_needs():
     assert expected.items() <= about.items()
     assert about["pixel_format"].startswith("RGB, uint8")
     assert made.opset_import[0].version >= 13 and len(made.opset_import) == 1
+
+
+def test_what_no_onnx_file_holds_is_refused(tmp_path, monkeypatch):
+    made = onnx_model(*network(SSD300_VGG16, 2, 0.02), "raw")
+    monkeypatch.setattr("ssd300_vgg16.deploy.model.MAX_BYTES", 1000)
+    with pytest.raises(UserError, match="2 GiB are the most"):
+        save(tmp_path / "large.onnx", made)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_is_none_is_not_written(tmp_path):
