@@ -1,5 +1,6 @@
 """Evaluate weights: COCO's twelve numbers and AP per class; for VOC's data its mAP too.
 
+bash eval.sh --weights runs/RUN                            on the images that the run was evaluated on
 bash eval.sh --weights runs/RUN --data-path /data/coco
 bash eval.sh --weights runs/RUN --data-path /data/VOCdevkit
 """
@@ -11,13 +12,22 @@ from pathlib import Path
 
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.data.formats import DataSource, split_location
+from ssd300_vgg16.data.formats import TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.deploy.session import is_exported, resolve_engine
 from ssd300_vgg16.devices import local_rank
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
-from ssd300_vgg16.training.run_folder import newest_run
+from ssd300_vgg16.training.run_folder import OPTIONS, newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS
+
+# The options that name data, as they are where none is named.
+DATA = {
+    "dataset": TOLD_BY_CONTENT,
+    "data_path": None,
+    "val_annotations": None,
+    "val_images": None,
+    "val_fraction": None,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,13 +60,7 @@ def main(arguments: list[str]) -> int:
     """Evaluate; returns the exit status: 0, or 1 if images could not be read or numbers differ from pycocotools'."""
     options = build_parser().parse_args(arguments)
     weights = newest_run() if options.weights is None else Path(options.weights)
-    source = DataSource(
-        options.dataset,
-        Path(options.data_path) if options.data_path else None,
-        val=split_location("val", options.val_annotations, options.val_images),
-        strict=options.strict_data,
-        val_fraction=options.val_fraction,
-    )
+    source = _source(options, weights)
     output = Path(options.output_dir) if options.output_dir else None
     job = job_from(os.environ)
     if job:
@@ -78,6 +82,20 @@ def main(arguments: list[str]) -> int:
         options.engine,
         options.verify,
         options.amp,
+    )
+
+
+def _source(options: argparse.Namespace, weights: Path) -> DataSource:
+    """The data that the options name; where they name none, that of the run which the weights are of."""
+    data = {name: getattr(options, name) for name in DATA}
+    if data == DATA and weights.exists() and (run_of(weights) / OPTIONS).exists():
+        data = DATA | {name: value for name, value in read_options(run_of(weights)).items() if name in DATA}
+    return DataSource(
+        data["dataset"],
+        Path(data["data_path"]) if data["data_path"] else None,
+        val=split_location("val", data["val_annotations"], data["val_images"]),
+        strict=options.strict_data,
+        val_fraction=data["val_fraction"],
     )
 
 

@@ -305,6 +305,16 @@ def test_a_killed_worker_that_is_not_replaced_ends_the_training_with_a_word(with
     assert read_weights(folder / LAST)[1]["progress"]["step"] >= read_metrics(folder)[-1]["step"] > 0
 
 
+def test_a_run_is_evaluated_on_its_own_data_where_none_is_named(trained, tmp_path):
+    _, folder = trained
+    # The command that the training ends with, in a folder that has no data.
+    evaluated = run("evaluate", "--weights", folder, "--output-dir", "again", "-j", 0, folder=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "3 images" in evaluated.stdout
+    ours, theirs = (json.loads((at / "coco_metrics.json").read_text()) for at in (tmp_path / "again", folder))
+    assert ours["AP"] == pytest.approx(theirs["AP"], abs=1e-4)
+
+
 def test_a_runs_own_figures_stay_when_it_is_evaluated_on_other_data(trained, place, tmp_path):
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     figures = (tmp_path / "my run" / "coco_metrics.json").read_bytes()
