@@ -100,6 +100,8 @@ def test_what_is_seen_has_at_least_a_pixel():
 
 def test_the_image_is_only_read():
     image = sharp_image()
+    before = image.copy()
     image.flags.writeable = False
     for window in ((0, 0, WIDTH, HEIGHT), (5, 5, 90, 90), (-60, -60, 900, 900)):
         seen(image, View(window, True), ALL_CHANGES)
+        np.testing.assert_array_equal(image, before)
