@@ -33,7 +33,7 @@ def time_ours(width: float) -> dict[str, list[float]]:
     """Seconds forwards and backwards, by layer; for a fresh process."""
     import numpy as np
 
-    from ssd300_vgg16.network.cpu.narrow import Convolution
+    from ssd300_vgg16.network.cpu.narrow_layers import Convolution
 
     rng, found = np.random.default_rng(0), {}
     for name, (full, side) in LAYERS.items():

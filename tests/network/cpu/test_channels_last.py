@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssd300_vgg16.network.cpu.narrow import Convolution, Head, MaxPool, filled_up
+from ssd300_vgg16.network.cpu.narrow_layers import Convolution, Head, MaxPool, filled_up
 from ssd300_vgg16.runtime import flow
 
 
