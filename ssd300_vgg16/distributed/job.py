@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ssd300_vgg16.errors import UserError
 
@@ -24,6 +24,7 @@ class Job:
     first_local_rank: int = 0  # LOCAL_RANK of the first process here: srun may start several supervisors on a host
     join_timeout: int = 300  # seconds for all hosts to come
     peer_timeout: int = 30  # seconds after which a silent host is lost
+    secret: str = field(default="", repr=False)  # by which several hosts know one another
 
 
 def job_from(environment: Mapping[str, str]) -> Job | None:
@@ -51,7 +52,8 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     peer_timeout = _number(given, "SSD_PEER_TIMEOUT", MIN_SECONDS, MAX_SECONDS, problems, default=Job.peer_timeout)
     _refuse(problems, f" (NNODES={hosts})")
     first_local_rank = (_count(given, "SLURM_LOCALID") or 0) * processes if by_srun else 0
-    return Job(processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank, join_timeout, peer_timeout)
+    place = processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank
+    return Job(*place, join_timeout, peer_timeout, given.get("SSD_JOB_SECRET", ""))
 
 
 def _number(

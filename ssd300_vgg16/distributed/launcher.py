@@ -86,6 +86,7 @@ class _Ranks:
 
     def _start(self, command: list[str], port: int) -> None:
         job, supervisor = self._job, os.getpid()
+        one_host = {} if job.hosts > 1 else {"NCCL_SOCKET_IFNAME": "lo"}
 
         def die_with_supervisor() -> None:
             # Nobody is left to end the ranks when the supervisor is killed: the kernel does it.
@@ -98,6 +99,7 @@ class _Ranks:
             environment = {
                 # Else each process would start a thread for every core, and they would wait for one another.
                 "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // job.processes)),
+                **one_host,
                 **os.environ,
                 "RANK": str(rank),
                 "WORLD_SIZE": str(job.processes * job.hosts),

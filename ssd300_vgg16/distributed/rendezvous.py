@@ -15,13 +15,12 @@ from typing import Any, NoReturn
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.ports import HELLO_SECONDS, MAX_LINE, Door, enter, listen
 from ssd300_vgg16.text import printable
 
-HELLO_SECONDS = 2  # for a connection to say who it is; others wait meanwhile
 CONNECT_SECONDS = 5
 RETRY_SECONDS = 0.5
 PROBE_SECONDS = 1
-MAX_LINE = 4096
 MAX_TEXT = 500
 
 
@@ -62,18 +61,9 @@ class Link:
         """Tell how it ended here; failures as of `send`."""
         self.send(end.status, end.text[:MAX_TEXT])
 
-    def receive(self, *types: type) -> list[Any]:
-        """The values of the next message; OSError if the other side has gone, or sends anything but such values."""
-        line = self._lines.readline(MAX_LINE)  # anybody may connect: a line without end must not fill the memory
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads(line)
-            if isinstance(values, list) and [type(value) for value in values] == list(types):
-                return values
-        raise ConnectionResetError("the connection was closed again")
-
     def receive_end(self) -> End:
-        """How it ended there; OSError as of `receive`."""
-        status, text = self.receive(int, str)
+        """How it ended there; OSError if the other side has gone, or sends anything else."""
+        status, text = _values(self._lines.readline(MAX_LINE), int, str)
         return End(status, printable(text, MAX_TEXT))
 
     def close(self) -> None:
@@ -146,41 +136,47 @@ def open_links(job: Job, options: list[str]) -> Links:
 
 def _gather(job: Job, settings: dict[str, str], deadline: float) -> list[Link]:
     """Host 0: wait for the others, then let all begin."""
+    if not job.secret:
+        print(
+            f"train.sh: SSD_JOB_SECRET is not set: whoever reaches port {job.port + 1} here can take a host's place. "
+            "Give all hosts the same, of 16 characters or more",
+            file=sys.stderr,
+            flush=True,
+        )
     joined: dict[int, Link] = {}
-    with listen(job.port + 1) as listener:
+    with Door(listen(job.address, job.port + 1), job.secret.encode()) as door:
         while len(joined) < job.hosts - 1:
             remaining = deadline - time.monotonic()
             if remaining < 0:
                 _give_up(job, joined)
-            ready = wait([listener, *(link.connection for link in joined.values())], remaining)
+            ready = wait([*door.sockets, *(link.connection for link in joined.values())], min(remaining, HELLO_SECONDS))
             for host, link in list(joined.items()):
                 if link.connection in ready:  # it has nothing to say before the start: it has left, and may come back
                     joined.pop(host).close()
-            if listener in ready and (newcomer := _welcome(listener, job, settings, joined)):
-                joined[newcomer.host] = newcomer
+            for connection, words in door.newcomers():
+                if newcomer := _welcome(connection, words, job, settings, joined):
+                    joined[newcomer.host] = newcomer
     for link in joined.values():
         link.send_end(START)
     return list(joined.values())
 
 
-def listen(port: int) -> socket.socket:
-    """A socket that others can connect to at any address of this host; port 0: any free one."""
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        return socket.create_server(("", port), family=family, dualstack_ipv6=both)
-    except OSError as error:
-        raise UserError(f"cannot listen at port {port} ({error.strerror}): set another MASTER_PORT") from error
+def _values(line: bytes, *types: type) -> list[Any]:
+    """What a message holds; OSError if it is anything but such values."""
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(line)
+        if isinstance(values, list) and [type(value) for value in values] == list(types):
+            return values
+    raise ConnectionResetError("the connection was closed again")
 
 
-def _welcome(listener: socket.socket, job: Job, settings: dict[str, str], joined: dict[int, Link]) -> Link | None:
+def _welcome(
+    connection: socket.socket, words: bytes, job: Job, settings: dict[str, str], joined: dict[int, Link]
+) -> Link | None:
     """The link of a host that has connected; None if it does not belong to the job, which a host is told."""
-    connection, _ = listener.accept()
     try:
         link = Link(connection, job.peer_timeout)
-        connection.settimeout(HELLO_SECONDS)
-        link.host, theirs = link.receive(int, dict)
-        connection.settimeout(None)
+        link.host, theirs = _values(words, int, dict)
     except OSError:  # a stranger
         connection.close()
         return None
@@ -215,10 +211,14 @@ def _join(job: Job, settings: dict[str, str], deadline: float) -> Link:
     """Another host: reach host 0, trying again until the deadline, and wait for it to say when to begin."""
     while True:
         try:
-            connection = socket.create_connection((job.address, job.port + 1), timeout=CONNECT_SECONDS)
-            link = Link(connection, job.peer_timeout)
-            link.send(job.host_rank, settings)
+            hello = json.dumps([job.host_rank, settings]).encode()
+            place = (job.address, job.port + 1)
+            link = Link(enter(place, job.secret.encode(), hello, CONNECT_SECONDS), job.peer_timeout)
             answer = link.receive_end()  # without a timeout: host 0 has one, and is seen to be alive
+        except PermissionError as error:
+            raise UserError(
+                f"host 0 at {job.address} has another SSD_JOB_SECRET, or none: give all hosts the same"
+            ) from error
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(

@@ -12,11 +12,12 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 
 import numpy as np
 
-from ssd300_vgg16.distributed.rendezvous import listen
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.ports import Door, enter, listen
 from ssd300_vgg16.runtime import flow
 
 # C++'s own names of oneflow::GrpcCtrlClient::StopHeartbeat and of what points to the process's one client.
@@ -96,36 +97,28 @@ class World:
         """This world with sockets to the first process, at MASTER_ADDR; UserError if it cannot be reached there."""
         if self.world_size == 1:
             return self
+        address = os.environ["MASTER_ADDR"]
         sockets: list[socket.socket] = []
-        with listen(0) as server:
-            # The first process's port counts. Whoever knows the secret is one of us.
-            own = server.getsockname()[1].to_bytes(2, "big") + secrets.token_bytes(SECRET)
-            told = self.broadcast(np.frombuffer(own, dtype=np.uint8)).tobytes()
-            port, secret = int.from_bytes(told[:2], "big"), told[2:]
-            address = os.environ["MASTER_ADDR"]
-            try:
-                if self.is_first:
-                    server.settimeout(CONNECT_SECONDS)
+        try:
+            if self.is_first:
+                secret, deadline = secrets.token_bytes(SECRET), time.monotonic() + CONNECT_SECONDS
+                with Door(listen(address, 0), secret) as door:
+                    port = door.sockets[0].getsockname()[1]
+                    self.broadcast(np.frombuffer(port.to_bytes(2, "big") + secret, dtype=np.uint8))
                     while len(sockets) < self.world_size - 1:
-                        other = server.accept()[0]
-                        other.settimeout(CONNECT_SECONDS)
-                        theirs = b""
-                        with suppress(OSError):
-                            theirs = _receive(other, SECRET)
-                        if theirs == secret:
-                            sockets.append(other)
-                        else:  # a stranger, such as a scan of ports
-                            other.close()
-                else:
-                    sockets.append(socket.create_connection((address, port), CONNECT_SECONDS))
-                    sockets[0].sendall(secret)
-            except OSError as error:
-                raise UserError(
-                    f"processes cannot reach the first of them at MASTER_ADDR={address}, port {port} ({error}): open "
-                    "all ports between them"
-                ) from error
-        for other in sockets:
-            other.settimeout(None)
+                        if time.monotonic() > deadline:
+                            raise TimeoutError(f"{len(sockets)} of {self.world_size - 1} came")
+                        wait(door.sockets, timeout=1)
+                        sockets += [connection for connection, _ in door.newcomers()]
+            else:
+                told = self.broadcast(np.zeros(2 + SECRET, dtype=np.uint8)).tobytes()
+                port, secret = int.from_bytes(told[:2], "big"), told[2:]
+                sockets = [enter((address, port), secret, b"", CONNECT_SECONDS)]
+        except OSError as error:
+            raise UserError(
+                f"processes cannot reach the first of them at MASTER_ADDR={address}, port {port} ({error}): open "
+                "all ports between them"
+            ) from error
         return replace(self, sockets=tuple(sockets))
 
     def all_reduce_array(self, array: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from types import ModuleType
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import NONE_VISIBLE, VISIBLE, WHEEL_VERSION, ask_driver, gpu_driver, oneflow_version
 from ssd300_vgg16.machine import cpuinfo, is_one_of_several, use_widest_kernels
+from ssd300_vgg16.ports import keep_on_loopback
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -151,6 +152,8 @@ if "oneflow" not in sys.modules:
 MKL_IN_USE = "oneflow" not in sys.modules and _put_mkl_before_bundled_blas()
 _load_cuda_libraries()
 flow = _import_oneflow()
+if is_one_of_several() and os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+    keep_on_loopback()
 
 
 def cuda_problem() -> str | None:

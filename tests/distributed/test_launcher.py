@@ -17,8 +17,10 @@ from small_data import environment
 from ssd300_vgg16.distributed import launcher
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Link, Links
+from ssd300_vgg16.ports import UNFINISHED, Door, enter, listen
 
 ADVICE = "go on with --resume"
+SECRET = "of the hosts"
 
 
 def supervise(job, command, again=(), restarts=0, advice=ADVICE):
@@ -303,9 +305,9 @@ def port():
 def host(start, port):
     """host(rank, body, ...) begins the supervisor of a host, with one rank."""
 
-    def host(rank, body=FINISH, hosts=2, processes=1, join_timeout=60, **settings):
+    def host(rank, body=FINISH, hosts=2, processes=1, join_timeout=60, secret=SECRET, **settings):
         job = {"processes": processes, "hosts": hosts, "host_rank": rank, "port": port, "join_timeout": join_timeout}
-        return start(job | {"peer_timeout": 2}, body, **settings)
+        return start(job | {"peer_timeout": 2, "secret": secret}, body, **settings)
 
     return host
 
@@ -464,14 +466,11 @@ GARBAGE = [
     b"GET / HTTP/1.1\r\n\r\n",
     b"\x16\x03\x01\x00\xff" * 40 + b"\n",
     b"x" * 100_000,
-    b"[" * 4000 + b"\n",
-    b"null\n[]\n",
-    b'[0, ""]\n',
-    b'["1", {}]\n',
-    b"[7, {}]\n",
-    b'[8, {"NNODES": "' + b"x" * 5000 + b'"}]\n',
+    b"1 2 [1, {}]\n",
+    b"\n",
     b"",
 ]
+NO_HELLO = [b"", b"null", b"[" * 3000, b'[0, ""]', b'["1", {}]', b"[7, {}]", b"\xff"]
 
 
 def test_strangers_do_no_harm(host, port):
@@ -479,26 +478,43 @@ def test_strangers_do_no_harm(host, port):
     listening(port).close()
     with contextlib.ExitStack() as strangers:
         silent = strangers.enter_context(listening(port))
-        for line in GARBAGE:
+        for line in [*GARBAGE, *[b"x"] * (2 * UNFINISHED)]:
             connection = strangers.enter_context(listening(port))
             with contextlib.suppress(ConnectionError):
                 connection.sendall(line)
+        for words in NO_HELLO:  # by somebody who knows the secret
+            enter(("127.0.0.1", port + 1), SECRET.encode(), words, 10).close()
         assert end(host(1)) == (0, "")
         status, said = end(first)
         assert status == 0
         (line,) = said.splitlines()
         assert line.startswith("train.sh: refused: host 7 (127.0.0.1) was started with other NNODES, NPROC, options")
         with contextlib.suppress(ConnectionResetError):
-            assert silent.recv(100) == b""
+            assert silent.recv(100)[:1] not in (b"[", b"r")
+
+
+@pytest.mark.parametrize("secret", ["", "another"])
+def test_a_host_without_the_secret_takes_no_place(host, port, secret):
+    first = host(0)
+    status, said = end(host(1, secret=secret))
+    assert status == 2
+    assert said == "train.sh: host 0 at 127.0.0.1 has another SSD_JOB_SECRET, or none: give all hosts the same\n"
+    assert [end(host(1)), end(first)] == [(0, "")] * 2
+
+
+def test_hosts_without_a_secret_are_warned(host, port):
+    first, other = host(0, secret=""), host(1, secret="")
+    assert end(other) == (0, "")
+    status, said = end(first)
+    assert status == 0
+    assert said.startswith(f"train.sh: SSD_JOB_SECRET is not set: whoever reaches port {port + 1} here can")
 
 
 def test_what_another_host_says_cannot_write_on_the_terminal(host, port):
     process = host(1)
-    with socket.create_server(("127.0.0.1", port + 1)) as server:
-        server.settimeout(10)
-        connection, _ = server.accept()
-        with connection:
-            connection.sendall(json.dumps([2, "no\x1b[2J\n" + "x" * 3000]).encode() + b"\n")
-            status, said = end(process)
+    with Door(listen("127.0.0.1", port + 1), SECRET.encode()) as door, contextlib.ExitStack() as host_0:
+        connection = host_0.enter_context(until(lambda: list(door.newcomers()))[0][0])
+        connection.sendall(json.dumps([2, "no\x1b[2J\n" + "x" * 3000]).encode() + b"\n")
+        status, said = end(process)
     assert status == 2
     assert said == f"train.sh: no?[2J?{'x' * 490}...\n"

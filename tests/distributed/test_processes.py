@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from places import REPOSITORY
+from places import REPOSITORY, own_address
 from safetensors.numpy import load_file
 from small_data import WIDTH, environment, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
 
@@ -252,6 +252,34 @@ def test_a_killed_process_ends_the_job_with_a_word_and_a_checkpoint(job, place, 
     going_on = run("train", "--resume", "killed", "--epochs", 1, "-j", 0, "--device", "cpu", folder=place)
     assert going_on.returncode == 0, going_on.stderr
     assert f"Going on after step {step - 1}." in going_on.stdout or f"Going on after step {step}." in going_on.stdout
+
+
+# One of several processes, which calls its own OneFlow's port at an address that others know.
+CALLED = """
+import os, socket, sys
+from ssd300_vgg16.distributed.world import this_world
+from ssd300_vgg16.ports import listening
+world = this_world()
+ports = [each.getsockname()[1] for each in listening()]
+assert ports, "OneFlow listens no more"
+for port in ports:
+    try:
+        socket.create_connection((sys.argv[1], port), timeout=0.5)
+        print("answers", file=sys.stderr)
+    except TimeoutError:
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+world.connected().last_barrier()
+os._exit(0)
+"""
+
+
+def test_ports_of_processes_on_one_machine_answer_nobody_else():
+    address = own_address()
+    if address.startswith("127."):
+        pytest.skip("this machine has no network")
+    command = [sys.executable, REPOSITORY / "tests" / "helpers" / "as_two.py", sys.executable, "-c", CALLED, address]
+    found = subprocess.run(command, env=environment(), capture_output=True, timeout=END_SECONDS)
+    assert (found.returncode, found.stderr) == (0, b"")
 
 
 # One of several processes; the one of this rank ends 14 s later: OneFlow's heartbeats are 13 s apart at most.

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ssd300_vgg16.distributed import rendezvous
+from ssd300_vgg16 import ports
 from ssd300_vgg16.distributed import world as world_module
 from ssd300_vgg16.distributed.world import ALONE, World, flow
 from ssd300_vgg16.errors import UserError
@@ -71,8 +71,8 @@ def test_sums_by_plain_sockets(processes):
 def test_strangers_do_not_keep_processes_apart(processes, monkeypatch):
     with contextlib.ExitStack() as strangers:
 
-        def listen(port):
-            server = rendezvous.listen(port)
+        def listen(address, port):
+            server = ports.listen(address, port)
             for said in (b"", b"GET / HTTP/1.1\r\n\r\n"):
                 stranger = strangers.enter_context(socket.create_connection(("127.0.0.1", server.getsockname()[1])))
                 stranger.sendall(said)
