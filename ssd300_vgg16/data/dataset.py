@@ -188,7 +188,9 @@ class Dataset:
         """
         digest = hashlib.sha256(repr(self.categories).encode())
         for sample in self.samples:
-            digest.update(f"{sample.id} {sample.path.name} {sample.height} {sample.width}".encode())
+            digest.update(
+                f"{sample.id} {sample.path.name} {sample.height} {sample.width}".encode("utf-8", "surrogatepass")
+            )
             for column in (sample.boxes, sample.labels, sample.crowd):
                 digest.update(np.ascontiguousarray(column).data)
             if sample.difficult.any():
