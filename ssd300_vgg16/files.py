@@ -8,6 +8,7 @@ import re
 import shlex
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from ssd300_vgg16.errors import UserError
 
 TEMPORARY_SUFFIX = ".ssd300-tmp"  # which nobody else's files have: what a killed process has left may be removed
 _BLOCK = 1 << 20
+_SETTLED_NS = 2 * 10**9  # since a file was changed; in less, it could change once more without a new time of change
+_digests: dict[tuple[int, ...], str] = {}  # SHA-256 of files by what tells their state
 _MIN_FREE = 1 << 20  # bytes, below which results are not begun
 
 
@@ -125,9 +128,17 @@ def write_json(path: Path, content: object) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, hexadecimal."""
-    digest = hashlib.sha256()
+    """The file's SHA-256, hexadecimal; a process reads a file again only if it was changed, or replaced, since."""
     with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        # The time of the inode's change is the kernel's to set, and nobody's to put back; but it is a coarse one.
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if state in _digests:
+            return _digests[state]
+        settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+        digest = hashlib.sha256()
         while block := file.read(_BLOCK):
             digest.update(block)
+    if settled:
+        _digests[state] = digest.hexdigest()
     return digest.hexdigest()
