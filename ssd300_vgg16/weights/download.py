@@ -124,7 +124,7 @@ def _transfer(url: str, path: Path) -> Path:
             validator.write_text(current, "latin1")
         total = response.raw.length_remaining  # of what is still to come; None if the server does not say it
         if total and total > (free := shutil.disk_usage(path.parent).free):
-            raise OSError(errno.ENOSPC, f"{free / 1e6:,.0f} of {total / 1e6:,.0f} MB are free", str(path.parent))
+            raise OSError(errno.ENOSPC, f"{free / 1e6:,.0f} MB free, {total / 1e6:,.0f} MB to come", str(path.parent))
         bar = tqdm(desc=path.name, total=total, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, part.open("ab") as file:
             # As it is sent, and not held back: whatever ends this, the bytes that have come are in the file.
