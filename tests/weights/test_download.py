@@ -1,5 +1,6 @@
 """Downloads of published weights, from servers, proxies and disks that fail; and weights that are there already."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,9 +29,10 @@ from file_server import (
 from full_disk import full_disk
 from requests.exceptions import SSLError
 
+from ssd300_vgg16 import files
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights import download
-from ssd300_vgg16.weights.download import Refused, fetch
+from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.published import PUBLISHED, published
 
 
@@ -84,18 +86,11 @@ def test_what_broke_off_goes_on_from_there(server, monkeypatch):
     assert sum(request.sent for request in server.requests) == len(BODY)
 
 
-DAY = "Tue, 17 Nov 2015 17:27:45 GMT"
-
-
-@pytest.mark.parametrize(
-    ("etag", "headers", "validator"),
-    [(None, {}, None), ('W/"weak"', {}, None), ('W/"weak"', {"Last-Modified": DAY}, DAY)],
-)
-def test_it_goes_on_only_with_what_tells_the_file_surely(server, etag, headers, validator):
-    server.answers = [Answer(etag=etag, headers=headers, stop=HALF), Answer(etag=validator, headers=headers)]
-    assert fetch(weights_at(server.url())).read_bytes() == BODY
-    assert server.requests[1].headers.get("If-Range") == validator
-    assert ranges(server) == [None, f"bytes={HALF}-" if validator else None]
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_it_begins_anew_where_nothing_tells_the_file_surely(server, etag):
+    server.answers = [Answer(etag=etag, stop=HALF), Answer(OTHER, etag=etag)]
+    assert fetch(weights_at(server.url())).read_bytes() == OTHER
+    assert ranges(server) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +136,7 @@ WRONG = {
     "denied": (Answer(status=403), r"answers HTTP 403 \(Forbidden\)\n"),
     "out of order": (Answer(status=503), r"answers HTTP 503 \(Service Unavailable\) \(3 tries\)"),
     "a part nobody asked for": (Answer(status=206), "has another file than before"),
+    "such a part of any file": (Answer(status=206, etag=None), "has another file than before"),
     "no part": (Answer(status=416), "has another file than before"),
     "a redirect to a file": (
         Answer(status=302, headers={"Location": "file:///etc/hostname"}),
@@ -207,7 +203,7 @@ def test_a_redirect_is_followed_with_the_range(server, mirror):
 def test_a_redirect_from_https_to_http_is_refused(hops):
     *history, last = [SimpleNamespace(url=url, status_code=200, headers={}) for url in ("https://a", *hops)]
     last.history = history
-    with pytest.raises(Refused, match="redirects from https to"):
+    with pytest.raises(UserError, match="redirects from https to"):
         download._refuse_answer(last)
 
 
@@ -232,7 +228,7 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
     """As requests says it; which it does is seen with a server that has made its own."""
     untrusted, asked = SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"), []
     monkeypatch.setattr(download.requests, "get", lambda url, **_: asked.append(url) or raise_(untrusted))
-    with pytest.raises(UserError, match=r"a certificate that is not trusted; .*REQUESTS_CA_BUNDLE .*failed\)\n"):
+    with pytest.raises(UserError, match=r"has an untrusted certificate: .*REQUESTS_CA_BUNDLE .*failed\)\n"):
         fetch(weights_at("https://weights.invalid/a.pth"))
     assert len(asked) == 1
 
@@ -304,8 +300,9 @@ def test_a_disk_that_fills_up_ends_it_and_keeps_what_has_come(server, mirror):
 
 
 def test_a_disk_with_too_little_room_is_refused_beforehand(server, mirror, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(BODY) - 1))
-    with pytest.raises(UserError, match=r"has 0 MB free and the download needs 0 MB: make room, or set SSD_CACHE"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_400_000))
+    server.answers = [Answer(length=1_600_000), Answer()]
+    with pytest.raises(UserError, match=r"\(1 MB free, 2 MB to come\): make room .*, or set SSD_CACHE"):
         fetch(weights_at(server.url(), mirror.url("mirror.pth")))
     assert mirror.requests == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(BODY)))
@@ -325,18 +322,45 @@ def test_a_changed_file_is_noticed(server):
     assert len(server.requests) == 2
 
 
-def test_a_file_is_read_again_only_if_it_was_touched(server, monkeypatch):
-    path = fetch(weights_at(server.url()))
-    read, sha256_of = [], download.sha256_of
-    monkeypatch.setattr(download, "sha256_of", lambda path: read.append(path) or sha256_of(path))
-    assert fetch(weights_at(server.url())) == path and not read
-    os.utime(path, (1, 1))
-    for _ in range(2):
-        assert fetch(weights_at(server.url())) == path and read == [path]
-    for damaged in ("", "[]", "{}", '{"sha256": 1}'):
-        path.with_name("weights.pth.json").write_text(damaged)
-        assert fetch(weights_at(server.url())) == path
-    assert len(read) == 5
+def write_as_before(path, content, **record):
+    """Change a kept file so that neither its size nor its time tells; and its record, if one is given."""
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if record:
+        about = {"size": before.st_size, "mtime_ns": before.st_mtime_ns, **record}
+        path.with_name(f"{path.name}.json").write_text(json.dumps(about))
+
+
+def test_what_a_stranger_changed_is_not_used_whatever_size_time_and_record_say(server, cache):
+    known = weights_at(server.url("known.pth"), sha256=SHA256[:16])
+    write_as_before(fetch(known), OTHER, sha256=hashlib.sha256(OTHER).hexdigest())
+    with pytest.raises(UserError, match=r"known\.pth is not the published file: its SHA-256 is"):
+        fetch(known)
+    write_as_before(fetch(weights_at(server.url("other.pth"))), OTHER)
+    with pytest.raises(UserError, match=r"other\.pth has changed since"):
+        fetch(weights_at(server.url("other.pth")))
+    # Where no hash is published, the record is all there is: it must be nobody else's to write.
+    fetch(weights_at(server.url()))
+    cache.chmod(0o777)
+    with pytest.raises(UserError, match="can be written by other users"):
+        fetch(weights_at(server.url()))
+
+
+def test_a_file_is_hashed_at_each_use_but_in_one_process_only_if_it_was_changed(server, monkeypatch):
+    known, hashed = weights_at(server.url(), sha256=SHA256), []
+    path = fetch(known)
+    counting = SimpleNamespace(sha256=lambda: hashed.append(path) or hashlib.sha256())
+    monkeypatch.setattr(files, "hashlib", counting)
+    fetch(known), fetch(known)
+    assert len(hashed) == 2, "so soon after the download it could have changed with no new time of change"
+    monkeypatch.setattr(files, "_SETTLED_NS", -1)
+    fetch(known), fetch(known)
+    assert len(hashed) == 3
+    time.sleep(0.02)
+    write_as_before(path, OTHER)
+    with pytest.raises(UserError, match="is not the published file: its SHA-256 is"):
+        fetch(known)
 
 
 def test_a_file_put_there_by_hand_is_checked_and_used(server, cache):
@@ -360,18 +384,9 @@ def test_a_file_in_a_cache_that_cannot_be_written_is_used(server, cache):
     with pytest.raises(UserError, match=r"\.some_weights\.lock could not be read or written .* set SSD_CACHE"):
         fetch(weights_at(server.url()))
     (cache / "weights.pth").write_bytes(BODY)
-    assert fetch(weights_at(server.url(), sha256=SHA256)) == cache / "weights.pth"
-    assert server.requests == []
-
-
-@pytest.mark.parametrize(
-    ("name", "path"), [("SSD_CACHE", "."), ("XDG_CACHE_HOME", "ssd300_vgg16"), ("HOME", ".cache/ssd300_vgg16")]
-)
-def test_where_the_cache_is(monkeypatch, server, tmp_path, name, path):
-    for other in ("SSD_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(other, raising=False)
-    monkeypatch.setenv(name, str(tmp_path))
-    assert fetch(weights_at(server.url())) == tmp_path / path / "weights.pth"
+    with full_disk(at=0):
+        assert fetch(weights_at(server.url(), sha256=SHA256)) == cache / "weights.pth"
+    assert server.requests == [] and names(cache) == ["weights.pth"]
 
 
 def test_published_files_are_told_apart_by_their_names_and_come_by_https():
