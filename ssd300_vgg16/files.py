@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import tempfile
@@ -43,6 +44,37 @@ def refuse_unwritable(folder: Path) -> None:
     free = usage.f_bavail * usage.f_frsize
     if free < _MIN_FREE:
         raise UserError(f"{folder}: the disk is full ({free:,} bytes are free): make room, or name another folder")
+
+
+def own_cache_folder() -> Path:
+    """The user's own folder for what is kept: SSD_CACHE, else ~/.cache/ssd300_vgg16. Made with mode 0700 if need be.
+
+    Raises UserError where what is in it could be a stranger's: it is a link, another user's, or others may write in
+    it. Also if it cannot be made.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = Path(os.environ.get("SSD_CACHE") or f"{caches}/ssd300_vgg16")
+    advice = "set SSD_CACHE to a folder of your own"
+    try:
+        folder = named.expanduser().absolute()
+        with suppress(FileExistsError):  # a link or a file: told below
+            folder.mkdir(0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the cache folder {named} cannot be made ({reason}): {advice}") from error
+    if stat.S_ISLNK(status.st_mode):
+        problem, advice = f"is a link to {folder.readlink()}", "set SSD_CACHE to the folder itself"
+    elif not stat.S_ISDIR(status.st_mode):
+        problem = "is a file"
+    elif status.st_uid not in (os.geteuid(), 0):  # from root nothing is safe anyway, and images have folders of root's
+        problem = f"belongs to another user (number {status.st_uid}), who could change what is kept there"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = "can be written by other users, who could have changed what is kept there"
+        advice = f"look through it, and chmod 700 {shlex.quote(str(folder))}, or {advice}"
+    else:
+        return folder
+    raise UserError(f"the cache folder {folder} {problem}: {advice}")
 
 
 def is_inside(path: Path, folder: Path) -> bool:

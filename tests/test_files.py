@@ -79,7 +79,6 @@ def test_folders_are_made_below_a_link_that_was_named_and_not_through_others(tmp
 WRITERS = {"write_text", "write_bytes", "touch", "imwrite", "copy2", "copyfile", "tofile", "savez", "FileIO", "mkstemp"}
 WRITERS |= {"link", "symlink", "hardlink_to", "symlink_to", "rename", "VideoWriter", "EventsWriter", "mkdir", "fdopen"}
 ALLOWED = {
-    "cli/command_line.py": {"open"},  # /dev/null
     "data/shapes.py": {"mkdir"},
     "deploy/cache.py": {"touch", "write_bytes"},
     "data/decoder.py": {"fdopen"},  # memory
