@@ -79,8 +79,9 @@ def test_folders_are_made_below_a_link_that_was_named_and_not_through_others(tmp
 WRITERS = {"write_text", "write_bytes", "touch", "imwrite", "copy2", "copyfile", "tofile", "savez", "FileIO", "mkstemp"}
 WRITERS |= {"link", "symlink", "hardlink_to", "symlink_to", "rename", "VideoWriter", "EventsWriter", "mkdir", "fdopen"}
 ALLOWED = {
+    "cli/command_line.py": {"open"},  # /dev/null
     "data/shapes.py": {"mkdir"},
-    "deploy/cache.py": {"touch", "write_bytes"},
+    "deploy/cache.py": {"mkdir"},
     "data/decoder.py": {"fdopen"},  # memory
     "detection/video.py": {"VideoWriter"},
     "metrics/evaluation.py": {"savez"},  # a message
