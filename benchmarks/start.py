@@ -4,6 +4,7 @@ Each round is a process for each row, in turn. Loading is `Detector.load` alone,
 package.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -50,15 +51,16 @@ def measure(options: Options) -> Figures:
     """By row, seconds of infer.sh and of Detector.load, of each round."""
     image = min((options.data / "JPEGImages").iterdir())
     with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.safetensors"
+        weights, cache = Path(folder) / "weights.safetensors", Path(folder) / "cache"
+        os.environ["SSD_CACHE"] = str(cache)  # not the user's own, from which things are removed
         if options.weights:
             shutil.copy(options.weights / "best.safetensors" if options.weights.is_dir() else options.weights, weights)
         else:
             in_fresh_process(write_weights, weights, [image])
 
         def forget(kept: bool) -> None:
-            for path in () if kept else weights.parent.glob(f".{weights.name}.*"):
-                path.unlink()
+            if not kept:
+                shutil.rmtree(cache / "onnx", ignore_errors=True)
 
         def row(engine: str, kept: bool) -> list[float]:
             forget(kept)

@@ -71,8 +71,8 @@ class Detector:
         device: "cpu", "cuda", "cuda:N", or the best one here.
 
         engine: "oneflow", or "onnxruntime", which gives the same answers, is faster on the CPU, and runs on a GPU where
-        onnxruntime-gpu is installed; "auto" takes it on the CPU. Its model is made once, and kept beside the weights in
-        a hidden file.
+        onnxruntime-gpu is installed; "auto" takes it on the CPU. Its model is made once, and kept in the user's cache
+        folder.
 
         amp: convolutions in half precision, by OneFlow on a GPU. Raises UserError elsewhere.
         """

@@ -9,7 +9,7 @@ from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.deploy.session import AUTO, is_exported, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import this_world
-from ssd300_vgg16.files import refuse_unwritable, write_json
+from ssd300_vgg16.files import make_folder, refuse_unwritable, write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
@@ -47,8 +47,9 @@ def evaluate_weights(
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
         print(dataset.problems.message())
+    named = output or beside or weights.parent
     output = output or beside or _beside(weights, dataset)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, named)
     with WorkerPool(workers_for(device, workers)) as pool:
         size = detector.image_size
         evaluation = evaluate(detector.begin, dataset, size, batch_size, pool, source.strict, world)

@@ -1,16 +1,23 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and such that grow; never through a link.
+
+A folder may be a stranger's: a link in it could lead to any file of the user's, so all that is written goes through
+here. What is written whole is written aside, under a new name, and replaces whatever had the name before.
+"""
 
 import errno
 import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +28,9 @@ _BLOCK = 1 << 20
 _SETTLED_NS = 2 * 10**9  # since a file was changed; in less, it could change once more without a new time of change
 _digests: dict[tuple[int, ...], str] = {}  # SHA-256 of files by what tells their state
 _MIN_FREE = 1 << 20  # bytes, below which results are not begun
+_MAX_LETTERS = 40  # of a name in that of its temporary file, which may be too long otherwise
+_ROOM = "make room on its disk, or name another folder"
+_ADVICE = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "raise the limit on the size of files (ulimit -f)"}
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -77,19 +87,35 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def told(error: OSError) -> str:
     """An error of the system for people: the file, what is wrong, and what to do where that is known."""
-    advice = ": make room on its disk, or name another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    return f"{where}{error.strerror or error}{advice}"
+    return f"{where}{error.strerror or error}{_advice(error)}"
+
+
+def _advice(error: OSError) -> str:
+    return f": {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
 
 
 def temporary(path: Path) -> Path:
-    """Where a file is written before it takes its name: hidden, and with the process's number, as several may do so."""
-    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    """Where a file is written before it takes its name: hidden, beside it, and a new name at each call."""
+    return path.with_name(f".{path.name[:_MAX_LETTERS]}.{secrets.randbelow(10**12)}{TEMPORARY_SUFFIX}")
 
 
 def is_temporary(path: Path) -> bool:
     """Whether the file's name is one that `temporary` gives."""
     return re.fullmatch(rf"\..+\.\d+{re.escape(TEMPORARY_SUFFIX)}", path.name, re.DOTALL) is not None
+
+
+def make_folder(folder: Path, inside: Path) -> None:
+    """Make a folder that is, or lies below, one that the user has named and that may be a link.
+
+    Raises UserError for a link on the way from there: nobody has named that.
+    """
+    inside.mkdir(parents=True, exist_ok=True)
+    for part in folder.relative_to(inside).parts:
+        inside = inside / part
+        if inside.is_symlink():
+            raise UserError(f"{inside} is a link, and nothing is written through it: remove it, or name another folder")
+        inside.mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -100,7 +126,7 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
     """
     aside = temporary(path)
     try:
-        with aside.open("wb") as file:
+        with BufferedWriter(FileIO(aside, "x")) as file:
             yield file
             # Or a power cut after the renaming could leave an empty file under the name.
             file.flush()
@@ -109,16 +135,101 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
         aside.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path} could not be written ({error.strerror or error}); its former version is whole"
+            f"{path} could not be written ({error.strerror or error}){_advice(error)}; its former version is whole"
         ) from error
     finally:
         with suppress(OSError):  # where it could not be made, nor can it be looked for
             aside.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def new_file(path: Path) -> Path:
+    """The path, where there is an empty file of our own now, for libraries that write to what has a name."""
+    path.unlink(missing_ok=True)
+    FileIO(path, "x").close()
+    return path
+
+
+def name_also(path: Path, other: Path) -> None:
+    """Let a file have another name too, atomically; where the disk knows no second names, a copy has it.
+
+    Raises UserError if neither can be.
+    """
+    link = temporary(other)
+    try:
+        os.link(path, link)
+        link.replace(other)
+    except OSError:
+        with open_atomically(other) as copy, path.open("rb") as source:
+            shutil.copyfileobj(source, copy)
+    finally:
+        with suppress(OSError):  # it is still there if both were names of one file
+            link.unlink(missing_ok=True)
+
+
+class GrowingFile:
+    """A file that is added to while others may read it. Raises OSError that names it for what cannot be done."""
+
+    def __init__(self, path: Path, end: int = 0, closing: bytes = b""):
+        """end: how many bytes of what is there stay. closing: what always stands behind all that was added."""
+        self.end, self._path, self._closing = end, path, closing
+        if end and path.exists():
+            self._refuse_link()
+            self._file = FileIO(path, "r+")
+            self.end = min(end, self._file.seek(0, os.SEEK_END))
+        else:
+            self.end = 0
+            self._file = FileIO(new_file(path), "r+")
+        self._file.truncate(self.end)
+
+    def _refuse_link(self) -> None:
+        """Raises UserError for what is not a file itself; of a file that has other names too, make a copy."""
+        status = self._path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{self._path} is a link or no file at all, and nothing is written to it: remove it")
+        if status.st_nlink > 1:
+            with open_atomically(self._path) as copy, self._path.open("rb") as source:
+                shutil.copyfileobj(source, copy)
+
+    def add(self, content: bytes) -> None:
+        """Write behind what is there, all of it or, after an error, none of it."""
+        with self._naming():
+            try:
+                self._put(content)
+            except OSError:
+                # The former closing is there already, on a full disk too: it is written over itself.
+                self._file.truncate(self.end + len(self._closing if self.end else b""))
+                if self.end:
+                    self._put(b"")
+                raise
+        self.end += len(content)
+
+    def _put(self, content: bytes) -> None:
+        view, place = memoryview(content + self._closing), self.end
+        while view:  # on a disk that gets full, the first part of it is written without an error
+            written = os.pwrite(self._file.fileno(), view, place)
+            place, view = place + written, view[written:]
+
+    def sync(self) -> None:
+        """See that all is on the disk."""
+        with self._naming():
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with self._naming():
+            self._file.close()
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+
+
+def write_atomically(path: Path, content: bytes | str, sync: bool = True) -> None:
     """Write a file, atomically and synced; raises UserError if it cannot be written."""
-    with open_atomically(path) as file:
+    with open_atomically(path, sync) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

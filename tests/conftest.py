@@ -15,6 +15,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What is kept for the next time is kept for the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def kept_models(tmp_path, monkeypatch):
+    """A list of the files in a cache of ONNX models that is the test's own, and empty as yet."""
+    monkeypatch.setenv("SSD_CACHE", str(tmp_path / "cache"))
+    return lambda: sorted((tmp_path / "cache" / "onnx").glob("*"))
+
+
 @pytest.fixture
 def no_hang():
     """A wait that would never end becomes a failure, which no `except Exception` takes for one of its own."""

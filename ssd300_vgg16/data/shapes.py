@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import write_atomically
 
 # Ids with gaps, as in COCO: nothing may take an id for an index.
 CATEGORY_IDS = {"circle": 3, "square": 7, "triangle": 11, "star": 18, "ring": 24}
@@ -92,7 +93,7 @@ def _write_split(folder: Path, split: str, counts: dict[str, int], seed: int) ->
         name = f"{index + 1:06d}.jpg"
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        (folder / split / name).write_bytes(jpeg.tobytes())
+        write_atomically(folder / split / name, jpeg.tobytes(), sync=False)
         images.append({"id": index + 1, "file_name": name, "height": image.shape[0], "width": image.shape[1]})
         for category, visible in objects:
             annotations.append(
@@ -107,7 +108,7 @@ def _write_split(folder: Path, split: str, counts: dict[str, int], seed: int) ->
             )
     categories = [{"id": number, "name": name} for name, number in CATEGORY_IDS.items()]
     content = {"info": _info(counts, seed), "images": images, "annotations": annotations, "categories": categories}
-    _annotation_path(folder, split).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(_annotation_path(folder, split), json.dumps(content, indent=1) + "\n")
 
 
 def draw_image(seed: int, split: str, index: int) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:

@@ -1,18 +1,17 @@
-"""The ONNX cache: the model that ONNX Runtime computes, made once and kept beside the weights it was made from.
+"""The ONNX cache: models that ONNX Runtime computes, made once and kept in the user's own cache folder.
 
-A file `.NAME.KEY-CRC.onnx`, hidden; that for GPUs, which is not optimised for a processor, ends in `.cuda.onnx`. KEY is
-a digest of all that the model depends on. CRC is a checksum of the file itself, so that a damaged one is not used. Who
-can put another in its place can change the weights too.
+A file `onnx/KEY-CRC.onnx` there; that for GPUs, which is not optimised for a processor, ends in `.cuda.onnx`. KEY is a
+digest of all that the model depends on. CRC is a checksum of the file itself, so that a damaged one is not used. Not
+beside the weights: these may be a stranger's, and a model that came with them would be used for them.
 """
 
 import hashlib
 import json
-import stat
+import os
 import time
 import zlib
 from contextlib import suppress
 from dataclasses import replace
-from glob import escape
 from pathlib import Path
 
 import onnxruntime
@@ -20,7 +19,7 @@ import onnxruntime
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import TEMPORARY_SUFFIX, is_temporary, sha256_of, temporary
+from ssd300_vgg16.files import is_temporary, new_file, own_cache_folder, sha256_of, temporary, write_atomically
 from ssd300_vgg16.machine import processor_flags
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -29,7 +28,8 @@ from ssd300_vgg16.weights.safetensors_file import ModelDescription
 # tests/deploy/test_cache.py fails when the graph has changed and this has not.
 MODEL_VERSION = 1
 DESCRIPTION, NOTES = "description", "notes"
-KEY_LETTERS = 16
+FOLDER = "onnx"
+MAX_KEPT = 8  # models, each about as large as its weights: those that were not used for longest go
 _ANY_CRC = "[0-9a-f]" * 8
 ABANDONED_SECONDS = 3600.0  # a file that has been unfinished for so long is that of a killed process
 
@@ -37,17 +37,26 @@ ABANDONED_SECONDS = 3600.0  # a file that has been unfinished for so long is tha
 def onnx_runtime_network(weights: Path, device: str = "cpu") -> tuple[OnnxRuntimeNetwork, ModelDescription]:
     """The network of a detector's file (or folder of OneFlow's) in ONNX Runtime, and its description.
 
-    The model is kept for the next time, where that can be: a folder that is read-only or full is no error. Raises
-    UserError for a file that does not hold a whole detector, or a device that ONNX Runtime cannot use.
+    The model is kept for the next time, where that can be: a cache folder that is read-only, full or not the user's
+    own is no error. Raises UserError for a file that does not hold a whole detector, or a device that ONNX Runtime
+    cannot use.
     """
-    key = _key(weights, device)
-    return _kept(weights, key, device) or _made(weights, key, device)
+    key, folder = _key(weights, device), _folder()
+    return _kept(folder, key, device) or _made(weights, folder, key, device)
+
+
+def _folder() -> Path | None:
+    """Where models are kept; None if they cannot be kept safely."""
+    try:
+        folder = own_cache_folder() / FOLDER
+        folder.mkdir(0o700, exist_ok=True)  # who may not read the weights may not read their models
+    except (UserError, OSError):
+        return None
+    return folder
 
 
 def _key(weights: Path, device: str) -> str | None:
     """A digest of all that the model depends on; None if nothing can be kept of these weights."""
-    if not weights.name:  # ".", beside which there is no place
-        return None
     # The name, as some weights are recognised by it. The processor, as ONNX Runtime optimises for its instructions.
     optimised_for = [onnxruntime.__version__, *sorted(processor_flags())] if device == "cpu" else []
     parts = [str(MODEL_VERSION), __version__, *optimised_for, weights.name]
@@ -57,20 +66,23 @@ def _key(weights: Path, device: str) -> str | None:
             parts += [path.name, sha256_of(path)]
     except OSError:  # the loader will report it
         return None
-    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()[:KEY_LETTERS]
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
-def _kept(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription] | None:
+def _kept(folder: Path | None, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription] | None:
     """The model that was kept under this key, if there is one and it is whole."""
-    if key is None:
+    if folder is None or key is None:
         return None
-    for path in _beside(weights, f"{key}-{_ANY_CRC}{_suffix(device)}"):
+    for path in folder.glob(f"{key}-{_ANY_CRC}{_suffix(device)}"):
         try:
             content = path.read_bytes()
-            if path == _place(weights, key, content, device):
+            if path == _place(folder, key, content, device):
                 network = OnnxRuntimeNetwork(content, optimised=device == "cpu", device=device)
                 description = ModelDescription.from_json(json.loads(network.metadata[DESCRIPTION]))
-                return network, replace(description, notes=tuple(json.loads(network.metadata[NOTES])))
+                description = replace(description, notes=tuple(json.loads(network.metadata[NOTES])))
+                with suppress(OSError):
+                    os.utime(path)
+                return network, description
         except UserError:  # of the device, which another model would not help
             raise
         except Exception:  # whatever is wrong with it, it is made anew
@@ -78,7 +90,9 @@ def _kept(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
     return None
 
 
-def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
+def _made(
+    weights: Path, folder: Path | None, key: str | None, device: str
+) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
     # Only here: it brings OneFlow and onnx, whose import takes longer than to read what was kept.
     from ssd300_vgg16.deploy.model import RAW, as_bytes, load_model, onnx_model
 
@@ -87,9 +101,9 @@ def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
     for name, value in ((DESCRIPTION, description.as_json()), (NOTES, description.notes)):
         made.metadata_props.add(key=name, value=json.dumps(value))
     content = as_bytes(made)
-    if key and _key(weights, device) == key:  # or the weights were replaced while they were read
+    if folder and key and _key(weights, device) == key:  # or the weights were replaced while they were read
         try:
-            return _made_and_kept(content, weights, key, device), description
+            return _made_and_kept(content, folder, key, device), description
         except UserError:
             raise
         except Exception:  # a folder that cannot be written: it is made in memory
@@ -97,36 +111,34 @@ def _made(weights: Path, key: str | None, device: str) -> tuple[OnnxRuntimeNetwo
     return OnnxRuntimeNetwork(content, device=device), description
 
 
-def _made_and_kept(content: bytes, weights: Path, key: str, device: str) -> OnnxRuntimeNetwork:
+def _made_and_kept(content: bytes, folder: Path, key: str, device: str) -> OnnxRuntimeNetwork:
     """The network, and its model (for the CPU: optimised) in its place; raises any exception if it can't be written."""
-    aside = temporary(weights)
-    aside.touch(0o600, exist_ok=False)
+    aside = new_file(temporary(folder / key))
     try:
         network = OnnxRuntimeNetwork(content, write_to=aside if device == "cpu" else None, device=device)
         if device != "cpu":
-            aside.write_bytes(content)
-        aside.chmod(stat.S_IMODE(weights.stat().st_mode) & 0o666)  # who may not read the weights may not read it
-        place = _place(weights, key, aside.read_bytes(), device)
+            write_atomically(aside, content)
+        place = _place(folder, key, aside.read_bytes(), device)
         aside.replace(place)
     finally:
         aside.unlink(missing_ok=True)
-    for former in _beside(weights, f"*-{_ANY_CRC}{_suffix(device)}"):
-        if former != place:
-            with suppress(OSError):
-                former.unlink(missing_ok=True)
-    for begun in filter(is_temporary, _beside(weights, f"*{TEMPORARY_SUFFIX}")):
-        with suppress(OSError):  # another process may have finished it meanwhile
-            if begun.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                begun.unlink()
+    _forget(folder, place)
     return network
 
 
-def _beside(weights: Path, pattern: str) -> list[Path]:
-    return [path for path in weights.parent.glob(f".{escape(weights.name)}.{pattern}") if path.is_file()]
+def _forget(folder: Path, newest: Path) -> None:
+    """Remove what was not used for longest, damaged models of the newest one's key, and what killed processes left."""
+    with suppress(OSError):  # another process may have removed or finished it meanwhile
+        times = {path: path.stat().st_mtime for path in folder.iterdir()}
+        models = sorted((path for path in times if path.suffix == ".onnx" and path != newest), key=times.__getitem__)
+        same = [path for path in models if path.name.partition("-")[0] == newest.name.partition("-")[0]]
+        left = [path for path in times if is_temporary(path) and times[path] < time.time() - ABANDONED_SECONDS]
+        for path in {*models[: max(0, len(models) + 1 - MAX_KEPT)], *same, *left}:
+            path.unlink(missing_ok=True)
 
 
-def _place(weights: Path, key: str, content: bytes, device: str) -> Path:
-    return weights.with_name(f".{weights.name}.{key}-{zlib.crc32(content):08x}{_suffix(device)}")
+def _place(folder: Path, key: str, content: bytes, device: str) -> Path:
+    return folder / f"{key}-{zlib.crc32(content):08x}{_suffix(device)}"
 
 
 def _suffix(device: str) -> str:

@@ -20,11 +20,13 @@ ImageId = int | str  # as the file has it: pycocotools compares them, and takes 
 class ImageFile:
     """A file to detect on, its id in detections.json, and where its picture goes.
 
-    labels: where YOLO's text goes too. crops: the folder beside the pictures that cut out objects go to too.
+    output: the folder that all of it is below. labels: where YOLO's text goes too. crops: the folder beside the
+    pictures that cut out objects go to too.
     """
 
     image_id: ImageId
     path: Path
+    output: Path
     picture: Path
     labels: Path | None = None
     crops: Path | None = None
@@ -57,7 +59,7 @@ def image_files(ids: dict[Path, ImageId], output: Path, save_txt: bool, save_cro
     if crops and (inside := [path for path in (*places, *pictures) if is_inside(path, crops)]):
         raise UserError(f"--save-crop: {inside[0]} is in {crops}, where crops go; name another --output-dir")
     rows = zip(ids.items(), pictures, labels, strict=True)
-    return [ImageFile(id_, image, picture, label, crops) for (image, id_), picture, label in rows]
+    return [ImageFile(id_, image, output, picture, label, crops) for (image, id_), picture, label in rows]
 
 
 def image_ids(annotations: Path, images: Sequence[Path]) -> dict[Path, ImageId]:

@@ -124,10 +124,10 @@ def _begin(detector: Detector, images: list[_Image | ImageError]) -> Callable[[]
 def _write(image: np.ndarray, detections: Detections, file: ImageFile, categories: Sequence[Category]) -> None:
     """What belongs to an image, the picture last: where it is, all is."""
     if file.labels:
-        write_labels(file.labels, detections, image.shape, categories)
+        write_labels(file, detections, image.shape, categories)
     if file.crops:
-        write_crops(file.crops, file.picture.relative_to(file.crops.parent).with_suffix(""), image, detections)
-    write_picture(file.picture, detections.drawn_on(image))
+        write_crops(file.crops, file.picture.relative_to(file.output).with_suffix(""), image, detections)
+    write_picture(file.picture, detections.drawn_on(image), file.output)
 
 
 class DetectorProcesses:
@@ -145,7 +145,7 @@ class DetectorProcesses:
                 own = device if device == "cpu" else f"cuda:{number}"
                 load = (weights, own, score_threshold, engine, amp)
                 self._workers.append(_Worker(f"process {number + 1} of {count}", load))
-                # Before the next is started: the first makes the model that the others take from beside the weights.
+                # Before the next is started: the first makes the model that the others find kept.
                 self.description = self._workers[-1].receive()
         except BaseException:
             self._close()

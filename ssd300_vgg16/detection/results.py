@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detection.files import ImageFile
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import open_atomically, sha256_of, told, write_atomically
+from ssd300_vgg16.files import GrowingFile, make_folder, sha256_of, told, write_atomically
 from ssd300_vgg16.text import spreadsheet_cell
 from ssd300_vgg16.weights.locate import find_weights
 
@@ -66,8 +65,7 @@ class JsonList:
                 place += len(line)
 
     def __enter__(self) -> "JsonList":
-        self._file = self._part.open("r+b" if self._end else "wb", buffering=0)
-        self._file.truncate(self._end)
+        self._file = GrowingFile(self._part, self._end, _CLOSED)
         self._write("" if self._end else "[")
         return self
 
@@ -83,22 +81,10 @@ class JsonList:
             self.count += len(rows)
 
     def _write(self, text: str) -> None:
-        content = text.encode()
         try:
-            self._put(content)
+            self._file.add(text.encode())
         except OSError as error:
-            # The former end is there already, on a full disk too: it is written over itself.
-            self._file.truncate(self._end + len(_CLOSED))
-            if self._end:
-                self._put(b"")
-            raise UserError(f"{self._part}: {told(error)}; it holds the {self.count} detections so far") from error
-        self._end += len(content)
-
-    def _put(self, content: bytes) -> None:
-        view, place = memoryview(content + _CLOSED), self._end
-        while view:
-            written = os.pwrite(self._file.fileno(), view, place)
-            place, view = place + written, view[written:]
+            raise UserError(f"{told(error)}; it holds the {self.count} detections so far") from error
 
 
 @dataclass(frozen=True)
@@ -177,7 +163,9 @@ def write_names(output: Path, categories: Sequence[Category]) -> None:
     write_atomically(output / NAMES, FIRST_LINE + yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False))
 
 
-def write_labels(path: Path, detections: Detections, shape: tuple[int, ...], categories: Sequence[Category]) -> None:
+def write_labels(
+    file: ImageFile, detections: Detections, shape: tuple[int, ...], categories: Sequence[Category]
+) -> None:
     """YOLO's text of an image, a line an object: class, centre x, centre y, width, height in 0..1, score."""
     numbers = {category.label: number for number, category in enumerate(categories)}
     height, width = shape[:2]
@@ -189,12 +177,13 @@ def write_labels(path: Path, detections: Detections, shape: tuple[int, ...], cat
         for label, (x, y, w, h), score in rows
         if label in numbers
     )
-    _write(path, "".join(lines).encode())
+    assert file.labels is not None
+    _write(file.labels, "".join(lines).encode(), file.output)
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """A JPEG file of an image, uint8 [H, W, 3] RGB, in a folder that is made if need be."""
-    _write(path, cv2.imencode(".jpg", image[..., ::-1])[1].tobytes())
+def write_picture(path: Path, image: np.ndarray, output: Path) -> None:
+    """A JPEG file of an image, uint8 [H, W, 3] RGB, below output, in a folder that is made if need be."""
+    _write(path, cv2.imencode(".jpg", image[..., ::-1])[1].tobytes(), output)
 
 
 def write_crops(folder: Path, name: Path, image: np.ndarray, detections: Detections) -> None:
@@ -206,7 +195,7 @@ def write_crops(folder: Path, name: Path, image: np.ndarray, detections: Detecti
     for number, ((x1, y1, x2, y2), class_name) in enumerate(zip(corners, detections.names, strict=True), start=1):
         if x1 < x2 and y1 < y2:
             place = folder / folder_name(class_name) / name.with_name(f"{name.name}-{number:03d}.jpg")
-            write_picture(place, image[y1:y2, x1:x2])
+            write_picture(place, image[y1:y2, x1:x2], folder.parent)
 
 
 def folder_name(class_name: str) -> str:
@@ -227,7 +216,6 @@ def write_table(path: Path, rows: Iterable[dict]) -> None:
     write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(path, sync=False) as file:  # what is there is whole
-        file.write(content)
+def _write(path: Path, content: bytes, output: Path) -> None:
+    make_folder(path.parent, output)
+    write_atomically(path, content, sync=False)  # what is there is whole

@@ -28,7 +28,7 @@ from ssd300_vgg16.detection.video import detect_on_videos, result_places
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import refuse_unwritable, write_json
+from ssd300_vgg16.files import make_folder, refuse_unwritable, write_json
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
@@ -95,7 +95,7 @@ def _on_images(options: DetectionOptions) -> int:
     )
     progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
     detector, batch_size = _load(options)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, output)
     if options.save_txt:
         write_names(output, detector.description.categories)
     if not progress.end:

@@ -21,7 +21,7 @@ from ssd300_vgg16.data.videos import Frame, Video
 from ssd300_vgg16.detection.pipeline import Behind, read_ahead
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import told
+from ssd300_vgg16.files import GrowingFile, make_folder, new_file, told
 from ssd300_vgg16.signals import StopRequest
 
 CODEC = "mp4v"  # the one for MP4 that OpenCV's wheel encodes fast; it has no H.264
@@ -57,7 +57,7 @@ def detect_on_videos(
     problems = []
     with StopRequest() as stop:
         for video, place in zip(map(Video, videos), places, strict=True):
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(place.parent, place.parent)
             if problem := _detect_on(detector, video, place, max_detections, batch_size, stop):
                 problems.append(f"{video.source}: {problem}")
             if stop.made:
@@ -115,7 +115,7 @@ class _Results:
         self._video, self._lines = (place.with_name(f"{place.name}.part.{kind}") for kind in ("mp4", "jsonl"))
 
     def __enter__(self) -> "_Results":
-        self._file = self._lines.open("w", buffering=1)
+        self._file = GrowingFile(self._lines)
         self._writer = cv2.VideoWriter()
         return self
 
@@ -128,7 +128,7 @@ class _Results:
         drawn = detections.drawn_on(frame.pixels)
         if not self.written:
             self._size = drawn.shape[1::-1]
-            self._writer.open(str(self._video), cv2.VideoWriter.fourcc(*CODEC), self._rate, self._size)
+            self._writer.open(str(new_file(self._video)), cv2.VideoWriter.fourcc(*CODEC), self._rate, self._size)
         times = round(frame.seconds * self._rate) + 1 - self.written
         for _ in range(times if 1 <= times <= MAX_PAUSE * self._rate else 1):
             self._writer.write(cv2.resize(drawn[..., ::-1], self._size))  # a stream may change its size
@@ -146,9 +146,9 @@ class _Results:
             "names": detections.names,
         }
         try:
-            self._file.write(f"{json.dumps(row)}\n")
+            self._file.add(f"{json.dumps(row)}\n".encode())
         except OSError as error:
-            raise UserError(f"{self._lines}: {told(error)}; it holds the frames so far") from error
+            raise UserError(f"{told(error)}; it holds the frames so far") from error
         self.detections += len(detections.names)
 
     def keep(self) -> str:
@@ -156,6 +156,6 @@ class _Results:
         # OpenCV's writer says nothing of what it could not write.
         if cv2.VideoCapture(str(self._video), cv2.CAP_FFMPEG).get(cv2.CAP_PROP_FRAME_COUNT) != self.written:
             raise UserError(f"{self._video} could not be written whole: make room on its disk; {self._lines} is whole")
-        for part in (self._video, self._lines):
+        for part in (self._lines, self._video):  # a video that is there is complete
             part.replace(f"{self._place}{part.suffix}")
         return f"{self._place}.mp4 and {self._place.name}.jsonl"

@@ -1,8 +1,6 @@
 """Checkpoints of a run: the network, and all that it takes to go on training as if nothing had happened."""
 
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import temporary
+from ssd300_vgg16.files import name_also
 from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
@@ -62,7 +60,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, description: ModelDesc
     aside = folder / FORMER.format(step=checkpoint.progress.step)
     # First under the name it will have when it is no longer the last, so that at no time there is but one of them.
     save_weights(aside, tensors, description, {"progress": asdict(checkpoint.progress)})
-    _name_last(aside, last)
+    name_also(aside, last)
     _forget_later(aside)
     for superfluous in _newest_first(folder)[keep:]:
         superfluous.unlink(missing_ok=True)
@@ -83,23 +81,8 @@ def _forget_later(checkpoint: Path) -> None:
 def go_back_to(path: Path) -> None:
     """Make an earlier checkpoint of a run its last one, if `path` is one, before anything else goes back with it."""
     if FORMER_NAME.fullmatch(path.name):
-        _name_last(path, path.with_name(LAST))
+        name_also(path, path.with_name(LAST))
         _forget_later(path)
-
-
-def _name_last(newest: Path, last: Path) -> None:
-    """Let `last` be another name of the newest checkpoint; where the disk knows no second names, a copy of it."""
-    link = temporary(last)
-    link.unlink(missing_ok=True)
-    try:
-        os.link(newest, link)
-    except OSError:
-        try:
-            shutil.copyfile(newest, link)
-        except OSError as error:
-            link.unlink(missing_ok=True)
-            raise UserError(f"{last} could not be written ({error.strerror}); {newest} is whole") from error
-    link.replace(last)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -244,6 +244,8 @@ def _not_finite_told(trainer: Trainer) -> Iterator[None]:
         try:
             if trainer.log:
                 drawn = f" {draw_step(trainer, error.step)} The last checkpoint is from before it."
+        except Exception as other:  # of any kind: what matters is the loss
+            drawn = f" Its images could not be drawn ({other}). The last checkpoint is from before it."
         finally:
             trainer.world.last_barrier()  # or the first process would be killed while it writes
         raise UserError(f"{error}. {NOT_FINITE_ADVICE}{drawn}") from error

@@ -10,7 +10,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import is_temporary, write_json
+from ssd300_vgg16.files import is_temporary, write_atomically, write_json
 from ssd300_vgg16.weights.locate import BEST, LAST, OPTIONS, find_weights
 
 ENVIRONMENT = "environment.json"
@@ -25,7 +25,8 @@ def folder_of(resume: str | None, output_dir: str | None) -> Path:
     folder = Path(output_dir) if output_dir else _unused(RUNS / time.strftime("%Y%m%d-%H%M%S"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS).touch()
+        if not os.path.lexists(folder / METRICS):
+            write_atomically(folder / METRICS, b"")
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
     return folder

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import resource
+import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import GrowingFile
 from ssd300_vgg16.training.run_folder import METRICS
 from ssd300_vgg16.training.step import NotFinite
 
@@ -88,10 +91,10 @@ class RunLog:
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
         self._path = folder / METRICS
-        self._file = self._path.open("ab", buffering=0)
-        self._file.truncate(min(length, self._path.stat().st_size))
+        self._file = GrowingFile(self._path, length)
         # Written by this thread: SummaryWriter's own one dies on a full disk, and whoever waits for it never returns.
-        self._board = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        # Under a name that nobody knows before: what has it already would be written to, through links too.
+        self._board = EventsWriter(str(folder / "events"), f".{os.getpid()}.{secrets.token_hex(4)}")
         if step:  # TensorBoard forgets what came after
             self._board.write_event(
                 Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -100,27 +103,33 @@ class RunLog:
     def add(self, kind: str, step: int, **values: float | str | None) -> None:
         """Write one line of figures; numbers go to TensorBoard too. Raises UserError if the disk is full."""
         line = (json.dumps({"kind": kind, "step": step, **values}) + "\n").encode()
-        try:
-            while line:  # on a disk that gets full, the first part of it is written without an error
-                line = line[self._file.write(line) :]
+        with self._full_disk_told():
+            self._file.add(line)
             for name, value in values.items():
                 if isinstance(value, int | float):
                     point = scalar(f"{kind}/{name}", value)
                     self._board.write_event(Event(wall_time=time.time(), step=step, summary=point))
             self._board.flush()
+
+    def sync(self) -> int:
+        """See that all is on the disk, or raise UserError; returns the length of metrics.jsonl."""
+        with self._full_disk_told():
+            self._file.sync()
+        return self._file.end
+
+    def close(self) -> None:
+        """Close the files; what could not be written was said before."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _full_disk_told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"{self._path} could not be written ({error.strerror}): the last checkpoint is whole; go on from it "
                 "with --resume when there is room"
             ) from error
-
-    def sync(self) -> int:
-        """See that all is on the disk; returns the length of metrics.jsonl."""
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
-
-    def close(self) -> None:
-        """Close the files; what could not be written was said before."""
-        self._file.close()
-        with contextlib.suppress(OSError):
-            self._board.close()

@@ -39,7 +39,10 @@ def find_weights(path: Path) -> Path:
 
 
 def refuse_run(folder: Path) -> None:
-    """Raises UserError if results would go into the folder of a run, over its own figures."""
+    """Raises UserError if results would go over the figures in a run's folder, or to where a link in one leads."""
+    for place in (folder, *folder.parents):
+        if place.is_symlink() and (place.parent / OPTIONS).exists():
+            raise UserError(f"--output-dir {folder}: {place} is a link in a run's folder: name the folder it leads to")
     if (folder / OPTIONS).exists():
         raise UserError(f"--output-dir {folder} holds a run, whose own figures would be lost: name another folder")
 

@@ -49,7 +49,9 @@ def detector(place):
 @pytest.fixture
 def files(place, tmp_path):
     paths = sorted((place / "shapes" / "val").iterdir())
-    return [ImageFile(n, path, tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)]
+    return [
+        ImageFile(n, path, tmp_path / "out", tmp_path / "out" / f"{n}.jpg") for n, path in enumerate(paths, start=1)
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
@@ -110,7 +112,7 @@ def test_one_who_stops_early_has_the_pictures_so_far_and_no_threads_are_left(det
 def test_what_is_odd_about_an_image_is_told(detector, tmp_path, capsys):
     dark = tmp_path / "dark.png"
     cv2.imwrite(str(dark), np.full((40, 60), 4095, dtype=np.uint16))
-    list(detect_each(detector, [ImageFile(1, dark, tmp_path / "1.jpg")], 5))
+    list(detect_each(detector, [ImageFile(1, dark, tmp_path, tmp_path / "1.jpg")], 5))
     assert capsys.readouterr().out == f"{dark}: 16-bit image, scaled to 8 by what is in it (12 bits)\n"
 
 
