@@ -10,7 +10,7 @@ import contextlib
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,17 @@ LOGITS_DEVIATION = 1.5
 FORWARD, LOSS, GRADIENTS, POSTPROCESSING = "forward", "loss", "gradients", "post-processing"
 # The loss is scaled up by this for half precision, whose smallest number is 6e-8, and its gradients down again.
 HALF_SCALE = 1024.0
+IN_HALF = "in half"
+# Each of 24 convolutions from the image to the last map rounds its input, weights and output to 10 bits, by HALF_ERROR
+# at most. Such errors of either sign add up like the root of their number, forwards. Of the gradients of all parameters
+# it is the worst one that is told, so that all errors of the way back and forth may add up.
+HALF_ERROR, ROUNDED = 2.0**-11, 3 * 24
+ALLOWED = {
+    FORWARD: ROUNDED**0.5 * HALF_ERROR,
+    LOSS: ROUNDED**0.5 * HALF_ERROR,
+    GRADIENTS: 2 * ROUNDED * HALF_ERROR,
+    POSTPROCESSING: 1e-5,  # which has no products
+}
 
 # What the network asks of OneFlow that torch has under the same name, with the same meaning.
 SAME_NAMES = {
@@ -119,11 +130,14 @@ def compare_torch(path: str) -> Figures:
     for name, device, tf32, half in ways(torch):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         model = SSD(VARIANTS[VARIANT], CLASSES, WIDTH)
-        with torch.autocast("cuda", torch.float16) if half else contextlib.nullcontext():
+        worst: dict[str, Any] = {}
+        with torch.autocast(device, torch.float16) if half else contextlib.nullcontext():
             scale = HALF_SCALE if half else 1.0
-            found = answers(flow, model, group("weights/"), group("inputs/"), device, scale)
+            with types_listed(torch) as given:
+                found = answers(flow, model, group("weights/"), group("inputs/"), device, scale)
             found |= detections(flow, group("given/"), device)
-        worst: dict[str, float] = {}
+        if half:
+            worst[IN_HALF] = sorted({name for name, dtype in given if dtype == torch.float16} - MOVES)
         for key, array in expected.items():
             what = key.partition("/")[0]
             worst[what] = max(worst.get(what, 0.0), difference(found[key], array))
@@ -134,13 +148,35 @@ def compare_torch(path: str) -> Figures:
 def ways(torch: Any) -> list[tuple[str, str, bool, bool]]:
     """What can be tried here: its name, the device, whether float32 may be TF32, whether products are in half."""
     name = f"torch {torch.__version__.partition('+')[0]}"
-    found = [(f"{name} on the CPU", "cpu", False, False)]
+    found = [(f"{name} on the CPU", "cpu", False, False), (f"{name} on the CPU, half", "cpu", False, True)]
     if torch.cuda.is_available():
         gpu = f"{name} on {torch.cuda.get_device_name()}"
         found.append((f"{gpu}, float32 without TF32", "cuda", False, False))
         found.append((f"{gpu}, float32 with TF32", "cuda", True, False))
         found.append((f"{gpu}, half", "cuda", True, True))
     return found
+
+
+# Operations that change no value but by rounding it.
+MOVES = {"_to_copy", "_unsafe_view", "cat", "clone", "copy_", "detach", "permute", "slice", "transpose", "view"}
+
+
+@contextlib.contextmanager
+def types_listed(torch: Any) -> Iterator[set[tuple[str, Any]]]:
+    """Collects the names of torch's operations in the block with the type of each tensor that they give."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found = set()
+
+    class Listing(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, _, arguments=(), options=None):
+            given = operation(*arguments, **(options or {}))
+            for tensor in given if isinstance(given, tuple) else [given]:
+                found.add((operation.__name__.partition(".")[0], getattr(tensor, "dtype", None)))
+            return given
+
+    with Listing():
+        yield found
 
 
 def answers(flow: Any, model: Any, weights: Mapping, inputs: Mapping, device: str, scale: float = 1.0) -> dict:
@@ -195,9 +231,12 @@ def table(figures: Figures) -> str:
         "and post-processing run unmodified on torch, by the way that they take on a GPU. The latter gets OneFlow's "
         "answers, scaled."
     )
-    header = ["", *dict.fromkeys(what for found in figures.values() for what in found)]
-    rows = [[name, *(f"{found[what]:.1e}" for what in header[1:])] for name, found in figures.items()]
-    return paragraphs(about, markdown(header, rows) if figures else "")
+    header = ["", *ALLOWED]
+    rows = [[name, *(f"{found[what]:.1e}" for what in ALLOWED)] for name, found in figures.items()]
+    rows.append(["allowed in TF32 and half", *(f"{allowed:.1e}" for allowed in ALLOWED.values())])
+    in_half = {", ".join(found[IN_HALF]) for found in figures.values() if IN_HALF in found}
+    lists = [f"What torch computes in half precision: {names}. All else is in float32." for names in sorted(in_half)]
+    return paragraphs(about, markdown(header, rows) if figures else "", *lists)
 
 
 BENCHMARK = Benchmark("Numbers on a GPU", measure, table, needs=(TORCH,), rounds=1)

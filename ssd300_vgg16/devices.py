@@ -72,7 +72,7 @@ def _own_gpu(asked: str, local_rank: int) -> str:
     gpus = gpu_driver().gpus
     if gpus and local_rank >= len(gpus):
         raise UserError(
-            f"process {local_rank} of this machine, counted from 0, has no GPU of its own: it is shown {len(gpus)}. "
+            f"not every process of this machine has a GPU of its own: each is shown {len(gpus)}. "
             "NPROC may not be more; srun has to show all to each (--gpus-per-node, not --gpus-per-task)"
         )
     return f"cuda:{local_rank}"

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop when its step is done."""
+"""Signals that ask a training to stop when its step is done, and those that end a process."""
 
 import signal
 import time
@@ -8,6 +8,14 @@ from typing import Any
 # Ctrl-C; what `kill`, Docker and SLURM send before the end; what SLURM can be asked to send some time before that.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REPEAT_SECONDS = 0.5  # `timeout` and some schedulers send a signal twice at a time: that is one request
+
+
+def end_of(status: int) -> str:
+    """How a process of ours ended, in words: "was killed by SIGKILL", "ended with status 1"."""
+    if status >= 0:
+        return f"ended with status {status}"
+    names = {each.value: each.name for each in signal.Signals}  # without most real-time signals
+    return f"was killed by {names.get(-status, f'signal {-status}')}"
 
 
 class StopRequest:

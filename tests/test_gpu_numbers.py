@@ -66,7 +66,16 @@ def test_torch_agrees_with_oneflow():
     if peers is None:
         pytest.skip("no torch: SSD_PEER_PYTHON=/path/to/python names a Python that has it")
     figures = gpu_numbers.measure(Options(1, True, "cpu", Path(), False, None, peers))
-    [on_cpu] = [found for name, found in figures.items() if name.endswith("on the CPU")]
-    assert list(on_cpu) == ["forward", "loss", "gradients", "post-processing"]
-    assert max(on_cpu.values()) < 1e-5
+    float32, half = (
+        next(found for name, found in figures.items() if name.endswith(end))
+        for end in ("on the CPU", "on the CPU, half")
+    )
+    assert list(float32) == list(gpu_numbers.ALLOWED)
+    assert max(float32.values()) < 1e-5
+    # As on the stand-in (gpu/test_gpu_steps.py): cuDNN's, sums of gradients, ReLU and pooling.
+    forward = {"convolution", "relu_", "max_pool2d_with_indices"}
+    backward = {"convolution_backward", "threshold_backward", "max_pool2d_with_indices_backward", "add"}
+    assert set(half.pop(gpu_numbers.IN_HALF)) == forward | backward
+    assert all(difference <= gpu_numbers.ALLOWED[what] for what, difference in half.items())
+    assert half["forward"] > 100 * float32["forward"], "it has been in half"
     assert "| forward |" in gpu_numbers.table(figures)

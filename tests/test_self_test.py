@@ -1,5 +1,8 @@
 """The self-test: what is right is ok, and what is broken is seen, named, and does not end the rest."""
 
+import faulthandler
+import multiprocessing
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +12,7 @@ from ssd300_vgg16 import self_test
 from ssd300_vgg16.network.cpu import loss as loss_kernels
 from ssd300_vgg16.network.cpu import narrow
 from ssd300_vgg16.runtime import __main__ as runtime_command
-from ssd300_vgg16.self_test import checks
+from ssd300_vgg16.self_test import Speed, checks
 from ssd300_vgg16.self_test.checks import FLOAT32, HALF, TF32, Check, Way
 from ssd300_vgg16.training.step import GraphStep
 
@@ -69,32 +72,45 @@ def test_a_training_that_does_not_go_on_where_it_stopped_is_seen(monkeypatch):
     assert failed(checks.training(COMPILED)) == ["resumed step"]
 
 
-def test_the_command_reports_everything_and_names_what_failed(monkeypatch, capsys):
+def test_the_command_reports_everything_and_names_what_failed(monkeypatch, capfd):
     def raises():
         yield Check("first", 0.0, 1.0)
         raise RuntimeError("no kernel\nimage")
 
+    def aborts():
+        yield Check("second", 0.0, 1.0)
+        faulthandler.disable()  # which is pytest's
+        os.write(2, b"Check failed: stream\n")
+        os.abort()
+
     groups = [
         ("broken", raises),
         ("differs", lambda: [Check("logits", 0.5, 0.1)]),
+        ("aborts", aborts),
+        ("ends at once", lambda: os._exit(3)),
+        ("speed of training", lambda: [Speed("9.0 images/s")]),
+        ("speed of detection", lambda: 1 / 0),
         ("right", lambda: [Check("x", 0, 1)]),
     ]
     monkeypatch.setattr(self_test, "groups", lambda device: iter(groups))
-    speeds = [("training", lambda: "9.0 images/s"), ("detection", lambda: 1 / 0)]
-    monkeypatch.setattr(self_test, "speeds", lambda device: iter(speeds))
+    monkeypatch.setattr(self_test, "PROCESSES", multiprocessing.get_context("fork"))  # which know these groups
     assert runtime_command.main(["--self-test", "--device", "cpu"]) == 1
-    report = capsys.readouterr().out
-    assert "oneflow   0.9.0" in report and "package   0.1.0" in report and "9.0 images/s" in report
-    assert "FAILED  ZeroDivisionError" in report
+    report = capfd.readouterr().out
+    assert "oneflow   0.9.0" in report and "package   0.1.0" in report
     assert "RuntimeError: no kernel image (self_test/__init__.py, line " in report
-    assert report.index("RuntimeError") < report.index("right")
-    verdict = report.splitlines()[-4:]
-    assert verdict[0].startswith("4 checks on cpu in ") and verdict[0].endswith("s: FAILED")
-    assert [line.strip() for line in verdict[1:]] == ["broken: error", "differs: logits", "speed: detection"]
-    del speeds[1:]
-    monkeypatch.setattr(self_test, "groups", lambda device: iter(groups[2:]))
+    assert "FAILED  ZeroDivisionError" in report
+    assert "Check failed: stream\n" in report and "FAILED  the process was killed by SIGABRT\n" in report
+    assert "FAILED  the process ended with status 3\n" in report
+    lines = report.splitlines()
+    places = [lines.index(title) for title, _ in groups]
+    assert places == sorted(places) and "  9.0 images/s" in lines
+    verdict = lines[-6:]
+    assert verdict[0].startswith("9 checks on cpu in ") and verdict[0].endswith("s: FAILED")
+    failed = ["broken", "differs", "aborts", "ends at once", "speed of detection"]
+    assert [line.strip().partition(":")[0] for line in verdict[1:]] == failed
+    del groups[:-1]
     assert runtime_command.main(["--self-test", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.endswith("s: ok\n")
+    assert capfd.readouterr().out.endswith("s: ok\n")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT, VAL_FRACTION
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
+from ssd300_vgg16.distributed.launcher import is_said
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told
 
@@ -26,14 +27,14 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
     try:
         status = main(sys.argv[1:])
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        _say(f"{name}: {error}")
         status = USAGE_STATUS
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the clearing up, with a traceback
-        _say_once(f"{name}: interrupted")
+        _say(f"{name}: interrupted")
         status = SIGNAL_STATUS + signal.SIGINT
     except Stopped as stop:
-        _say_once(f"{name}: stopped by {signal.Signals(stop.signal_number).name}")
+        _say(f"{name}: stopped by {signal.Signals(stop.signal_number).name}")
         status = SIGNAL_STATUS + stop.signal_number
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
@@ -41,7 +42,7 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
         status = 1
     except OSError as error:
         # A full disk, a folder that cannot be written to: the message names the file.
-        print(f"{name}: {told(error)}", file=sys.stderr)
+        _say(f"{name}: {told(error)}")
         status = USAGE_STATUS
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         # One of several processes: OneFlow's own way out waits for the others, who may have gone, for ever.
@@ -50,9 +51,9 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
     sys.exit(status)
 
 
-def _say_once(message: str) -> None:
-    """What happens to all processes of a training alike is said by the first of them."""
-    if os.environ.get("RANK", "0") == "0":
+def _say(message: str) -> None:
+    """What several processes of this machine have to say alike, the first of them says."""
+    if not is_said(message):
         print(message, file=sys.stderr)
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ssd300_vgg16.data.dataset import Notes
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import keep_freed_memory
+from ssd300_vgg16.signals import end_of
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -218,9 +219,7 @@ class _Worker:
         """How it ended, in words: "was killed by SIGKILL"."""
         self._process.join(DEATH_SECONDS)
         code = self._process.exitcode
-        if code is None:
-            return "closed its pipe"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        return "closed its pipe" if code is None else end_of(code)
 
     def kill(self) -> None:
         self._process.kill()

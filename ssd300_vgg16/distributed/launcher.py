@@ -4,6 +4,7 @@ A OneFlow process whose peer has died blocks in native code for ever; nothing bu
 """
 
 import ctypes
+import hashlib
 import os
 import signal
 import socket
@@ -12,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
-from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS
+from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
@@ -25,7 +28,21 @@ END_GRACE = 5.0
 KILL_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
+SAID = "SSD_SAID"  # in a rank's environment: a folder of its supervisor's, with a file for each message
+
 _libc = ctypes.CDLL(None)
+
+
+def is_said(message: str) -> bool:
+    """Whether another rank of this one's supervisor has said the same; if not, this one is to say it."""
+    if folder := os.environ.get(SAID):
+        try:
+            Path(folder, hashlib.sha256(message.encode(errors="replace")).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            return True
+        except OSError:  # a full disk may be what is to be said
+            pass
+    return False
 
 
 def supervise(
@@ -42,10 +59,10 @@ def supervise(
     `restart_command` returns then, `restarts` times at most. `advice` is for the user whose run has failed; it may be
     empty. `options` is what must be the same on all hosts.
     """
-    with open_links(job, options) as links, _caught_signals() as signals:
+    with open_links(job, options) as links, _caught_signals() as signals, TemporaryDirectory() as said:
         port = job.port or _free_port()
         for restart in range(restarts + 1):
-            ranks = _Ranks(job, links, signals)
+            ranks = _Ranks(job, links, signals, said)
             status = ranks.run(command, port)
             if status in ORDERLY | {0}:
                 return status
@@ -61,8 +78,8 @@ def supervise(
 class _Ranks:
     """The rank processes of this host; how they end, or why they are ended, the other hosts are told."""
 
-    def __init__(self, job: Job, links: Links, signals: list[int]):
-        self._job, self._links, self._signals = job, links, signals
+    def __init__(self, job: Job, links: Links, signals: list[int], said: str):
+        self._job, self._links, self._signals, self._said = job, links, signals, said
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._end: End | None = None
         self._stop, self._stopped_at = 0, 0.0
@@ -107,6 +124,7 @@ class _Ranks:
                 "LOCAL_WORLD_SIZE": str(job.processes),
                 "MASTER_ADDR": job.address,
                 "MASTER_PORT": str(port),
+                SAID: self._said,
             }
             # In a session of its own: Ctrl-C at the terminal is for the supervisor alone.
             self._running[rank] = subprocess.Popen(
@@ -159,13 +177,10 @@ class _Ranks:
             self._conclude(End(2, f"{name} ended with status 2: see what it says there"), said=True)
         elif status in ORDERLY:
             self._conclude(End(status))
-        elif status > 0:
-            self._conclude(End(1, f"{name} ended with status {status}"))
         else:
             # A rank that a signal has killed (out of memory, a crash) may do better next time; an error comes again.
-            self.crashed = not self._stop
-            killer = next((each.name for each in signal.Signals if each == -status), f"signal {-status}")
-            self._conclude(End(1, f"{name} was killed by {killer}"))
+            self.crashed = status < 0 and not self._stop
+            self._conclude(End(1, f"{name} {end_of(status)}"))
 
     def _conclude(self, end: End, said: bool = False) -> None:
         """The first reason to end is the one that counts."""

@@ -6,11 +6,17 @@ A broken library, driver or kernel shows up as a check that FAILED.
 """
 
 import ctypes
+import multiprocessing
+import os
 import re
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +33,7 @@ from ssd300_vgg16.network.vgg import convolutions_in_half
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.self_test import checks, made_up
 from ssd300_vgg16.self_test.checks import HALF, Check, Way, float32_of, ways_of
+from ssd300_vgg16.signals import end_of
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.step import make_step
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
@@ -40,38 +47,79 @@ SECONDS = 5.0
 # Added to the background's logits: a few hundred candidates an image are left, as of a trained network.
 BACKGROUND = 9.0
 POSITIVE = 0.003  # of the default boxes, as on COCO
+PROCESSES = multiprocessing.get_context("spawn")  # OneFlow cannot go on in a fork
 HEADER = f"  {'':<18} {'largest':>9} {'allowed':>9}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured, in words."""
+
+    text: str
+    name = "speed"
+    ok = True
+
+    def row(self) -> str:
+        """A line of the report."""
+        return self.text
 
 
 def self_test(device: str | None) -> int:
     """Check and measure a device, and print a report; returns the exit status: 0, or 1 where a check failed."""
     device = resolve_device(device)
     since = time.perf_counter()
-    print(f"\nself-test of {device}\n{_facts(device)}")
-    failed, count = [], 0
-    for title, group in groups(device):
-        # Before it begins: if it ends the process on the spot, the last title says what did.
-        print(f"\n{title}\n{HEADER}", flush=True)
-        for check in guarded(group):
+    print(f"\nself-test of {device}\n{_facts(device)}\n\n{HEADER}")
+    printed, failed, count = "", [], 0
+    for title, check in _found(device):
+        if title != printed:
+            print(f"\n{title}", flush=True)
+            printed = title
+        if check:
             print(f"  {check.row()}", flush=True)
             count += 1
             if not check.ok:
                 failed.append(f"{title}: {check.name}")
-    print("\nspeed at full width")
-    for title, measure in speeds(device):
-        try:
-            print(f"  {title:<44} {measure()}", flush=True)
-        except Exception as error:  # as in `guarded`
-            print(f"  {title:<44} FAILED  {_said(error)}", flush=True)
-            failed.append(f"speed: {title}")
     print(f"\n{_legend(device)}")
     print(f"{count} checks on {device} in {time.perf_counter() - since:.0f} s: ", end="")
     print("\n  ".join(["FAILED", *failed]) if failed else "ok")
     return int(bool(failed))
 
 
-def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
-    """All checks of a device in groups, each with its title."""
+def _found(device: str) -> Iterator[tuple[str, Check | Speed | None]]:
+    """Each group's title as the group begins, with None, and then with each of its checks.
+
+    Another process makes them, as OneFlow may end it on the spot: that is a check that failed, and a further process
+    goes on behind the group.
+    """
+    titles = [title for title, _ in groups(device)]
+    place = 0
+    while place < len(titles):
+        receiving, sending = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=_make, args=(sending, device, place))
+        process.start()
+        sending.close()  # so that the reading ends with the process
+        with suppress(EOFError):
+            while True:
+                place, check = receiving.recv()
+                yield titles[place], check
+        process.join()
+        if not process.exitcode:
+            return
+        yield titles[place], _failed(f"the process {end_of(process.exitcode)}")
+        place += 1
+
+
+def _make(sending: Connection, device: str, first: int) -> None:
+    """Send the groups from a place on: the place with None, and then with each check."""
+    os.dup2(1, 2)  # what native code says before it ends the process belongs into the report
+    for place, (_, group) in islice(enumerate(groups(device)), first, None):
+        sending.send((place, None))
+        for check in guarded(group):
+            sending.send((place, check))
+
+
+def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check | Speed]]]]:
+    """All checks of a device in groups, and what is measured, each with its title."""
     yield "post-processing", partial(checks.postprocessing, device)
     yield "network, beside flowvision's on the CPU", partial(checks.beside_flowvision, device)
     if device != "cpu":
@@ -81,22 +129,22 @@ def groups(device: str) -> Iterator[tuple[str, Callable[[], Iterable[Check]]]]:
         yield f"network, {way.name}", partial(checks.network, way)
         yield f"loss, {way.name}", partial(checks.loss, way)
         yield f"training, {way.name}", partial(checks.training, way)
-
-
-def speeds(device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """What is measured, each with its title."""
     for amp in (False,) if device == "cpu" else (False, True):
         precision = "half (--amp)" if amp else "float32"
-        yield f"training, {precision}", partial(_training_speed, device, amp)
-        yield f"detection and post-processing, {precision}", partial(_detection_speed, device, amp)
+        yield f"speed of training at full width, {precision}", partial(_training_speed, device, amp)
+        yield f"speed of detection at full width, {precision}", partial(_detection_speed, device, amp)
 
 
-def guarded(group: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+def guarded(group: Callable[[], Iterable[Check | Speed]]) -> Iterator[Check | Speed]:
     """A group's checks; an error is a check that failed, and leaves out what would come after it in the group."""
     try:
         yield from group()
     except Exception as error:  # whatever it is: the other groups go on
-        yield Check("error", float("inf"), 0.0, _said(error))
+        yield _failed(_said(error))
+
+
+def _failed(why: str) -> Check:
+    return Check("error", float("inf"), 0.0, why)
 
 
 def _said(error: Exception) -> str:
@@ -111,7 +159,7 @@ def _said(error: Exception) -> str:
     return f"{text} ({file.relative_to(PACKAGE)}, line {line})"
 
 
-def _training_speed(device: str, amp: bool) -> str:
+def _training_speed(device: str, amp: bool) -> list[Speed]:
     """Of steps like those of train.sh, without reading images."""
     count = _batch_size(device)
     model = made_up.model(COCO_CLASSES, 1.0, device)
@@ -130,8 +178,8 @@ def _training_speed(device: str, amp: bool) -> str:
     return _rate(run, count)
 
 
-def _detection_speed(device: str, amp: bool) -> str:
-    """From images of the network's size in main memory to detections; with OneFlow."""
+def _detection_speed(device: str, amp: bool) -> list[Speed]:
+    """From images of the network's size in main memory to detections, with post-processing; with OneFlow."""
     count = _batch_size(device)
     model = made_up.model(COCO_CLASSES, 1.0, device)
     for convolution in model.head.classification_head.module_list:
@@ -154,7 +202,7 @@ def _batch_size(device: str) -> int:
     return CPU_BATCH if device == "cpu" else GPU_BATCH
 
 
-def _rate(run: Callable[[int], None], count: int) -> str:
+def _rate(run: Callable[[int], None], count: int) -> list[Speed]:
     """Images per second, of as many runs on so many as take SECONDS; the first of all warms up."""
     run(1)
     since = time.perf_counter()
@@ -162,7 +210,7 @@ def _rate(run: Callable[[int], None], count: int) -> str:
     times = max(1, round(SECONDS / (time.perf_counter() - since)))
     since = time.perf_counter()
     run(times)
-    return f"{times * count / (time.perf_counter() - since):.1f} images/s in batches of {count}"
+    return [Speed(f"{times * count / (time.perf_counter() - since):.1f} images/s in batches of {count}")]
 
 
 def _facts(device: str) -> str:

@@ -247,7 +247,9 @@ def _not_finite_told(trainer: Trainer) -> Iterator[None]:
         except Exception as other:  # of any kind: what matters is the loss
             drawn = f" Its images could not be drawn ({other}). The last checkpoint is from before it."
         finally:
-            trainer.world.last_barrier()  # or the first process would be killed while it writes
+            # All say the same, and none ends while the first writes: that one would be killed.
+            drawn = trainer.world.all_gather(drawn.encode())[0].decode()
+            trainer.world.last_barrier()
         raise UserError(f"{error}. {NOT_FINITE_ADVICE}{drawn}") from error
 
 
