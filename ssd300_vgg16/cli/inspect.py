@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples shown (default: %(default)s)")
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
     inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
-    inspect.add_argument("--output-dir", metavar="DIR", help="where inspection/ goes (default: the current folder)")
+    inspect.add_argument(
+        "--output-dir", type=command_line.folder, metavar="DIR", help=f"the page's folder (default: {FOLDER})"
+    )
     command_line.add_data_options(inspect)
     return parser
 
@@ -150,7 +152,7 @@ def _output(options: argparse.Namespace, source: DataSource) -> Path:
     folders = [place.parent if place.is_file() else place for place in places if place]
     if not options.output_dir and any(here.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError("the current folder is the data set's own: name one for the page with --output-dir")
-    output = Path(options.output_dir or ".") / FOLDER
+    output = Path(options.output_dir or FOLDER)
     output.mkdir(parents=True, exist_ok=True)
     return output
 
