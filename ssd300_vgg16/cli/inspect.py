@@ -10,7 +10,7 @@ from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import make_folder, write_atomically
+from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples shown (default: %(default)s)")
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
     inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
-    inspect.add_argument("--output-dir", metavar="DIR", help="where inspection/ goes (default: the current folder)")
+    inspect.add_argument(
+        "--output-dir", type=command_line.folder, metavar="DIR", help=f"the page's folder (default: {FOLDER})"
+    )
     command_line.add_data_options(inspect)
     return parser
 
@@ -150,8 +152,8 @@ def _output(options: argparse.Namespace, source: DataSource) -> Path:
     folders = [place.parent if place.is_file() else place for place in places if place]
     if not options.output_dir and any(here.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError("the current folder is the data set's own: name one for the page with --output-dir")
-    output = Path(options.output_dir or ".") / FOLDER
-    make_folder(output, output.parent)
+    output = Path(options.output_dir or FOLDER)
+    output.mkdir(parents=True, exist_ok=True)
     return output
 
 

@@ -39,6 +39,7 @@ _SIGNATURES = {
 # Containers of ISO's kind say which brands of images they hold. OpenCV's wheel reads neither; Pillow reads AVIF.
 _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
 _BY_PILLOW = ("GIF", "AVIF", "HEIC")
+_IN_BROWSERS = ("PNG", "BMP", "GIF", "WebP", "AVIF")  # and JPEG
 _HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
 _TRUNCATED = "image is truncated: its end is missing; fetch or export it again"
@@ -143,6 +144,16 @@ def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int
     with _opened(path) as file, _opened_by_pillow(file, path) as image:
         lying = upright and _orientation_in(image) in LYING
         return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def shown_upright(path: str | os.PathLike) -> bool:
+    """Whether every browser shows the file, turned as its EXIF orientation says. Raises ImageError if it is not there.
+
+    JPEG alone is turned by all of them: Chromium does not turn WebP.
+    """
+    with _opened(path) as file:
+        kind = _kind_of(file.peek(_HEADER))
+        return kind == "JPEG" or (kind in _IN_BROWSERS and _read_orientation(file, kind) == AS_STORED)
 
 
 def exif_orientation(path: str | os.PathLike) -> int:

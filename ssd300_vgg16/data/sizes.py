@@ -1,6 +1,7 @@
 """Image files of another size than their annotations declare: turned by EXIF, or resized after labelling."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,22 @@ SAME_SHAPE = 0.02  # how far width / height of a resized image may be from the d
 TURNED = "image that its EXIF orientation turns to the declared size: read upright"
 RESIZED = "image of another size than declared: its boxes are scaled to it"
 MISDECLARED = "image of another size than declared, to which its boxes fit: they are taken as they are"
+
+
+class View(NamedTuple):
+    """How an image is read, and the (height, width) of the file so read, and of the image that its boxes refer to."""
+
+    upright: bool
+    size: tuple[int, int]
+    annotated: tuple[int, int]
+
+
+def view_of(sample: Sample) -> View:
+    """How `read_as_annotated` sees an image, from its header alone. Raises ImageError as that does."""
+    size, declared = image_size(sample.path, sample.upright), (sample.height, sample.width)
+    if size == declared or _is_turned(sample, size):
+        return View(sample.upright or size != declared, declared, declared)
+    return View(sample.upright, size, _annotated_size(sample, size))
 
 
 def read_as_annotated(sample: Sample, min_side: int | None = None) -> tuple[DecodedImage, tuple[int, int]]:
@@ -52,18 +69,17 @@ def report_sizes(samples: Sequence[Sample], problems: Problems) -> None:
     for sample in some:
         declared = sample.height, sample.width
         try:
-            size = image_size(sample.path, sample.upright)
-            if size == declared:
-                continue
-            is_turned = _is_turned(sample, size)
-            annotated = declared if is_turned else _annotated_size(sample, size)
+            view = view_of(sample)
         except _WrongSize as error:
             faults.append(str(error))
         except ImageError:
             pass  # it will be said when it is read
         else:
-            kind = TURNED if is_turned else RESIZED if annotated == declared else MISDECLARED
-            example = f"{sample.path.name}: {size[1]} x {size[0]}, declared {sample.width} x {sample.height}"
+            if view.size == declared and view.upright == sample.upright:
+                continue
+            height, width = reversed(declared) if view.size == declared else view.size
+            kind = TURNED if view.size == declared else RESIZED if view.annotated == declared else MISDECLARED
+            example = f"{sample.path.name}: {width} x {height}, declared {sample.width} x {sample.height}"
             problems.add(kind, example, Fate.READ_ALL_THE_SAME)
     if len(faults) > len(some) / 2:
         raise UserError(f"{problems.source}: {len(faults)} of {len(some)} images looked at are so: {faults[0]}")

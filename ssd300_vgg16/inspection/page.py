@@ -118,7 +118,8 @@ def _classes(splits: Sequence[Inspected], remarks: Sequence[str]) -> Element:
 
 def _class_name(one: ClassCount) -> Element:
     square = node("rect", width=11, height=11, rx=3, fill=_colour(one.label))
-    return node("th", node("svg", square, class_="swatch", aria_hidden="true"), printable(one.name), scope="row")
+    name = printable(one.name)
+    return node("th", node("svg", square, class_="swatch", aria_hidden="true"), name, scope="row", title=name)
 
 
 def _colour(label: int) -> str:
@@ -128,7 +129,7 @@ def _colour(label: int) -> str:
 def _fit_panels(inspected: Inspected, fit: Fit, chosen: Candidate) -> list[Element]:
     title, size = TITLES[inspected.split], f"{chosen.image_size} x {chosen.image_size}"
     key = [
-        node("span", node("svg", node("rect", width=12, height=12, class_="region")), f"IoU ≥ {MATCH_IOU} with one"),
+        _key("region", f"IoU ≥ {MATCH_IOU} with one"),
         node("span", node("svg", node("path", d="M6 1v10M1 6h10", class_="shape")), "a default box"),
         node("span", "dots: objects, in their classes' colours"),
     ]
@@ -145,14 +146,18 @@ def _fit_panels(inspected: Inspected, fit: Fit, chosen: Candidate) -> list[Eleme
         _table("Percentiles", ["percentile", *(f"{one} %" for one in PERCENTILES)], percentiles),
         wide=False,
     )
+    bars = [
+        _key("fits", f"IoU ≥ {MATCH_IOU}"),
+        _key("below", "below: learnt by the one default box that is forced on it"),
+    ]
     some = f", of {len(fit.objects):,} objects drawn at random" if len(fit.objects) < len(inspected.objects) else ""
     parts = [
         node("p", f"{chosen.model} with {chosen.box_sizes} default boxes{some}."),
         _fit_table(fit, chosen),
+        node("div", *bars, class_="key"),
         node(
             "p",
-            "Best IoU: mean of each object's highest. Below: learnt by the one default box that is forced on it. "
-            "Lost: learnt by none, since another object has the default box.",
+            "Best IoU: mean of each object's highest. Lost: learnt by none, since another object has the default box.",
         ),
     ]
     if len(fit.ious) > 1:
@@ -165,6 +170,10 @@ def _fit_panels(inspected: Inspected, fit: Fit, chosen: Candidate) -> list[Eleme
         parts += [node("h3", "Other networks"), _table("Other networks", heads, networks)]
         parts += [node("p", node("strong", "Advice: "), line) for line in fit.advice]
     return [shapes, _panel(f"{title}: fit of the default boxes", *parts, wide=False)]
+
+
+def _key(kind: str, text: str) -> Element:
+    return node("span", node("svg", node("rect", width=12, height=12, class_=kind)), text)
 
 
 def _fit_table(fit: Fit, chosen: Candidate) -> Element:
@@ -182,7 +191,7 @@ def _fit_table(fit: Fit, chosen: Candidate) -> Element:
             bar = _bar(f"{fitting / objects:.0%}", fits=fitting / most, below=(objects - fitting) / most)
             rows.append([name, f"{objects:,}", f"{ious[group].mean():.2f}", bar, f"{fit.lost[group].sum():,}"])
     rows.append(["all", f"{len(ious):,}", f"{ious.mean():.2f}", f"{share_fitting(ious):.1%}", f"{fit.lost.sum():,}"])
-    return _table("Fit by size", ["side, px", "objects", "best IoU", f"IoU ≥ {MATCH_IOU}, below", "lost"], rows)
+    return _table("Fit by size", ["side, px", "objects", "best IoU", f"IoU ≥ {MATCH_IOU}", "lost"], rows)
 
 
 def _shape_chart(objects: InputObjects, candidate: Candidate) -> Element:
@@ -202,7 +211,7 @@ def _shape_chart(objects: InputObjects, candidate: Candidate) -> Element:
     for label in np.unique(labels).tolist():
         mine = labels == label
         dots = "".join(f"M{left:.0f} {top:.0f}h0" for left, top in zip(x[mine], y[mine], strict=True))
-        style = {"stroke_width": 5, "stroke_linecap": "round", "stroke_opacity": 0.6}
+        style = {"stroke_width": 5, "stroke_linecap": "round"}
         parts.append(node("path", d=dots, stroke=_colour(label), class_="dots", **style))
     corners = zip(place(shapes[:, 0]), SIDE - place(shapes[:, 1]), strict=True)
     crosses = "".join(f"M{left - 5:.1f} {top:.1f}h10m-5 -5v10" for left, top in corners)

@@ -29,25 +29,25 @@ class Table(NamedTuple):
 
 def tables(runs: Sequence[Run]) -> list[Table]:
     """Results, options that differ, and AP by class."""
-    validation = {run.environment.get("data", {}).get("val", {}).get("sha256") for run in runs}
+    comparable = len({run.environment.get("data", {}).get("val", {}).get("sha256") for run in runs}) == 1
     classes = dict.fromkeys(name for run in runs for name in run.per_class)
-    per_class = [_aps(name, [run.per_class.get(name, {}).get("AP") for run in runs]) for name in classes]
+    per_class = [_aps(name, [run.per_class.get(name, {}).get("AP") for run in runs], comparable) for name in classes]
     return [
-        Table("Results", ELSEWHERE if len(validation) > 1 else "", _results(runs)),
+        Table("Results", "" if comparable else ELSEWHERE, _results(runs, comparable)),
         Table("Options that differ", "" if (differing := _differing(runs)) else "None does.", differing),
         Table("AP by class", "" if classes else "No run is at its end yet.", per_class),
     ]
 
 
-def _results(runs: Sequence[Run]) -> list[Row]:
+def _results(runs: Sequence[Run], comparable: bool) -> list[Row]:
     def last(name: str, value: Callable[[dict], str]) -> Row:
         return Row(name, [value(run.training[-1]) if run.training else "-" for run in runs])
 
     steps = [f"{run.rows[-1]['step']:,}" if run.rows else "-" for run in runs]
     return [
-        _aps("best AP", [max((row["AP"] for row in run.evaluations), default=None) for run in runs]),
+        _aps("best AP", [max((row["AP"] for row in run.evaluations), default=None) for run in runs], comparable),
         *(
-            _aps(f"{name}, last", [run.evaluations[-1][name] if run.evaluations else None for run in runs])
+            _aps(f"{name}, last", [run.evaluations[-1][name] if run.evaluations else None for run in runs], comparable)
             for name in ("AP", "AP50")
         ),
         last("loss, last", lambda row: f"{loss(row):.3f}"),
@@ -57,9 +57,9 @@ def _results(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def _aps(name: str, values: list[float | None]) -> Row:
-    known = [-1 if value is None else value for value in values]
-    best = known.index(max(known)) if max(known) >= 0 and known.count(max(known)) == 1 else None
+def _aps(name: str, values: list[float | None], comparable: bool) -> Row:
+    first, second, *_ = sorted((-1 if value is None else value for value in values), reverse=True)
+    best = values.index(first) if comparable and first > second >= 0 else None
     return Row(name, [ap(value) for value in values], best)
 
 
@@ -106,15 +106,15 @@ def comparison_page(runs: Sequence[Run], shown: Sequence[Table]) -> str:
     """The page that compares the runs."""
     names = [printable(run.name, MAX_LETTERS) for run in runs]
 
-    def chart(title: str, rows: Callable[[Run], list[dict]], value: Callable[[dict], float], log: bool = False) -> dict:
+    def chart(title: str, unit: str, rows: Callable[[Run], list[dict]], value: Callable[[dict], float]) -> dict:
         lines = [line(name, rows(run), value) for name, run in zip(names, runs, strict=True)]
-        return {"title": title, "log": log, "lines": lines}
+        return {"title": title, "unit": unit, "log": unit == "loss", "lines": lines}
 
     charts = [
-        chart("Loss", lambda run: run.training, loss, log=True),
-        chart("Average precision (AP) on the validation data", lambda run: run.evaluations, of("AP")),
-        chart("Learning rate", lambda run: run.training, of("lr")),
-        chart("Images per second", lambda run: run.training, of("images_per_second")),
+        chart("Loss", "loss", lambda run: run.training, loss),
+        chart("Average precision on the validation data", "AP", lambda run: run.evaluations, of("AP")),
+        chart("Learning rate", "", lambda run: run.training, of("lr")),
+        chart("Speed", "images/s", lambda run: run.training, of("images_per_second")),
     ]
     told = [table._asdict() | {"rows": [row._asdict() for row in table.rows]} for table in shown]
     content = {"heading": ", ".join(names), "runs": names, "charts": charts, "tables": told}

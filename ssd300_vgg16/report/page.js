@@ -1,17 +1,15 @@
 // The page about detections: boxes over untouched pictures, and with ground truth what is right and wrong about them.
-// From top to bottom: data, matching, state, tallies, boxes, gallery, large view, figures, suspicious labels, start.
+// From top to bottom: data, matching, state, tallies, marks, gallery, large view, figures, suspicious labels, start.
 
 // ---------------------------------------------------------------------------------------------------------- data
 
-const truth = "objects" in data;
-const classes = data.classes;
 const images = data.files.length;
 const detections = columns(data.detections);
 detections.scores = Float64Array.from(data.detections.scores, (score) => score / 100000);
 const objects = truth ? columns(data.objects) : columns({ ends: new Array(images).fill(0), boxes: [], classes: [] });
 const crowd = new Set(truth ? data.objects.crowd : []);
 const ignored = new Set(truth ? data.objects.ignored : []);
-const sizes = new Map(); // of images that were shown: [width, height] in pixels
+const sizes = new Map(); // of images that were shown: [width, height] in the pixels that boxes refer to
 // Where each file name stands among all, sorted as people count: 2 before 10.
 const byName = data.files.map((_, image) => image).sort((a, b) => collator().compare(data.files[a], data.files[b]));
 
@@ -27,6 +25,11 @@ function collator() {
 const rowsOf = (table, image) => Array.from({ length: table.ends[image] - table.starts[image] }, (_, place) => table.starts[image] + place);
 const boxOf = (table, row) => table.boxes.subarray(4 * row, 4 * row + 4);
 const linkOf = (image) => data.folder + data.links[image];
+const pictureOf = (image) => data.copies[image] ?? linkOf(image);
+
+function learnSize(image, { naturalWidth, naturalHeight }) {
+  sizes.set(image, data.sizes[image] ?? [naturalWidth, naturalHeight]);
+}
 
 // ------------------------------------------------------------------------------------------------------ matching
 
@@ -252,16 +255,9 @@ function chooseImages() {
   return rank ? chosen.sort((a, b) => rank(a) - rank(b)) : chosen; // stable: equal ones stay in order of their names
 }
 
-const percent = (value) => `${Math.round(100 * value)}`;
 const figure = (value) => (value < 0 || value === undefined ? "–" : value.toFixed(3));
 
-// --------------------------------------------------------------------------------------------------------- boxes
-
-const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
-const CROWDED = 8; // marks in a small picture: beyond, tags say no more than what is wrong
-const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
-
-const colourOfMark = ({ kind, name }) => (kind === "label" ? "#fff" : colourOf(name));
+// --------------------------------------------------------------------------------------------------------- marks
 
 // What is to be drawn of an image: the least certain first, so that the others lie on top.
 function marksOf(image) {
@@ -282,48 +278,6 @@ function marksOf(image) {
   return marks;
 }
 
-// A box's line, on a wider and paler one that stands out from it; one of no area is a point.
-function outlined({ x, y, width, height }, colour, line, dash, kind) {
-  const place = { x, y, width: Math.max(width, 1), height: Math.max(height, 1), fill: "none" };
-  return [
-    element("rect", { ...place, stroke: inkOn(colour), "stroke-opacity": 0.55, "stroke-width": line + 1.5 }),
-    element("rect", { ...place, stroke: colour, "stroke-width": line, "stroke-dasharray": dash, class: `mark ${kind}` }),
-  ];
-}
-
-const pen = document.createElement("canvas").getContext("2d");
-
-// Draw marks into an svg, whose pixels are the screen's: a point p of the image lies at scale * p + (left, top).
-function drawMarks(svg, marks, { scale, left, top, width, height }, letters, chosen = null) {
-  const drawn = [], taken = [], small = letters < 12, crowded = small && marks.length > CROWDED;
-  pen.font = `600 ${letters}px system-ui, sans-serif`;
-  for (const mark of marks) {
-    const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
-    const wide = mark === chosen ? 4 : small ? 1.75 : 2;
-    const dash = mark.kind === "plain" ? dashOf(mark.name) : MARK_DASHES[mark.kind];
-    drawn.push(...outlined({ x, y, width: w, height: h }, colourOfMark(mark), wide, dash, mark.kind));
-  }
-  for (const mark of [...marks].reverse()) {
-    const full = SIGNS[mark.kind] + classes[mark.name] + (mark.score === null ? "" : ` ${percent(mark.score)}`);
-    const text = crowded ? SIGNS[mark.kind].trim() : full;
-    if (!text) continue;
-    const wide = pen.measureText(text).width + 8, high = letters + 5;
-    const x = Math.max(0, Math.min(mark.box[0] * scale + left - 1, width - wide));
-    const above = mark.box[1] * scale + top - high, below = (mark.box[1] + mark.box[3]) * scale + top;
-    if (mark !== chosen && (wide > width / 1.5 || above + high < 0 || above > height || mark.box[2] * scale < 14)) continue;
-    // At the top of the box, else below it; where another tag is already, the box stays without one.
-    const free = [Math.max(0, above), below].find(
-      (y) => y + high <= height && !taken.some((tag) => x < tag.x + tag.wide && tag.x < x + wide && y < tag.y + high && tag.y < y + high),
-    );
-    if (free === undefined) continue;
-    taken.push({ x, y: free, wide });
-    const colour = colourOfMark(mark);
-    const tag = element("text", { x: x + 4, y: free + letters, fill: inkOn(colour), "font-size": letters, "font-weight": 600 }, text);
-    drawn.push(element("g", {}, element("rect", { x, y: free, width: wide, height: high, fill: colour, rx: 2 }), tag));
-  }
-  svg.replaceChildren(...drawn);
-}
-
 // How an image lies in a frame that shows all of it.
 function fitted([imageWidth, imageHeight], width, height) {
   const scale = Math.min(width / imageWidth, height / imageHeight);
@@ -333,6 +287,7 @@ function fitted([imageWidth, imageHeight], width, height) {
 // ------------------------------------------------------------------------------------------------------- gallery
 
 const gallery = byId("gallery");
+const CROWDED = 8; // marks in a small picture, beyond which tags say no more than what is wrong
 const cards = new Map(); // by place in the order; only those of the rows in sight are there
 let grid = { across: 1, wide: 200, high: 200, gap: 12, picture: 150 };
 let focused = 0; // the place that the tabulator key comes to
@@ -384,11 +339,11 @@ function addCard(place) {
   button.addEventListener("click", () => openViewer(order.map((one) => ({ image: one })), place));
   button.addEventListener("focus", () => (focused = place));
   picture.addEventListener("load", () => {
-    sizes.set(image, [picture.naturalWidth, picture.naturalHeight]);
+    learnSize(image, picture);
     drawCard(card);
   });
   picture.addEventListener("error", () => frame.classList.add("broken"));
-  picture.src = linkOf(image);
+  picture.src = pictureOf(image);
   cards.set(place, card);
   // In the order of places, in which a screen reader goes through them.
   gallery.insertBefore(card, [...gallery.children].find((other) => other.place > place) ?? null);
@@ -404,7 +359,7 @@ function drawCard(card) {
   const parts = truth ? [["hit", "✓", of.hits], ["missed", "○", of.misses], ["alarm", "✗", of.alarms]] : [["", "", of.shown]];
   counts.replaceChildren(...parts.filter((part) => part[2] || !part[0]).map(([name, sign, number]) => element("span", { class: name }, `${sign}${sign && " "}${number}`)));
   if (sizes.has(card.image))
-    drawMarks(card.querySelector("svg"), marksOf(card.image), fitted(sizes.get(card.image), grid.wide - 2, grid.picture), 11);
+    drawMarks(card.querySelector("svg"), marksOf(card.image), fitted(sizes.get(card.image), grid.wide - 2, grid.picture), 11, CROWDED);
 }
 
 function renderGallery() {
@@ -423,8 +378,9 @@ function renderGallery() {
   const [label, seen] = state.pair.split("_").map(Number);
   const told = order.length === images ? count(images, "image") : `${order.length.toLocaleString("en")} of ${count(images, "image")}`;
   const left = data.detections.left_out ? `; the page has the ${detections.count.toLocaleString("en")} best detections, not ${count(data.detections.left_out, "other")}` : "";
-  const below = !truth && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
-  const parts = [told + left + below];
+  const none = !truth && !detections.count ? `; nothing on ${images === 1 ? "it" : "them"} is scored above ${data.threshold}` : "";
+  const below = !truth && !none && state.threshold < data.threshold ? `; detections scored up to ${data.threshold} were not written` : "";
+  const parts = [told + left + none + below];
   if (state.pair) {
     const off = () => change({ pair: "" });
     parts.push(" ", element("button", { type: "button", class: "chip", onclick: off }, `only: ${pairInWords(label, seen)} ✕`));
@@ -485,20 +441,20 @@ function goTo(place) {
   stageImage.classList.remove("broken");
   stageImage.style.visibility = "hidden"; // until the new one is there: boxes never lie over another image
   stageBoxes.replaceChildren();
-  stageImage.src = linkOf(image);
+  stageImage.src = pictureOf(image);
   stageImage.alt = data.files[image];
   byId("viewer-name").textContent = data.files[image];
   byId("viewer-place").textContent = `${(at + 1).toLocaleString("en")} of ${sequence.length.toLocaleString("en")}`;
   byId("previous").disabled = at === 0;
   byId("next").disabled = at === sequence.length - 1;
   renderViewer();
-  if (at + 1 in sequence) new Image().src = linkOf(sequence[at + 1].image);
+  if (at + 1 in sequence) new Image().src = pictureOf(sequence[at + 1].image);
   saveView();
 }
 
 stageImage.addEventListener("load", () => {
   if (!viewer.open) return;
-  sizes.set(state.image, [stageImage.naturalWidth, stageImage.naturalHeight]);
+  learnSize(state.image, stageImage);
   stageImage.style.visibility = "";
   fit();
 });
@@ -543,7 +499,7 @@ function drawStage() {
   stageImage.style.width = `${width}px`;
   stageImage.style.transform = `translate(${view.left}px, ${view.top}px) scale(${view.scale})`;
   const marks = marksOf(state.image);
-  drawMarks(stageBoxes, marks, view, 13, marks.find((mark) => same(mark, chosen)) ?? null);
+  drawMarks(stageBoxes, marks, view, 13, Infinity, marks.find((mark) => same(mark, chosen)) ?? null);
 }
 
 const same = (a, b) => b !== null && a.detection === b.detection && a.object === b.object;
@@ -579,18 +535,13 @@ function markButton(mark) {
     element("span", { class: "what" }, classes[mark.name]),
   );
   if (kind && kind !== "hit") button.append(element("span", { class: "why" }, kind));
-  if (mark.score !== null) button.append(element("span", { class: "score" }, `${percent(mark.score)} %`));
+  if (mark.score !== null) button.append(element("span", { class: "score" }, percent(mark.score)));
   button.addEventListener("click", () => {
     if (!view) return;
     const centre = [0, 1].map((axis) => (mark.box[axis] + mark.box[axis + 2] / 2) * view.scale + [view.left, view.top][axis]);
     zoom(view.zoom < 2 ? 2.5 : 1, ...centre, true);
   });
   return button;
-}
-
-function swatch(name, kind = "plain") {
-  const dash = kind === "plain" ? (truth ? null : dashOf(name)) : MARK_DASHES[kind], stroke = colourOfMark({ kind, name });
-  return keyLine({ stroke: inkOn(stroke), "stroke-opacity": 0.55, "stroke-width": 6 }, { stroke, "stroke-width": 4, "stroke-dasharray": dash });
 }
 
 viewer.addEventListener("close", () => {
@@ -675,6 +626,12 @@ function histogram() {
   return bins;
 }
 
+// The many detections of hardly any score would leave nothing to see of the others: bars higher than this are cut.
+function highestOf(bins) {
+  const highest = Math.max(1, ...bins.slice(BINS / 10).map(([hits, alarms]) => hits + alarms));
+  return Math.min(highest, 3 * Math.max(...bins.map(([hits]) => hits)) || highest);
+}
+
 function histogramBars(bins, width, height, bottom, highest) {
   const wide = width / BINS;
   return bins.flatMap(([hits, alarms], bin) => {
@@ -691,12 +648,10 @@ function histogramBars(bins, width, height, bottom, highest) {
 function renderSparkline() {
   // The middle of the slider's knob, 16 pixels wide, goes from end to end of the bars.
   const svg = byId("sparkline"), width = svg.clientWidth - 16, bins = histogram();
-  // The many detections of hardly any score would leave nothing to see of the others.
-  const highest = Math.max(1, ...bins.slice(BINS / 10).map(([hits, alarms]) => hits + alarms));
   if (width <= 0) return;
   const at = { x1: state.threshold * width, x2: state.threshold * width, y1: 0, y2: 24 };
   const line = element("line", { ...at, stroke: "var(--ink)", "stroke-width": 1.5 });
-  svg.replaceChildren(element("g", { transform: "translate(8 0)" }, ...histogramBars(bins, width, 23, 24, highest), line));
+  svg.replaceChildren(element("g", { transform: "translate(8 0)" }, ...histogramBars(bins, width, 23, 24, highestOf(bins)), line));
 }
 
 // Recall and precision of detections by falling score, of a class or (null) of all that are on.
@@ -716,6 +671,7 @@ function curve(number) {
 }
 
 const TENTHS = [0, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [value, String(value)]);
+const MAX_CURVES = 20; // of classes: more are not told apart
 let curveClass = null;
 
 function renderCurves(panel) {
@@ -725,7 +681,7 @@ function renderCurves(panel) {
   const line = (points, attributes) =>
     element("path", { d: pathOf(points.map(([recall, precision]) => [x(recall), y(precision)])), fill: "none", "stroke-linejoin": "round", ...attributes });
   const present = classes.map((_, number) => number).filter((number) => tallies.ofClass[number].hits + tallies.ofClass[number].misses && !state.off.has(number));
-  const shown = present.length <= 20 ? present : [];
+  const shown = present.length > 1 && present.length <= MAX_CURVES ? present : [];
   for (const number of shown)
     if (number !== curveClass)
       parts.push(line(curve(number), { stroke: colourOf(number), "stroke-width": 1.5, "stroke-opacity": curveClass === null ? 0.9 : 0.35, "stroke-dasharray": dashOf(number) }));
@@ -742,8 +698,8 @@ function renderCurves(panel) {
 function renderHistogram(panel) {
   const svg = panel.querySelector("svg"), width = svg.clientWidth, height = 300, bins = histogram();
   const margins = { left: 56, top: 22, right: 12, bottom: 38 };
-  const from = BINS / 10, highest = Math.max(1, ...bins.slice(from).map(([hits, alarms]) => hits + alarms));
-  const ys = [0, 0.5, 1].map((share) => [share, Math.round(share * highest).toLocaleString("en")]);
+  const highest = highestOf(bins);
+  const ys = (highest > 1 ? [0, 0.5, 1] : [0, 1]).map((share) => [share, Math.round(share * highest).toLocaleString("en")]);
   const { parts, x } = axes(width, height, margins, TENTHS, ys, "score", "detections");
   const bars = histogramBars(bins, width - margins.left - margins.right, height - margins.top - margins.bottom, height - margins.bottom, highest);
   parts.push(
@@ -772,10 +728,10 @@ function makeFigures() {
     renderFigures();
   } }, element("option", { value: "" }, "all classes"), ...classes.map((name, number) => element("option", { value: number }, name)));
   const chart = () => element("svg", { class: "chart", role: "img" });
-  const curves = panel("Precision and recall", "The ring is where the slider stands; thin lines are the classes.", false, chart(), element("div", { class: "key" }));
+  const curves = panel("Precision and recall", `The ring is where the slider stands${classes.length > MAX_CURVES ? "" : "; thin lines are the classes"}.`, false, chart(), element("div", { class: "key" }));
   curves.id = "curves";
   curves.querySelector("h2").append(choice);
-  const scores = panel("Scores", "Good detectors have hits on the right and false alarms on the left. The dashed line is the slider; the lowest bins may be cut.", false, chart(),
+  const scores = panel("Scores", "Good detectors have hits on the right and false alarms on the left. The dashed line is the slider; bars that are higher than the chart are cut.", false, chart(),
     element("div", { class: "key" }, element("span", {}, element("i", { class: "hit" }), "hits, below"), element("span", {}, element("i", { class: "alarm" }), "false alarms, above")));
   scores.id = "scores";
   const rest = metrics.errors;
@@ -874,11 +830,13 @@ function makeSuspicions() {
 
 function suspicionItem(item, items) {
   const { kind, image, label, seen, score, box } = item;
-  const found = `${classes[seen]} ${percent(score)} %`;
+  const found = `${classes[seen]} ${percent(score)}`;
   const text = { "no label": found, "other class": `${found}, labelled ${classes[label]}` }[kind] ?? classes[label];
   const picture = element("img", { alt: "", decoding: "async", loading: "lazy" });
   const svg = element("svg", { "aria-hidden": "true" }), crop = element("span", { class: "crop" }, picture, svg);
   picture.addEventListener("load", () => {
+    learnSize(image, picture);
+    picture.style.width = `${sizes.get(image)[0]}px`;
     // The box takes half of the square.
     const side = 92, scale = Math.min(side / 2 / Math.max(box[2], box[3], 8), 4);
     const left = side / 2 - (box[0] + box[2] / 2) * scale, top = side / 2 - (box[1] + box[3] / 2) * scale;
@@ -888,7 +846,7 @@ function suspicionItem(item, items) {
     svg.replaceChildren(...outlined(place, colourOf(seen < 0 ? label : seen), 2, dash, "suspicion"));
   });
   picture.addEventListener("error", () => crop.classList.add("broken"));
-  picture.src = linkOf(image); // after its listeners
+  picture.src = pictureOf(image); // after its listeners
   const words = element("span", {}, element("strong", {}, text), element("small", {}, data.files[image]));
   return element("li", {}, element("button", { type: "button", onclick: () => openViewer(items, items.indexOf(item)) }, crop, words));
 }
@@ -965,12 +923,14 @@ function makeControls() {
     element("button", { type: "button", class: "chip", "data-class": number, title: `${classes[number]}: click to switch on or off, double-click to see no other`,
       onclick: () => change({ off: toggled(state.off, number) }),
       ondblclick: () => change({ off: new Set([...used].filter((one) => one !== number)) }),
-    }, swatch(number), classes[number], element("small")));
+    }, swatch(number), element("span", { class: "what" }, classes[number]), element("small")));
   byId("classes").append(...chips);
+  byId("classes").hidden = !chips.length;
   if (chips.length > 1) byId("classes").append(element("button", { type: "button", class: "chip", onclick: () => change({ off: state.off.size ? new Set() : new Set(used) }) }, "all / none"));
   if (truth) {
-    const best = data.metrics.best_f1.score_threshold;
+    const { f1, score_threshold: best } = data.metrics.best_f1;
     byId("best").textContent = `Best F1 at ${best.toFixed(2)}`;
+    byId("best").hidden = !f1; // where nothing hits
     byId("best").addEventListener("click", () => change({ threshold: best, iou: 0.5 }));
     makeFigures();
     makeSuspicions();

@@ -7,22 +7,20 @@ sees no trace of.
 
 import csv
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
 from ssd300_vgg16.boxes import xyxy_to_xywh
-from ssd300_vgg16.data.dataset import Category, Sample
-from ssd300_vgg16.data.images import AS_STORED, LYING, ImageError, exif_orientation
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.coco_results import CocoResults, object_columns
 from ssd300_vgg16.metrics.errors import BACKGROUND, CLASS, ERRORS, HIT, IGNORED, Judgement
 from ssd300_vgg16.report.html_page import html_page
+from ssd300_vgg16.report.pictures import AsShown, pictures_of
 from ssd300_vgg16.text import spreadsheet_cell
 
 if TYPE_CHECKING:  # it brings OneFlow, which infer.sh may do without
@@ -36,7 +34,6 @@ SURE = 0.5  # a detection is, from this score on
 TRACE = 0.1  # the least score of a detection that counts as one
 UNLABELLED, OTHER_CLASS, UNSEEN = "no label", "other class", "unseen label"
 COLUMNS = ("suspicion", "file", "label", "detected", "score", "x", "y", "width", "height", "decision")
-_MIRRORED = ((2, 3, 7, 8), (3, 4, 6, 7))  # EXIF orientations that mirror x, and y, before a transposition
 
 
 class DetectionsPage:
@@ -64,7 +61,7 @@ class DetectionsPage:
             "heading": heading,
             "threshold": score_threshold,
             "classes": names,
-            **_files(self._paths, output),
+            **pictures_of(self._paths, output),
             "detections": _detections(len(self._paths), images, xyxy_to_xywh(boxes), scores, classes),
         }
         write_atomically(output / REPORT, html_page("page", "Detections", content))
@@ -79,9 +76,9 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
     results, judgement = evaluation.results, evaluation.judgement
     names = [category.name for category in results.categories]
     found = suspicious(results, judgement)
-    files = _files([sample.path for sample in results.samples], output)
+    pictures = pictures_of([sample.path for sample in results.samples], output)
     images = len(results.samples)
-    as_shown = _Turned(results.samples)
+    as_shown = AsShown(results.samples)
     boxes = as_shown.boxes(results.boxes_xywh, results.images)
     on_page = []
     for one in found[:MAX_SUSPICIONS]:
@@ -91,7 +88,8 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
         "heading": heading,
         "threshold": metrics["best_f1"]["score_threshold"],
         "classes": names,
-        **files,
+        **pictures,
+        "sizes": pictures["sizes"] | as_shown.sizes,
         "detections": _detections(images, results.images, boxes, results.scores, results.classes, judgement.kinds),
         "objects": {
             "ends": np.searchsorted(judgement.images, np.arange(1, images + 1)).tolist(),
@@ -107,48 +105,8 @@ def write_evaluation_page(evaluation: "Evaluation", metrics: dict, heading: str,
         "all_suspicions": len(found),
         "suspicions_file": SUSPICIOUS,
     }
-    write_atomically(output / SUSPICIOUS, as_csv(found, files["files"], names))
+    write_atomically(output / SUSPICIOUS, as_csv(found, pictures["files"], names))
     write_atomically(output / REPORT, html_page("page", "Found and missed", content))
-
-
-class _Turned:
-    """Boxes as browsers show their images: turned upright, where the boxes are those of the image as stored."""
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self._orientations = np.array([_orientation(sample) for sample in samples])
-        self._sizes = np.array([(sample.width, sample.height) for sample in samples])
-
-    def boxes(self, boxes_xywh: np.ndarray, images: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The boxes [N, 4] of these images [N]."""
-        orientations, turned = self._orientations[images], boxes_xywh.copy()
-        opposite = self._sizes[images] - boxes_xywh[:, :2] - boxes_xywh[:, 2:]
-        for axis, mirrored in enumerate(_MIRRORED):
-            there = np.isin(orientations, mirrored)
-            turned[there, axis] = opposite[there, axis]
-        lying = np.isin(orientations, LYING)
-        turned[lying] = turned[lying][:, [1, 0, 3, 2]]
-        return turned
-
-
-def _orientation(sample: Sample) -> int:
-    as_stored = sample.upright or sample.path.suffix.lower() == ".webp"  # Chromium does not turn these
-    try:
-        return AS_STORED if as_stored else exif_orientation(sample.path)
-    except ImageError:
-        return AS_STORED  # it has gone meanwhile
-
-
-def _files(paths: Sequence[Path], output: Path) -> dict:
-    """Names to show, and links as a browser takes them."""
-    places = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - resolve() would follow links
-    base = os.path.commonpath([os.path.dirname(place) for place in places]) if places else ""  # noqa: PTH120
-    folder = os.path.relpath(base, os.path.abspath(output)) if places else ""  # noqa: PTH100
-    files = [os.path.relpath(place, base) for place in places]
-    return {
-        "files": files,
-        "folder": quote(os.fsencode(folder)) + "/",
-        "links": [quote(os.fsencode(file)) for file in files],
-    }
 
 
 def _detections(

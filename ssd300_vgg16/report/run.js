@@ -45,7 +45,7 @@ function drawChart(box, chart) {
   const across = scaleOf(points.map(([step]) => step), false), up = scaleOf(points.map(([, value]) => value), chart.log);
   const xs = ticks(0, across.high, width / 110, false).map((step) => [across.at(step), step.toLocaleString("en")]);
   const ys = ticks(up.low, up.high, 5, up.log).map((value) => [up.at(value), short(value)]);
-  const { parts, x, y } = axes(width, height, margins, xs, ys, "step", "");
+  const { parts, x, y } = axes(width, height, margins, xs, ys, "step", chart.unit + (up.log ? " (logarithmic)" : ""));
   chart.lines.forEach((line, number) => {
     const places = line.points.map(([step, value]) => [x(across.at(step)), y(up.at(value))]);
     parts.push(element("path", { class: "line", d: pathOf(places), ...ink(number) }));
@@ -90,29 +90,19 @@ function chartPanel(chart) {
 
 const CROWDED = 10; // marks, beyond which none has a tag
 
-// A picture with marks: [name, x, y, width, height, score], the score null for labels.
-function picture({ file, jpeg, size: [width, height] }, marks, what) {
-  const tagOf = ([name, , , , , score]) => (score === null ? name : `${name} ${Math.round(100 * score)}%`);
+// A picture with rows of name, x, y, width, height and score; the score is null for labels.
+function picture({ file, jpeg, size: [width, height] }, rows, what) {
+  const marks = rows.map(([name, ...rest]) => ({ kind: "plain", name: Math.max(0, classes.indexOf(name)), box: rest.slice(0, 4), score: rest[4] }));
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-  const tags = []; // after all boxes, which would be drawn across them
-  for (const mark of [...marks].reverse()) {
-    const [name, x, y, w, h] = mark;
-    const number = Math.max(0, data.classes.indexOf(name)), colour = colourOf(number), at = { x, y, width: w, height: h };
-    svg.append(element("rect", { class: "rim", ...at }), element("rect", { class: "mark", stroke: colour, ...at }));
-    if (marks.length > CROWDED) continue;
-    const right = x > width * 0.6;
-    const tag = { x: right ? Math.min(x + w, width) - 4 : Math.max(x, 0) + 4, y: y > 20 ? y - 5 : Math.max(y, 0) + 15, "text-anchor": right ? "end" : "start" };
-    tags.push(element("text", { class: "tag", stroke: colour, fill: inkOn(colour), ...tag }, tagOf(mark)));
-  }
-  svg.append(...tags);
-  const seen = marks.map(tagOf).join(", ") || "nothing";
+  drawMarks(svg, [...marks].reverse(), { scale: 1, left: 0, top: 0, width, height }, 14, CROWDED);
+  const seen = marks.map(({ name, score }) => tagText("", classes[name], score, Infinity)).join(", ") || "nothing";
   const image = element("img", { src: `data:image/jpeg;base64,${jpeg}`, alt: `${file}, ${what}: ${seen}`, title: file, width, height });
   return element("div", { class: "picture" }, image, svg);
 }
 
 function grid(columns, label, ...cells) {
   const made = element("div", { class: "pictures", tabindex: 0, role: "region", "aria-label": label }, ...cells);
-  made.style.gridTemplateColumns = `repeat(${columns}, minmax(170px, ${columns === "auto-fill" ? "1fr" : "300px"}))`;
+  made.style.gridTemplateColumns = `repeat(${columns}, minmax(140px, ${columns === "auto-fill" ? "1fr" : "300px"}))`;
   return made;
 }
 

@@ -1,7 +1,9 @@
 """run.html: a training as it goes on, and the figures that it shares with the page that compares runs."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -89,10 +91,10 @@ def run_page(run: Run, written: float) -> str:
         "shown_score": SHOWN_SCORE,
         "numbers": _numbers(run),
         "charts": [
-            {"title": "Loss", "log": True, "lines": losses},
-            {"title": "Average precision on the validation data", "lines": aps},
-            {"title": "Learning rate", "lines": [line("lr", training, of("lr"))]},
-            {"title": "Speed", "lines": [line("images/s", training, of("images_per_second"))]},
+            {"title": "Loss", "unit": "loss", "log": True, "lines": losses},
+            {"title": "Average precision on the validation data", "unit": "AP", "lines": aps},
+            {"title": "Learning rate", "unit": "", "lines": [line("lr", training, of("lr"))]},
+            {"title": "Speed", "unit": "images/s", "lines": [line("images/s", training, of("images_per_second"))]},
         ],
         "configuration": configuration(run.options, run.environment),
         "classes": album.get("classes", []),
@@ -144,7 +146,7 @@ def configuration(options: dict, environment: dict) -> dict[str, str]:
         f"OneFlow {environment['oneflow']}" if "oneflow" in environment else "",
     ]
     commands = [
-        f"after step {one['step']:,}: {one['command']}" if one["step"] else one["command"]
+        (f"after step {one['step']:,}: " if one["step"] else "") + _as_typed(one["command"])
         for one in options.get("commands", [])
     ]
     words = {
@@ -160,6 +162,12 @@ def configuration(options: dict, environment: dict) -> dict[str, str]:
         "Command": "; ".join(commands),
     }
     return {heading: text for heading, text in words.items() if text}
+
+
+def _as_typed(command: str) -> str:
+    """Without the path of the program that train.sh starts."""
+    program, *arguments = shlex.split(command)
+    return shlex.join(["bash", "train.sh", *arguments] if Path(program).name == "train.py" else [program, *arguments])
 
 
 def _start(options: dict) -> str:

@@ -3,6 +3,8 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
+const classes = data.classes ?? []; // names, by number
+const truth = "objects" in data;
 
 function element(tag, attributes = {}, ...children) {
   const svg = ["svg", "g", "rect", "text", "path", "line", "circle"].includes(tag);
@@ -66,6 +68,70 @@ function keyLine(...lines) {
   return element("svg", { width: 26, height: 12, "aria-hidden": "true" }, ...lines.map((line) => element("line", { ...place, ...line })));
 }
 
+function swatch(name, kind = "plain") {
+  const stroke = colourOfMark({ kind, name });
+  return keyLine({ stroke: inkOn(stroke), "stroke-opacity": 0.55, "stroke-width": 6 }, { stroke, "stroke-width": 4, "stroke-dasharray": dashOfMark({ kind, name }) });
+}
+
+const percent = (value) => `${Math.round(100 * value)}%`;
+
+// Marks, boxes on a picture: kind, box as x, y, width, height, name (the class's number), and score or null.
+const MARK_DASHES = { hit: null, alarm: "9 4", missed: "3 3", label: null, ignored: "1 2" };
+const SIGNS = { hit: "", plain: "", alarm: "✗ ", missed: "○ ", label: "", ignored: "" };
+const colourOfMark = ({ kind, name }) => (kind === "label" ? "#fff" : colourOf(name));
+const dashOfMark = ({ kind, name }) => (kind !== "plain" ? MARK_DASHES[kind] : truth ? null : dashOf(name));
+
+// A box's line, on a wider and paler one that stands out from it; one of no area is a point.
+function outlined({ x, y, width, height }, colour, line, dash, kind) {
+  const place = { x, y, width: Math.max(width, 1), height: Math.max(height, 1), fill: "none" };
+  return [
+    element("rect", { ...place, stroke: inkOn(colour), "stroke-opacity": 0.55, "stroke-width": line + 1.5 }),
+    element("rect", { ...place, stroke: colour, "stroke-width": line, "stroke-dasharray": dash, class: `mark ${kind}` }),
+  ];
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+
+// What a tag says in so many pixels: a long name is cut.
+function tagText(sign, name, score, space) {
+  const told = (shown) => sign + shown + (score === null ? "" : ` ${percent(score)}`);
+  const letters = [...name], wide = pen.measureText(told(name)).width;
+  if (wide <= space) return told(name);
+  letters.length = Math.floor((letters.length * space) / wide);
+  while (letters.length > 1 && pen.measureText(told(`${letters.join("")}…`)).width > space) letters.pop();
+  return told(`${letters.join("").trimEnd()}…`);
+}
+
+// Draw marks into an svg: a point p of the image lies at scale * p + (left, top). Where there are more than so many,
+// tags say no more than what is wrong.
+function drawMarks(svg, marks, { scale, left, top, width, height }, letters, most, chosen = null) {
+  const drawn = [], taken = [];
+  pen.font = `600 ${letters}px system-ui, sans-serif`;
+  for (const mark of marks) {
+    const [x, y, w, h] = [mark.box[0] * scale + left, mark.box[1] * scale + top, mark.box[2] * scale, mark.box[3] * scale];
+    const wide = mark === chosen ? 4 : letters < 12 ? 1.75 : 2;
+    drawn.push(...outlined({ x, y, width: w, height: h }, colourOfMark(mark), wide, dashOfMark(mark), mark.kind));
+  }
+  for (const mark of [...marks].reverse()) {
+    const sign = SIGNS[mark.kind], text = marks.length > most ? sign.trim() : tagText(sign, classes[mark.name], mark.score, width / 1.5);
+    if (!text) continue;
+    const wide = pen.measureText(text).width + 8, high = letters + 5;
+    const x = Math.max(0, Math.min(mark.box[0] * scale + left - 1, width - wide));
+    const above = mark.box[1] * scale + top - high, below = (mark.box[1] + mark.box[3]) * scale + top;
+    if (mark !== chosen && (above + high < 0 || above > height || mark.box[2] * scale < 14)) continue;
+    // At the top of the box, else below it; where another tag is already, the box stays without one.
+    const free = [Math.max(0, above), below].find(
+      (y) => y + high <= height && !taken.some((tag) => x < tag.x + tag.wide && tag.x < x + wide && y < tag.y + high && tag.y < y + high),
+    );
+    if (free === undefined) continue;
+    taken.push({ x, y: free, wide });
+    const colour = colourOfMark(mark);
+    const tag = element("text", { x: x + 4, y: free + letters, fill: inkOn(colour), "font-size": letters, "font-weight": 600 }, text);
+    drawn.push(element("g", {}, element("rect", { x, y: free, width: wide, height: high, fill: colour, rx: 2 }), tag));
+  }
+  svg.replaceChildren(...drawn);
+}
+
 function numbersOf(pairs) {
   const cells = pairs.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value)));
   return element("dl", { class: "numbers" }, ...cells);
@@ -76,9 +142,10 @@ function panel(title, text, wide, ...children) {
 }
 
 function tableOf(headings, rows, label) {
-  const head = element("tr", {}, ...headings.map((heading) => element("th", { scope: "col" }, heading)));
+  const named = (scope, name) => element("th", { scope, title: typeof name === "string" && name }, name);
+  const head = element("tr", {}, ...headings.map((heading) => named("col", heading)));
   const body = rows.map(([first, ...cells]) =>
-    element("tr", {}, element("th", { scope: "row" }, first), ...cells.map((cell) => (cell instanceof Node ? cell : element("td", {}, cell)))));
+    element("tr", {}, named("row", first), ...cells.map((cell) => (cell instanceof Node ? cell : element("td", {}, cell)))));
   const table = element("table", { "aria-label": label }, element("thead", {}, head), element("tbody", {}, ...body));
   return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, table);
 }

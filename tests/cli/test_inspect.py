@@ -235,7 +235,7 @@ def test_the_data_sets_own_folder_is_written_to_only_if_named(elsewhere, monkeyp
         inspect.main(["inspect", ".."])
     assert sorted(folder.rglob("*")) == before
     assert inspect.main(["inspect", "..", "--split", "val", "--output-dir", ".."]) == 0
-    assert (folder / "inspection" / PAGE).is_file()
+    assert (folder / PAGE).is_file()
 
 
 def test_command_line_answers_without_oneflow(folder, elsewhere):

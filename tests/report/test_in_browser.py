@@ -76,61 +76,112 @@ def test_boxes_lie_where_they_belong(opened, detected):
     assert box == pytest.approx([10 * scale, top + 20 * scale, 30 * scale, 60 * scale], abs=0.5)
 
 
-RED = (16, 12, 60, 30)  # x, y, width, height in pixels of the turned pictures as they are stored, of 160 x 100
+KINDS = ["jpg", "png", "webp", "avif", "tif", "bmp", "ppm"]
 MARKS = """[...document.querySelectorAll('.card')].map((card) => {
   const box = card.querySelector('rect.mark').getBoundingClientRect();
   return [card.querySelector('.name').textContent, box.left, box.top, box.right, box.bottom];
 })"""
 
 
-def turned_pictures(folder, kinds):
-    """Pictures with a red block, one for each EXIF orientation and kind."""
+def turned_pictures(folder):
+    """Pictures with a red block, one for each kind and EXIF orientation that it can have."""
     folder.mkdir()
     image = Image.new("RGB", (160, 100), (90, 120, 150))
-    image.paste((255, 0, 0), (RED[0], RED[1], RED[0] + RED[2], RED[1] + RED[3]))
-    for kind in kinds:
-        for orientation in range(1, 9):
+    image.paste((255, 0, 0), (16, 12, 76, 42))
+    for kind in KINDS:
+        for orientation in range(1, 2 if kind in ("bmp", "ppm") else 9):
             exif = Image.Exif()
             exif[0x0112] = orientation
             image.save(folder / f"{orientation}.{kind}", exif=exif, quality=95)
     return sorted(folder.iterdir())
 
 
+def red_block(pixels):
+    """x1, y1, x2, y2 of what is red."""
+    rows, columns = np.nonzero((pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=2) < 60))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
 def assert_marks_lie_on_the_red(page, count, folder):
     page.wait(f"document.querySelectorAll('.card rect.mark').length === {count}")
+    page.wait("[...document.images].every((image) => image.complete)")
     page.settle()
     page.screenshot(folder / "page.png")
-    seen = np.asarray(Image.open(folder / "page.png").convert("RGB")).astype(int)
-    red = (seen[..., 0] > 200) & (seen[..., 1:].max(axis=2) < 60)
+    seen = np.asarray(Image.open(folder / "page.png").convert("RGB"))
     for name, *box in page.js(MARKS):
         x1, y1, x2, y2 = (round(side) for side in box)
-        rows, columns = np.nonzero(red[y1 - 12 : y2 + 12, x1 - 12 : x2 + 12])
-        edges = columns.min() - 12, rows.min() - 12, columns.max() - 11 - (x2 - x1), rows.max() - 11 - (y2 - y1)
+        found = red_block(seen[y1 - 12 : y2 + 12, x1 - 12 : x2 + 12]) - np.array([12, 12, 12 + x2 - x1, 12 + y2 - y1])
         # The line and its rim cover the red along the edge.
-        assert max(map(abs, edges)) <= 3, (name, edges)
+        assert np.abs(found).max() <= 3, (name, found)
 
 
-def test_boxes_lie_right_on_turned_photographs_that_were_evaluated(opened, tmp_path):
-    """Labels refer to the pixels as stored; browsers show images upright."""
-    samples = []
-    for number, path in enumerate(turned_pictures(tmp_path / "in", ["jpg", "png", "webp"]), start=1):
-        box = np.array([[RED[0], RED[1], RED[0] + RED[2], RED[1] + RED[3]]], dtype=float)
-        none = np.zeros(1, dtype=bool)
-        samples.append(Sample(number, path, 100, 160, box, np.ones(1, int), none, np.full(1, 1800.0), none))
-    boxes = np.tile(np.array(RED, dtype=float), (24, 1))
-    results = CocoResults(samples, [Category(1, 1, "red")], np.arange(24), np.zeros(24, int), boxes, np.ones(24), False)
-    page, *_ = write_page(tmp_path / "out", results)
-    assert_marks_lie_on_the_red(opened(page, "sort=name", height=2400), 24, tmp_path)
+def evaluated_pictures(folder, samples, boxes):
+    """The page of an evaluation that found all there is: a red block on each image."""
+    boxes = np.array([[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes], dtype=float)
+    numbers, zeros, ones = np.arange(len(samples)), np.zeros(len(samples), int), np.ones(len(samples))
+    return write_page(folder, CocoResults(samples, [Category(1, 1, "red")], numbers, zeros, boxes, ones, False))[0]
+
+
+def sample_of(path, box, height, width, upright=False):
+    none = np.zeros(1, dtype=bool)
+    boxes = np.array([box], dtype=float)
+    return Sample(0, path, height, width, boxes, np.ones(1, int), none, np.full(1, 1800.0), none, upright)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_boxes_lie_right_on_turned_photographs_that_were_evaluated(opened, tmp_path, upright):
+    """Labels refer to the pixels as stored, or to the upright image; the page shows it upright."""
+    paths = turned_pictures(tmp_path / "in")
+    images = [read_image(path, upright) for path in paths]
+    boxes = [red_block(image) for image in images]
+    samples = [sample_of(*row, *image.shape[:2], upright) for *row, image in zip(paths, boxes, images, strict=True)]
+    page = evaluated_pictures(tmp_path / "out", samples, boxes)
+    assert_marks_lie_on_the_red(opened(page, "sort=name", height=3600), len(paths), tmp_path)
+
+
+def test_boxes_lie_right_on_images_of_another_size_than_their_labels_say(opened, tmp_path):
+    """One that was made smaller after labelling, stored lying or not; and one whose labels are of the upright image."""
+    tmp_path.joinpath("in").mkdir()
+    samples, boxes = [], []
+    for name, orientation, scale, turned in (
+        ("a", 1, 2, False),
+        ("b", 6, 2, False),
+        ("c", 6, 1, True),
+        ("d", 1, 1, False),
+    ):
+        path, exif = tmp_path / "in" / f"{name}.jpg", Image.Exif()
+        exif[0x0112] = orientation
+        image = Image.new("RGB", (160, 100), (90, 120, 150))
+        image.paste((255, 0, 0), (16, 12, 76, 42))
+        image.save(path, exif=exif, quality=95)
+        pixels = read_image(path, upright=turned)
+        boxes.append([scale * side for side in red_block(pixels)])
+        samples.append(sample_of(path, boxes[-1], *(scale * side for side in pixels.shape[:2])))
+    page = opened(evaluated_pictures(tmp_path / "out", samples, boxes), "sort=name")
+    assert_marks_lie_on_the_red(page, 4, tmp_path)
 
 
 def test_boxes_lie_right_on_turned_photographs_that_were_detected_on(opened, tmp_path):
-    """Detections refer to upright images."""
-    files = {}
-    for path in turned_pictures(tmp_path / "in", ["jpg", "png"]):
-        rows, columns = np.nonzero(read_image(path, upright=True)[..., 1] < 60)
-        files[path.name] = [(1, "red", (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))]
-    page = detections_page(tmp_path / "in", files, categories=["red"])
-    assert_marks_lie_on_the_red(opened(page, height=1600), 16, tmp_path)
+    """Detections refer to upright images; what browsers show otherwise, or not at all, is shown as a copy."""
+    paths = turned_pictures(tmp_path / "in")
+    files = {path.name: [(1, "red", red_block(read_image(path, upright=True)))] for path in paths}
+    path = detections_page(tmp_path / "in", files, categories=["red"])
+    page = opened(path, height=3600)
+    assert_marks_lie_on_the_red(page, len(paths), tmp_path)
+    assert len(list((path.parent / "report_images").iterdir())) == 3 * 7 + 8 + 1
+    page.click(".card button")
+    page.wait("view !== null")
+    assert page.js("decodeURIComponent(document.querySelector('#viewer-list a').href)").endswith("/in/1.avif")
+
+
+def test_a_large_copy_is_made_smaller(opened, tmp_path):
+    Image.new("RGB", (5000, 100), (255, 0, 0)).save(tmp_path / "wide.tif")
+    path = detections_page(tmp_path, {"wide.tif": [(0.9, "dog", (0, 0, 2500, 100))]})
+    page = opened(path, "image=wide.tif")
+    page.wait("view !== null")
+    assert page.js("stageImage.naturalWidth") == 2048
+    box = sides(page, "document.querySelector('#stage rect.mark').getBBox()")
+    assert box[2] == pytest.approx(page.js("stageImage.getBoundingClientRect().width") / 2, abs=0.5)
 
 
 def test_many_classes_have_colours_of_their_own(opened, detected):
@@ -138,6 +189,42 @@ def test_many_classes_have_colours_of_their_own(opened, detected):
     looks = page.js("Array.from({ length: 80 }, (_, number) => `${colourOf(number)} ${dashOf(number)}`)")
     assert len(set(looks)) == 80
     assert len(page.js("[...new Set(Array.from({ length: 20 }, (_, number) => colourOf(number)))]")) == 20
+
+
+# What people see who lack a kind of cone: Machado, Oliveira and Fernandes 2009, on linear RGB.
+SEEN = {
+    "all": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+# Ottosson's Oklab, in which distances are those that are seen: cones from linear RGB, and L, a, b from their roots.
+CONES = [
+    [0.41222147, 0.53633254, 0.05144599],
+    [0.21190350, 0.68069955, 0.10739696],
+    [0.08830246, 0.28171884, 0.62997870],
+]
+OKLAB = [
+    [0.21045426, 0.79361779, -0.00407205],
+    [1.97799850, -2.42859221, 0.45059371],
+    [0.02590404, 0.78277177, -0.80867577],
+]
+
+
+def test_people_with_any_colour_blindness_tell_the_colours_apart(opened, detected):
+    """As well as the first seven, which are Okabe and Ito's."""
+    colours = opened(detected).js("COLOURS.map((one) => [1, 3, 5].map((at) => parseInt(one.slice(at, at + 2), 16)))")
+    rgb = linear(colours)
+
+    def nearest(count):
+        distances = []
+        for seen in SEEN.values():
+            lab = np.cbrt(np.clip(rgb[:count] @ np.transpose(seen), 0, 1) @ np.transpose(CONES)) @ np.transpose(OKLAB)
+            apart = np.linalg.norm(lab[:, None] - lab, axis=2)
+            distances.append(apart[~np.eye(count, dtype=bool)].min())
+        return min(distances)
+
+    assert len(colours) == 20 and nearest(20) >= nearest(7) > 0.07
 
 
 def test_filters(opened, detected):
@@ -352,6 +439,20 @@ def test_a_detector_that_finds_nothing_has_a_page_too(opened, evaluated, tmp_pat
     assert (tally["hits"], tally["missed"], tally["F1"]) == ("0", str(labels), "0.000")
 
 
+def test_a_page_without_any_detection(opened, tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.jpg")
+    page = opened(detections_page(tmp_path, {"a.jpg": []}))
+    assert page.js("document.getElementById('count').textContent") == "1 image; nothing on it is scored above 0.25"
+    assert page.js("document.getElementById('classes').hidden")
+
+
+def test_hits_are_seen_beside_many_false_alarms(opened, evaluated):
+    page = opened(evaluated[0], "tab=figures")
+    bins = "Array.from({ length: 50 }, (_, bin) => bin < 10 ? [0, 5000] : [4, bin])"
+    assert page.js(f"highestOf({bins})") == 12, "three times the most hits"
+    assert page.js("highestOf(Array.from({ length: 50 }, () => [0, 70]))") == 70, "without hits"
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """An evaluation of 5,000 images, with 20 detections each; there are ten pictures."""
@@ -391,12 +492,13 @@ def test_only_rows_in_sight_are_there(opened, large):
     assert int(page.js(TALLY)["hits"].replace(",", "")) >= 0
 
 
-def contrast(a, b):
-    def luminance(colour):
-        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in np.array(colour) / 255]
-        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+def linear(colours):
+    parts = np.array(colours) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
-    low, high = sorted((luminance(a), luminance(b)))
+
+def contrast(*colours):
+    low, high = sorted(linear(colours) @ (0.2126, 0.7152, 0.0722))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -418,12 +520,32 @@ def test_text_stands_out(opened, evaluated, dark):
             assert contrast(colours[name], colours[below]) >= 4.5, (name, below)
 
 
+@pytest.fixture(scope="module")
+def long_names(evaluated, tmp_path_factory):
+    """The page of an evaluation of 30 classes with long names."""
+    results = evaluated[1]
+    more = [Category(label, 1000 + label, f"class {label}") for label in range(5, 31)]
+    categories = [*(replace(one, name=f"{one.name} {'of a long name ' * 6}") for one in results.categories), *more]
+    return write_page(tmp_path_factory.mktemp("long") / "out", replace(results, categories=categories))[0]
+
+
+STICKING_OUT = """[...document.querySelectorAll('.panel > *, .panel h2 > *, .chip > *')].filter((one) =>
+  one.getBoundingClientRect().right > one.parentElement.closest('.chip, .panel').getBoundingClientRect().right)
+  .map((one) => one.outerHTML.slice(0, 200))"""
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("tab", ["images", "figures", "labels"])
-def test_everything_fits_and_has_a_name(opened, evaluated, width, tab):
+def test_everything_fits_and_has_a_name(opened, long_names, width, tab):
     """For screen readers: no button, field or picture without one, in the browser's own accessibility tree."""
-    page = opened(evaluated[0], f"tab={tab}", width=width)
+    page = opened(long_names, f"tab={tab}", width=width)
     assert page.js("document.documentElement.scrollWidth") <= width
+    assert page.js(STICKING_OUT) == []
+    if tab == "images":
+        page.wait("document.querySelectorAll('.card g text').length > 5")
+        assert page.js(
+            "[...document.querySelectorAll('.card g text')].some((tag) => /of a.*… \\d+%$/.test(tag.textContent))"
+        )
     tree = page.call("Accessibility.getFullAXTree")["nodes"]
     wanted = {"button", "slider", "searchbox", "combobox", "checkbox", "tab", "img", "table", "dialog"}
     nodes = [node for node in tree if not node["ignored"] and node["role"]["value"] in wanted]

@@ -27,8 +27,8 @@ def inspected(tmp_path_factory):
     document["categories"][0]["name"] = HOSTILE_CLASS
     annotations.write_text(json.dumps(document))
     (data / "train" / document["images"][1]["file_name"]).write_bytes(b"")
-    assert inspect.main(["inspect", str(data), "--output-dir", str(folder)]) == 1
-    return folder / "inspection" / "inspection.html"
+    assert inspect.main(["inspect", str(data), "--output-dir", str(folder / "out")]) == 1
+    return folder / "out" / "inspection.html"
 
 
 def text_of(selector):
