@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.streams import outlive_readers
 from ssd300_vgg16.data.formats import TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.deploy.session import is_exported, resolve_engine
 from ssd300_vgg16.devices import local_rank
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Evaluate; returns the exit status: 0, or 1 if images could not be read or numbers differ from pycocotools'."""
     options = build_parser().parse_args(arguments)
+    outlive_readers("eval.sh")
     weights = newest_run() if options.weights is None else Path(options.weights)
     source = _source(options, weights)
     output = Path(options.output_dir) if options.output_dir else None
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> int:
     if job:
         source.locate("val")  # what is missing is said once
         command = [*start.command("ssd300_vgg16.evaluate"), *arguments]
-        return supervise(job, command, lambda: command, restarts=0, advice="", options=arguments)
+        return supervise(job, command, lambda: command, restarts=0, advice=str, options=arguments)
     # Before OneFlow is imported, which then sees what is chosen.
     resolve_engine(options.engine, options.device, local_rank(), is_exported(weights), options.amp)
     # OneFlow comes in here: --help and wrong options answer at once.

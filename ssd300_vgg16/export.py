@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.streams import outlive_readers
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Export; returns the exit status."""
     options = build_parser().parse_args(arguments)
+    outlive_readers("export")
     _refuse_contradictions(options)
     command_line.refuse_as_target(options.to, ".onnx", "an ONNX file")
     images = _spread(find_images([options.calibrate])) if options.int8 else []

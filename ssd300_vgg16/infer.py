@@ -15,6 +15,7 @@ from pathlib import Path
 
 # First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.streams import outlive_readers
 
 # isort: split
 from ssd300_vgg16.data.image_files import find_images
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image or video could not be read, or not to its end."""
     given = vars(build_parser().parse_args(arguments))
+    outlive_readers("infer.sh")
     paths, weights, threshold = (given.pop(name) for name in ("paths", "weights", "score_threshold"))
     # Before weights: a wrong path is told at once.
     videos = find_videos(paths)

@@ -2,8 +2,12 @@
 
 import ctypes
 import os
+import re
+import resource
 from functools import cache
 from pathlib import Path
+
+from ssd300_vgg16.errors import UserError
 
 # What OpenBLAS's "SkylakeX" kernels need of a processor. OpenBLAS finds that out by itself for the processors it has
 # heard of; for those newer than it (AMD's with AVX-512, say) it falls back to kernels half as fast.
@@ -35,6 +39,50 @@ def cpuinfo(field: str) -> str:
 def is_one_of_several() -> bool:
     """Whether this process is one of several that train or evaluate together."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+# Without memory, native code aborts, and hangs without files to open, where Python would have an exception: too little
+# for the libraries alone is told before they are loaded.
+MIN_ADDRESS_SPACE = 6_000_000  # kB, as `ulimit -v` has them: OneFlow's, CUDA's and MKL's code and threads take 5.4
+MIN_OPEN_FILES = 64
+
+
+def refuse_tight_limits() -> None:
+    """Raise UserError if this process may not have the memory or the open files that it takes to load OneFlow."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < MIN_OPEN_FILES:
+        raise UserError(
+            f"only {files} files may be open at a time (ulimit -n), and the libraries and their processes take "
+            f"{MIN_OPEN_FILES}: raise the limit, as with ulimit -n 1024"
+        )
+    memory, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= memory < 1024 * MIN_ADDRESS_SPACE:  # -1 is none
+        raise UserError(
+            f"only {memory // 1024} kB of memory may be used (ulimit -v), and the libraries alone take "
+            f"{MIN_ADDRESS_SPACE}: raise the limit, or lift it with ulimit -v unlimited"
+        )
+
+
+# How those say it that have no MemoryError: the linker, Python's threads, OpenCV, ONNX Runtime, C++.
+_SHORT = re.compile(
+    "failed to map segment|can't start new thread|(cannot|failed to) allocate|insufficient memory|bad_?alloc",
+    re.IGNORECASE,
+)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether this is what becomes of a lack of main memory, in any of the libraries."""
+    return isinstance(error, MemoryError) or _SHORT.search(str(error)) is not None
+
+
+def memory_is_short(error: BaseException) -> str:
+    """It in a sentence."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    limited = f", of which ulimit -v allows {limit // 1024} kB" if limit >= 0 else ""
+    return (
+        f"memory is short{limited} ({str(error) or 'MemoryError'}): take fewer images at a time (--batch-size, and "
+        "--workers where there are some), run it alone, or allow more"
+    )
 
 
 @cache

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssd300_vgg16 import start
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.streams import outlive_readers
 from ssd300_vgg16.cli.train_options import parse
 from ssd300_vgg16.devices import local_rank, resolve_device
 from ssd300_vgg16.distributed.job import Job, job_from
@@ -22,6 +23,7 @@ from ssd300_vgg16.weights.locate import LAST
 def main(arguments: list[str]) -> int:
     """Train, or what --check or --test-only ask for instead; returns the exit status."""
     options = parse(arguments)
+    outlive_readers("train.sh")
     if job := job_from(os.environ):
         return _supervise(job, options, arguments)
     resolve_device(options.device, local_rank())  # before OneFlow is imported, which then sees what is chosen
@@ -42,7 +44,7 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
     module = start.command("ssd300_vgg16.train")
     begin = [*module, *arguments]
     if options.test_only or options.check:
-        return supervise(job, begin, lambda: begin, restarts=0, advice="", options=arguments)
+        return supervise(job, begin, lambda: begin, restarts=0, advice=str, options=arguments)
     folder = run_folder.folder_of(options.resume, options.output_dir) if job.host_rank == 0 else None
     if folder and not options.resume:
         begin += ["--output-dir", str(folder)]
@@ -53,7 +55,11 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
     def again() -> list[str]:
         return go_on if (folder / run_folder.OPTIONS).exists() else begin
 
-    advice = f"Go on with:\n  {run_folder.resume_command(folder)}"
+    def advice() -> str:
+        # On other hosts than the first, what there is to go on with is not known.
+        there = job.host_rank > 0 or (folder / run_folder.OPTIONS).exists()
+        return run_folder.how_to_go_on(folder) if there else ""
+
     return supervise(job, begin, again, options.restarts, advice, arguments)
 
 

@@ -121,3 +121,17 @@ def test_a_request_is_noted_and_the_next_one_is_the_systems(signal_number):
         assert stop.made and stop.signal_number == signal_number
         assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_DFL}
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == former
+
+
+def test_what_was_begun_to_outlive_its_terminal_does():
+    """With nohup."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.made
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal_number == signal.SIGTERM
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)

@@ -5,7 +5,9 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +16,12 @@ from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.distributed.launcher import is_said
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.files import told
+from ssd300_vgg16.machine import is_short_of_memory, memory_is_short
 
+FAILURE_STATUS = 1
 USAGE_STATUS = 2
 SIGNAL_STATUS = 128  # and the signal's number
+BUG = "a fault of this program, and none of yours. Please report it where you have the program from, with these lines:"
 
 
 def run(main: Callable[[list[str]], int], name: str) -> None:
@@ -24,31 +29,56 @@ def run(main: Callable[[list[str]], int], name: str) -> None:
     # Lines appear as they are written in a pipe too, and file names that are not text do not end the program.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    status = _status(main, name)
+    if _is_rank():
+        # Of several processes, OneFlow's own way out waits for the others, who may have gone, for ever.
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _status(main: Callable[[list[str]], int], name: str) -> int:
+    """What main returns, or how it ended otherwise, which is said."""
     try:
-        status = main(sys.argv[1:])
+        return main(sys.argv[1:])
+    except SystemExit as end:  # of argparse
+        return int(end.code or 0)
     except UserError as error:
         _say(f"{name}: {error}")
-        status = USAGE_STATUS
+        return USAGE_STATUS
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would interrupt the clearing up, with a traceback
         _say(f"{name}: interrupted")
-        status = SIGNAL_STATUS + signal.SIGINT
+        return SIGNAL_STATUS + signal.SIGINT
     except Stopped as stop:
         _say(f"{name}: stopped by {signal.Signals(stop.signal_number).name}")
-        status = SIGNAL_STATUS + stop.signal_number
+        return SIGNAL_STATUS + stop.signal_number
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to be said, not even at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    except OSError as error:
+        return FAILURE_STATUS
+    except Exception as error:
+        return _fail(error, name)
+
+
+def _fail(error: Exception, name: str) -> int:
+    """Say what nobody has foreseen, and return the status."""
+    if is_short_of_memory(error):
+        _say(f"{name}: {memory_is_short(error)}")
+    elif isinstance(error, OSError):
         # A full disk, a folder that cannot be written to: the message names the file.
         _say(f"{name}: {told(error)}")
-        status = USAGE_STATUS
-    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        # One of several processes: OneFlow's own way out waits for the others, who may have gone, for ever.
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
+        # Not the end of all ranks, who would be given time for theirs.
+        return FAILURE_STATUS if _is_rank() else USAGE_STATUS
+    else:
+        _say(f"{name}: {BUG}\n{''.join(traceback.format_exception(error)).rstrip()}")
+    return FAILURE_STATUS
+
+
+def _is_rank() -> bool:
+    """Whether this is one of several processes, that are others' to end and to wait for."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
 def _say(message: str) -> None:

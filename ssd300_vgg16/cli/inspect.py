@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.streams import outlive_readers
 from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> int:
     if options.command is None:
         parser.print_help()
         return 0
+    outlive_readers(PROGRAM)
     source = _source(options)
     splits = _splits(source, options.split)
     output = _output(options, source)

@@ -24,15 +24,13 @@ from tqdm import tqdm
 from ssd300_vgg16.data.dataset import Notes
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import keep_freed_memory
-from ssd300_vgg16.signals import end_of
+from ssd300_vgg16.signals import STOP_SIGNALS, end_of
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 TASKS_AHEAD_PER_WORKER = 2
 MAX_BYTES_AHEAD = 1 << 16  # of a task; a pipe holds some more
-# What asks for an end is for the parent alone; a worker ends when its parent does.
-PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 DEATH_SECONDS = 5.0  # for a process whose pipe has closed to be gone
 ALIGNMENT = 64  # bytes; that of a cache line
 MIN_SHARED = 1 << 15  # bytes of an array; less goes through the pipe: kept for long, it would hold on to a whole slot
@@ -178,8 +176,9 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         resource_tracker.ensure_running()  # starting it would unblock the signal
-        # A process inherits what is blocked, so that it is from the first moment on.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+        # What asks for an end is for the parent alone; a worker ends when its parent does. A process inherits what is
+        # blocked, so that it is from the first moment on.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process.start()
         finally:

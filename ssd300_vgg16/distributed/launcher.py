@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
-from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of
+from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
@@ -50,14 +50,14 @@ def supervise(
     command: list[str],
     restart_command: Callable[[], list[str]],
     restarts: int,
-    advice: str,
+    advice: Callable[[], str],
     options: list[str],
 ) -> int:
     """Run the job's processes of this host to their end; returns the exit status of the whole.
 
     `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with what
-    `restart_command` returns then, `restarts` times at most. `advice` is for the user whose run has failed; it may be
-    empty. `options` is what must be the same on all hosts.
+    `restart_command` returns then, `restarts` times at most. `advice` is asked for what to tell the user whose run has
+    failed; it may be empty. `options` is what must be the same on all hosts.
     """
     with open_links(job, options) as links, _caught_signals() as signals, TemporaryDirectory() as said:
         port = job.port or _free_port()
@@ -70,8 +70,8 @@ def supervise(
                 break
             _say(f"starting again from the last checkpoint ({restart + 1} of {restarts})")
             command, port = restart_command(), _free_port()
-    if advice:
-        _say(advice)
+    if text := advice():
+        _say(text)
     return 1
 
 
@@ -146,8 +146,9 @@ class _Ranks:
         if (end := self._links.poll()) is not None:
             self._conclude(end)
         if self._running and time.monotonic() > self._deadline:
-            left, all_here = len(self._running), self._job.processes
-            _say(f"{left} of {all_here} processes were killed: they had not ended {self._grace}")
+            if self._end is None or self._end.status != 2:  # which has said why
+                left, all_here = len(self._running), self._job.processes
+                _say(f"{left} of {all_here} processes were killed: they had not ended {self._grace}")
             self._conclude(End(128 + self._stop))
             self._kill()
 
@@ -218,7 +219,7 @@ class _Ranks:
 def _caught_signals() -> Iterator[list[int]]:
     """The requests to stop that have come since this began, which do not end the supervisor by themselves."""
     numbers: list[int] = []
-    former = {number: signal.signal(number, lambda number, _: numbers.append(number)) for number in STOP_SIGNALS}
+    former = {number: signal.signal(number, lambda number, _: numbers.append(number)) for number in heeded()}
     # Whoever started us may have had it ignored: then no process's status could be had.
     former[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:

@@ -19,7 +19,7 @@ from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import NONE_VISIBLE, VISIBLE, WHEEL_VERSION, ask_driver, gpu_driver, oneflow_version
-from ssd300_vgg16.machine import cpuinfo, is_one_of_several, use_widest_kernels
+from ssd300_vgg16.machine import cpuinfo, is_one_of_several, refuse_tight_limits, use_widest_kernels
 from ssd300_vgg16.ports import keep_on_loopback
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
@@ -147,6 +147,7 @@ def _import_oneflow() -> ModuleType:
 
 
 use_widest_kernels()
+refuse_tight_limits()
 if "oneflow" not in sys.modules:
     _hide_broken_gpus()
 MKL_IN_USE = "oneflow" not in sys.modules and _put_mkl_before_bundled_blas()

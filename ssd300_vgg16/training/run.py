@@ -222,11 +222,15 @@ def _run(trainer: Trainer) -> Evaluation | None:
         with _not_finite_told(trainer):
             return trainer.train()
     except Stopped:
+        trainer.world.say(f"Stopped after step {trainer.progress.step}. {run_folder.how_to_go_on(trainer.folder)}")
         command = run_folder.resume_command(trainer.folder)
-        trainer.world.say(f"Stopped after step {trainer.progress.step}. Go on with:\n  {command}")
         _end_page(trainer, f"stopped after step {trainer.progress.step:,}; go on with {command}")
         raise
     except Exception as error:
+        # Of several processes one fails alone, but for errors that all agree on: then the supervisor says it.
+        alone = trainer.world.world_size == 1 or isinstance(error, UserError)
+        if alone and (trainer.folder / run_folder.OPTIONS).exists():
+            trainer.world.say(f"Ended in step {trainer.progress.step + 1}. {run_folder.how_to_go_on(trainer.folder)}")
         _end_page(trainer, f"ended by an error: {error}")
         raise
     finally:

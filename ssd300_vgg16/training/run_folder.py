@@ -39,6 +39,11 @@ def resume_command(folder: Path) -> str:
     return f"{variables}bash train.sh --resume {shlex.quote(str(folder))}"
 
 
+def how_to_go_on(folder: Path) -> str:
+    """The same in words."""
+    return f"Go on with:\n  {resume_command(folder)}"
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove the half-written files of a run that was killed while it saved."""
     for path in folder.iterdir():

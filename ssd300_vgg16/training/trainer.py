@@ -1,7 +1,6 @@
 """The training loop: steps, reports, evaluations, checkpoints, and an end in good order whatever happens."""
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -179,8 +178,7 @@ class Trainer:
             self.world.last_barrier()
             raise UserError(
                 f"{self._unreadable} of the last {self._images} training images cannot be read: see that their disk or "
-                f"folder is there. The checkpoint is that of step {self._saved_step}, from before; go on with "
-                f"bash train.sh --resume {shlex.quote(str(self.folder))}"
+                f"folder is there. The checkpoint is that of step {self._saved_step}, from before"
             )
 
     def _report(self, where: str, bar: tqdm) -> None:

@@ -599,6 +599,12 @@ def test_a_usage_error_has_status_2_and_no_traceback(module, arguments, message)
             2,
             "train.sh: runs/a: No space left on device: make room on its disk, or name another folder\n",
         ),
+        (
+            MemoryError(),
+            1,
+            "train.sh: memory is short (MemoryError): take fewer images at a time (--batch-size, and --workers where "
+            "there are some), run it alone, or allow more\n",
+        ),
         (None, 0, ""),
     ],
 )
@@ -618,12 +624,15 @@ def test_how_a_command_line_ends(monkeypatch, capsys, raised, status, message):
     assert ignored == isinstance(raised, KeyboardInterrupt)
 
 
-def test_a_bug_is_not_hidden(monkeypatch):
+def test_a_bug_is_told_as_one(monkeypatch, capsys):
     def main(_):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as caught:
         command_line.run(main, "train.sh")
+    first, *trace = capsys.readouterr().err.splitlines()
+    assert (caught.value.code, first) == (1, f"train.sh: {command_line.BUG}")
+    assert trace[0].startswith("Traceback") and trace[-1] == "ZeroDivisionError"
 
 
 def test_a_reader_that_has_gone_is_no_error():

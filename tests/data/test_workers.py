@@ -233,7 +233,7 @@ def test_the_files_of_a_task_are_named(tmp_path):
     assert str(caught.value).startswith(f"{story}: if memory is short, run again with fewer")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_what_asks_for_an_end_is_left_to_the_parent(signal_number):
     others = set(multiprocessing.active_children())
     with WorkerPool(1) as pool:

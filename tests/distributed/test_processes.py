@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from small_data import WIDTH, environment, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
 
 from ssd300_vgg16 import evaluate, train
+from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.ssd import SSD300
 from ssd300_vgg16.training import run as run_module
@@ -163,9 +164,9 @@ def test_a_job_is_started_again_from_where_it_is(place, tmp_path, asked):
     assert asked["command"] == [*arguments, "--output-dir", folder]
     assert asked["restarts"] == 5
     command = "NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 NPROC=2 bash train.sh --resume"
-    assert asked["advice"] == f"Go on with:\n  {command} {folder}"
-    assert asked["again"]()[4:] == asked["command"]
+    assert (asked["again"]()[4:], asked["advice"]()) == (asked["command"], "")
     (tmp_path / "run" / "options.json").touch()
+    assert asked["advice"]() == f"Go on with:\n  {command} {folder}"
     assert asked["again"]()[4:] == ["--resume", folder]
     (tmp_path / "run" / "options.json").unlink()
     assert train.main([*arguments, "-j", "9"]) == 0
@@ -300,6 +301,37 @@ if world.rank == int(sys.argv[1]):
     time.sleep(14)
 os._exit(0)
 """
+
+
+# The last process fails in a way that nobody has foreseen; the first waits for it.
+FAILING = """
+import sys
+from ssd300_vgg16.cli import command_line
+def main(arguments):
+    from ssd300_vgg16.distributed.world import this_world
+    world = this_world().connected()
+    if not world.is_first:
+        raise eval(arguments[0])
+    world.sum_at_once(0)
+command_line.run(main, "train.sh")
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("MemoryError('no room')", ["train.sh: memory is short (no room): "]),
+        ("OSError(24, 'Too many open files')", ["train.sh: Too many open files"]),
+        ("TypeError('odd')", [f"train.sh: {command_line.BUG}", "Traceback", "TypeError: odd"]),
+    ],
+)
+def test_whatever_ends_a_process_ends_the_job(error, told):
+    command = [sys.executable, REPOSITORY / "tests" / "helpers" / "as_two.py", sys.executable, "-c", FAILING, error]
+    job = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=END_SECONDS)
+    assert job.returncode == 1
+    lines = [line for line in job.stderr.splitlines() if not line.startswith("  ")]
+    for line, expected in zip(lines, [*told, "train.sh: process 2 of 2 (rank 1, pid "], strict=True):
+        assert line.startswith(expected)
 
 
 @long
