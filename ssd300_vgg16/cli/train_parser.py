@@ -139,6 +139,11 @@ def build_parser() -> argparse.ArgumentParser:
     warmup = "steps of linear warm-up from lr / 1000 (default: %(default)s)"
     add("--warmup-steps", type=natural, default=1000, help=warmup)
     add("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
+    empty = (
+        "train on images that nothing is annotated on too, in each epoch as many as this share of the images with "
+        "objects: 0.1 is one for every ten, drawn anew where there are more; 0 is none (default: %(default)s)"
+    )
+    add("--background-images", type=not_negative, default=0.0, metavar="FRACTION", help=empty)
     add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
 
     add = parser.add_argument_group("update of the weights").add_argument

@@ -207,12 +207,11 @@ def _summary(trainer: Trainer) -> str:
         batch += f" in {options.accumulate} passes"
     length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
     going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
-    empty = trainer.progress.data["images"] - len(trainer.samples)
-    # Without a positive there is no hard negative: the loss of such an image is 0, whatever is detected on it.
-    without = f" ({empty} without are left out: the loss is zero there)" if empty else ""
+    labelled, backgrounds = trainer.batch.labelled, trainer.batch.backgrounds
+    empty = trainer.progress.data["images"] - labelled
+    without = f", {empty} images without objects, {backgrounds} of them trained on in an epoch" if empty else ""
     return (
-        f"{len(trainer.samples)} images with objects{without}, {length}, {batch}, lr {options.lr:g}, "
-        f"seed {options.seed}.{going_on}"
+        f"{labelled} images with objects{without}, {length}, {batch}, lr {options.lr:g}, seed {options.seed}.{going_on}"
     )
 
 

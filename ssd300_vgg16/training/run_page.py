@@ -137,7 +137,7 @@ def _training_pictures(
     pictures = []
     for file, image, offsets, labels in zip(batch.files, batch.images, batch.offsets, batch.labels, strict=True):
         if not labels.any():
-            continue  # it cannot be read, as the training will tell
+            continue  # it holds no object, or cannot be read, as the training will tell
         boxes, of_box = objects_of(offsets, labels, config.default_boxes)
         marks = _marks([names[label] for label in of_box.tolist()], xyxy_to_xywh(boxes))
         pictures.append(_picture(Path(file), image.transpose(1, 2, 0), marks))
