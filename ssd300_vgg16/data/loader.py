@@ -227,4 +227,4 @@ def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:
 
 def backgrounds_of(samples: Sequence[Sample]) -> list[Sample]:
     """Samples that nothing is annotated on. Where a crowd is, or a box of no area, there is something to see."""
-    return [sample for sample in samples if not len(sample.labels)]
+    return [sample for sample in samples if not (len(sample.labels) or sample.incomplete)]

@@ -63,7 +63,7 @@ def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerP
     options, world = setup.options, setup.world
     labelled = samples_with_objects(setup.train_set.samples)
     empty = backgrounds_of(setup.train_set.samples)
-    backgrounds = min(len(empty), round(options.background_images * len(labelled)))
+    backgrounds = min(len(empty), round((options.background_images or 0) * len(labelled)))
     samples = [*labelled, *empty] if backgrounds else labelled
     layout = setup.description.variant.layout
     batch = BatchConfig(

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.dataset import Dataset, shared_images
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.devices import resolve_device
@@ -36,6 +37,8 @@ from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.recognise import Weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
 
+# Of own data, if nothing is said: measured in benchmarks/backgrounds.py.
+BACKGROUND_IMAGES = 0.1
 # The compute capability from which on GPUs have them.
 TENSOR_CORES = (7, 0)
 AMP_ADVICE = "This GPU has tensor cores: --amp trains in half precision, faster and in less memory."
@@ -76,6 +79,7 @@ def train(options: TrainOptions) -> int:
         model=description.variant.model,
         default_boxes=description.variant.boxes,
         width=description.width,
+        background_images=_background_images(options, train_set),
     )
     setup = Setup(options, train_set, val_set, description, world, device, eager)
     on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory(TRAINING_ADVICE, "train.sh")
@@ -149,6 +153,15 @@ def _description(options: TrainOptions, train_set: Dataset, weights: Weights | N
         train_set.categories,
         variant_of(options.model or model, options.default_boxes or boxes),
     )
+
+
+def _background_images(options: TrainOptions, train_set: Dataset) -> float:
+    """The share of images without objects: as the options say, else none of COCO or VOC, as in what is published."""
+    if options.background_images is not None:
+        return options.background_images
+    names = {category.name for category in train_set.categories}
+    published = ({category.name for category in known} for known in (COCO_CATEGORIES, VOC_CATEGORIES))
+    return 0.0 if names in published else BACKGROUND_IMAGES
 
 
 def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:

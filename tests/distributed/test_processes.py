@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from places import REPOSITORY
 from safetensors.numpy import load_file
-from small_data import WIDTH, environment, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
+from small_data import (
+    WIDTH,
+    emptied,
+    environment,
+    metrics_without_times,
+    run,
+    shapes,
+    shapes_folder,
+    start,
+    untrained_run,
+)
 
 from ssd300_vgg16 import evaluate, train
 from ssd300_vgg16.errors import UserError
@@ -27,14 +37,15 @@ from ssd300_vgg16.weights.locate import LAST
 # A batch that neither 2 nor 3 processes can share evenly, for 20 steps.
 SETTINGS = ("--data-path", "shapes", "--preset", "narrow", "--width", WIDTH, "-b", 5, "-j", 0, "--device", "cpu")
 SETTINGS += ("--optimizer", "sgd", "--lr", 1e-4, "--print-freq", 1, "--epochs", 4, "--eval-every", 4)
+SETTINGS += ("--background-images", 0.25)
 END_SECONDS = 60.0  # within which a job of which a process was killed has to be at its end
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with generated shapes in it, to run commands in."""
+    """A folder with generated shapes in it, to run commands in; a fifth of the training images hold no object."""
     folder = tmp_path_factory.mktemp("processes")
-    shapes_folder(folder, 25, 5)
+    emptied(shapes_folder(folder, 25, 5), 5)
     return folder
 
 
