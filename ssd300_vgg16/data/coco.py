@@ -235,9 +235,9 @@ def _read_objects(
         bbox = _reference_fault(entry, images, names) or _bbox(entry)
         if isinstance(bbox, str):
             of_image = entry.get("image_id") if isinstance(entry, dict) else None
-            image_index = index_of.get(of_image) if isinstance(of_image, int) else None
+            image = images.get(of_image) if isinstance(of_image, int) else None
             located = _located("annotations", entry, position)
-            problems.add(f"annotation {bbox}", located, Fate.OBJECT_LEFT_OUT, image_index)
+            problems.add(f"annotation {bbox}", located, Fate.OBJECT_LEFT_OUT, index_of[image.id] if image else None)
             continue
         image = images[entry["image_id"]]
         if image:  # else it is dropped, which has been counted

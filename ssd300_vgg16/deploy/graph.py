@@ -153,8 +153,7 @@ def add_postprocess(
     per_class = min(CANDIDATES_PER_CLASS, len(default_boxes(layout)))
     # ONNX Runtime 1.23's TopK divides by its number of rows, and so ends the process where there are no images.
     missing = _missing_images(graph, logits)
-    scores = _scores(graph, logits, num_classes)
-    scores, rows = _candidates(graph, _filled_up(graph, scores, missing), num_classes, per_class)
+    scores, rows = _candidates(graph, logits, num_classes, per_class, missing)
     boxes = graph.add("GatherND", _filled_up(graph, _decoded(graph, offsets, layout), missing), rows, batch_dims=1)
     kept = _kept_by_nms(graph, boxes, scores, per_class, score_threshold)
     per_image = (num_classes - 1) * per_class
@@ -187,15 +186,11 @@ def _filled_up(graph: Graph, values: str, missing: str) -> str:
     return graph.add("Concat", values, blank, axis=0)
 
 
-def _scores(graph: Graph, logits: str, num_classes: int) -> str:
-    """[B, D, C - 1], of each class but the background."""
+def _candidates(graph: Graph, logits: str, num_classes: int, per_class: int, missing: str) -> tuple[str, str]:
+    """Best scores of each class but the background [B, C - 1, K]; which default boxes have them [B, (C - 1) * K, 1]."""
     scores = graph.add("Softmax", logits, axis=-1)
-    return graph.add("Slice", scores, np.array([1]), np.array([num_classes]), np.array([2]))
-
-
-def _candidates(graph: Graph, scores: str, num_classes: int, per_class: int) -> tuple[str, str]:
-    """Of scores [B, D, C - 1] each class's best [B, C - 1, K]; which default boxes have them [B, (C - 1) * K, 1]."""
-    by_class = graph.add("Transpose", scores, perm=(0, 2, 1))
+    scores = graph.add("Slice", scores, np.array([1]), np.array([num_classes]), np.array([2]))
+    by_class = graph.add("Transpose", _filled_up(graph, scores, missing), perm=(0, 2, 1))
     graph.add_several("TopK", ("candidates", "candidate_rows"), by_class, np.array([per_class]), axis=2)
     return "candidates", graph.add("Reshape", "candidate_rows", np.array([0, (num_classes - 1) * per_class, 1]))
 

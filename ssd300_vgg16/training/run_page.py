@@ -132,7 +132,7 @@ def _training_pictures(
     samples: Sequence[Sample], config: BatchConfig, pool: WorkerPool, names: dict[int, str]
 ) -> list[dict]:
     """The first training images with what they are matched to, which depends on the seed alone."""
-    few = replace(config, batch_size=min(TRAINING_PICTURES, len(samples)))
+    few = replace(config, batch_size=min(TRAINING_PICTURES, config.images_per_epoch(len(samples))))
     batch = next(training_batches(samples, few, 0, pool))
     pictures = []
     for file, image, offsets, labels in zip(batch.files, batch.images, batch.offsets, batch.labels, strict=True):
