@@ -29,7 +29,7 @@ NOT_RESUMED = ("resume", "output_dir", "test_only", "pretrained", "workers", "ch
 # Options that --resume does not let change: the network, its optimizer's state, the order of its images.
 FIXED = (
     *("preset", "model", "default_boxes", "width", "num_classes"),
-    *("optimizer", "batch_size", "seed", "trainable_backbone_layers"),
+    *("optimizer", "batch_size", "seed", "trainable_backbone_layers", "background_images"),
 )
 _NOT_GIVEN = object()
 
@@ -80,7 +80,8 @@ def _with_tuples(values: dict) -> dict:
 def _options_of(run: Path) -> dict:
     """The options that a run was begun with, by an earlier version too, which may have had others."""
     known = {field.name for field in fields(TrainOptions)} - {*NOT_RESUMED, "notices"}
-    return _with_tuples({name: value for name, value in read_options(run_of(run)).items() if name in known})
+    options = {"background_images": 0.0} | read_options(run_of(run))
+    return _with_tuples({name: value for name, value in options.items() if name in known})
 
 
 def _preset_options(defaults: dict, given: dict) -> tuple[dict, list[str]]:

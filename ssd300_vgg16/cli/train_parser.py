@@ -20,6 +20,7 @@ _PAPER = {
     "trainable_backbone_layers": 5,
     "bias_lr_factor": 2.0,
     "bias_wd": 0.0,
+    "background_images": 0.0,
 }
 _PAPER_COCO = {"iterations": 240_000, "lr_steps": (160_000, 200_000), "eval_every": 5}
 _PAPER_VOC = {"dataset": "voc", "iterations": 120_000, "lr_steps": (80_000, 100_000), "eval_every": 10}
@@ -139,6 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
     warmup = "steps of linear warm-up from lr / 1000 (default: %(default)s)"
     add("--warmup-steps", type=natural, default=1000, help=warmup)
     add("--data-augmentation", choices=tuple(POLICIES), default="ssd", help="(default: %(default)s)")
+    empty = (
+        "train on images that nothing is annotated on too, in each epoch as many as this share of the images with "
+        "objects: 0.1 is one for every ten, drawn anew where there are more; 0 is none (default: 0.1; for COCO's and "
+        "VOC's classes, and in the paper's presets, 0)"
+    )
+    add("--background-images", type=not_negative, metavar="FRACTION", help=empty)
     add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
 
     add = parser.add_argument_group("update of the weights").add_argument

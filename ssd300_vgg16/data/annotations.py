@@ -110,7 +110,7 @@ def dataset_of(
         report("object that is there twice, with the same box: counted once", repeated, Fate.OBJECT_LEFT_OUT)
         image_index = image_index[~repeated]
         columns = {name: column[~repeated] for name, column in columns.items()}
-    samples = _samples(images, image_index, columns, upright=kind == "yolo")
+    samples = _samples(images, image_index, columns, problems.incomplete, upright=kind == "yolo")
     if kind != "yolo":
         report_sizes(samples, problems)
     if strict:
@@ -140,7 +140,11 @@ def _choose_categories(
 
 
 def _samples(
-    images: Sequence[ImageRow], image_index: np.ndarray, columns: dict[str, Any], upright: bool
+    images: Sequence[ImageRow],
+    image_index: np.ndarray,
+    columns: dict[str, Any],
+    incomplete: set[int],
+    upright: bool,
 ) -> tuple[Sample, ...]:
     """A sample for each image, its objects in the order of the columns."""
     # Sorted once, then cut: to look for the rows of each image alone is quadratic.
@@ -148,8 +152,13 @@ def _samples(
     starts = np.searchsorted(image_index[order], np.arange(len(images) + 1)).tolist()
     columns = {name: column[order] for name, column in columns.items()}
     return tuple(
-        Sample(*image, **{name: column[first:last] for name, column in columns.items()}, upright=upright)
-        for image, (first, last) in zip(images, pairwise(starts), strict=True)
+        Sample(
+            *image,
+            **{name: column[first:last] for name, column in columns.items()},
+            upright=upright,
+            incomplete=index in incomplete,
+        )
+        for index, (image, (first, last)) in enumerate(zip(images, pairwise(starts), strict=True))
     )
 
 

@@ -191,6 +191,7 @@ CROP_ASPECT = (0.5, 2.0)
 # The recipe draws options until one succeeds. "The whole image" always does, so even where no crop fits, as in an image
 # one pixel wide, this many draws miss it in 2 of 10000 cases only.
 MAX_OPTION_DRAWS = 55
+STAND_IN = -1  # the label of what an image without objects is cropped by
 
 
 @dataclass(frozen=True)
@@ -217,12 +218,15 @@ def augment(
 
     boxes float32 [N, 4] xyxy in pixels of the file and within it, labels int64 [N] -> boxes [M, 4] in pixels of out,
     and their labels [M]. The outcome depends on the arguments and the state of rng alone, and what is drawn does not
-    depend on the factor that it was reduced by.
+    depend on the factor that it was reduced by. An image without boxes is cropped as one with a box of drawn place and
+    size is.
     """
     chosen, image = POLICIES[policy], decoded.pixels
     colours = draw_colours(rng) if chosen.distorts_colours else Colours()
     height, width = decoded.size
     view = View((0, 0, width, height))
+    if not len(boxes):
+        boxes, labels = _stand_in(width, height, rng), np.full(1, STAND_IN)
     for step in chosen.steps:
         view, boxes, labels = step(view, boxes, labels, rng)
     # The same view of the image with its sides reduced, to the next whole pixel of it.
@@ -231,8 +235,15 @@ def augment(
     seen_pixels(image, view, colours, out)
     boxes = seen_boxes(boxes, view, image, out.shape[-1])
     # float32 may leave nothing of a box that is very thin, and the offsets to a default box take its logarithm.
-    keep = box_math.area(boxes) > 0
+    keep = (box_math.area(boxes) > 0) & (labels != STAND_IN)
     return boxes[keep], labels[keep]
+
+
+def _stand_in(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    """A box float32 [1, 4] anywhere in an image, of a tenth of its sides to all."""
+    sides = rng.uniform(0.1, 1.0, 2) * (width, height)
+    corner = rng.random(2) * ((width, height) - sides)
+    return np.concatenate((corner, corner + sides), dtype=np.float32)[None]
 
 
 def zoom_out(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Example:
@@ -250,10 +261,8 @@ def zoom_out(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.G
 def iou_crop(view: View, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Example:
     """Crop so that some box has at least a drawn IoU with the crop, or keep all that is seen.
 
-    Boxes whose centre is in the crop stay, clipped to it. A view without boxes stays as it is.
+    Boxes whose centre is in the crop stay, clipped to it.
     """
-    if not len(boxes):
-        return view, boxes, labels
     for _ in range(MAX_OPTION_DRAWS):
         min_iou = MIN_IOU_OPTIONS[rng.integers(len(MIN_IOU_OPTIONS))]
         if min_iou is None:

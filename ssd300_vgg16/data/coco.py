@@ -234,7 +234,10 @@ def _read_objects(
     for position, entry in enumerate(entries):
         bbox = _reference_fault(entry, images, names) or _bbox(entry)
         if isinstance(bbox, str):
-            problems.add(f"annotation {bbox}", _located("annotations", entry, position), Fate.OBJECT_LEFT_OUT)
+            of_image = entry.get("image_id") if isinstance(entry, dict) else None
+            image = images.get(of_image) if isinstance(of_image, int) else None
+            located = _located("annotations", entry, position)
+            problems.add(f"annotation {bbox}", located, Fate.OBJECT_LEFT_OUT, index_of[image.id] if image else None)
             continue
         image = images[entry["image_id"]]
         if image:  # else it is dropped, which has been counted

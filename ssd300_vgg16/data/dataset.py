@@ -42,6 +42,7 @@ class Sample:
     Double precision, so that an evaluation sees the numbers of the file.
     height, width: as declared by the annotation file, in pixels.
     upright: whether boxes and size are those of the upright image, and `read_image` is to give it so.
+    incomplete: whether more was annotated on it, and left out.
     """
 
     id: int
@@ -54,6 +55,7 @@ class Sample:
     areas: np.ndarray
     difficult: np.ndarray
     upright: bool = False
+    incomplete: bool = False
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""
@@ -81,7 +83,7 @@ class Problems:
     """Counts and first examples of what was wrong, by kind, so that one message can tell all of it.
 
     fates: of each kind. totals: how many there are of a fate's things, as far as it is known. notes: what is not
-    wrong, and to be known all the same.
+    wrong, and to be known all the same. incomplete: indices of images that have lost an annotation.
     """
 
     source: str
@@ -90,9 +92,15 @@ class Problems:
     examples: dict[str, list[str]] = field(default_factory=dict)
     fates: dict[str, Fate] = field(default_factory=dict)
     totals: dict[str, int] = field(default_factory=dict)
+    incomplete: set[int] = field(default_factory=set)
 
-    def add(self, kind: str, example: str, fate: Fate) -> None:
-        """Count one problem of this kind ("box of no area"), with an example that locates it ("annotation 17")."""
+    def add(self, kind: str, example: str, fate: Fate, image_index: int | None = None) -> None:
+        """Count one problem of this kind ("box of no area"), with an example that locates it ("annotation 17").
+
+        image_index: of the image that has lost an annotation by it, if that is known.
+        """
+        if image_index is not None:
+            self.incomplete.add(image_index)
         self.counts[kind] += 1
         self.fates[kind] = fate
         examples = self.examples.setdefault(kind, [])

@@ -23,7 +23,8 @@ class TrainingBatch:
     """What one training step takes, and which files it came from.
 
     images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image;
-    unreadable: messages about images that could not be read. Such an image is blank, with no object: its loss is zero.
+    unreadable: messages about images that could not be read. Such an image is blank, with no object: it counts as a
+    background where these are trained on, and else its loss is zero.
     notes: what is odd about the others; whoever takes the batch has been told.
     """
 
@@ -37,7 +38,10 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How samples become batches: the same config, epoch and order give the same batches on any machine."""
+    """How samples become batches: the same config, epoch and order give the same batches on any machine.
+
+    labelled: how many samples, from the first on, are in every epoch (None: all); backgrounds: how many of the others.
+    """
 
     batch_size: int
     augmentation: str
@@ -45,6 +49,8 @@ class BatchConfig:
     default_boxes: np.ndarray
     image_size: int
     strict: bool = False
+    labelled: int | None = None
+    backgrounds: int = 0
 
     @property
     def min_side(self) -> int:
@@ -56,16 +62,29 @@ class BatchConfig:
         """
         return POLICIES[self.augmentation].min_side(self.image_size)
 
+    def images_per_epoch(self, samples: int) -> int:
+        """How many of so many samples an epoch takes."""
+        return samples if self.labelled is None else self.labelled + self.backgrounds
 
-def steps_per_epoch(samples: int, batch_size: int) -> int:
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
     """Whole batches in one epoch; a set smaller than a batch is repeated to fill one."""
-    return max(1, samples // batch_size)
+    return max(1, images // batch_size)
 
 
-def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Sample indices of an epoch, int64 [steps, batch_size]: shuffled; each once, unless the set is too small."""
-    order = np.random.default_rng([seed, epoch]).permutation(samples)
-    steps = steps_per_epoch(samples, batch_size)
+def epoch_order(
+    samples: int, batch_size: int, seed: int, epoch: int, labelled: int | None = None, backgrounds: int = 0
+) -> np.ndarray:
+    """Sample indices of an epoch, int64 [steps, batch_size]: shuffled; each once, unless the set is too small.
+
+    labelled, backgrounds: as of BatchConfig. Which backgrounds is drawn anew for each epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    labelled = samples if labelled is None else labelled
+    order = rng.permutation(labelled + backgrounds)
+    drawn = labelled + rng.permutation(samples - labelled)[:backgrounds]
+    order = np.concatenate((np.arange(labelled), drawn))[order]
+    steps = steps_per_epoch(len(order), batch_size)
     return np.resize(order, (steps, batch_size))
 
 
@@ -78,7 +97,8 @@ def training_batches(
     share: slice = slice(None),
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
-    rows = epoch_order(len(samples), config.batch_size, config.seed, epoch)[start:, share]
+    counts = config.labelled, config.backgrounds
+    rows = epoch_order(len(samples), config.batch_size, config.seed, epoch, *counts)[start:, share]
     for batch in pool.map(partial(_training_batch, config, epoch), _tasks(samples, rows)):
         pool.notes.add(batch.notes)
         yield batch
@@ -196,11 +216,15 @@ def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationB
 def samples_with_objects(samples: Sequence[Sample]) -> list[Sample]:
     """Samples that hold an object to train on.
 
-    Of the others the loss would be zero: hard negatives are three for each positive of their image. The published
-    recipe leaves them out too.
-    Raises UserError if there is none.
+    Of the others the loss is zero in the published recipe, which leaves them out too: hard negatives are three for each
+    positive of their image. Raises UserError if there is none.
     """
     kept = [sample for sample in samples if len(sample.objects(sample.height, sample.width)[0])]
     if not kept:
         raise UserError("none of the training images has an object to train on: check the annotation file")
     return kept
+
+
+def backgrounds_of(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples that nothing is annotated on. Where a crowd is, or a box of no area, there is something to see."""
+    return [sample for sample in samples if not (len(sample.labels) or sample.incomplete)]

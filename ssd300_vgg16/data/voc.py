@@ -168,7 +168,7 @@ def _read_objects(
         named = f"{where} ({name})" if name else where
         box = _box(element) if name else "object without name"
         if isinstance(box, str):
-            problems.add(box, named, Fate.OBJECT_LEFT_OUT)
+            problems.add(box, named, Fate.OBJECT_LEFT_OUT, image_index)
             continue
         difficult = _text(element, "difficult") or "0"
         if difficult not in ("0", "1"):

@@ -136,13 +136,13 @@ def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Prob
     try:
         lines = read_lines(file) if file.exists() else []
     except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
-        problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT)
+        problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT, image_index)
         return
     for number, line in lines:
         where = f"{file}, line {number}"
         parsed = _parse(line, classes)
         if isinstance(parsed, str):
-            problems.add(parsed, f"{where}: {line[:SHOWN]}", Fate.OBJECT_LEFT_OUT)
+            problems.add(parsed, f"{where}: {line[:SHOWN]}", Fate.OBJECT_LEFT_OUT, image_index)
         else:
             category, box = parsed
             yield ObjectRow(image_index, category, _in_pixels(box, image), where)

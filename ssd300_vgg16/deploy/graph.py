@@ -69,8 +69,8 @@ def add_network(graph: Graph, model: SSD, images: str) -> None:
     for number, block in enumerate(backbone.extra):
         x = _added(graph, x, block, f"backbone.extra.{number}")
         maps.append(x)
-    _add_head(graph, maps, model.head.regression_head, "head.regression_head", OFFSETS)
-    _add_head(graph, maps, model.head.classification_head, "head.classification_head", LOGITS)
+    _add_head(graph, maps, model.head.regression_head, model.layout, "head.regression_head", OFFSETS)
+    _add_head(graph, maps, model.head.classification_head, model.layout, "head.classification_head", LOGITS)
 
 
 def _added(graph: Graph, x: str, layer: nn.Module, name: str) -> str:
@@ -127,13 +127,16 @@ def _rescaled(graph: Graph, x: str, scale: str) -> str:
     return graph.add("Mul", graph.add("Div", x, norm), scale)
 
 
-def _add_head(graph: Graph, maps: list[str], head: ScoringHead, name: str, output: str) -> None:
+def _add_head(
+    graph: Graph, maps: list[str], head: ScoringHead, layout: DefaultBoxLayout, name: str, output: str
+) -> None:
     rows = []
+    boxes = [cells**2 * of_cell for cells, of_cell in zip(layout.feature_maps, layout.boxes_per_cell, strict=True)]
     for number, (layer, feature_map) in enumerate(zip(head.module_list, maps, strict=True)):
         values = _convolution(graph, feature_map, layer, f"{name}.module_list.{number}")
         by_cell = graph.add("Transpose", values, perm=(0, 2, 3, 1))
-        # 0 keeps the size of the batch, which is any.
-        rows.append(graph.add("Reshape", by_cell, np.array([0, -1, head.values])))
+        # The first 0 keeps the size of the batch, which is any. With -1 for the boxes it could not be 0 itself.
+        rows.append(graph.add("Reshape", by_cell, np.array([0, boxes[number], head.values])))
     graph.add("Concat", *rows, axis=1, name=output)
 
 
@@ -148,8 +151,10 @@ def add_postprocess(
     its candidates the earlier default boxes are taken.
     """
     per_class = min(CANDIDATES_PER_CLASS, len(default_boxes(layout)))
-    scores, rows = _candidates(graph, logits, num_classes, per_class)
-    boxes = graph.add("GatherND", _decoded(graph, offsets, layout), rows, batch_dims=1)
+    # ONNX Runtime 1.23's TopK divides by its number of rows, and so ends the process where there are no images.
+    missing = _missing_images(graph, logits)
+    scores, rows = _candidates(graph, logits, num_classes, per_class, missing)
+    boxes = graph.add("GatherND", _filled_up(graph, _decoded(graph, offsets, layout), missing), rows, batch_dims=1)
     kept = _kept_by_nms(graph, boxes, scores, per_class, score_threshold)
     per_image = (num_classes - 1) * per_class
     by_image = graph.add("Reshape", kept, np.array([-1, per_image]))
@@ -168,13 +173,26 @@ def add_postprocess(
     graph.add("Div", in_pixels, np.float32(layout.image_size), name=BOXES)
 
 
-def _candidates(graph: Graph, logits: str, num_classes: int, per_class: int) -> tuple[str, str]:
+def _missing_images(graph: Graph, logits: str) -> str:
+    """int64 [1]: 1 if the batch has no image, and else 0."""
+    images = graph.add("Slice", graph.add("Shape", logits), np.array([0]), np.array([1]))
+    return graph.add("Sub", np.array([1]), graph.add("Min", images, np.array([1])))
+
+
+def _filled_up(graph: Graph, values: str, missing: str) -> str:
+    """[B, X, Y] and so many more of zeros: an image in which nothing is detected."""
+    of_image = graph.add("Slice", graph.add("Shape", values), np.array([1]), np.array([3]))
+    blank = graph.add("ConstantOfShape", graph.add("Concat", missing, of_image, axis=0))
+    return graph.add("Concat", values, blank, axis=0)
+
+
+def _candidates(graph: Graph, logits: str, num_classes: int, per_class: int, missing: str) -> tuple[str, str]:
     """Best scores of each class but the background [B, C - 1, K]; which default boxes have them [B, (C - 1) * K, 1]."""
     scores = graph.add("Softmax", logits, axis=-1)
     scores = graph.add("Slice", scores, np.array([1]), np.array([num_classes]), np.array([2]))
-    by_class = graph.add("Transpose", scores, perm=(0, 2, 1))
+    by_class = graph.add("Transpose", _filled_up(graph, scores, missing), perm=(0, 2, 1))
     graph.add_several("TopK", ("candidates", "candidate_rows"), by_class, np.array([per_class]), axis=2)
-    return "candidates", graph.add("Reshape", "candidate_rows", np.array([0, -1, 1]))
+    return "candidates", graph.add("Reshape", "candidate_rows", np.array([0, (num_classes - 1) * per_class, 1]))
 
 
 def _decoded(graph: Graph, offsets: str, layout: DefaultBoxLayout) -> str:

@@ -28,8 +28,11 @@ def describe_contents(counts: Contents) -> str:
         "of no area within the image: not trained on": counts.flat,
     }
     notes = "".join(f"; {count:,} {kind}" for kind, count in others.items() if count)
+    empty = f"{counts.images_without_objects:,} of them without objects"
+    if counts.images_without_objects:
+        empty += " (train.sh --background-images says how many of these are trained on)"
     return (
-        f"  images              {counts.images:,}, {counts.images_without_objects:,} of them without objects\n"
+        f"  images              {counts.images:,}, {empty}\n"
         f"  objects             {counts.objects:,}{notes}\n"
         f"  objects per image   median {counts.median_per_image:g}, at most {counts.max_per_image:,}\n"
         f"  image sizes         {describe_sizes(counts.sizes)}"

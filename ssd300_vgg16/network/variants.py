@@ -98,6 +98,8 @@ PIXEL_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 SQUARED_NORM_FLOOR = 1e-10
 # Of the loss: hard negatives for each positive, at the most (section 2.2, "Hard negative mining").
 NEGATIVES_PER_POSITIVE = 3
+# Of an image without objects, where such images are trained on: it is weighed as one with this many positives.
+BACKGROUND_POSITIVES = 10
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.data.dataset import Dataset
-from ssd300_vgg16.data.loader import BatchConfig, evaluation_batches, samples_with_objects, steps_per_epoch
+from ssd300_vgg16.data.loader import (
+    BatchConfig,
+    backgrounds_of,
+    evaluation_batches,
+    samples_with_objects,
+    steps_per_epoch,
+)
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import World
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate, evaluation_batch_size
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import default_boxes
+from ssd300_vgg16.network.variants import BACKGROUND_POSITIVES, default_boxes
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, newest_checkpoint
 from ssd300_vgg16.training.config import Schedule, TrainOptions
@@ -55,9 +61,11 @@ def starting_weights(options: TrainOptions) -> Weights | None:
 def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
     """The trainer of a run, from its checkpoint if it has one, else from the weights or from nothing."""
     options, world = setup.options, setup.world
-    samples = samples_with_objects(setup.train_set.samples)
+    labelled = samples_with_objects(setup.train_set.samples)
+    empty = backgrounds_of(setup.train_set.samples)
+    backgrounds = min(len(empty), round((options.background_images or 0) * len(labelled)))
+    samples = [*labelled, *empty] if backgrounds else labelled
     layout = setup.description.variant.layout
-    schedule = _schedule(options, steps_per_epoch(len(samples), options.batch_size))
     batch = BatchConfig(
         batch_size=options.batch_size,
         augmentation=options.data_augmentation,
@@ -65,11 +73,15 @@ def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerP
         default_boxes=default_boxes(layout),
         image_size=layout.image_size,
         strict=options.strict_data,
+        labelled=len(labelled),
+        backgrounds=backgrounds,
     )
+    schedule = _schedule(options, steps_per_epoch(batch.images_per_epoch(len(samples)), options.batch_size))
     checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
     model = _network(setup, checkpoint, weights, pool).to(setup.device)
     freeze_backbone(model, options.trainable_backbone_layers)
-    step = make_step(model, options.optimizer_config(), schedule, world, options.accumulate, options.amp, setup.eager)
+    kind = options.accumulate, options.amp, setup.eager, BACKGROUND_POSITIVES if backgrounds else 0
+    step = make_step(model, options.optimizer_config(), schedule, world, *kind)
     step.restore(checkpoint.optimizer)
     average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
     if average and checkpoint.average:

@@ -120,6 +120,7 @@ class TrainOptions:
     val_fraction: float | None
     strict_data: bool
     data_augmentation: str
+    background_images: float | None
     # Network
     model: str | None
     default_boxes: str | None

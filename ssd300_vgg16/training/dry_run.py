@@ -57,7 +57,7 @@ def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset) -> list[str]
 
 def _picture(trainer: Trainer) -> str:
     """The path of a new picture of the images that the training begins with."""
-    few = replace(trainer.batch, batch_size=min(PICTURES, len(trainer.samples)))
+    few = replace(trainer.batch, batch_size=min(PICTURES, trainer.batch.images_per_epoch(len(trainer.samples))))
     batch = next(training_batches(trainer.samples, few, 0, trainer.pool))
     handle, path = tempfile.mkstemp(prefix="ssd300_check_", suffix=".jpg")
     with os.fdopen(handle, "wb") as file:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.dataset import Dataset, shared_images
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.devices import resolve_device
@@ -36,6 +37,8 @@ from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.recognise import Weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
 
+# Of own data, if nothing is said: measured in benchmarks/backgrounds.py.
+BACKGROUND_IMAGES = 0.1
 # The compute capability from which on GPUs have them.
 TENSOR_CORES = (7, 0)
 AMP_ADVICE = "This GPU has tensor cores: --amp trains in half precision, faster and in less memory."
@@ -76,6 +79,7 @@ def train(options: TrainOptions) -> int:
         model=description.variant.model,
         default_boxes=description.variant.boxes,
         width=description.width,
+        background_images=_background_images(options, train_set),
     )
     setup = Setup(options, train_set, val_set, description, world, device, eager)
     on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory(TRAINING_ADVICE, "train.sh")
@@ -151,6 +155,15 @@ def _description(options: TrainOptions, train_set: Dataset, weights: Weights | N
     )
 
 
+def _background_images(options: TrainOptions, train_set: Dataset) -> float:
+    """The share of images without objects: as the options say, else none of COCO or VOC, as in what is published."""
+    if options.background_images is not None:
+        return options.background_images
+    names = {category.name for category in train_set.categories}
+    published = ({category.name for category in known} for known in (COCO_CATEGORIES, VOC_CATEGORIES))
+    return 0.0 if names in published else BACKGROUND_IMAGES
+
+
 def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
     """See that all processes are about to do the same; those of other hosts have their own files and GPUs."""
     mine = {
@@ -207,12 +220,11 @@ def _summary(trainer: Trainer) -> str:
         batch += f" in {options.accumulate} passes"
     length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
     going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
-    empty = trainer.progress.data["images"] - len(trainer.samples)
-    # Without a positive there is no hard negative: the loss of such an image is 0, whatever is detected on it.
-    without = f" ({empty} without are left out: the loss is zero there)" if empty else ""
+    labelled, backgrounds = trainer.batch.labelled, trainer.batch.backgrounds
+    empty = trainer.progress.data["images"] - labelled
+    without = f", {empty} images without objects, {backgrounds} of them trained on in an epoch" if empty else ""
     return (
-        f"{len(trainer.samples)} images with objects{without}, {length}, {batch}, lr {options.lr:g}, "
-        f"seed {options.seed}.{going_on}"
+        f"{labelled} images with objects{without}, {length}, {batch}, lr {options.lr:g}, seed {options.seed}.{going_on}"
     )
 
 

@@ -132,12 +132,12 @@ def _training_pictures(
     samples: Sequence[Sample], config: BatchConfig, pool: WorkerPool, names: dict[int, str]
 ) -> list[dict]:
     """The first training images with what they are matched to, which depends on the seed alone."""
-    few = replace(config, batch_size=min(TRAINING_PICTURES, len(samples)))
+    few = replace(config, batch_size=min(TRAINING_PICTURES, config.images_per_epoch(len(samples))))
     batch = next(training_batches(samples, few, 0, pool))
     pictures = []
     for file, image, offsets, labels in zip(batch.files, batch.images, batch.offsets, batch.labels, strict=True):
         if not labels.any():
-            continue  # it cannot be read, as the training will tell
+            continue  # it holds no object, or cannot be read, as the training will tell
         boxes, of_box = objects_of(offsets, labels, config.default_boxes)
         marks = _marks([names[label] for label in of_box.tolist()], xyxy_to_xywh(boxes))
         pictures.append(_picture(Path(file), image.transpose(1, 2, 0), marks))

@@ -56,6 +56,12 @@ class NotFinite(Exception):
         return f"step {self.step + 1} is not finite: {', '.join(f'{name} is {value}' for name, value in values)}"
 
 
+def counted_positives(labels: np.ndarray, background_positives: int) -> int:
+    """What the losses of these images, labels int64 [B, D], are divided by: `multibox_loss` says of what."""
+    of_image = np.count_nonzero(labels, axis=1)
+    return int(np.where(of_image > 0, of_image, background_positives).sum())
+
+
 def _parts(batch: TrainingBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return batch.images, batch.offsets, batch.labels
 
@@ -71,18 +77,27 @@ def _norm(tensors: list[flow.Tensor]) -> flow.Tensor:
 class EagerStep:
     """The step op by op. On the CPU it is the faster one, because `network.cpu` can serve in it.
 
-    Calling it with a part of a batch, and the positives of the whole batch, trains the model one step and returns
-    the STEP_METRICS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything. `following` is
-    of use to a compiled step only.
+    Calling it with a part of a batch, and the `counted_positives` of the whole batch, trains the model one step and
+    returns the STEP_METRICS, of the whole batch, as a tensor. Raises NotFinite before it has changed anything.
+    `following` is of use to a compiled step only.
     """
 
-    def __init__(self, model: SSD, config: OptimizerConfig, schedule: Schedule, world: World, passes: int = 1):
+    def __init__(
+        self,
+        model: SSD,
+        config: OptimizerConfig,
+        schedule: Schedule,
+        world: World,
+        passes: int = 1,
+        background_positives: int = 0,
+    ):
         self.model = model
         self.optimizer = make_optimizer(config, model, schedule.base_lr)
         self.config = config
         self.schedule = schedule
         self.world = world
         self.passes = passes
+        self.background_positives = background_positives
         self.metric_names = STEP_METRICS
         self.steps = 0
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -112,7 +127,7 @@ class EagerStep:
         for images, target_offsets, target_labels in _passes(batch, self.passes):
             targets = flow.from_numpy(target_offsets).to(device), flow.from_numpy(target_labels).to(device)
             offsets, logits = self.model(flow.from_numpy(images).to(device))
-            losses = multibox_loss(offsets, logits, *targets, normaliser)
+            losses = multibox_loss(offsets, logits, *targets, normaliser, self.background_positives)
             (losses["localization"] + losses["classification"]).backward()
             total += flow.stack([losses["localization"], losses["classification"]]).detach()
         return total
@@ -170,10 +185,19 @@ def _passes(batch: TrainingBatch, passes: int) -> Iterator[tuple[np.ndarray, ...
 class _Graph(flow.nn.Graph):
     """Network, loss, backward and update, compiled; over several processes on global tensors."""
 
-    def __init__(self, model: SSD, optimizer: flow.optim.Optimizer, schedule: Schedule, passes: int, amp: bool) -> None:
+    def __init__(
+        self,
+        model: SSD,
+        optimizer: flow.optim.Optimizer,
+        schedule: Schedule,
+        passes: int,
+        amp: bool,
+        background_positives: int,
+    ) -> None:
         super().__init__()
         self.model = model
         self.passes = passes
+        self.background_positives = background_positives
         # With amp the gradients are scaled here, by what is not to be had; with passes they come at other times.
         self.reads_norm = passes == 1 and not amp
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -207,7 +231,8 @@ class _Graph(flow.nn.Graph):
         normaliser: flow.Tensor,
     ) -> tuple[flow.Tensor, ...]:
         offsets, logits = self.model(images)
-        losses = multibox_loss(offsets, logits, target_offsets, target_labels, normaliser.max())
+        targets = target_offsets, target_labels
+        losses = multibox_loss(offsets, logits, *targets, normaliser.max(), self.background_positives)
         # OneFlow takes the mean of the passes' gradients; theirs is the sum.
         ((losses["localization"] + losses["classification"]) * float(self.passes)).backward()
         parts = flow.stack([losses["localization"], losses["classification"]])
@@ -239,15 +264,18 @@ class GraphStep:
         world: World,
         passes: int = 1,
         amp: bool = False,
+        background_positives: int = 0,
     ):
         self.world = world
         self.passes = passes
         self.amp = amp
+        self.background_positives = background_positives
         self.device = next(model.parameters()).device
         if world.world_size > 1:
             self.placement = flow.placement(self.device.type, ranks=list(range(world.world_size)))
             model.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
-        self._graph = _Graph(model, make_optimizer(config, model, schedule.base_lr), schedule, passes, amp)
+        optimizer = make_optimizer(config, model, schedule.base_lr)
+        self._graph = _Graph(model, optimizer, schedule, passes, amp, background_positives)
         if world.world_size > 1:
             _kept.append(self._graph)
         self.metric_names = STEP_METRICS if self._graph.reads_norm else STEP_METRICS[:2]
@@ -305,9 +333,16 @@ class GraphStep:
 
 
 def make_step(
-    model: SSD, config: OptimizerConfig, schedule: Schedule, world: World, passes: int, amp: bool, eager: bool
+    model: SSD,
+    config: OptimizerConfig,
+    schedule: Schedule,
+    world: World,
+    passes: int,
+    amp: bool,
+    eager: bool,
+    background_positives: int = 0,
 ) -> GraphStep | EagerStep:
     """The kind of step asked for."""
     if eager:
-        return EagerStep(model, config, schedule, world, passes)
-    return GraphStep(model, config, schedule, world, passes, amp)
+        return EagerStep(model, config, schedule, world, passes, background_positives)
+    return GraphStep(model, config, schedule, world, passes, amp, background_positives)

@@ -25,7 +25,7 @@ from ssd300_vgg16.training.config import Schedule, TrainOptions
 from ssd300_vgg16.training.optimizer import MovingAverage
 from ssd300_vgg16.training.run_log import RunLog, StepMetrics, memory
 from ssd300_vgg16.training.run_page import RunPage
-from ssd300_vgg16.training.step import EagerStep, GraphStep
+from ssd300_vgg16.training.step import EagerStep, GraphStep, counted_positives
 from ssd300_vgg16.weights.locate import BEST
 from ssd300_vgg16.weights.model import model_tensors
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
@@ -69,7 +69,7 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
-        self.steps_per_epoch = steps_per_epoch(len(self.samples), self.batch.batch_size)
+        self.steps_per_epoch = steps_per_epoch(self.batch.images_per_epoch(len(self.samples)), self.batch.batch_size)
         self.epochs = math.ceil(self.schedule.total_steps / self.steps_per_epoch)
         # Metrics kept by another kind of step do not fit: a compiled one may have no gradient norm.
         kept = self.progress.readings if self.progress.readings.get("names") == list(self.step.metric_names) else {}
@@ -141,9 +141,9 @@ class Trainer:
             self.average.update(self.progress.step)
 
     def _agree(self, batch: TrainingBatch | None, trouble: Exception | None) -> int:
-        """The positives of all processes' batches; if one of them cannot or must not go on, all end here."""
+        """The `counted_positives` of all processes' batches; if one of them cannot or must not go on, all end here."""
         asked = [float(self.stop.signal_number == number) for number in STOP_SIGNALS]
-        positives = 0 if batch is None else np.count_nonzero(batch.labels)
+        positives = 0 if batch is None else counted_positives(batch.labels, self.step.background_positives)
         since = self.progress.step - self._saved_step, time.monotonic() - self._saved_at
         due = self.log is not None and self.options.save_is_due(*since)  # the first process's clock counts
         unreadable = 0 if batch is None else len(batch.unreadable)

@@ -180,6 +180,8 @@ def test_other_names_and_bounds(arguments, expected):
         (["--preset", "tiny"], "--preset: invalid choice: 'tiny'"),
         (["--model", "ssd1024_vgg16"], "--model: invalid choice"),
         (["--dataset", "lvis"], "--dataset: invalid choice"),
+        (["--background-images", "-0.1"], "--background-images: -0.1 is not a number from 0 up"),
+        (["--background-images", "nan"], "--background-images: nan is not a number from 0 up"),
         (["--data-augmentation", "mosaic"], "--data-augmentation: invalid choice"),
         (["--width", "0"], "--width: 0 is not a number above 0"),
         (["-j", "-1"], "-j/--workers: -1 is not a whole number from 0 up"),
@@ -299,7 +301,7 @@ def test_the_papers_runs(preset, model, dataset, iterations, steps):
     assert (options.model, options.dataset) == (model, dataset)
     assert (options.iterations, options.epochs, options.lr_steps) == (iterations, None, steps)
     assert (options.lr, options.batch_size, options.momentum, options.weight_decay) == (1e-3, 32, 0.9, 5e-4)
-    assert (options.bias_lr_factor, options.bias_wd) == (2, 0)
+    assert (options.bias_lr_factor, options.bias_wd, options.background_images) == (2, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -342,6 +344,24 @@ def test_milestones_that_are_not_reached_are_told():
     assert with_data("--epochs", 26, "--lr-steps", 40, "--lr-scheduler", "cosine").notices == ()
 
 
+@pytest.mark.parametrize("given", [0.1, 0, 3])
+def test_the_share_of_backgrounds(tmp_path, given):
+    options = with_data("--background-images", given)
+    assert options.background_images == options.as_json()["background_images"] == given
+    saved_run(tmp_path / "run", background_images=given)
+    assert parse("--resume", "run").background_images == given
+
+
+def test_a_run_of_before_goes_on_without_backgrounds(tmp_path):
+    saved_run(tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "options.json").read_text())
+    del kept["background_images"]
+    (tmp_path / "run" / "options.json").write_text(json.dumps(kept))
+    assert parse("--resume", "run").background_images == 0
+    with pytest.raises(UserError, match=r"--background-images 0\.1: the run was started with 0\.0"):
+        parse("--resume", "run", "--background-images", 0.1)
+
+
 @pytest.mark.parametrize(("counted", "other"), [("epochs", "iterations"), ("iterations", "epochs")])
 def test_a_run_that_goes_on_counts_as_it_did(tmp_path, counted, other):
     saved_run(tmp_path / "run", **{counted: 7, other: None})
@@ -357,7 +377,8 @@ def test_the_cache_that_was_is_accepted():
 def saved_run(folder, **changes):
     """A run's folder with the options of a narrow run, and what else is kept with them."""
     options = with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3).as_json()
-    options |= {"model": "ssd300_vgg16", "default_boxes": "coco"} | changes  # as a run settles them
+    # As a run settles them.
+    options |= {"model": "ssd300_vgg16", "default_boxes": "coco", "background_images": 0.0} | changes
     options["cache"] = "ram"  # of an earlier version
     options |= {"commands": [{"step": 0, "command": "train.sh --preset narrow"}], "val_images_folder": "/data/val"}
     folder.mkdir()
@@ -372,7 +393,13 @@ def test_a_resumed_run_keeps_its_options(tmp_path, named):
     saved_run(tmp_path / "run", output_dir="run", device="cuda", eager=True, load="weights", **once)
     options = parse("--resume", named)
     changed = NARROW | {"preset": "narrow", "seed": 7, "print_freq": 3, "resume": named, "load": "weights"}
-    changed |= {"device": "cuda", "eager": True, "model": "ssd300_vgg16", "default_boxes": "coco"}
+    changed |= {
+        "device": "cuda",
+        "eager": True,
+        "model": "ssd300_vgg16",
+        "default_boxes": "coco",
+        "background_images": 0.0,
+    }
     assert_set(options, **changed, data_path="somewhere")
     assert options.notices == ()
 
@@ -414,6 +441,7 @@ CHANGED = {
     "batch_size": ("--batch-size", "8", "4"),
     "seed": ("--seed", "8", "7"),
     "trainable_backbone_layers": ("--trainable-backbone-layers", "3", "5"),
+    "background_images": ("--background-images", "0.3", "0.0"),
 }
 
 

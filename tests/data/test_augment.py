@@ -145,10 +145,17 @@ def test_iou_crop_gives_up_where_nothing_fits(monkeypatch):
     assert aug.iou_crop(view, boxes, labels, np.random.default_rng(0))[0] is view
 
 
-def test_iou_crop_does_not_search_without_boxes():
-    rng, view = np.random.default_rng(0), View((0, 0, 64, 48))
-    assert aug.iou_crop(view, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), rng)[0] is view
-    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+def test_an_image_without_boxes_is_cropped_all_the_same(monkeypatch):
+    """Or what is no object would be seen smaller than objects are."""
+    windows, nothing = [], (np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    monkeypatch.setattr(aug, "seen_pixels", lambda image, view, *_: windows.append(view.window))
+    for seed in range(300):
+        _, boxes, labels = augmented(noise_image(480, 640), *nothing, np.random.default_rng(seed), "ssdlite")
+        assert len(boxes) == len(labels) == 0
+    left, top, right, bottom = np.array(windows).T
+    assert (left >= 0).all() and (top >= 0).all() and (right <= 640).all() and (bottom <= 480).all()
+    areas = (right - left) * (bottom - top) / (640 * 480)
+    assert 0.1 < (areas == 1).mean() < 0.3 and 0.1 < (areas < 0.25).mean() < 0.4
 
 
 def test_flip_probability_and_boxes():
@@ -236,16 +243,16 @@ def test_policies_are_the_recipe():
 
 def test_colours_are_distorted_as_drawn_first():
     image = noise_image()
-    nothing = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+    whole = np.array([[0, 0, 64, 48]], dtype=np.float32), np.ones(1, dtype=np.int64)
     changed = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
         colours, view = draw_colours(rng), View((0, 0, 64, 48))
         for step in aug.POLICIES["ssd"].steps:
-            view, *_ = step(view, *nothing, rng)
+            view, *_ = step(view, *whole, rng)
         expected = np.zeros((3, 300, 300), dtype=np.uint8)
         seen_pixels(image, view, colours, expected)
-        out, _, _ = augmented(image, *nothing, np.random.default_rng(seed), "ssd")
+        out, _, _ = augmented(image, *whole, np.random.default_rng(seed), "ssd")
         np.testing.assert_array_equal(out.transpose(2, 0, 1), expected)
         changed += colours != Colours()
     assert changed > 10

@@ -1,11 +1,12 @@
 """Data sets of all kinds by what the command lines say of them."""
 
+import json
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import shapes_folder
+from small_data import emptied, shapes_folder
 from voc_files import image_set, one_cat_each, thing, write_pairs, write_voc, xml
 from yolo_files import GOOD, write_yolo
 
@@ -45,6 +46,29 @@ def test_all_kinds_have_one_interface(places, kind, sizes):
         assert sample.boxes.shape == (count, 4)
         for column in (sample.crowd, sample.difficult):
             assert column.shape == (count,) and column.dtype == np.bool_
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc", "yolo"])
+def test_an_image_that_has_lost_its_annotations_is_known_from_an_empty_one(tmp_path, kind):
+    if kind == "voc":
+        files = {"1": xml(thing()), "2": xml(), "3": xml(thing(" "))}
+        write_voc(tmp_path / "data", files, {"train": ["1", "2", "3"], "val": ["1"]})
+    elif kind == "yolo":
+        write_yolo(tmp_path / "data", {"a": GOOD, "b": "", "c": "0\n", "d": None, "e": b"\xff\xfe\x00"})
+    else:
+        emptied(shapes_folder(tmp_path, 3, 1), 2).rename(tmp_path / "data")
+        path = tmp_path / "data" / "annotations" / "instances_train.json"
+        content = json.loads(path.read_text())
+        content["annotations"].append(content["annotations"][0] | {"image_id": 2, "bbox": None})
+        path.write_text(json.dumps(content))
+    samples = DataSource(kind, tmp_path / "data").load("train").samples
+    found = [("objects" if len(sample.labels) else "lost" if sample.incomplete else "empty") for sample in samples]
+    expected = {
+        "coco": ["empty", "lost", "objects"],
+        "voc": ["objects", "empty", "lost"],
+        "yolo": ["objects", "empty", "lost", "empty", "lost"],
+    }
+    assert found == expected[kind]
 
 
 @pytest.mark.parametrize("kind", ["voc", "yolo"])  # COCO's: test_coco.py

@@ -15,6 +15,7 @@ from ssd300_vgg16.data.augment import augment
 from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input, read_image
 from ssd300_vgg16.data.loader import (
+    backgrounds_of,
     epoch_order,
     evaluation_batches,
     samples_with_objects,
@@ -28,6 +29,12 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import default_boxes
 
 SAMPLES, DEFAULT_BOXES = 7, 8732
+NOTHING = {
+    "boxes": np.empty((0, 4)),
+    "labels": np.empty(0, dtype=np.int64),
+    "crowd": np.empty(0, dtype=bool),
+    "areas": np.empty(0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +127,38 @@ def test_an_epoch_takes_each_sample_once_and_a_set_smaller_than_a_batch_is_repea
     times = np.bincount(order.ravel(), minlength=samples)
     assert len(times) == samples
     assert times.min() >= batch_size * steps // samples and times.max() <= -(-batch_size * steps // samples)
+
+
+def test_backgrounds_are_drawn_anew_for_each_epoch():
+    """4 of 9, behind 20 samples that are in every epoch."""
+    seen = set()
+    for epoch in range(30):
+        order = epoch_order(29, 3, seed=1, epoch=epoch, labelled=20, backgrounds=4)
+        np.testing.assert_array_equal(order, epoch_order(29, 3, seed=1, epoch=epoch, labelled=20, backgrounds=4))
+        assert order.shape == (8, 3) and len(set(order.ravel())) == 24
+        assert set(range(20)) < set(order.ravel())
+        seen |= {frozenset(order[order >= 20].tolist())}
+    assert len(seen) > 20 and set.union(*map(set, seen)) == set(range(20, 29))
+    assert (epoch_order(29, 3, 2, 0, 20, 4) != epoch_order(29, 3, 1, 0, 20, 4)).any()
+
+
+def test_without_backgrounds_an_epoch_is_what_it_was():
+    expected = np.random.default_rng([3, 5]).permutation(20)[:18].reshape(6, 3)
+    for arguments in ((20, 3, 3, 5), (29, 3, 3, 5, 20, 0)):
+        np.testing.assert_array_equal(epoch_order(*arguments), expected)
+
+
+def test_examples_of_labelled_images_are_the_same_beside_backgrounds(samples, inline):
+    empty = [replace(sample, **NOTHING, id=100 + sample.id) for sample in samples]
+    alone = by_file(training_batches(samples, batch_config(batch_size=SAMPLES), 3, inline))
+    config = batch_config(batch_size=SAMPLES + 2, labelled=SAMPLES, backgrounds=2)
+    assert config.images_per_epoch(2 * SAMPLES) == SAMPLES + 2
+    (batch,) = training_batches([*samples, *empty], config, 3, inline)
+    without = ~batch.labels.any(axis=1)
+    assert without.sum() == 2 and batch.images[without].any(axis=(1, 2, 3)).all() and not batch.offsets[without].any()
+    for row in np.flatnonzero(~without):
+        for array, expected in zip((batch.images, batch.offsets, batch.labels), alone[batch.files[row]], strict=True):
+            np.testing.assert_array_equal(array[row], expected)
 
 
 def test_batches_have_fixed_shapes(samples, inline):
@@ -249,11 +288,12 @@ def test_the_network_gets_channels_first_rgb_of_its_size():
 
 
 def test_samples_without_an_object_to_train_on_are_left_out(samples):
-    nothing = np.empty((0, 4)), np.empty(0, dtype=np.int64), np.empty(0, dtype=bool), np.empty(0)
-    empty = replace(samples[0], **dict(zip(("boxes", "labels", "crowd", "areas"), nothing, strict=True)))
+    empty = replace(samples[0], **NOTHING)
     crowd = replace(samples[1], crowd=np.ones(len(samples[1].labels), dtype=bool))
     flat = replace(samples[2], boxes=samples[2].boxes * np.array([1, 1, 0, 1]))
     assert samples_with_objects([empty, samples[3], crowd, flat]) == [samples[3]]
+    lost = replace(empty, incomplete=True)
+    assert backgrounds_of([empty, samples[3], crowd, flat, lost]) == [empty], "where something is annotated, it is"
     with pytest.raises(UserError, match="none of the training images has an object"):
         samples_with_objects([empty, crowd, flat])
 

@@ -83,6 +83,17 @@ def test_what_is_refused(folder, tmp_path):
             Detector.load(tmp_path / "foreign.onnx", "cpu")
 
 
+def test_of_no_images_there_are_no_detections(folder):
+    nothing = np.zeros((0, 3, 300, 300), dtype=np.uint8)
+    for name, engine in (("run", "oneflow"), ("run", "onnxruntime"), ("whole.onnx", "auto"), ("raw.onnx", "auto")):
+        detector = Detector.load(folder / name, "cpu", engine=engine)
+        assert detector([]) == detector.detect(nothing, np.zeros((0, 2))) == []
+    shapes = {name: [(0, 8732, 4), (0, 8732, 6)] for name in ("raw", "small")} | {"whole": [(0, 4), (0,), (0,), (0,)]}
+    for name, expected in shapes.items():
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        assert [output.shape for output in session.run(None, {"images": nothing})] == expected, name
+
+
 @pytest.mark.parametrize("name", ["whole", "raw"])
 def test_openvino_runs_them(folder, name):
     openvino = pytest.importorskip("openvino")

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from places import REPOSITORY, own_address
 from safetensors.numpy import load_file
-from small_data import WIDTH, environment, metrics_without_times, run, shapes, shapes_folder, start, untrained_run
+from small_data import (
+    WIDTH,
+    emptied,
+    environment,
+    metrics_without_times,
+    run,
+    shapes,
+    shapes_folder,
+    start,
+    untrained_run,
+)
 
 from ssd300_vgg16 import evaluate, train
 from ssd300_vgg16.cli import command_line
@@ -28,14 +38,15 @@ from ssd300_vgg16.weights.locate import LAST
 # A batch that neither 2 nor 3 processes can share evenly, for 20 steps.
 SETTINGS = ("--data-path", "shapes", "--preset", "narrow", "--width", WIDTH, "-b", 5, "-j", 0, "--device", "cpu")
 SETTINGS += ("--optimizer", "sgd", "--lr", 1e-4, "--print-freq", 1, "--epochs", 4, "--eval-every", 4)
+SETTINGS += ("--background-images", 0.25)
 END_SECONDS = 60.0  # within which a job of which a process was killed has to be at its end
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with generated shapes in it, to run commands in."""
+    """A folder with generated shapes in it, to run commands in; a fifth of the training images hold no object."""
     folder = tmp_path_factory.mktemp("processes")
-    shapes_folder(folder, 25, 5)
+    emptied(shapes_folder(folder, 25, 5), 5)
     return folder
 
 
@@ -62,7 +73,7 @@ def assert_same_training(found: Path, expected: Path):
     )
     assert [row["step"] for row in rows] == list(range(1, 21))
     # A rounded number may fall on the other side of a ReLU's 0: the gradient has a step there, the loss has none.
-    for name, tolerance in (("localization", 1e-4), ("classification", 1e-4), ("gradient_norm", 1e-3), ("lr", 0)):
+    for name, tolerance in (("localization", 1e-4), ("classification", 1e-4), ("gradient_norm", 5e-3), ("lr", 0)):
         np.testing.assert_allclose([row[name] for row in rows], [row[name] for row in expected_rows], rtol=tolerance)
     weights, expected_weights = (load_file(folder / LAST) for folder in (found, expected))
     for name, array in expected_weights.items():

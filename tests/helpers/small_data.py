@@ -1,5 +1,6 @@
 """Small data sets, small networks and the command lines, for the tests that train, evaluate and detect."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,15 @@ def shapes_folder(folder: Path, train_images: int = 4, val_images: int = 2) -> P
     """Generated shapes in COCO's layout, in a new folder below this one."""
     write_shapes(folder / "shapes", train_images, val_images, seed=0)
     return folder / "shapes"
+
+
+def emptied(folder: Path, images: int) -> Path:
+    """A `shapes_folder` of which the first so many training images have lost their objects."""
+    path = folder / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] > images]
+    path.write_text(json.dumps(content))
+    return folder
 
 
 def colours(height: int = 60, width: int = 90, seed: int = 3) -> np.ndarray:

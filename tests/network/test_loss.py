@@ -18,12 +18,12 @@ REFERENCE_BATCHES = {
 }
 
 
-def run(offsets, logits, target_offsets, target_labels, normaliser=None):
+def run(offsets, logits, target_offsets, target_labels, normaliser=None, background_positives=0):
     """Both losses, and the gradients of their sum for offsets and logits, in numpy."""
     offsets, logits = (flow.from_numpy(array).requires_grad_() for array in (offsets, logits))
     targets = flow.from_numpy(target_offsets), flow.from_numpy(target_labels)
     normaliser = normaliser and flow.tensor(float(normaliser))
-    losses = multibox_loss(offsets, logits, *targets, normaliser)
+    losses = multibox_loss(offsets, logits, *targets, normaliser, background_positives)
     (losses["localization"] + losses["classification"]).backward()
     return {name: loss.item() for name, loss in losses.items()}, offsets.grad.numpy(), logits.grad.numpy()
 
@@ -64,16 +64,19 @@ def random_batch(seed, default_boxes, classes, positives):
     return offsets, logits, target_offsets.astype(np.float32), labels
 
 
-def by_hand(offsets, logits, target_offsets, target_labels):
+def by_hand(offsets, logits, target_offsets, target_labels, background_positives=0):
     """As `run`, image by image in double precision, with the gradients written out."""
     losses = {"localization": 0.0, "classification": 0.0}
     offsets_gradient, logits_gradient = np.zeros(offsets.shape), np.zeros(logits.shape)
+    count = 0
     for image, labels in enumerate(target_labels):
         positives, negatives = np.flatnonzero(labels > 0), np.flatnonzero(labels == 0)
         powers = np.exp(logits[image].astype(np.float64))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
         cross_entropy = -np.log(probabilities[np.arange(len(labels)), labels])
-        hardest = sorted(negatives, key=lambda row: -cross_entropy[row])[: 3 * len(positives)]
+        counted = len(positives) or background_positives
+        count += counted
+        hardest = sorted(negatives, key=lambda row: -cross_entropy[row])[: 3 * counted]
         for row in (*positives, *hardest):
             losses["classification"] += cross_entropy[row]
             logits_gradient[image, row] = probabilities[row] - np.eye(logits.shape[2])[labels[row]]
@@ -82,7 +85,7 @@ def by_hand(offsets, logits, target_offsets, target_labels):
             near = np.abs(distance) < 1
             losses["localization"] += np.where(near, distance**2 / 2, np.abs(distance) - 0.5).sum()
             offsets_gradient[image, row] = np.clip(distance, -1, 1)
-    count = max(1, (target_labels > 0).sum())
+    count = max(1, count)
     return {name: loss / count for name, loss in losses.items()}, offsets_gradient / count, logits_gradient / count
 
 
@@ -99,15 +102,15 @@ def by_hand(offsets, logits, target_offsets, target_labels):
         pytest.param(1, 3, [1, 0], id="one default box"),
     ],
 )
-@pytest.mark.parametrize("seed", [0, 1])
-def test_equal_to_image_by_image(seed, default_boxes, classes, positives):
+@pytest.mark.parametrize(("seed", "background_positives"), [(0, 0), (1, 0), (0, 3)])
+def test_equal_to_image_by_image(seed, background_positives, default_boxes, classes, positives):
     """The gradients agree too: none flows through the ranking of the negatives.
 
     OneFlow's log-softmax on the CPU is off by up to 5e-6 for each default box, hence the absolute tolerance.
     """
     batch = random_batch(seed, default_boxes, classes, positives)
-    losses, *gradients = run(*batch)
-    expected_losses, *expected_gradients = by_hand(*batch)
+    losses, *gradients = run(*batch, background_positives=background_positives)
+    expected_losses, *expected_gradients = by_hand(*batch, background_positives)
     assert losses == pytest.approx(expected_losses, rel=1e-5, abs=1e-5)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=5e-6)
@@ -132,6 +135,18 @@ def test_a_batch_without_objects_costs_nothing():
         assert not gradient.any()  # NaN would count as something
 
 
+def test_a_batch_of_backgrounds_costs_the_mean_of_its_hard_negatives():
+    """However many images it has: what an image adds to the normaliser goes with what it adds to the loss."""
+    offsets, logits, target_offsets, labels = random_batch(2, 50, 4, [0])
+    one, _, gradient = run(offsets, logits, target_offsets, labels, background_positives=5)
+    assert np.count_nonzero(gradient.any(axis=2)) == 15 and one["localization"] == 0
+    four = run(*(np.repeat(array, 4, axis=0) for array in (offsets, logits, target_offsets, labels)), None, 5)
+    assert four[0]["classification"] == pytest.approx(one["classification"], rel=1e-6)
+    assert (
+        one["classification"] < 3 * 10
+    )  # three negatives for each in the normaliser; none of these costs more than 10
+
+
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_wild_answers_leave_the_loss_finite(size):
     offsets, logits, target_offsets, labels = random_batch(6, 50, 4, [3, 20])
@@ -151,23 +166,31 @@ def test_a_logit_that_is_not_finite_is_seen_though_its_box_does_not_count(value,
 
 
 class LossGraph(flow.nn.Graph):
+    def __init__(self, background_positives):
+        super().__init__()
+        self.background_positives = background_positives
+
     def build(self, offsets, *others):
-        losses = multibox_loss(slowed(offsets), *others)
+        losses = multibox_loss(slowed(offsets), *others, background_positives=self.background_positives)
         return losses["localization"], losses["classification"]
 
 
-def test_a_graph_computes_the_same():
-    graph = LossGraph()
+@pytest.mark.parametrize("background_positives", [0, 4])
+def test_a_graph_computes_the_same(background_positives):
+    graph = LossGraph(background_positives)
     for positives in ([3, 0, 7], [0, 0, 0], [50, 30, 1]):
         batch = random_batch(7, 50, 4, positives)
         found = [loss.item() for loss in graph(*map(flow.from_numpy, batch))]
-        assert found == pytest.approx(list(run(*batch)[0].values()), rel=1e-6)
+        expected = run(*batch, background_positives=background_positives)[0]
+        assert found == pytest.approx(list(expected.values()), rel=1e-6)
 
 
-def test_parts_of_a_batch_divided_alike_make_the_whole():
+@pytest.mark.parametrize(("background_positives", "normaliser"), [(0, 38), (6, 44)])
+def test_parts_of_a_batch_divided_alike_make_the_whole(background_positives, normaliser):
     batch = random_batch(seed=5, default_boxes=200, classes=4, positives=[7, 0, 1, 30])
-    expected, *expected_gradients = run(*batch)
-    parts = [run(*(column[rows] for column in batch), normaliser=38) for rows in (slice(0, 1), slice(1, 4))]
+    expected, *expected_gradients = run(*batch, background_positives=background_positives)
+    both = slice(0, 1), slice(1, 4)
+    parts = [run(*(column[rows] for column in batch), normaliser, background_positives) for rows in both]
     for name, value in expected.items():
         assert sum(losses[name] for losses, *_ in parts) == pytest.approx(value, rel=1e-5)
     for gradients, whole in zip(zip(*(found for _, *found in parts), strict=True), expected_gradients, strict=True):

@@ -8,6 +8,7 @@ import pytest
 from small_data import shapes, shapes_folder
 
 from ssd300_vgg16.cli.train_options import parse
+from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.distributed.world import ALONE
@@ -43,9 +44,34 @@ def test_what_was_not_checked_is_counted(tmp_path):
     assert "declared" not in _not_checked(trainer, replace(many, kind="yolo"), 40)
 
 
-@pytest.mark.parametrize(("images", "said"), [(7, ""), (9, " (2 without are left out: the loss is zero there)")])
-def test_images_without_objects_are_counted(images, said):
+@pytest.mark.parametrize(
+    ("images", "backgrounds", "said"),
+    [
+        (7, 0, ""),
+        (9, 0, ", 2 images without objects, 0 of them trained on in an epoch"),
+        (9, 1, ", 2 images without objects, 1 of them trained on in an epoch"),
+    ],
+)
+def test_images_without_objects_are_counted(images, backgrounds, said):
     progress = SimpleNamespace(step=0, data={"images": images})
     options = parse(["--epochs", "3", "--dataset", "coco"])
-    trainer = SimpleNamespace(samples=[None] * 7, world=ALONE, progress=progress, options=options)
+    batch = SimpleNamespace(labelled=7, backgrounds=backgrounds)
+    trainer = SimpleNamespace(batch=batch, world=ALONE, progress=progress, options=options)
     assert run._summary(trainer).startswith(f"7 images with objects{said}, 3 epochs, ")
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "share"),
+    [
+        (["person", "helmet"], None, run.BACKGROUND_IMAGES),
+        (["person", "helmet"], 0.0, 0.0),
+        ([category.name for category in COCO_CATEGORIES], None, 0.0),
+        ([category.name for category in COCO_CATEGORIES[:2]], None, run.BACKGROUND_IMAGES),
+        ([category.name for category in VOC_CATEGORIES], None, 0.0),
+        ([category.name for category in VOC_CATEGORIES], 0.3, 0.3),
+    ],
+)
+def test_the_share_of_images_without_objects_is_that_of_own_or_of_published_data(names, given, share):
+    categories = [SimpleNamespace(name=name) for name in names]
+    data, options = SimpleNamespace(categories=categories), SimpleNamespace(background_images=given)
+    assert run._background_images(options, data) == share

@@ -1,5 +1,7 @@
 """Training steps: op by op or compiled, in one pass or several, they train alike; a bad batch changes nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_data import slowed
@@ -12,7 +14,7 @@ from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.optimizer import freeze_backbone
-from ssd300_vgg16.training.step import STEP_METRICS, EagerStep, GraphStep, NotFinite, make_step
+from ssd300_vgg16.training.step import STEP_METRICS, EagerStep, GraphStep, NotFinite, counted_positives, make_step
 
 STEPS = 6
 # Warm-up in steps 0 and 1, a tenth from step 4 on.
@@ -35,7 +37,7 @@ def new_step(step_class, kind, model, schedule=None, config=None, **options):
 
 
 def take(step, batch):
-    return step(batch, np.count_nonzero(batch.labels)).numpy()
+    return step(batch, counted_positives(batch.labels, step.background_positives)).numpy()
 
 
 def copy_weights(weights, model):
@@ -160,14 +162,22 @@ def test_a_graph_and_single_operations_train_alike(train_ssd, ssd_weights, kind,
 @pytest.mark.parametrize(
     ("step_class", "passes"), [(EagerStep, 2), (EagerStep, 3), (EagerStep, 9), (GraphStep, 2), (GraphStep, 4)]
 )
-@pytest.mark.parametrize("config", [{}, {"clip_norm": 0.3}], ids=["plain", "clipped"])
-def test_several_passes_are_one_to_rounding(tiny_batches, tiny_weights, step_class, passes, config):
+@pytest.mark.parametrize(
+    ("config", "backgrounds"),
+    [({}, 0), ({"clip_norm": 0.3}, 0), ({}, 2)],
+    ids=["plain", "clipped", "backgrounds"],
+)
+def test_several_passes_are_one_to_rounding(tiny_batches, tiny_weights, step_class, passes, config, backgrounds):
     """Without pooling, that is, and with positives that are not spread evenly over the passes."""
-    after = []
+    after, batches = [], [*tiny_batches]
+    for number, images in enumerate([[0], [1, 2], [0, 1, 2, 3]] if backgrounds else []):
+        batches[number] = replace(batches[number], labels=batches[number].labels.copy())
+        batches[number].labels[images] = 0
     for kind, options in ((EagerStep, {}), (step_class, {"passes": passes})):
         model = copy_weights(tiny_weights, TinyModel())
-        step = new_step(kind, "sgd", model, constant(0.1), config, **options)
-        after.append(([take(step, batch)[:2] for batch in tiny_batches], weights_of(model)))
+        step = new_step(kind, "sgd", model, constant(0.1), config, background_positives=backgrounds, **options)
+        after.append(([take(step, batch)[:2] for batch in batches], weights_of(model)))
+    assert after[0][0][2][1] > 0, "backgrounds alone cost something too"
     np.testing.assert_allclose(after[1][0], after[0][0], rtol=1e-5)
     assert_trained_alike(after[1][1], after[0][1], tiny_weights, tolerance=1e-5)
 

@@ -23,6 +23,7 @@ class Device:
     """A step whose metrics stay on their way until they are waited for; `unread` are those that were not."""
 
     metric_names = STEP_METRICS
+    background_positives = 0
 
     def __init__(self, *losses):
         self.losses = iter(losses)
@@ -48,7 +49,10 @@ class Device:
 def trainer_of(step):
     nothing = dict.fromkeys(("folder", "model", "description", "average", "samples", "pool", "evaluate"))
     nothing |= {"samples": [None], "options": SimpleNamespace(save_is_due=lambda *_: False)}
-    nothing |= {"batch": SimpleNamespace(batch_size=1), "schedule": SimpleNamespace(total_steps=3)}
+    nothing |= {
+        "batch": SimpleNamespace(batch_size=1, images_per_epoch=int),
+        "schedule": SimpleNamespace(total_steps=3),
+    }
     return Trainer(step=step, progress=Progress(), world=ALONE, device="cuda", **nothing)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from small_data import WIDTH, metrics_without_times, run, shapes, shapes_folder, start
+from small_data import WIDTH, emptied, metrics_without_times, run, shapes, shapes_folder, start
 
 from ssd300_vgg16 import train
 from ssd300_vgg16.errors import UserError
@@ -134,6 +134,28 @@ def test_metrics_hold_every_reading(trained):
     for row in evaluations:
         assert {name for name, *_ in STATISTICS} <= row.keys()
     assert training[-1]["lr"] == pytest.approx(1e-3), "the warm-up is shortened to the length of the run"
+
+
+def test_images_without_objects_are_trained_on_and_a_resumed_run_draws_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    emptied(shapes_folder(tmp_path, 9, 1), 3)
+    given = [*map(str, SETTINGS), "--data-path", "shapes", "-j", "0", "--lr-scheduler", "multistep", "-b", "2"]
+    given += ["--warmup-steps", "0"]
+
+    def trained(folder, *arguments):
+        assert train.main([*arguments, "--output-dir", folder, *given]) == 0
+        return load_file(f"{folder}/{LAST}")
+
+    whole = trained("whole", "--epochs", "2", "--background-images", "0.34")
+    said = "6 images with objects, 3 images without objects, 2 of them trained on in an epoch, 2 epochs, "
+    assert said in capsys.readouterr().out
+    assert json.loads(Path("whole/options.json").read_text())["background_images"] == 0.34
+    trained("parts", "--epochs", "1", "--background-images", "0.34")
+    assert train.main(["--resume", "parts", "--epochs", "2", "-j", "0"]) == 0
+    parts, without = load_file(f"parts/{LAST}"), trained("without", "--iterations", "8")
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array, err_msg=name)
+    assert any((without[name] != array).any() for name, array in whole.items() if not name.startswith("optimizer/"))
 
 
 @pytest.mark.parametrize("option", ["--load", "--resume"])

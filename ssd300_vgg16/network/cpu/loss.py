@@ -13,10 +13,15 @@ _LINE = types.Array(float32, 1, "C")
 
 
 def multibox_loss(
-    offsets: np.ndarray, logits: np.ndarray, target_offsets: np.ndarray, target_labels: np.ndarray
+    offsets: np.ndarray,
+    logits: np.ndarray,
+    target_offsets: np.ndarray,
+    target_labels: np.ndarray,
+    background_positives: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of both losses, float64 [2], and the gradients of each: of offsets [B, D, 4] and logits [B, D, C].
 
+    background_positives: as of `network.loss.multibox_loss`.
     Raises ValueError for shapes that do not go together, and for labels that no logit is of.
     """
     boxes = offsets.shape[:2]
@@ -37,8 +42,8 @@ def multibox_loss(
             _subtract_largest(logits[image], largest, exponentials)
             np.exp(exponentials, out=exponentials)  # by numpy: numba's takes one at a time
             sums[image] = _loss_of_image(
-                offsets[image], logits[image], target_offsets[image], target_labels[image], largest, exponentials,
-                offsets_gradient[image], logits_gradient[image],
+                offsets[image], logits[image], target_offsets[image], target_labels[image], background_positives,
+                largest, exponentials, offsets_gradient[image], logits_gradient[image],
             )  # fmt: skip
 
     run_in_threads(work, range(len(offsets)))
@@ -58,8 +63,11 @@ def _subtract_largest(logits, largest, shifted):
             shifted[box, number] = row[number] - maximum
 
 
-@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, _LINE, _MADE, _MADE, _MADE))
-def _loss_of_image(offsets, logits, target_offsets, labels, largest, exponentials, offsets_gradient, logits_gradient):
+@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, int64, _LINE, _MADE, _MADE, _MADE))
+def _loss_of_image(
+    offsets, logits, target_offsets, labels, background_positives,
+    largest, exponentials, offsets_gradient, logits_gradient,
+):  # fmt: skip
     """exponentials: of the logits less the largest of each row."""
     boxes, classes = logits.shape
     offsets_gradient[:] = 0
@@ -86,7 +94,8 @@ def _loss_of_image(offsets, logits, target_offsets, labels, largest, exponential
             classification += losses[box]  # whether it would be counted or not: the trainer has to see it
     # Losses are sorted faster than places. So the hard negatives are those above the last one's loss, and of those
     # equal to it the first, as a stable sort of places has them.
-    hard = min(NEGATIVES_PER_POSITIVE * positives, boxes - positives)
+    counted = positives if positives > 0 else background_positives
+    hard = min(NEGATIVES_PER_POSITIVE * counted, boxes - positives)
     last, equal = float32(np.inf), 0
     if hard > 0:
         ranked = np.sort(of_background[: boxes - positives])[::-1]

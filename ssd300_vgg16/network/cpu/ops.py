@@ -107,22 +107,23 @@ class _Transpose(Function):
         return flow.from_numpy(_kernels().layers.transposed(gradient.numpy()))
 
 
-def multibox_losses(offsets, logits, target_offsets, target_labels):
+def multibox_losses(offsets, logits, target_offsets, target_labels, background_positives: int):
     """Both parts of the loss, localization and classification, summed over the batch: float32 [2]."""
-    return _MultiboxLoss.apply(offsets, logits, target_offsets, target_labels)
 
+    class MultiboxLoss(Function):
+        @staticmethod
+        def forward(ctx, *tensors):
+            arrays = (tensor.numpy() for tensor in tensors)
+            sums, *gradients = _kernels().loss.multibox_loss(*arrays, background_positives)
+            ctx.save_for_backward(*map(flow.from_numpy, gradients))
+            return flow.from_numpy(sums.astype(np.float32))
 
-class _MultiboxLoss(Function):
-    @staticmethod
-    def forward(ctx, *tensors):
-        sums, *gradients = _kernels().loss.multibox_loss(*(tensor.numpy() for tensor in tensors))
-        ctx.save_for_backward(*map(flow.from_numpy, gradients))
-        return flow.from_numpy(sums.astype(np.float32))
+        @staticmethod
+        def backward(ctx, sums_gradient):
+            gradients = ctx.saved_tensors
+            return (*(gradient * share for gradient, share in zip(gradients, sums_gradient, strict=True)), None, None)
 
-    @staticmethod
-    def backward(ctx, sums_gradient):
-        gradients = ctx.saved_tensors
-        return (*(gradient * share for gradient, share in zip(gradients, sums_gradient, strict=True)), None, None)
+    return MultiboxLoss.apply(offsets, logits, target_offsets, target_labels)
 
 
 def narrow_network(model, images):
