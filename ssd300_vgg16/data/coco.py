@@ -101,22 +101,23 @@ def _section(document: dict, name: str, path: str | os.PathLike) -> list:
 
 
 def _with_numbers(entries: list, problems: Problems) -> list:
-    """The entries with numbers where some tools write them as texts, which is noted."""
+    """The entries with whole numbers where some tools write texts or fractions of 0, which is noted."""
     read = [_entry_with_numbers(entry) for entry in entries]
-    note = f"{problems.source}: numbers that are written as texts are read as numbers"
+    note = f"{problems.source}: numbers that are written as texts, or ids as 7.0, are read as numbers"
     if note not in problems.notes and any(one is not other for one, other in zip(read, entries, strict=True)):
         problems.notes.append(note)
     return read
 
 
 def _entry_with_numbers(entry: Any) -> Any:
-    """The same entry, or a copy with numbers in place of "7" and ["1.5", "2", "10", "20"]."""
+    """The same entry, or a copy with numbers in place of "7", 7.0 and ["1.5", "2", "10", "20"]."""
     if type(entry) is not dict:
         return entry
     numbers: dict[str, Any] = {
         name: int(value)
         for name in ("id", "image_id", "category_id", "iscrowd")
-        if isinstance(value := entry.get(name), str) and _WHOLE_NUMBER.fullmatch(value)
+        if (type(value := entry.get(name)) is str and _WHOLE_NUMBER.fullmatch(value))
+        or (type(value) is float and value.is_integer())
     }
     bbox = entry.get("bbox")
     if type(bbox) is list and any(type(value) is str for value in bbox):

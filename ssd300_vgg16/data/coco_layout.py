@@ -83,9 +83,12 @@ def find_coco_splits(data: Path) -> Splits:
     by_split: dict[str, list[CocoFile]] = {}
     for file in coco_files(data):
         by_split.setdefault(split_named(file.path, data), []).append(file)
+    is_divided = {"train", "val"} <= by_split.keys()
     for split, files in by_split.items():
-        if split in places:
+        if split in places or (is_divided and split not in ("train", "val")):
             continue
+        # trainval.json lies beside train.json, and has the images of val.json too.
+        files = [file for file in files if "trainval" not in file.path.name.lower()] or files
         if len(files) > 1:
             some = ", ".join(str(file.path) for file in files[:3])
             raise UserError(

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from ssd300_vgg16.data.layout import file_names, folders_below, read_json
+from ssd300_vgg16.data.yolo_layout import LABEL_LINE
 from ssd300_vgg16.errors import UserError
 
 FILES_LOOKED_AT = 20  # of each suffix in a folder
@@ -23,6 +24,7 @@ _ADVICE = {
     "Datumaro": "convert them: datum convert -if datumaro -f coco",
     "CVAT's own XML": "export the task as COCO 1.0, PASCAL VOC 1.1 or YOLO 1.1",
     "CSV": _FROM_THE_PROGRAM,
+    "YOLO without class names": "list them in a file classes.txt there, one a line, in the order of their numbers",
     "KITTI": "convert them: datum convert -if kitti -f coco",
     "TFRecord": _FROM_THE_PROGRAM,
 }
@@ -91,7 +93,10 @@ def _tell_csv(file: Path) -> str | None:
 
 
 def _tell_text(file: Path) -> str | None:
-    fields = next(iter(_start(file).splitlines()), "").split()
+    first = next(iter(_start(file).splitlines()), "")
+    if LABEL_LINE.fullmatch(first):
+        return "YOLO without class names"
+    fields = first.split()
     is_kitti = len(fields) in (15, 16) and re.fullmatch("[A-Za-z_]+", fields[0])
     return "KITTI" if is_kitti and all(re.fullmatch(r"-?[\d.]+", field) for field in fields[1:]) else None
 

@@ -61,9 +61,12 @@ def is_image_set(file: Path) -> bool:
 
 
 def _image_sets(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
-    """Those of these names that are there."""
-    paths = (folder / "ImageSets" / "Main" / f"{name}.txt" for folder in folders for name in names)
-    return tuple(path for path in paths if path.is_file())
+    """Those of these names that are there; CVAT's are called Train, Validation and Test."""
+    paths: list[Path] = []
+    for main in (folder / "ImageSets" / "Main" for folder in folders):
+        there = {file.lower().replace("validation", "val"): main / file for file in file_names(main)}
+        paths += [there[f"{name}.txt"] for name in names if f"{name}.txt" in there]
+    return tuple(paths)
 
 
 def voc_folders(data: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from ssd300_vgg16.errors import UserError
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
 MAX_LINE = 10_000  # letters
+LABELS_OF = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # folders; the last is darknet's for VOC
 
 
 def load_yolo(
@@ -25,7 +26,7 @@ def load_yolo(
 ) -> Dataset:
     """One split of the data set that a data.yaml, or the folder with it, describes (`read_description`).
 
-    The labels of DIR/images/x.jpg are in DIR/labels/x.txt (beside the image, if no folder is called images): a line
+    The labels of DIR/images/x.jpg are in DIR/labels/x.txt, else beside the image (`LABELS_OF`): a line
     "class cx cy width height" for each object, or its class and the points of its outline, which stands for the box
     around it; all in fractions of the image, turned as its EXIF orientation says, since that is how YOLO reads it. An
     image without such a file has no objects. Images come in the order of their paths, or of the list, and their ids
@@ -54,7 +55,7 @@ def load_yolo(
         images.append(image)
     _report_without_image(places, paths, classes, problems)
     names = told_apart(dict(enumerate(description.names)), problems)
-    advice = f"Labels were looked for in files like {_label_file(images[-1].path)}." if images else ""
+    advice = f"Labels were looked for in files like {_label_files(images[-1].path)[0]}." if images else ""
     return dataset_of("yolo", images, objects, names, categories, problems, strict, advice)
 
 
@@ -90,16 +91,15 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> Iterator[Path]
             problems.add("listed image that is missing", example, Fate.IMAGE_LEFT_OUT)
 
 
-def _label_file(image: Path) -> Path:
-    """The file of labels for an image: the last folder called images, if any, becomes labels."""
+def _label_files(image: Path) -> list[Path]:
+    """Where the labels of an image may be: in place of the last folder called images, if any; beside the image."""
     # A data set may be given from inside of its folder of images: then only the absolute path names it.
-    if "images" not in image.parent.parts:
+    if not LABELS_OF.keys() & set(image.parent.parts):
         image = image.absolute()
-    parts = list(image.parts)
-    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
-    if folders:
-        parts[folders[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    parts = image.parts
+    folders = [index for index, part in enumerate(parts[:-1]) if part in LABELS_OF][-1:]
+    files = [Path(*parts[:index], LABELS_OF[parts[index]], *parts[index + 1 :]) for index in folders]
+    return [file.with_suffix(".txt") for file in (*files, image)]
 
 
 def _report_without_image(places: tuple[Path, ...], images: list[Path], classes: int, problems: Problems) -> None:
@@ -107,8 +107,9 @@ def _report_without_image(places: tuple[Path, ...], images: list[Path], classes:
 
     A list of images may leave out others by intent, whose labels lie there too.
     """
-    of_images = {os.path.abspath(_label_file(image)) for image in images}  # noqa: PTH100 - resolve() would merge links
-    folders = {_label_file(place / "any.jpg").parent for place in places if place.is_dir()}
+    # Not resolve(), which would merge links.
+    of_images = {os.path.abspath(file) for image in images for file in _label_files(image)}  # noqa: PTH100
+    folders = {file.parent for place in places if place.is_dir() for file in _label_files(place / "any.jpg")}
     for parent, below, names in chain.from_iterable(map(os.walk, sorted(folders))):
         below[:] = sorted(name for name in below if not name.startswith("."))  # hidden images are none of the data set
         for name in sorted(names):
@@ -132,9 +133,9 @@ def _is_label_file(file: Path, classes: int) -> bool:
 
 def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Problems) -> Iterator[ObjectRow]:
     """The well-formed objects of one image; none if it has no file of labels."""
-    file = _label_file(image.path)
     try:
-        lines = read_lines(file) if file.exists() else []
+        file = next(filter(Path.exists, _label_files(image.path)), None)
+        lines = read_lines(file) if file else []
     except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
         problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT)
         return

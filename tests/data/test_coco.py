@@ -242,7 +242,18 @@ def test_numbers_may_be_written_as_texts(load):
     assert [category.id for category in dataset.categories] == [3, 7]
 
 
-@pytest.mark.parametrize("other_id", [1, 5])
+def test_ids_may_be_written_with_a_fraction_of_0(load):
+    rows = [annotation(1.0, image_id=2.0, category_id=3.0)]
+    dataset = load(document(images=[image(1), image(2.0, file_name="2.jpg")], annotations=rows))
+    assert "or ids as 7.0, are read as numbers" in dataset.problems.message() and not dataset.problems.counts
+    assert [(sample.id, type(sample.id), len(sample.boxes)) for sample in dataset.samples] == [(1, int, 0), (2, int, 1)]
+    # 1.0 is 1: another file with it is left out.
+    again = load(document(images=[image(1), image(1.0, file_name="2.jpg")]))
+    assert again.problems.counts == {"image with the id of another": 1}
+    assert [sample.path.name for sample in again.samples] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("other_id", [1, 1.0, 5])
 def test_an_image_that_is_there_for_each_of_its_boxes_is_one(load, other_id):
     rows = [annotation(1), annotation(2, image_id=other_id, bbox=[1, 1, 9, 9])]
     dataset = load(document(images=[image(1), image(other_id, file_name="1.jpg")], annotations=rows))
