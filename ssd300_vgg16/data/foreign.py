@@ -46,12 +46,18 @@ _COLUMNS = {"xmin", "x_min", "x1", "bbox", "bbox_x", "xtl"}
 
 
 def foreign_format(path: Path) -> str | None:
-    """A sentence on the format of the labels in a folder or file, if it is a known one that is not read."""
+    """A sentence on the format of the labels in a folder or file, if it is a known one that is not read; else on a JSON
+    file that cannot be read, if there is one."""
+    broken = None
     for file in islice(_files(path), MAX_FILES):
-        name = _TELL[file.suffix.lower()](file)
+        try:
+            name = _TELL[file.suffix.lower()](file)
+        except UserError as error:
+            broken = broken or str(error)
+            continue
         if name:
             return f"labels in the format {name} ({file}), which is not read: {_ADVICE[name]}"
-    return None
+    return broken
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -64,10 +70,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _tell_json(file: Path) -> str | None:
-    try:
-        document = read_json(file)
-    except UserError:
-        return None
+    document = read_json(file)
     if isinstance(document, list):
         return _with_keys(_KEYS_OF_LIST, document[:1])
     if not isinstance(document, dict):

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +24,15 @@ def split_named(path: Path, data: Path) -> str:
         if word:
             return next(split for split in ("train", "val", "test") if word[0].startswith(split))
     return WHOLE
+
+
+def by_split(paths: Iterable[Path], data: Path) -> Splits:
+    """The files or folders in a data set by the split that each is for (`split_named`)."""
+    splits: Splits = {}
+    for path in paths:
+        split = split_named(path, data)
+        splits[split] = (*splits.get(split, ()), path)
+    return splits
 
 
 def file_names(folder: Path) -> frozenset[str]:

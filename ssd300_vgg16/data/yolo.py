@@ -12,7 +12,7 @@ from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Category, Dataset, Fa
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.data.layout import read_lines, shorter_paths
-from ssd300_vgg16.data.yolo_layout import places_of, read_description
+from ssd300_vgg16.data.yolo_layout import YoloDescription, places_of, read_description, some_lines
 from ssd300_vgg16.errors import UserError
 
 BOX_NUMBERS = 4
@@ -53,7 +53,7 @@ def load_yolo(
             continue
         objects += _read_labels(image, len(images), classes, problems)
         images.append(image)
-    _report_without_image(places, paths, classes, problems)
+    _report_other_labels(places, paths, description, problems)
     names = told_apart(dict(enumerate(description.names)), problems)
     advice = f"Labels were looked for in files like {_label_files(images[-1].path)[0]}." if images else ""
     return dataset_of("yolo", images, objects, names, categories, problems, strict, advice)
@@ -102,10 +102,13 @@ def _label_files(image: Path) -> list[Path]:
     return [file.with_suffix(".txt") for file in (*files, image)]
 
 
-def _report_without_image(places: tuple[Path, ...], images: list[Path], classes: int, problems: Problems) -> None:
+def _report_other_labels(
+    places: tuple[Path, ...], images: list[Path], description: YoloDescription, problems: Problems
+) -> None:
     """Count the files of labels that belong to no image, in the folders of labels of the places that are folders.
 
-    A list of images may leave out others by intent, whose labels lie there too.
+    A list of images may leave out others by intent, whose labels lie there too. LabelImg's list of class names is noted
+    if it says otherwise.
     """
     # Not resolve(), which would merge links.
     of_images = {os.path.abspath(file) for image in images for file in _label_files(image)}  # noqa: PTH100
@@ -115,8 +118,12 @@ def _report_without_image(places: tuple[Path, ...], images: list[Path], classes:
         for name in sorted(names):
             file = Path(parent, name)
             is_other = name.endswith(".txt") and os.path.abspath(file) not in of_images  # noqa: PTH100
-            if is_other and not name.startswith(".") and _is_label_file(file, classes):
+            if is_other and not name.startswith(".") and _is_label_file(file, len(description.names)):
                 problems.add("label file without an image", str(file), Fate.LABELS_LEFT_OUT)
+        if "classes.txt" in names:
+            file = Path(parent, "classes.txt")
+            if any(ours != theirs for ours, theirs in zip(description.names, some_lines(file), strict=False)):
+                problems.notes.append(f"{file}: other class names than in {description.file}, which are taken")
 
 
 def _is_label_file(file: Path, classes: int) -> bool:

@@ -13,6 +13,7 @@ from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.data.layout import (
     WHOLE,
     Splits,
+    by_split,
     file_names,
     folders_below,
     read_lines,
@@ -49,11 +50,12 @@ class YoloDescription:
 def find_yolo_splits(data: Path) -> Splits:
     """The folders of images, or lists of them, of each split that is described; or layout.WHOLE.
 
-    They need not be there, but for a test split: many files name one that was never made.
+    Many files name splits that were never made: beside a training split that is there, these are left out.
     """
     places = read_description(data).places
-    is_there = all(place.exists() for place in places.get("test", ()))
-    return {split: those for split, those in places.items() if split != "test" or is_there}
+    there = {split: those for split, those in places.items() if all(map(Path.exists, those))}
+    needed = ("train",) if "train" in there else ("train", "val", WHOLE)
+    return {split: those for split, those in places.items() if split in there or split in needed}
 
 
 def places_of(description: YoloDescription, split: str) -> tuple[Path, ...]:
@@ -104,7 +106,7 @@ def _darknet_file(files: dict[Path, frozenset[str]]) -> Path | None:
     """darknet's .data file, else the list of class names that lies with YOLO's label files; None without either."""
     data_files = [folder / name for folder in files for name in sorted(files[folder]) if name.endswith(".data")]
     for file in data_files[:FILES_LOOKED_AT]:  # other programs' files end so too
-        if any(_DATA_KEY.match(line) for line in _some_lines(file)):
+        if any(_DATA_KEY.match(line) for line in some_lines(file)):
             return file
     lists = [folder / name for end in NAMES_FILES for folder in files for name in sorted(matching(files[folder], end))]
     return lists[0] if lists and (lists[0].name == ROBOFLOW_NAMES or _has_labels(files)) else None
@@ -115,12 +117,13 @@ def _has_labels(files: dict[Path, frozenset[str]]) -> bool:
     for folder, names in files.items():
         texts = sorted(name for name in names if name.endswith(".txt") and not _lists_names(name))
         for name in texts[:FILES_LOOKED_AT]:
-            if any(LABEL_LINE.fullmatch(line) for line in _some_lines(folder / name)[:1]):
+            if any(LABEL_LINE.fullmatch(line) for line in some_lines(folder / name)[:1]):
                 return True
     return False
 
 
-def _some_lines(file: Path) -> list[str]:
+def some_lines(file: Path) -> list[str]:
+    """The lines of a text file; none if it cannot be read."""
     try:
         return [line for _, line in read_lines(file)]
     except UserError:
@@ -266,12 +269,9 @@ def _described_by_names(file: Path, data: Path) -> YoloDescription:
     for other, listed in lists.items():
         if listed != names[: len(listed)]:
             raise UserError(f"{other}: other class names than in {file}, and both are for one data set")
-    places: Splits = {}
-    for folder, inside in files.items():
-        taken = [place for those in places.values() for place in those]
-        has_images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in inside)
-        if not has_images or any(folder.is_relative_to(place) for place in taken):
-            continue
-        split = split_named(folder, root)
-        places[split] = (*places.get(split, ()), folder)
-    return YoloDescription(file, names, root, places)
+    with_images = {
+        folder for folder in files if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files[folder])
+    }
+    # Each with all that is in it.
+    outermost = [folder for folder in files if folder in with_images and not with_images & {*folder.parents}]
+    return YoloDescription(file, names, root, by_split(outermost, root))

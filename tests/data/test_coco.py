@@ -133,6 +133,9 @@ def test_given_categories_are_matched_by_name(load):
 
 
 def test_categories_of_one_name_are_told_apart_by_id(load):
+    same = load(document(categories=[{"id": 7, "name": "cat"}, {"id": 3, "name": "cat"}]))
+    assert same.categories == (Category(1, 3, "cat"), Category(2, 7, "cat (id 7)"))
+    assert same.problems.counts == {"category name used twice": 1} and same.samples[0].labels.tolist() == [2, 1]
     rows = [{"id": 7, "name": "cat"}, {"id": 3, "name": "Cat"}]
     own = load(document(categories=rows))
     assert not own.problems.counts and "differ in capitals only: 'Cat' and 'cat'" in own.problems.message()
@@ -259,6 +262,13 @@ def test_an_image_that_is_there_for_each_of_its_boxes_is_one(load, other_id):
     dataset = load(document(images=[image(1), image(other_id, file_name="1.jpg")], annotations=rows))
     assert dataset.problems.counts == {"image that is there again: joined with the first": 1}
     assert [(sample.id, len(sample.boxes)) for sample in dataset.samples] == [(1, 2)]
+
+
+def test_a_file_that_two_names_mean_is_one_image(load):
+    rows = [annotation(1, image_id=2), annotation(2, image_id=5, bbox=[1, 1, 9, 9])]
+    dataset = load(document(images=[image(1), image(2), image(5, file_name="/data/2.jpg")], annotations=rows))
+    assert dataset.problems.counts == {"image that is there again: joined with the first": 1}
+    assert [(sample.id, len(sample.boxes)) for sample in dataset.samples] == [(1, 0), (2, 2)]
 
 
 def test_an_object_that_is_there_twice_counts_once(load):

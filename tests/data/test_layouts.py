@@ -176,6 +176,8 @@ def test_two_formats_are_named(tmp_path):
         ("a.json", {"info": {}, "categories": {}, "items": []}, "Datumaro"),
         ("a.xml", "<?xml version='1.0'?><annotations><image id='0'/></annotations>", "CVAT's own XML"),
         ("1.txt", YOLO_LABELS, "YOLO without class names"),
+        ("a.json", [{"data": {"image": "1.jpg"}, "annotations": []}], "Label Studio"),
+        ("a.tfrecord", "", "TFRecord"),
         ("a.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n", "CSV"),
         ("1.txt", "Car 0.00 0 -1.58 587.0 173.3 614.1 200.1 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n", "KITTI"),
     ],
@@ -188,6 +190,14 @@ def test_formats_that_are_not_read_are_said_by_name(tmp_path, name, content, sai
     told, _, advice = str(error.value).partition(", which is not read: ")
     assert told == f"{tmp_path}: labels in the format {said} ({tmp_path / name})"
     assert advice.startswith(("export ", "convert ", "list "))
+
+
+def test_json_that_cannot_be_read_is_named_where_nothing_else_is_found(tmp_path):
+    single_json(tmp_path)
+    file = tmp_path / "labels.json"
+    file.write_text(file.read_text()[:-100])  # as an interrupted download leaves it
+    with pytest.raises(UserError, match=r"labels\.json, line 1, column \d+: not valid JSON"):
+        DataSource(path=tmp_path).locate("train")
 
 
 def test_so_many_files_are_looked_at_for_other_formats(tmp_path, monkeypatch):
