@@ -19,6 +19,18 @@ from ssd300_vgg16.errors import UserError
 # Coordinates must fit float32, the sum of two included.
 MAX_COORDINATE = 1e38
 SHOWN = 80  # letters of what stands in a file
+JOINED = "image that is there again: joined with the first"
+# Boxes that are fractions of the image may stick out of it a little.
+FRACTION_LIMIT = 1.01
+SMALLEST_IMAGE = 8  # pixels a side; in smaller ones a box may be within 0 to 1 by right
+# From how many boxes, and which part of them beyond the image, it is told that they are corners.
+FEWEST_TELLING = 4
+BEYOND_TELLING = 0.25
+WRITTEN = {
+    "coco": "COCO's bbox is in pixels: x, y, width, height",
+    "voc": "VOC's bndbox is in pixels: xmin, ymin, xmax, ymax",
+    "yolo": "YOLO's lines are: class, x and y of the centre, width, height",
+}
 
 Box = tuple[float, float, float, float]
 Key = TypeVar("Key", int, str)
@@ -72,13 +84,15 @@ def dataset_of(
     and ids. With given ones labels and names are theirs (`match_names`), and ids too where keys are words, as in VOC;
     names of objects that are not among them are counted.
 
-    Odd boxes are kept and counted. Of objects that are there twice one is left out, but not of COCO's own categories in
-    its format: its published figures count what is in its files. Image files are held against the declared sizes, but
-    for YOLO, which declares none.
-    Raises UserError, with advice, when there is no object or no given category; or, if strict, any problem.
+    Images of one file are joined. Odd boxes are kept and counted. Of objects that are there twice one is left out, but
+    not of COCO's own categories in its format: its published figures count what is in its files. Image files are held
+    against the declared sizes, but for YOLO, which declares none.
+    Raises UserError, with advice, when there is no object or no given category; where all boxes say that they are
+    written in another way than the format's; or, if strict, for any problem.
     """
     problems.totals.setdefault("images", len(images) + problems.count(Fate.IMAGE_LEFT_OUT))
     problems.totals.setdefault("objects", len(objects) + problems.count(Fate.OBJECT_LEFT_OUT))
+    images, objects = _joined(images, objects, problems)
     category_of = _choose_categories(names, given, objects, problems)
     objects = [row for row in objects if row.category in category_of]
     if not objects:
@@ -103,6 +117,7 @@ def dataset_of(
             problems.add(fault, f"{row.where} ({about}): xyxy {box}", fate)
 
     height, width = np.array([image[2:] for image in images], dtype=np.float64)[image_index].T
+    _refuse_other_boxes(kind, boxes, height, width, problems.source)
     for (fault, fate), rows in faulty_boxes(boxes, height, width).items():
         report(fault, rows, fate)
     if not (kind == "coco" and set(category_of.values()) <= set(COCO_CATEGORIES)):
@@ -116,6 +131,19 @@ def dataset_of(
     if strict:
         problems.refuse()
     return Dataset(problems.source, tuple(category_of.values()), samples, problems, kind)
+
+
+def _joined(
+    images: Sequence[ImageRow], objects: Sequence[ObjectRow], problems: Problems
+) -> tuple[Sequence[ImageRow], Sequence[ObjectRow]]:
+    """The same, with one image for each file: some tools write an image once for each of its boxes."""
+    kept: dict[Path, ImageRow] = {}
+    for image in images:
+        if kept.setdefault(image.path, image) is not image:
+            problems.add(JOINED, f"image {image.id} ({image.path})", Fate.READ_ALL_THE_SAME)
+    index_of = {path: index for index, path in enumerate(kept)}
+    joined = (row._replace(image_index=index_of[images[row.image_index].path]) for row in objects)
+    return list(kept.values()), objects if len(kept) == len(images) else list(joined)
 
 
 def _choose_categories(
@@ -167,6 +195,30 @@ def _repeated(image_index: np.ndarray, columns: dict[str, Any]) -> np.ndarray:
     same = (columns[name] for name in ("labels", "crowd", "difficult", "boxes"))
     _, first = np.unique(np.column_stack((image_index, *same)), axis=0, return_index=True)
     return (box_math.area(columns["boxes"]) > 0) & ~np.isin(np.arange(len(image_index)), first)
+
+
+def _refuse_other_boxes(kind: str, boxes: np.ndarray, height: np.ndarray, width: np.ndarray, source: str) -> None:
+    """UserError if all boxes [N, 4] xyxy of these images [N] say that they are written in another way."""
+    x1, y1, x2, y2 = boxes.T
+    # VOC's begin one pixel before what is written.
+    is_fraction = (
+        (boxes[:, 2:] <= FRACTION_LIMIT).all() and (boxes[:, :2] >= -1).all() and (box_math.area(boxes) > 0).any()
+    )
+    if kind != "yolo" and is_fraction and min(height.min(), width.min()) > SMALLEST_IMAGE:
+        raise UserError(
+            f"{source}: all {len(boxes)} boxes are within 0 to 1: they are fractions of the image, and "
+            f"{WRITTEN[kind]}; multiply them by width and height"
+        )
+    # What would be the right and bottom edges is written as the size, and the left and top ones as another point.
+    right, bottom = x2 - x1, y2 - y1
+    left, top = ((x1 + x2) / 2, (y1 + y2) / 2) if kind == "yolo" else (x1, y1)
+    corners = (right > left) & (bottom > top) & (right <= width + 1) & (bottom <= height + 1) & (left >= 0) & (top >= 0)
+    beyond = (x2 > width + 1) | (y2 > height + 1) | (x1 < -1) | (y1 < -1)
+    if kind != "voc" and len(boxes) >= FEWEST_TELLING and corners.all() and beyond.mean() >= BEYOND_TELLING:
+        raise UserError(
+            f"{source}: {beyond.sum()} of {len(boxes)} boxes lead out of their images, and all fit as x1, y1, x2, y2; "
+            f"{WRITTEN[kind]}: correct what wrote the file"
+        )
 
 
 def faulty_boxes(boxes: np.ndarray, height: np.ndarray, width: np.ndarray) -> dict[tuple[str, Fate], np.ndarray]:

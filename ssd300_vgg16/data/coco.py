@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
-from ssd300_vgg16.data.annotations import SHOWN, ImageRow, ObjectRow, are_finite, dataset_of, is_side
+from ssd300_vgg16.data.annotations import JOINED, SHOWN, ImageRow, ObjectRow, are_finite, dataset_of, is_side
 from ssd300_vgg16.data.categories import told_apart
 from ssd300_vgg16.data.coco_layout import FilesIn, find_image
 from ssd300_vgg16.data.dataset import Category, Dataset, Fate, Problems
@@ -19,13 +18,7 @@ from ssd300_vgg16.data.layout import file_names, read_json
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.text import listed
 
-JOINED = "image that is there again: joined with the first"
-# Boxes that are fractions of the image may stick out of it a little.
-FRACTION_LIMIT = 1.01
-SMALLEST_IMAGE = 8  # pixels a side; in smaller ones a box may be within 0 to 1 by right
-# From how many boxes, and which part of them beyond the image, it is told that they are corners.
-FEWEST_TELLING = 4
-BEYOND_TELLING = 0.25
+ID_AGAIN = "with the id of another"
 MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 
@@ -65,10 +58,8 @@ def load_coco(
     }
     names = _without_root(_read_categories(categories_section, problems), categories_section, annotations_section)
     images = _read_images(images_section, Path(image_folder), problems)
-    rows = list(dict.fromkeys(filter(None, images.values())))
+    rows = list(filter(None, images.values()))
     objects = _read_objects(annotations_section, images, rows, names, problems)
-    if objects:
-        _refuse_other_boxes(objects, rows, problems.source)
     return dataset_of("coco", rows, objects, names, categories, problems, strict)
 
 
@@ -101,22 +92,23 @@ def _section(document: dict, name: str, path: str | os.PathLike) -> list:
 
 
 def _with_numbers(entries: list, problems: Problems) -> list:
-    """The entries with numbers where some tools write them as texts, which is noted."""
+    """The entries with whole numbers where some tools write texts or fractions of 0, which is noted."""
     read = [_entry_with_numbers(entry) for entry in entries]
-    note = f"{problems.source}: numbers that are written as texts are read as numbers"
+    note = f"{problems.source}: numbers that are written as texts, or ids as 7.0, are read as numbers"
     if note not in problems.notes and any(one is not other for one, other in zip(read, entries, strict=True)):
         problems.notes.append(note)
     return read
 
 
 def _entry_with_numbers(entry: Any) -> Any:
-    """The same entry, or a copy with numbers in place of "7" and ["1.5", "2", "10", "20"]."""
+    """The same entry, or a copy with numbers in place of "7", 7.0 and ["1.5", "2", "10", "20"]."""
     if type(entry) is not dict:
         return entry
     numbers: dict[str, Any] = {
         name: int(value)
         for name in ("id", "image_id", "category_id", "iscrowd")
-        if isinstance(value := entry.get(name), str) and _WHOLE_NUMBER.fullmatch(value)
+        if (type(value := entry.get(name)) is str and _WHOLE_NUMBER.fullmatch(value))
+        or (type(value) is float and value.is_integer())
     }
     bbox = entry.get("bbox")
     if type(bbox) is list and any(type(value) is str for value in bbox):
@@ -150,7 +142,7 @@ def _fault(entry: Any, **fields: type) -> str | None:
 
 def _id_fault(entry: Any, known: dict) -> str | None:
     """What is wrong with the entry's id, given those before it."""
-    return _fault(entry, id=int) or ("with the id of another" if entry["id"] in known else None)
+    return _fault(entry, id=int) or (ID_AGAIN if entry["id"] in known else None)
 
 
 def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
@@ -183,24 +175,19 @@ def _read_images(entries: list, folder: Path, problems: Problems) -> dict[int, I
     # Each folder is listed once: to ask for each of 100,000 files takes long on a network drive.
     files_in = cache(lambda parent: file_names(folder / parent))
     images: dict[int, ImageRow | None] = {}
-    id_of: dict[str, int] = {}  # by file_name
+    name_of: dict[int, Any] = {}
     for position, entry in enumerate(entries):
         fault = _id_fault(entry, images)
-        file_name = entry.get("file_name") if type(entry) is dict else None
-        first_id = id_of.get(file_name) if isinstance(file_name, str) else None
-        # Some tools write an image once for each of its boxes, with the same id or another.
-        if first_id is not None and (fault is None or entry.get("id") == first_id):
-            images[entry["id"]] = images[first_id]
+        if fault == ID_AGAIN and entry.get("file_name") == name_of[entry["id"]]:
             problems.add(JOINED, _located("images", entry, position), Fate.READ_ALL_THE_SAME)
         elif fault:
             problems.add(f"image {fault}", _located("images", entry, position), Fate.IMAGE_LEFT_OUT)
         else:
             image = _read_image(entry, folder, files_in)
             images[entry["id"]] = image if isinstance(image, ImageRow) else None
-            if isinstance(file_name, str):
-                id_of[file_name] = entry["id"]
+            name_of[entry["id"]] = name = entry.get("file_name")
             if isinstance(image, str):
-                problems.add(f"image {image}", f"image {entry['id']} ({file_name})", Fate.IMAGE_LEFT_OUT)
+                problems.add(f"image {image}", f"image {entry['id']} ({name})", Fate.IMAGE_LEFT_OUT)
     if not any(images.values()):
         raise UserError(f"{problems.message()}\nNo image is left: is {folder} the folder that the file_names refer to?")
     return images
@@ -307,25 +294,3 @@ def _box_of_mask(size: object, counts: object) -> list[float] | None:
     x, y, box_width, box_height = coco_mask.toBbox(encoded).tolist()
     is_within = x + box_width <= width and y + box_height <= height
     return [x, y, box_width, box_height] if is_within else None
-
-
-def _refuse_other_boxes(objects: list[ObjectRow], images: list[ImageRow], source: str) -> None:
-    """UserError if all boxes of the file say that they are written in another way than COCO's."""
-    boxes = np.array([row.box for row in objects])
-    sizes = np.array([image[2:] for image in images], dtype=np.float64)
-    height, width = sizes[[row.image_index for row in objects]].T
-    x, y, x_end, y_end = boxes.T
-    right, bottom = x_end - x, y_end - y  # what is the width in COCO's sense would be the right edge
-    is_fraction = (boxes <= FRACTION_LIMIT).all() and (boxes >= 0).all() and (right * bottom > 0).any()
-    if is_fraction and min(height.min(), width.min()) > SMALLEST_IMAGE:
-        raise UserError(
-            f"{source}: all {len(x)} boxes are within 0 to 1: they are fractions of the image, and COCO's bbox is in "
-            "pixels: x, y, width, height; multiply them by width and height"
-        )
-    corners = (right > x) & (bottom > y) & (right <= width + 1) & (bottom <= height + 1)
-    beyond = (x_end > width + 1) | (y_end > height + 1)
-    if len(x) >= FEWEST_TELLING and corners.all() and beyond.mean() >= BEYOND_TELLING:
-        raise UserError(
-            f"{source}: {beyond.sum()} of {len(x)} boxes lead out of their images, and all fit as x1, y1, x2, y2; "
-            "COCO's bbox is x, y, width, height: correct what wrote the file"
-        )

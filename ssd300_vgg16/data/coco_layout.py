@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ssd300_vgg16.data.layout import Splits, file_names, folders_below, read_json, shorter_paths, split_named
+from ssd300_vgg16.data.layout import Splits, by_split, file_names, folders_below, read_json, shorter_paths, split_named
 from ssd300_vgg16.errors import UserError
 
 # More JSON files than this in one folder are one for each image, which COCO's are not.
@@ -80,19 +80,21 @@ def find_coco_splits(data: Path) -> Splits:
     places = {split: place for split in ("train", "val") if (place := _in_coco_layout(data, split))}
     if len(places) == 2:
         return places  # without reading COCO's other files, which are large
-    by_split: dict[str, list[CocoFile]] = {}
-    for file in coco_files(data):
-        by_split.setdefault(split_named(file.path, data), []).append(file)
-    for split, files in by_split.items():
-        if split in places:
+    files = {file.path: file for file in coco_files(data)}
+    candidates = by_split(files, data)
+    is_divided = {"train", "val"} <= candidates.keys()
+    for split, paths in candidates.items():
+        if split in places or (is_divided and split not in ("train", "val")):
             continue
-        if len(files) > 1:
-            some = ", ".join(str(file.path) for file in files[:3])
+        # trainval.json lies beside train.json, and has the images of val.json too.
+        paths = tuple(path for path in paths if "trainval" not in path.name.lower()) or paths
+        if len(paths) > 1:
             raise UserError(
-                f"{data}: {len(files)} COCO annotation files ({split}), and which is meant is not clear: {some}. "
+                f"{data}: {len(paths)} COCO annotation files ({split}), and which is meant is not clear: "
+                f"{', '.join(map(str, paths[:3]))}. "
                 "Name one: --train-annotations FILE --train-images FOLDER, and the same with val"
             )
-        places[split] = (files[0].path, _image_folder(files[0], data))
+        places[split] = (paths[0], _image_folder(files[paths[0]], data))
     return places
 
 

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from ssd300_vgg16.data.layout import file_names, folders_below, read_json
+from ssd300_vgg16.data.yolo_layout import LABEL_LINE
 from ssd300_vgg16.errors import UserError
 
 FILES_LOOKED_AT = 20  # of each suffix in a folder
@@ -23,6 +24,7 @@ _ADVICE = {
     "Datumaro": "convert them: datum convert -if datumaro -f coco",
     "CVAT's own XML": "export the task as COCO 1.0, PASCAL VOC 1.1 or YOLO 1.1",
     "CSV": _FROM_THE_PROGRAM,
+    "YOLO without class names": "list them in a file classes.txt there, one a line, in the order of their numbers",
     "KITTI": "convert them: datum convert -if kitti -f coco",
     "TFRecord": _FROM_THE_PROGRAM,
 }
@@ -44,12 +46,18 @@ _COLUMNS = {"xmin", "x_min", "x1", "bbox", "bbox_x", "xtl"}
 
 
 def foreign_format(path: Path) -> str | None:
-    """A sentence on the format of the labels in a folder or file, if it is a known one that is not read."""
+    """A sentence on the format of the labels in a folder or file, if it is a known one that is not read; else on a JSON
+    file that cannot be read, if there is one."""
+    broken = None
     for file in islice(_files(path), MAX_FILES):
-        name = _TELL[file.suffix.lower()](file)
+        try:
+            name = _TELL[file.suffix.lower()](file)
+        except UserError as error:
+            broken = broken or str(error)
+            continue
         if name:
             return f"labels in the format {name} ({file}), which is not read: {_ADVICE[name]}"
-    return None
+    return broken
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -62,10 +70,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _tell_json(file: Path) -> str | None:
-    try:
-        document = read_json(file)
-    except UserError:
-        return None
+    document = read_json(file)
     if isinstance(document, list):
         return _with_keys(_KEYS_OF_LIST, document[:1])
     if not isinstance(document, dict):
@@ -91,7 +96,10 @@ def _tell_csv(file: Path) -> str | None:
 
 
 def _tell_text(file: Path) -> str | None:
-    fields = next(iter(_start(file).splitlines()), "").split()
+    first = next(iter(_start(file).splitlines()), "")
+    if LABEL_LINE.fullmatch(first):
+        return "YOLO without class names"
+    fields = first.split()
     is_kitti = len(fields) in (15, 16) and re.fullmatch("[A-Za-z_]+", fields[0])
     return "KITTI" if is_kitti and all(re.fullmatch(r"-?[\d.]+", field) for field in fields[1:]) else None
 

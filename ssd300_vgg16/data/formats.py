@@ -156,7 +156,8 @@ class DataSource:
             return Found(whole, splits[whole])
         if whole in splits:
             fraction = VAL_FRACTION if self.val_fraction is None else self.val_fraction
-            note = (
+            absent = read_description(folder).places.get("val", ()) if self.format == "yolo" else ()
+            note = "".join(f"there is no {place}; " for place in absent) + (
                 f"{splits[whole][0]}: no validation split there: {fraction:.0%} of the images are kept for it, "
                 "told by a hash of their names (--val-fraction)"
             )

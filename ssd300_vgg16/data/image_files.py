@@ -32,9 +32,8 @@ def find_images(paths: Sequence[str], leave_out: Path | None = None, others: Cou
         except OSError as error:
             raise UserError(f"{error.filename or text}: cannot be read: {error.strerror}") from None
         if not expanded:
-            raise UserError(
-                f"{text}: no image in this folder or pattern; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
-            )
+            place = "this folder or its sub-folders" if Path(text).is_dir() else "what this pattern matches"
+            raise UserError(f"{text}: no image in {place}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
         absolute = [os.path.abspath(path) for path in expanded]  # noqa: PTH100 - resolve() would merge links
         for place, path in zip(absolute, expanded, strict=True):
             images.setdefault(place, path)

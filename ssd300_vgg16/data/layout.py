@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +26,15 @@ def split_named(path: Path, data: Path) -> str:
     return WHOLE
 
 
+def by_split(paths: Iterable[Path], data: Path) -> Splits:
+    """The files or folders in a data set by the split that each is for (`split_named`)."""
+    splits: Splits = {}
+    for path in paths:
+        split = split_named(path, data)
+        splits[split] = (*splits.get(split, ()), path)
+    return splits
+
+
 def file_names(folder: Path) -> frozenset[str]:
     """The files in a folder; none if it cannot be read."""
     try:
@@ -35,7 +44,7 @@ def file_names(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def folders_below(folder: Path, depth: int = 2) -> list[Path]:
+def folders_below(folder: Path, depth: int = 3) -> list[Path]:
     """The folder and those in it, down to this depth, sorted; not the hidden ones, and no more than MAX_FOLDERS."""
     found, level = [folder], [folder]
     for _ in range(depth):

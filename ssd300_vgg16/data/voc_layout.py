@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
-from ssd300_vgg16.data.layout import WHOLE, Splits, file_names, folders_below, read_lines, split_named
+from ssd300_vgg16.data.layout import WHOLE, Splits, by_split, file_names, folders_below, read_lines
 from ssd300_vgg16.errors import UserError
 
 # A test set whose annotations were published has nearly all of them; VOC2012's has some, of another task.
@@ -37,16 +37,12 @@ def find_voc_splits(data: Path) -> Splits:
     if data.is_file():
         return {WHOLE: (data,)} if is_image_set(data) else find_voc_splits(data.parent)
     folders = voc_folders(data)
-    places: Splits = {}
     if not folders:
-        for folder in xml_folders(data):
-            split = split_named(folder, data)
-            places[split] = (*places.get(split, ()), folder)
-        return places
+        return by_split(xml_folders(data), data)
     tests = [path for path in _image_sets(folders, "test") if _is_published(path)]
     if tests:
         years = [_image_sets([folder], "trainval") or _image_sets([folder], "train", "val") for folder in folders]
-        places = {"train": tuple(chain.from_iterable(years)), "val": tuple(tests)}
+        places: Splits = {"train": tuple(chain.from_iterable(years)), "val": tuple(tests)}
     else:
         places = {split: _image_sets(folders, split) for split in ("train", "val")}
     places = {split: paths for split, paths in places.items() if paths}
@@ -61,21 +57,19 @@ def is_image_set(file: Path) -> bool:
 
 
 def _image_sets(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
-    """Those of these names that are there."""
-    paths = (folder / "ImageSets" / "Main" / f"{name}.txt" for folder in folders for name in names)
-    return tuple(path for path in paths if path.is_file())
+    """Those of these names that are there; CVAT's are called Train, Validation and Test."""
+    paths: list[Path] = []
+    for main in (folder / "ImageSets" / "Main" for folder in folders):
+        there = {file.lower().replace("validation", "val"): main / file for file in file_names(main)}
+        paths += [there[f"{name}.txt"] for name in names if f"{name}.txt" in there]
+    return tuple(paths)
 
 
 def voc_folders(data: Path) -> list[Path]:
     """The folders with ImageSets/Main and Annotations that data means, by name: it is one, or holds some (VOC2007,
     VOC2012), or holds VOCdevkit, which does."""
-    if _is_voc(data):
-        return [data]
-    for parent in (data, data / "VOCdevkit"):
-        years = [child for child in sorted(parent.iterdir()) if _is_voc(child)] if parent.is_dir() else []
-        if years:
-            return years
-    return []
+    folders = list(filter(_is_voc, folders_below(data)))
+    return [folder for folder in folders if len(folder.parts) == len(folders[0].parts)]
 
 
 def _is_voc(folder: Path) -> bool:

@@ -12,12 +12,13 @@ from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Category, Dataset, Fa
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.data.layout import read_lines, shorter_paths
-from ssd300_vgg16.data.yolo_layout import places_of, read_description
+from ssd300_vgg16.data.yolo_layout import YoloDescription, places_of, read_description, some_lines
 from ssd300_vgg16.errors import UserError
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
 MAX_LINE = 10_000  # letters
+LABELS_OF = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # folders; the last is darknet's for VOC
 
 
 def load_yolo(
@@ -25,7 +26,7 @@ def load_yolo(
 ) -> Dataset:
     """One split of the data set that a data.yaml, or the folder with it, describes (`read_description`).
 
-    The labels of DIR/images/x.jpg are in DIR/labels/x.txt (beside the image, if no folder is called images): a line
+    The labels of DIR/images/x.jpg are in DIR/labels/x.txt, else beside the image (`LABELS_OF`): a line
     "class cx cy width height" for each object, or its class and the points of its outline, which stands for the box
     around it; all in fractions of the image, turned as its EXIF orientation says, since that is how YOLO reads it. An
     image without such a file has no objects. Images come in the order of their paths, or of the list, and their ids
@@ -52,9 +53,9 @@ def load_yolo(
             continue
         objects += _read_labels(image, len(images), classes, problems)
         images.append(image)
-    _report_without_image(places, paths, classes, problems)
+    _report_other_labels(places, paths, description, problems)
     names = told_apart(dict(enumerate(description.names)), problems)
-    advice = f"Labels were looked for in files like {_label_file(images[-1].path)}." if images else ""
+    advice = f"Labels were looked for in files like {_label_files(images[-1].path)[0]}." if images else ""
     return dataset_of("yolo", images, objects, names, categories, problems, strict, advice)
 
 
@@ -90,32 +91,39 @@ def _listed_images(file: Path, root: Path, problems: Problems) -> Iterator[Path]
             problems.add("listed image that is missing", example, Fate.IMAGE_LEFT_OUT)
 
 
-def _label_file(image: Path) -> Path:
-    """The file of labels for an image: the last folder called images, if any, becomes labels."""
+def _label_files(image: Path) -> list[Path]:
+    """Where the labels of an image may be: in place of the last folder called images, if any; beside the image."""
     # A data set may be given from inside of its folder of images: then only the absolute path names it.
-    if "images" not in image.parent.parts:
+    if not LABELS_OF.keys() & set(image.parent.parts):
         image = image.absolute()
-    parts = list(image.parts)
-    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
-    if folders:
-        parts[folders[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    parts = image.parts
+    folders = [index for index, part in enumerate(parts[:-1]) if part in LABELS_OF][-1:]
+    files = [Path(*parts[:index], LABELS_OF[parts[index]], *parts[index + 1 :]) for index in folders]
+    return [file.with_suffix(".txt") for file in (*files, image)]
 
 
-def _report_without_image(places: tuple[Path, ...], images: list[Path], classes: int, problems: Problems) -> None:
+def _report_other_labels(
+    places: tuple[Path, ...], images: list[Path], description: YoloDescription, problems: Problems
+) -> None:
     """Count the files of labels that belong to no image, in the folders of labels of the places that are folders.
 
-    A list of images may leave out others by intent, whose labels lie there too.
+    A list of images may leave out others by intent, whose labels lie there too. LabelImg's list of class names is noted
+    if it says otherwise.
     """
-    of_images = {os.path.abspath(_label_file(image)) for image in images}  # noqa: PTH100 - resolve() would merge links
-    folders = {_label_file(place / "any.jpg").parent for place in places if place.is_dir()}
+    # Not resolve(), which would merge links.
+    of_images = {os.path.abspath(file) for image in images for file in _label_files(image)}  # noqa: PTH100
+    folders = {file.parent for place in places if place.is_dir() for file in _label_files(place / "any.jpg")}
     for parent, below, names in chain.from_iterable(map(os.walk, sorted(folders))):
         below[:] = sorted(name for name in below if not name.startswith("."))  # hidden images are none of the data set
         for name in sorted(names):
             file = Path(parent, name)
             is_other = name.endswith(".txt") and os.path.abspath(file) not in of_images  # noqa: PTH100
-            if is_other and not name.startswith(".") and _is_label_file(file, classes):
+            if is_other and not name.startswith(".") and _is_label_file(file, len(description.names)):
                 problems.add("label file without an image", str(file), Fate.LABELS_LEFT_OUT)
+        if "classes.txt" in names:
+            file = Path(parent, "classes.txt")
+            if any(ours != theirs for ours, theirs in zip(description.names, some_lines(file), strict=False)):
+                problems.notes.append(f"{file}: other class names than in {description.file}, which are taken")
 
 
 def _is_label_file(file: Path, classes: int) -> bool:
@@ -132,9 +140,9 @@ def _is_label_file(file: Path, classes: int) -> bool:
 
 def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Problems) -> Iterator[ObjectRow]:
     """The well-formed objects of one image; none if it has no file of labels."""
-    file = _label_file(image.path)
     try:
-        lines = read_lines(file) if file.exists() else []
+        file = next(filter(Path.exists, _label_files(image.path)), None)
+        lines = read_lines(file) if file else []
     except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
         problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT, image_index)
         return

@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import dataclass, field
+from fnmatch import filter as matching
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.data.layout import (
     WHOLE,
     Splits,
+    by_split,
     file_names,
     folders_below,
     read_lines,
@@ -24,10 +27,10 @@ SPLITS = ("train", "val", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 # Lists of class names; the first is Roboflow's, and lies in each split's folder.
 ROBOFLOW_NAMES = "_darknet.labels"
-NAMES_FILES = (ROBOFLOW_NAMES, "obj.names", "classes.txt", "labels.txt", "classes.names")
+NAMES_FILES = (ROBOFLOW_NAMES, "*.names", "classes.txt", "labels.txt")
 FILES_LOOKED_AT = 20
 _DATA_KEY = re.compile(r"names\s*=")
-_LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
+LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,12 @@ class YoloDescription:
 def find_yolo_splits(data: Path) -> Splits:
     """The folders of images, or lists of them, of each split that is described; or layout.WHOLE.
 
-    They need not be there, but for a test split: many files name one that was never made.
+    Many files name splits that were never made: beside a training split that is there, these are left out.
     """
     places = read_description(data).places
-    is_there = all(place.exists() for place in places.get("test", ()))
-    return {split: those for split, those in places.items() if split != "test" or is_there}
+    there = {split: those for split, those in places.items() if all(map(Path.exists, those))}
+    needed = ("train",) if "train" in there else ("train", "val", WHOLE)
+    return {split: those for split, those in places.items() if split in there or split in needed}
 
 
 def places_of(description: YoloDescription, split: str) -> tuple[Path, ...]:
@@ -65,15 +69,28 @@ def places_of(description: YoloDescription, split: str) -> tuple[Path, ...]:
 
 
 def find_description(data: Path) -> Path | None:
-    """The file that describes a YOLO data set, if the folder or file holds one; other programs' YAML does not count."""
+    """The file that describes a YOLO data set, if the folder or file holds one; other programs' YAML does not count.
+
+    Raises UserError if several folders in it are data sets.
+    """
     if data.is_file():
-        return data if data.suffix.lower() in (".yaml", ".yml", ".data") or data.name in NAMES_FILES else None
+        return data if data.suffix.lower() in (".yaml", ".yml", ".data") or _lists_names(data.name) else None
+    files = {folder: file_names(folder) for folder in folders_below(data)}
     # A usual name goes first: data sets have YAML files of other programs beside theirs.
-    usual = [data / name for name in YAML_NAMES if (data / name).is_file() and _is_description(data / name)]
-    if usual:
+    usual = [folder / name for folder in files for name in YAML_NAMES if name in files[folder]]
+    usual = list(filter(_is_description, usual[:FILES_LOOKED_AT]))
+    if usual and usual[0].parent == data:
         return usual[0]
     others = list(filter(_is_description, [*data.glob("*.yaml"), *data.glob("*.yml")][:FILES_LOOKED_AT]))
-    return others[0] if len(others) == 1 else _darknet_file(data)
+    if len(others) == 1:
+        return others[0]
+    if len(usual) > 1:
+        raise UserError(f"{data}: several YOLO data sets there, such as {usual[0]} and {usual[1]}: name one of them")
+    return usual[0] if usual else _darknet_file(files)
+
+
+def _lists_names(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in NAMES_FILES)
 
 
 def _is_description(file: Path) -> bool:
@@ -85,28 +102,28 @@ def _is_description(file: Path) -> bool:
     return bool({"names", "nc"} & content.keys()) or {"train", "val"} <= content.keys()
 
 
-def _darknet_file(data: Path) -> Path | None:
+def _darknet_file(files: dict[Path, frozenset[str]]) -> Path | None:
     """darknet's .data file, else the list of class names that lies with YOLO's label files; None without either."""
-    files = {folder: file_names(folder) for folder in folders_below(data)}
     data_files = [folder / name for folder in files for name in sorted(files[folder]) if name.endswith(".data")]
     for file in data_files[:FILES_LOOKED_AT]:  # other programs' files end so too
-        if any(_DATA_KEY.match(line) for line in _some_lines(file)):
+        if any(_DATA_KEY.match(line) for line in some_lines(file)):
             return file
-    lists = [folder / name for name in NAMES_FILES for folder in files if name in files[folder]]
+    lists = [folder / name for end in NAMES_FILES for folder in files for name in sorted(matching(files[folder], end))]
     return lists[0] if lists and (lists[0].name == ROBOFLOW_NAMES or _has_labels(files)) else None
 
 
 def _has_labels(files: dict[Path, frozenset[str]]) -> bool:
     """Whether one of the first text files of some folder has a line that is a label."""
     for folder, names in files.items():
-        texts = sorted(name for name in names if name.endswith(".txt") and name not in NAMES_FILES)
+        texts = sorted(name for name in names if name.endswith(".txt") and not _lists_names(name))
         for name in texts[:FILES_LOOKED_AT]:
-            if any(_LABEL_LINE.fullmatch(line) for line in _some_lines(folder / name)[:1]):
+            if any(LABEL_LINE.fullmatch(line) for line in some_lines(folder / name)[:1]):
                 return True
     return False
 
 
-def _some_lines(file: Path) -> list[str]:
+def some_lines(file: Path) -> list[str]:
+    """The lines of a text file; none if it cannot be read."""
     try:
         return [line for _, line in read_lines(file)]
     except UserError:
@@ -244,17 +261,17 @@ def _read_data_file(file: Path) -> YoloDescription:
 def _described_by_names(file: Path, data: Path) -> YoloDescription:
     """The data set of a list of class names: all folders near it that have images, each for the split that it names."""
     root = data if data.is_dir() else file.parent
-    names = _listed_names(file)
-    places: Splits = {}
-    for folder in folders_below(root):
-        inside = file_names(folder)
-        taken = [place for those in places.values() for place in those]
-        has_images = any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in inside)
-        if not has_images or any(folder.is_relative_to(place) for place in taken):
-            continue
-        other = folder / ROBOFLOW_NAMES
-        if ROBOFLOW_NAMES in inside and _listed_names(other) != names:
+    files = {folder: file_names(folder) for folder in folders_below(root)}
+    # LabelImg writes one into each folder, in the order in which it met the classes.
+    lists = {folder / file.name: _listed_names(folder / file.name) for folder in files if file.name in files[folder]}
+    file = max(lists, key=lambda each: len(lists[each]))
+    names = lists[file]
+    for other, listed in lists.items():
+        if listed != names[: len(listed)]:
             raise UserError(f"{other}: other class names than in {file}, and both are for one data set")
-        split = split_named(folder, root)
-        places[split] = (*places.get(split, ()), folder)
-    return YoloDescription(file, names, root, places)
+    with_images = {
+        folder for folder in files if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files[folder])
+    }
+    # Each with all that is in it.
+    outermost = [folder for folder in files if folder in with_images and not with_images & {*folder.parents}]
+    return YoloDescription(file, names, root, by_split(outermost, root))

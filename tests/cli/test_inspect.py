@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_data import environment, shapes, shapes_folder
 from voc_files import thing, write_pairs, write_voc, xml
-from yolo_files import sideways, write_yolo
+from yolo_files import YAML, sideways, write_yolo
 
 from ssd300_vgg16.cli import inspect
 from ssd300_vgg16.errors import UserError
@@ -123,9 +123,9 @@ def test_rotations_that_are_not_applied_are_told(elsewhere, capsys):
     output = capsys.readouterr().out
     assert "1 x image that its EXIF orientation turns to the declared size: read upright: b.jpg: 100 x 50" in output
     assert "images with an EXIF rotation: 1 of these, such as voc/train/a.jpg (orientation 6); their boxes" in output
-    write_yolo(elsewhere / "yolo", {"a": "0 0.5 0.5 0.2 0.4"})
+    write_yolo(elsewhere / "yolo", {"a": "0 0.5 0.5 0.2 0.4"}, YAML.replace("images/val", "images/train"))
     sideways(elsewhere / "yolo/images/train/a.jpg")
-    assert inspect.main(["inspect", "yolo"]) == 0
+    assert inspect.main(["inspect", "yolo", "--split", "train"]) == 0
     output = capsys.readouterr().out
     assert "all 50 x 100" in output and "EXIF" not in output
     (sample,) = samples_on((elsewhere / "inspection" / PAGE).read_text())

@@ -133,6 +133,9 @@ def test_given_categories_are_matched_by_name(load):
 
 
 def test_categories_of_one_name_are_told_apart_by_id(load):
+    same = load(document(categories=[{"id": 7, "name": "cat"}, {"id": 3, "name": "cat"}]))
+    assert same.categories == (Category(1, 3, "cat"), Category(2, 7, "cat (id 7)"))
+    assert same.problems.counts == {"category name used twice": 1} and same.samples[0].labels.tolist() == [2, 1]
     rows = [{"id": 7, "name": "cat"}, {"id": 3, "name": "Cat"}]
     own = load(document(categories=rows))
     assert not own.problems.counts and "differ in capitals only: 'Cat' and 'cat'" in own.problems.message()
@@ -242,12 +245,30 @@ def test_numbers_may_be_written_as_texts(load):
     assert [category.id for category in dataset.categories] == [3, 7]
 
 
-@pytest.mark.parametrize("other_id", [1, 5])
+def test_ids_may_be_written_with_a_fraction_of_0(load):
+    rows = [annotation(1.0, image_id=2.0, category_id=3.0)]
+    dataset = load(document(images=[image(1), image(2.0, file_name="2.jpg")], annotations=rows))
+    assert "or ids as 7.0, are read as numbers" in dataset.problems.message() and not dataset.problems.counts
+    assert [(sample.id, type(sample.id), len(sample.boxes)) for sample in dataset.samples] == [(1, int, 0), (2, int, 1)]
+    # 1.0 is 1: another file with it is left out.
+    again = load(document(images=[image(1), image(1.0, file_name="2.jpg")]))
+    assert again.problems.counts == {"image with the id of another": 1}
+    assert [sample.path.name for sample in again.samples] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("other_id", [1, 1.0, 5])
 def test_an_image_that_is_there_for_each_of_its_boxes_is_one(load, other_id):
     rows = [annotation(1), annotation(2, image_id=other_id, bbox=[1, 1, 9, 9])]
     dataset = load(document(images=[image(1), image(other_id, file_name="1.jpg")], annotations=rows))
     assert dataset.problems.counts == {"image that is there again: joined with the first": 1}
     assert [(sample.id, len(sample.boxes)) for sample in dataset.samples] == [(1, 2)]
+
+
+def test_a_file_that_two_names_mean_is_one_image(load):
+    rows = [annotation(1, image_id=2), annotation(2, image_id=5, bbox=[1, 1, 9, 9])]
+    dataset = load(document(images=[image(1), image(2), image(5, file_name="/data/2.jpg")], annotations=rows))
+    assert dataset.problems.counts == {"image that is there again: joined with the first": 1}
+    assert [(sample.id, len(sample.boxes)) for sample in dataset.samples] == [(1, 0), (2, 2)]
 
 
 def test_an_object_that_is_there_twice_counts_once(load):

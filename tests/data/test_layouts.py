@@ -4,7 +4,22 @@ import json
 
 import numpy as np
 import pytest
-from layout_files import CAT, LAYOUTS, NAMES, TRAIN, VAL, coco, cvat_coco, images, single_json, texts, ultralytics, voc
+from layout_files import (
+    CAT,
+    LAYOUTS,
+    NAMES,
+    TRAIN,
+    VAL,
+    YOLO_LABELS,
+    coco,
+    cvat_coco,
+    images,
+    single_json,
+    texts,
+    ultralytics,
+    voc,
+    yolo_labels,
+)
 from voc_files import thing, xml
 
 from ssd300_vgg16 import evaluate
@@ -114,6 +129,32 @@ def test_two_files_for_one_split_are_named(tmp_path):
         DataSource(path=tmp_path).locate("train")
 
 
+def test_two_sets_of_one_format_are_named(tmp_path):
+    for name in ("cats", "dogs"):
+        texts(tmp_path / name, {"data.yaml": "train: images\nnames: [cat]\n"})
+    with pytest.raises(
+        UserError, match=r"several YOLO data sets there, such as .*cats/data\.yaml and .*dogs/data\.yaml"
+    ):
+        DataSource(path=tmp_path).locate("train")
+    texts(tmp_path, {"data.yaml": "train: images\nval: images\nnames: [cat]\n"})
+    images(tmp_path / "images")
+    assert DataSource(path=tmp_path).locate("train") == (tmp_path / "images",)
+
+
+@pytest.mark.parametrize("other", ["dog\ncat\n", "cat\n"])
+def test_lists_of_class_names_agree(tmp_path, other):
+    for split, names, listed in (("train", TRAIN, "cat\ndog\n"), ("test", VAL, other)):
+        images(tmp_path / split, names)
+        yolo_labels(tmp_path / split, names)
+        texts(tmp_path / split, {"classes.txt": listed})
+    source = DataSource(path=tmp_path)
+    if other == "cat\n":  # LabelImg had not met more
+        assert [category.name for category in source.load("val").categories] == ["cat", "dog"]
+        return
+    with pytest.raises(UserError, match=r"train/classes\.txt: other class names than in .*test/classes\.txt, and both"):
+        source.load("train")
+
+
 def test_two_formats_are_named(tmp_path):
     images(tmp_path / "images")
     coco(tmp_path / "labels.json")
@@ -134,6 +175,9 @@ def test_two_formats_are_named(tmp_path):
         ("a.json", [{"image": "1.jpg", "annotations": []}], "CreateML"),
         ("a.json", {"info": {}, "categories": {}, "items": []}, "Datumaro"),
         ("a.xml", "<?xml version='1.0'?><annotations><image id='0'/></annotations>", "CVAT's own XML"),
+        ("1.txt", YOLO_LABELS, "YOLO without class names"),
+        ("a.json", [{"data": {"image": "1.jpg"}, "annotations": []}], "Label Studio"),
+        ("a.tfrecord", "", "TFRecord"),
         ("a.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n", "CSV"),
         ("1.txt", "Car 0.00 0 -1.58 587.0 173.3 614.1 200.1 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n", "KITTI"),
     ],
@@ -145,7 +189,15 @@ def test_formats_that_are_not_read_are_said_by_name(tmp_path, name, content, sai
         DataSource(path=tmp_path).locate("train")
     told, _, advice = str(error.value).partition(", which is not read: ")
     assert told == f"{tmp_path}: labels in the format {said} ({tmp_path / name})"
-    assert advice.startswith(("export ", "convert "))
+    assert advice.startswith(("export ", "convert ", "list "))
+
+
+def test_json_that_cannot_be_read_is_named_where_nothing_else_is_found(tmp_path):
+    single_json(tmp_path)
+    file = tmp_path / "labels.json"
+    file.write_text(file.read_text()[:-100])  # as an interrupted download leaves it
+    with pytest.raises(UserError, match=r"labels\.json, line 1, column \d+: not valid JSON"):
+        DataSource(path=tmp_path).locate("train")
 
 
 def test_so_many_files_are_looked_at_for_other_formats(tmp_path, monkeypatch):

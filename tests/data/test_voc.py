@@ -89,6 +89,14 @@ def test_without_a_whole_test_set_there_is_train_and_val(devkit, absent):
     assert names_of(find_voc_splits(devkit / "VOC2012")["val"]) == [("VOC2012", "val")]
 
 
+def test_image_sets_are_found_however_deep(devkit):
+    above = devkit.parent / "above" / "it"
+    above.mkdir(parents=True)
+    devkit.rename(above / devkit.name)
+    splits = find_voc_splits(above.parent)
+    assert names_of(splits["train"]) == [("VOC2007", "trainval"), ("VOC2012", "trainval")]
+
+
 def test_without_trainval_train_and_val_are_taken_together(devkit):
     image_set(devkit / "VOC2007", "trainval").unlink()
     assert names_of(find_voc_splits(devkit / "VOC2007")["train"]) == [("VOC2007", "train"), ("VOC2007", "val")]
@@ -284,6 +292,21 @@ def test_a_strange_mark_of_difficulty_costs_no_object(load):
     dataset = load({"1": xml(thing(more="<difficult>Unspecified</difficult>"))})
     assert dataset.problems.counts == {"object whose difficult is not 0 or 1, taken for 0": 1}
     assert dataset.samples[0].difficult.tolist() == [False]
+
+
+def test_boxes_in_fractions_are_refused(load):
+    with pytest.raises(UserError, match=r"all 2 boxes are within 0 to 1: .*, and VOC's bndbox is in pixels"):
+        load({"1": xml(thing(box=(0.2, 0.1, 0.5, 0.9)), thing(box=(0, 0, 1, 1)))})
+
+
+def test_an_image_of_two_xml_files_is_one(load):
+    files = {"1": xml(thing()), "2": xml(thing(), file_name="2.jpg"), "2 copy": xml(thing("dog"), file_name="2.jpg")}
+    dataset = load(files, images=["1.jpg", "2.jpg"])
+    assert dataset.problems.counts == {"image that is there again: joined with the first": 1}
+    assert [(sample.path.name, sample.labels.tolist()) for sample in dataset.samples] == [
+        ("1.jpg", [1]),
+        ("2.jpg", [1, 2]),
+    ]
 
 
 def test_parts_are_no_objects_and_numbers_may_have_fractions(load):

@@ -8,6 +8,7 @@ from yolo_files import GOOD, HEIGHT, WIDTH, YAML, picture, sideways, write_yolo
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.yolo import load_yolo
 from ssd300_vgg16.data.yolo_layout import read_description
 from ssd300_vgg16.errors import UserError
@@ -163,6 +164,24 @@ def test_a_line_that_is_there_twice_counts_once(load):
     assert dataset.samples[0].labels.tolist() == [1, 2]
 
 
+def test_corners_given_as_centre_and_size_are_refused(load):
+    corners = ["0 0.1 0.1 0.9 0.9", "0 0.5 0.2 0.8 0.7", "1 0.3 0.46 0.5 0.9", "1 0.6 0.6 0.9 0.9"]
+    said = r"3 of 4 boxes lead out of their images, and all fit as x1, y1, x2, y2; YOLO's lines are: class, x and y"
+    with pytest.raises(UserError, match=said):
+        load({"a": "\n".join(corners)})
+    load({"a": "\n".join([*corners, GOOD])})  # which are no corners
+
+
+def test_a_list_of_class_names_that_says_otherwise_is_told(load, tmp_path):
+    load({"a": GOOD})
+    listed = tmp_path / "yolo" / "labels" / "train" / "classes.txt"
+    for text, notes in (("cat\n", 0), ("cat\ndog\nbird\n", 0), ("dog\ncat\n", 1), (b"\xff\xfe", 0)):
+        listed.write_bytes(text if isinstance(text, bytes) else text.encode())
+        assert len(load({"a": GOOD}).problems.notes) == notes
+    listed.write_text("dog\ncat\n")
+    assert load({"a": GOOD}).problems.message().startswith(f"{listed}: other class names than in ")
+
+
 def test_two_classes_of_one_name_are_told_apart(load):
     dataset = load({"a": f"{GOOD}1 0.5 0.5 0.2 0.4\n"}, YAML.replace("dog", "cat"))
     assert [category.name for category in dataset.categories] == ["cat", "cat (id 1)"]
@@ -310,6 +329,22 @@ def test_a_yaml_file_that_is_not_this_is_refused(tmp_path, yaml, message):
     with pytest.raises(UserError, match=message) as caught:
         load_yolo(tmp_path, "train")
     assert "data.yaml" in str(caught.value)
+
+
+def test_splits_that_were_never_made(tmp_path, monkeypatch):
+    """Roboflow names all three; and ~ is the user's own folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yaml = "path: ~/yolo\ntrain: images/train\nval: valid/images\ntest: test/images\nnames: [cat]\n"
+    folder = write_yolo(tmp_path / "yolo", dict.fromkeys("abcde", GOOD), yaml)
+    source = DataSource(path=folder)
+    train, val = source.load("train"), source.load("val")
+    assert len(train.samples) + len(val.samples) == 5 and val.samples
+    absent, images = folder / "valid/images", folder / "images/train"
+    said = f"there is no {absent}; {images}: no validation split there: 20% of the images "
+    assert train.problems.message().startswith(said)
+    write_yolo(folder, {"x": GOOD}, yaml, images="test/images")
+    assert [sample.path.name for sample in source.load("val").samples] == ["x.jpg"]
+    assert len(source.load("train").samples) == 5
 
 
 def test_names_that_are_numbers(tmp_path):

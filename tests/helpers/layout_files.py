@@ -135,6 +135,55 @@ def roboflow_darknet(data: Path) -> None:
         texts(data / split, {"_darknet.labels": "cat\ndog\n"})
 
 
+def coco_trainval(data: Path) -> None:
+    images(data / "images")
+    parts = {"train": TRAIN, "val": VAL, "trainval": NAMES, "test": NAMES[:2]}
+    for name, files in parts.items():
+        coco(data / "annotations" / f"{name}.json", files)
+    coco(data / "annotations" / "default.json", ["99.jpg"])  # of images that are not there
+
+
+def cvat_voc_subsets(data: Path) -> None:
+    cvat_voc(data)
+    for name, files in (("Train", TRAIN), ("Validation", VAL)):
+        texts(data / "ImageSets" / "Main", {f"{name}.txt": "\n".join(Path(file).stem for file in files)})
+
+
+def roboflow_voc(data: Path) -> None:
+    for split, names in (("train", TRAIN), ("valid", VAL), ("test", NAMES[:2])):
+        images(data / split, names)
+        voc(data / split, names)
+
+
+def roboflow_yolo_two_folders_down(data: Path) -> None:
+    folder = data / "datasets" / "animals-1"
+    for split, names in (("train", TRAIN), ("valid", VAL)):
+        images(folder / split / "images", names)
+        yolo_labels(folder / split / "labels", names)
+    paths = "train: D:/git/animals/train/images\nval: D:\\git\\animals\\valid\\images\ntest: ../test/images\n"
+    texts(folder, {"data.yaml": f"{paths}nc: 2\nnames: ['cat', 'dog']\n", "README.roboflow.txt": ""})
+    texts(folder / "runs" / "detect" / "train", {"args.yaml": "task: detect\ndata: data.yaml\n"})
+
+
+def label_studio_yolo(data: Path) -> None:
+    images(data / "images")
+    yolo_labels(data / "labels")
+    notes = {"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}], "info": {"version": "1.0"}}
+    texts(data, {"classes.txt": "cat\ndog\n", "notes.json": json.dumps(notes)})
+
+
+def labelimg_yolo(data: Path) -> None:
+    images(data / "images")
+    yolo_labels(data / "images")
+    texts(data / "images", {"classes.txt": "cat\ndog\n"})
+
+
+def yolo_in_voc_folders(data: Path) -> None:
+    images(data / "JPEGImages")
+    yolo_labels(data / "labels")
+    texts(data / "labels", {"animals.names": "cat\ndog\n"})
+
+
 # By name: what writes it, the format, and whether it is divided into training and validation.
 LAYOUTS = {
     "Roboflow COCO": (roboflow_coco, "coco", True),
@@ -149,4 +198,11 @@ LAYOUTS = {
     "Ultralytics, absolute path": (ultralytics_absolute, "yolo", True),
     "darknet": (darknet, "yolo", False),
     "Roboflow darknet": (roboflow_darknet, "yolo", True),
+    "COCO with trainval": (coco_trainval, "coco", True),
+    "CVAT VOC, subsets": (cvat_voc_subsets, "voc", True),
+    "Roboflow VOC": (roboflow_voc, "voc", True),
+    "Roboflow YOLO, two folders down": (roboflow_yolo_two_folders_down, "yolo", True),
+    "Label Studio YOLO": (label_studio_yolo, "yolo", False),
+    "LabelImg YOLO": (labelimg_yolo, "yolo", False),
+    "YOLO in VOC's folders": (yolo_in_voc_folders, "yolo", False),
 }

@@ -44,6 +44,15 @@ def test_what_was_not_checked_is_counted(tmp_path):
     assert "declared" not in _not_checked(trainer, replace(many, kind="yolo"), 40)
 
 
+def test_a_training_tells_images_of_both_splits(tmp_path):
+    data = shapes(shapes_folder(tmp_path, 2, 1), "train")
+    told = []
+    options = SimpleNamespace(source=lambda: SimpleNamespace(load=lambda *_: data), num_classes=None)
+    assert run._load_data(options, SimpleNamespace(say=lambda *lines: told.extend(lines))) == (data, data)
+    (line,) = told
+    assert line.startswith("2 of the 2 validation images are training images too, such as ")
+
+
 @pytest.mark.parametrize(
     ("images", "backgrounds", "said"),
     [
