@@ -352,6 +352,7 @@ def test_a_file_is_hashed_at_each_use_but_in_one_process_only_if_it_was_changed(
     path = fetch(known)
     counting = SimpleNamespace(sha256=lambda: hashed.append(path) or hashlib.sha256())
     monkeypatch.setattr(files, "hashlib", counting)
+    monkeypatch.setattr(files, "_SETTLED_NS", 10**15)
     fetch(known), fetch(known)
     assert len(hashed) == 2, "so soon after the download it could have changed with no new time of change"
     monkeypatch.setattr(files, "_SETTLED_NS", -1)
