@@ -629,7 +629,8 @@ function histogram() {
 // The many detections of hardly any score would leave nothing to see of the others: bars higher than this are cut.
 function highestOf(bins) {
   const highest = Math.max(1, ...bins.slice(BINS / 10).map(([hits, alarms]) => hits + alarms));
-  return Math.min(highest, 3 * Math.max(...bins.map(([hits]) => hits)) || highest);
+  const shown = Math.min(highest, 3 * Math.max(...bins.map(([hits]) => hits)) || highest);
+  return shown === 1 ? 1 : 2 * Math.ceil(shown / 2); // half of it is a number of detections too
 }
 
 function histogramBars(bins, width, height, bottom, highest) {

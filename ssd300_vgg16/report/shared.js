@@ -92,14 +92,15 @@ function outlined({ x, y, width, height }, colour, line, dash, kind) {
 
 const pen = document.createElement("canvas").getContext("2d");
 
-// What a tag says in so many pixels: a long name is cut.
+// What a tag says in so many pixels. A long name is cut in its middle: names often begin alike.
 function tagText(sign, name, score, space) {
   const told = (shown) => sign + shown + (score === null ? "" : ` ${percent(score)}`);
   const letters = [...name], wide = pen.measureText(told(name)).width;
   if (wide <= space) return told(name);
-  letters.length = Math.floor((letters.length * space) / wide);
-  while (letters.length > 1 && pen.measureText(told(`${letters.join("")}…`)).width > space) letters.pop();
-  return told(`${letters.join("").trimEnd()}…`);
+  const cut = (kept) => told(`${letters.slice(0, Math.ceil(kept / 2)).join("")}…${letters.slice(letters.length - Math.floor(kept / 2)).join("")}`);
+  let kept = Math.floor((letters.length * space) / wide);
+  while (kept > 1 && pen.measureText(cut(kept)).width > space) kept--;
+  return cut(kept);
 }
 
 // Draw marks into an svg: a point p of the image lies at scale * p + (left, top). Where there are more than so many,
