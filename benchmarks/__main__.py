@@ -57,6 +57,7 @@ NAMES = (
     "fine_tuning",
     "learning",
     "schedules",
+    "backgrounds",
 )
 ALL, PAGE = "all", "page"
 OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")

@@ -30,7 +30,7 @@ def describe_contents(counts: Contents) -> str:
     notes = "".join(f"; {count:,} {kind}" for kind, count in others.items() if count)
     empty = f"{counts.images_without_objects:,} of them without objects"
     if counts.images_without_objects:
-        empty += " (train.sh --background-images says how many of these are trained on)"
+        empty += " (where nothing is annotated, trained on by train.sh --background-images)"
     return (
         f"  images              {counts.images:,}, {empty}\n"
         f"  objects             {counts.objects:,}{notes}\n"

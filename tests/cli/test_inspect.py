@@ -183,7 +183,10 @@ def test_only_crowds(folder, elsewhere, capsys):
     assert inspect.main(["inspect", *change(folder, elsewhere, annotations=crowds)]) == 0
     output = capsys.readouterr().out
     assert "objects             0; " in output and "default boxes" not in output
-    assert "8, 8 of them without objects" in output
+    assert (
+        "8, 8 of them without objects (where nothing is annotated, trained on by train.sh --background-images)"
+        in output
+    )
 
 
 def test_names_that_are_hard_to_draw(folder, elsewhere):
