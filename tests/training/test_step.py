@@ -1,5 +1,7 @@
 """Training steps: op by op or compiled, in one pass or several, they train alike; a bad batch changes nothing."""
 
+import os
+
 import numpy as np
 import pytest
 from small_data import slowed
@@ -170,6 +172,7 @@ def test_several_passes_are_one_to_rounding(tiny_batches, tiny_weights, step_cla
         after.append(([take(step, batch)[:2] for batch in tiny_batches], weights_of(model)))
     np.testing.assert_allclose(after[1][0], after[0][0], rtol=1e-5)
     assert_trained_alike(after[1][1], after[0][1], tiny_weights, tolerance=1e-5)
+    assert "ENABLE_LOGICAL_CHAIN" not in os.environ, "a process started from here would count other kernels"
 
 
 @pytest.mark.parametrize("step_class", [EagerStep, GraphStep])
