@@ -166,7 +166,7 @@ def types_listed(torch: Any) -> Iterator[set[tuple[str, Any]]]:
     """Collects the names of torch's operations in the block with the type of each tensor that they give."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    found = set()
+    found: set[tuple[str, Any]] = set()
 
     class Listing(TorchDispatchMode):
         def __torch_dispatch__(self, operation, _, arguments=(), options=None):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.errors import UserError, is_said
 
 TRAINING_ADVICE = (
     "the GPU has too little memory for this training: lower --batch-size, take the batch in several passes with "
@@ -60,7 +60,8 @@ def end_when_out_of_memory(message: str) -> None:
     def terminate() -> None:
         if OUT_OF_MEMORY in _current_message().lower():
             newline = "\n" if sys.stderr.isatty() else ""  # after the progress bar
-            print(f"{newline}{message}", file=sys.stderr, flush=True)
+            if not is_said(message):
+                print(f"{newline}{message}", file=sys.stderr, flush=True)
             os._exit(2)
         _TerminateHandler(former)()
 

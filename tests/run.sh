@@ -21,10 +21,6 @@ has_dev || (
 (launch -m ruff format --no-cache --check)
 (launch -c 'import sys; from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])')
 (launch -m mypy --cache-dir=/dev/null)
-run=(-m pytest -W ignore::pytest.PytestCacheWarning)
-(($# == 0)) || launch "${run[@]}" "$@"
-# Two at a time; a file's tests stay together, as they share what is costly to make. Those that count the kernels of a
-# step run alone: beside others, some are counted otherwise.
-alone=tests/gpu/test_gpu_steps.py
-(launch "${run[@]}" -n 2 --dist loadfile "--ignore=$alone")
-launch "${run[@]}" "$alone"
+# Two at a time; a file's tests stay together, as they share what is costly to make.
+(($# > 0)) || set -- -n 2 --dist loadfile
+launch -m pytest -W ignore::pytest.PytestCacheWarning "$@"

@@ -4,7 +4,6 @@ A OneFlow process whose peer has died blocks in native code for ever; nothing bu
 """
 
 import ctypes
-import hashlib
 import os
 import signal
 import socket
@@ -13,12 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
+<<<<<<< HEAD
 from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
+=======
+from ssd300_vgg16.errors import SAID
+from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of
+>>>>>>> gpu
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}
@@ -28,21 +31,7 @@ END_GRACE = 5.0
 KILL_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
-SAID = "SSD_SAID"  # in a rank's environment: a folder of its supervisor's, with a file for each message
-
 _libc = ctypes.CDLL(None)
-
-
-def is_said(message: str) -> bool:
-    """Whether another rank of this one's supervisor has said the same; if not, this one is to say it."""
-    if folder := os.environ.get(SAID):
-        try:
-            Path(folder, hashlib.sha256(message.encode(errors="replace")).hexdigest()).touch(exist_ok=False)
-        except FileExistsError:
-            return True
-        except OSError:  # a full disk may be what is to be said
-            pass
-    return False
 
 
 def supervise(

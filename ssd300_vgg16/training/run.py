@@ -4,6 +4,7 @@ Importing this brings OneFlow; the command line does so once its options are kno
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -264,7 +265,7 @@ def _not_finite_told(trainer: Trainer) -> Iterator[None]:
             drawn = f" Its images could not be drawn ({other}). The last checkpoint is from before it."
         finally:
             # All say the same, and none ends while the first writes: that one would be killed.
-            drawn = trainer.world.all_gather(drawn.encode())[0].decode()
+            drawn = os.fsdecode(trainer.world.all_gather(os.fsencode(drawn))[0])
             trainer.world.last_barrier()
         raise UserError(f"{error}. {NOT_FINITE_ADVICE}{drawn}") from error
 

@@ -5,6 +5,7 @@ batch: losses are divided by the positives of the whole batch, and gradients are
 """
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ GRAPH_STATE = {
 }
 GRAPHS_OWN = "System-"
 SLOTS = {"momentum": "momentum_buf", "m": "exp_avg", "v": "exp_avg_sq"}
+SET_FOR_PASSES = "ENABLE_LOGICAL_CHAIN"  # by OneFlow, in the environment, for a graph that takes its batch in passes
 # Graphs of several processes: OneFlow frees one only when all processes do so, and waits for that for ever.
 _kept: list["_Graph"] = []
 # A scale of 1 that never grows: the graph's way to leave out an update whose gradients are not finite.
@@ -207,8 +209,6 @@ class _Graph(flow.nn.Graph):
             self.config.enable_amp(True)
         if next(model.parameters()).is_cuda:
             self.fuse()
-        if passes > 1:
-            self.config.set_gradient_accumulation_steps(passes)
 
     def fuse(self) -> None:
         """Compile what scales and decays gradients into the update, for fewer kernels and less memory."""
@@ -219,9 +219,15 @@ class _Graph(flow.nn.Graph):
     def __call__(self, *arrays: flow.Tensor) -> tuple[flow.Tensor, ...]:
         if self.is_compiled:
             return super().__call__(*arrays)
-        # What goes wrong in compiling is raised, and need not be printed too.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return super().__call__(*arrays)
+        if self.passes > 1:
+            self.config.set_gradient_accumulation_steps(self.passes)
+        try:
+            # What goes wrong in compiling is raised, and need not be printed too.
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                return super().__call__(*arrays)
+        finally:
+            if self.passes > 1:  # or graphs of processes that are started from this one would be compiled otherwise
+                os.environ.pop(SET_FOR_PASSES, None)
 
     def build(
         self,

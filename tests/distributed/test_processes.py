@@ -72,9 +72,12 @@ def assert_same_training(found: Path, expected: Path):
         [row for row in read_metrics(folder) if row["kind"] == "training"] for folder in (found, expected)
     )
     assert [row["step"] for row in rows] == list(range(1, 21))
-    # A rounded number may fall on the other side of a ReLU's 0: the gradient has a step there, the loss has none.
     for name, tolerance in (("localization", 1e-4), ("classification", 1e-4), ("gradient_norm", 5e-3), ("lr", 0)):
         np.testing.assert_allclose([row[name] for row in rows], [row[name] for row in expected_rows], rtol=tolerance)
+    # A rounded number may fall on the other side of a ReLU's 0: the gradient has a step there, the loss has none.
+    # Few of the steps meet one.
+    norms, expected_norms = (np.array([row["gradient_norm"] for row in of]) for of in (rows, expected_rows))
+    assert np.count_nonzero(np.abs(norms / expected_norms - 1) > 1e-3) <= 3
     weights, expected_weights = (load_file(folder / LAST) for folder in (found, expected))
     for name, array in expected_weights.items():
         if not name.startswith("optimizer/"):
