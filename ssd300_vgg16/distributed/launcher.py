@@ -16,12 +16,8 @@ from tempfile import TemporaryDirectory
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
-<<<<<<< HEAD
-from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
-=======
 from ssd300_vgg16.errors import SAID
-from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of
->>>>>>> gpu
+from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
 ORDERLY = {2, *(128 + number for number in STOP_SIGNALS)}

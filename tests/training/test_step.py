@@ -1,10 +1,7 @@
 """Training steps: op by op or compiled, in one pass or several, they train alike; a bad batch changes nothing."""
 
-<<<<<<< HEAD
-from dataclasses import replace
-=======
 import os
->>>>>>> gpu
+from dataclasses import replace
 
 import numpy as np
 import pytest
