@@ -17,7 +17,6 @@ from ssd300_vgg16.errors import UserError
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
-MAX_LINE = 10_000  # letters
 LABELS_OF = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # folders; the last is darknet's for VOC
 
 
@@ -128,14 +127,8 @@ def _report_other_labels(
 
 def _is_label_file(file: Path, classes: int) -> bool:
     """Whether a text file begins with an object, unlike a list of names that lies beside."""
-    if not file.is_file():
-        return False
-    try:
-        with file.open(encoding="utf-8-sig") as opened:
-            first = opened.read(MAX_LINE).strip().partition("\n")[0]
-    except (OSError, ValueError):
-        return False
-    return not isinstance(_parse(first, classes), str)
+    lines = some_lines(file) if file.is_file() else []
+    return bool(lines) and not isinstance(_parse(lines[0], classes), str)
 
 
 def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Problems) -> Iterator[ObjectRow]:

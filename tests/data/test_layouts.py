@@ -155,6 +155,24 @@ def test_lists_of_class_names_agree(tmp_path, other):
         source.load("train")
 
 
+@pytest.mark.parametrize("name", ["Roboflow COCO", "CVAT VOC", "LabelImg YOLO"])
+def test_the_only_folder_in_a_folder_stands_for_it(tmp_path, name):
+    write, kind, _ = LAYOUTS[name]
+    write(tmp_path / "a" / "b" / "c" / "animals")
+    (tmp_path / "animals.zip").touch()
+    for given in ("auto", kind):
+        assert (train := DataSource(given, tmp_path).load("train")).samples and train.kind == kind
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no COCO-style, VOC or YOLO data set found"):
+        DataSource(path=tmp_path).load("train")
+
+
+def test_a_folder_that_leads_to_itself(tmp_path):
+    (tmp_path / "again").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no COCO-style, VOC or YOLO data set found"):
+        DataSource(path=tmp_path).load("train")
+
+
 def test_two_formats_are_named(tmp_path):
     images(tmp_path / "images")
     coco(tmp_path / "labels.json")

@@ -95,6 +95,7 @@ def voc_two_folders(data: Path) -> None:
 def voc_annots(data: Path) -> None:
     images(data / "images")
     voc(data / "annots", suffix=".XML")
+    texts(data / "detections", {"data.yaml": "# Of infer.sh --save-txt.\nnames:\n  0: cat\n"})
 
 
 def cvat_voc(data: Path) -> None:
