@@ -37,7 +37,8 @@ def coco_files(data: Path) -> dict[Path, tuple[str, ...]]:
 
 
 def _json_files(folder: Path) -> list[Path]:
-    paths = sorted(folder / name for name in file_names(folder) if name.lower().endswith(".json"))
+    names = (name for name in file_names(folder) if name.lower().endswith(".json") and not name.startswith("."))
+    paths = sorted(folder / name for name in names)
     if any(path.name.startswith("instances_") for path in paths):
         paths = [path for path in paths if not _OTHER_KINDS.match(path.name)]
     return paths if len(paths) <= MAX_JSON_FILES else []
@@ -75,6 +76,10 @@ def find_coco_splits(data: Path) -> Splits:
     files = coco_files(data)
     candidates = by_split(files, data)
     is_divided = {"train", "val"} <= candidates.keys()
+    if data.is_dir() and not is_divided:
+        # One that is broken may be the split that is missing.
+        for path in dict.fromkeys(other for file in files for other in _json_files(file.parent) if other not in files):
+            read_json(path)
     for split, paths in candidates.items():
         if split in places or (is_divided and split not in ("train", "val")):
             continue
@@ -102,23 +107,23 @@ def _in_coco_layout(data: Path, split: str) -> tuple[Path, ...] | None:
 def _image_folder(file: Path, names: tuple[str, ...], data: Path) -> Path:
     """The folder with most of the images that the file names; the nearest of several."""
     root = data if data.is_dir() else data.parent
-    folders = dict.fromkeys([file.parent, *folders_below(root), *folders_below(file.parent, 1)])
-    # A file in DATA/annotations, named outright: its images are in DATA.
-    folders |= dict.fromkeys(folders_below(file.parent.parent) if data.is_file() else [])
+    near = list(dict.fromkeys([file.parent, *folders_below(root), *folders_below(file.parent, 1)]))
+    # A file in DATA/annotations, named outright: its images are in DATA. What is there may be of other data too.
+    above = folders_below(file.parent.parent) if data.is_file() else []
     inside = cache(file_names)
     split = split_named(file, root)
 
     def fitness(folder: Path) -> tuple[int, bool]:
         return _count_there(names, folder, inside), split_named(folder, root) == split
 
-    best = max(folders, key=fitness)
-    if not _count_there(names, best, inside):
-        looked = ", ".join(map(str, list(folders)[:5]))
-        raise UserError(
-            f"{file}: none of the images that it names ({', '.join(names[:2]) or 'it names none'}) is in "
-            f"{looked}; name their folder with --train-annotations FILE --train-images FOLDER"
-        )
-    return best
+    for folders in (near, above):
+        best = max(folders, key=fitness, default=root)
+        if _count_there(names, best, inside):
+            return best
+    raise UserError(
+        f"{file}: none of the images that it names ({', '.join(names[:2]) or 'it names none'}) is in "
+        f"{', '.join(map(str, near[:5]))}; name their folder with --train-annotations FILE --train-images FOLDER"
+    )
 
 
 def _count_there(names: tuple[str, ...], folder: Path, inside: Callable[[Path], frozenset[str]]) -> int:

@@ -14,6 +14,7 @@ from layout_files import (
     coco,
     cvat_coco,
     images,
+    paired_json_beside,
     single_json,
     texts,
     ultralytics,
@@ -216,6 +217,16 @@ def test_json_that_cannot_be_read_is_named_where_nothing_else_is_found(tmp_path)
     file.write_text(file.read_text()[:-100])  # as an interrupted download leaves it
     with pytest.raises(UserError, match=r"labels\.json, line 1, column \d+: not valid JSON"):
         DataSource(path=tmp_path).locate("train")
+
+
+def test_json_of_a_split_that_cannot_be_read_is_named(tmp_path):
+    paired_json_beside(tmp_path / "animals")
+    (tmp_path / "._animals_train.json").write_bytes(b"\0\5\x16\7\xff")  # as macOS leaves them
+    assert DataSource(path=tmp_path / "animals").locate("val")[0] == tmp_path / "animals_val.json"
+    (tmp_path / "animals_val.json").write_text('{"images": [')
+    with pytest.raises(UserError, match=r"animals_val\.json, line 1, column \d+: not valid JSON"):
+        DataSource(path=tmp_path / "animals").locate("train")
+    assert DataSource(path=tmp_path / "animals_train.json").locate("train")[1] == tmp_path / "animals"
 
 
 def test_so_many_files_are_looked_at_for_other_formats(tmp_path, monkeypatch):
