@@ -78,7 +78,7 @@ def _is_voc(folder: Path) -> bool:
 
 def xml_folders(data: Path) -> list[Path]:
     """The folder and those in it that have VOC's XML files."""
-    return [folder for folder in folders_below(data) if _holds_annotations(folder)] if data.is_dir() else []
+    return list(filter(_holds_annotations, folders_below(data)))
 
 
 def _holds_annotations(folder: Path) -> bool:

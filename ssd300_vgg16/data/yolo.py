@@ -29,13 +29,11 @@ def load_yolo(
     "class cx cy width height" for each object, or its class and the points of its outline, which stands for the box
     around it; all in fractions of the image, turned as its EXIF orientation says, since that is how YOLO reads it. An
     image without such a file has no objects. Images come in the order of their paths, or of the list, and their ids
-    count from 1. Category ids are YOLO's class numbers, labels are one more; with categories, labels are those of the
-    categories with the same names (`dataset_of`).
-
-    Images that are missing or unreadable and malformed lines are dropped; boxes that stick out of the image by no
-    more than PIXELS_BEYOND_IMAGE are clipped, other odd ones kept as in `load_coco`. All this is counted in
-    Dataset.problems. Raises UserError when data.yaml cannot be used, nothing in the split is usable, categories have
-    no name in common with it, or, if strict, when there is any problem.
+    count from 1. Category ids are YOLO's class numbers, labels are one more, or those of given categories
+    (`dataset_of`).
+    Images that are missing or unreadable and malformed lines are dropped and counted in Dataset.problems; boxes that
+    stick out of the image by no more than PIXELS_BEYOND_IMAGE are clipped.
+    Raises UserError when data.yaml cannot be used, and as `dataset_of` does.
     """
     description = read_description(Path(data_path))
     places = places_of(description, split)
