@@ -60,7 +60,8 @@ def _image_sets(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
     """Those of these names that are there; CVAT's are called Train, Validation and Test."""
     paths: list[Path] = []
     for main in (folder / "ImageSets" / "Main" for folder in folders):
-        there = {file.lower().replace("validation", "val"): main / file for file in file_names(main)}
+        files = sorted(file_names(main), key=lambda file: (-len(file), file))  # of several, train.txt and val.txt
+        there = {file.lower().replace("validation", "val"): main / file for file in files}
         paths += [there[f"{name}.txt"] for name in names if f"{name}.txt" in there]
     return tuple(paths)
 

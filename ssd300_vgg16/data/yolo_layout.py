@@ -270,9 +270,13 @@ def _described_by_names(file: Path, data: Path) -> YoloDescription:
     for other, listed in lists.items():
         if listed != names[: len(listed)]:
             raise UserError(f"{other}: other class names than in {file}, and both are for one data set")
-    with_images = {
-        folder for folder in files if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files[folder])
+    split_of = {
+        folder: split_named(folder, root)
+        for folder in files
+        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files[folder])
     }
-    # Each with all that is in it.
-    outermost = [folder for folder in files if folder in with_images and not with_images & {*folder.parents}]
+    # A folder stands for all that is in it, but for what another split is.
+    outermost = [
+        folder for folder, split in split_of.items() if split not in {split_of.get(above) for above in folder.parents}
+    ]
     return YoloDescription(file, names, root, by_split(outermost, root))

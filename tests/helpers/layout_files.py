@@ -134,6 +134,7 @@ def roboflow_darknet(data: Path) -> None:
         images(data / split, names)
         yolo_labels(data / split, names)
         texts(data / split, {"_darknet.labels": "cat\ndog\n"})
+    images(data, ["0.png"])  # the picture of a README
 
 
 def coco_trainval(data: Path) -> None:
