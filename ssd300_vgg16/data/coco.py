@@ -29,21 +29,16 @@ def load_coco(
     categories: tuple[Category, ...] | None = None,
     strict: bool = False,
 ) -> Dataset:
-    """The data set of a COCO annotation file; samples in the file's order of images.
+    """The data set of a COCO annotation file (`dataset_of`); samples in the file's order of images.
 
-    categories fixes the labels (of the training split, or of trained weights): the file's categories are matched to
-    them by name and come back with the file's own ids (`dataset_of`).
-
-    Images that are missing on disk, and entries that are malformed or refer to unknown ids, are dropped; of entries
-    with the same id the first is kept. Boxes of finite numbers stay as they are, even with no area or outside the
-    image, since COCO's evaluation counts them (Sample.objects leaves them out of training). All this is counted in
-    Dataset.problems, as are boxes that stick out of the image by more than PIXELS_BEYOND_IMAGE. Images without
-    annotations and crowds are no problem. An annotation without a usable bbox whose segmentation is run-length encoded
-    gets the box around this mask. An absent area is width x height, an absent iscrowd 0; an absent image
-    size is read from the image file.
-
-    Raises UserError when the file cannot be read as COCO annotations, no image or no annotation of it is usable,
-    categories have no name in common with it, or, if strict, when there is any problem.
+    categories fixes the labels: those of the training split, or of trained weights.
+    Images that are missing on disk, and entries that are malformed or refer to unknown ids, are dropped and counted in
+    Dataset.problems; of entries with the same id the first is kept. Boxes of finite numbers stay as they are, even with
+    no area or outside the image, since COCO's evaluation counts them (Sample.objects leaves them out of training).
+    Images without annotations and crowds are no problem. An annotation without a usable bbox whose segmentation is
+    run-length encoded gets the box around this mask. An absent area is width x height, an absent iscrowd 0; an absent
+    image size is read from the image file.
+    Raises UserError when the file cannot be read as COCO annotations, and as `dataset_of` does.
     """
     document = _read_document(Path(annotation_file))
     problems = Problems(str(annotation_file))

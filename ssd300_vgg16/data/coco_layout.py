@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from ssd300_vgg16.data.layout import Splits, by_split, file_names, folders_below, read_json, shorter_paths, split_named
 from ssd300_vgg16.errors import UserError
@@ -20,42 +19,36 @@ _UPLOADED = re.compile("^[0-9a-f]{8}-(.+)$")
 FilesIn = Callable[[str], frozenset[str]]  # the names of the files in a folder of the image folder
 
 
-class CocoFile(NamedTuple):
-    """An annotation file, and some of its file_names."""
+def coco_files(data: Path) -> dict[Path, tuple[str, ...]]:
+    """The COCO annotation files in a folder, and if there is none those beside it, sorted; or the one that data is.
 
-    path: Path
-    names: tuple[str, ...]
-
-
-def coco_files(data: Path) -> list[CocoFile]:
-    """The COCO annotation files in a folder, and if there is none those beside it, sorted; or the one that data is."""
+    Each with some of its file_names."""
     if data.is_file():
         return _coco_files([data])
-    files = [file for folder in folders_below(data) for file in _files_in(folder)]
+    paths = [path for folder in folders_below(data) for path in _json_files(folder)]
+    files = _coco_files(paths)
     if not files and data.is_dir():
         inside = cache(file_names)
         # What lies beside a folder may belong to another one.
         beside = Path(os.path.normpath(data / "..")) if data.name in ("", "..") else data.parent
-        files = [file for file in _files_in(beside) if _count_there(file.names, data, inside)]
+        near = _coco_files(_json_files(beside))
+        files = {path: names for path, names in near.items() if _count_there(names, data, inside)}
     return files
 
 
-def _files_in(folder: Path) -> list[CocoFile]:
-    paths = sorted(folder / name for name in file_names(folder) if name.lower().endswith(".json"))
+def _json_files(folder: Path) -> list[Path]:
+    names = (name for name in file_names(folder) if name.lower().endswith(".json") and not name.startswith("."))
+    paths = sorted(folder / name for name in names)
     if any(path.name.startswith("instances_") for path in paths):
         paths = [path for path in paths if not _OTHER_KINDS.match(path.name)]
-    return _coco_files(paths) if len(paths) <= MAX_JSON_FILES else []
+    return paths if len(paths) <= MAX_JSON_FILES else []
 
 
-def _coco_files(paths: list[Path]) -> list[CocoFile]:
+def _coco_files(paths: list[Path]) -> dict[Path, tuple[str, ...]]:
     """Those of the JSON files that are COCO's."""
-    files = []
-    for path in paths:
-        status = path.stat()
-        names = _names(path, status.st_mtime_ns, status.st_size)
-        if names is not None:
-            files.append(CocoFile(path, names))
-    return files
+    status = {path: path.stat() for path in paths}
+    names = {path: _names(path, status[path].st_mtime_ns, status[path].st_size) for path in paths}
+    return {path: some for path, some in names.items() if some is not None}
 
 
 @lru_cache  # the kind of the data and both of its splits are asked for, and each reads all of a large file
@@ -80,9 +73,13 @@ def find_coco_splits(data: Path) -> Splits:
     places = {split: place for split in ("train", "val") if (place := _in_coco_layout(data, split))}
     if len(places) == 2:
         return places  # without reading COCO's other files, which are large
-    files = {file.path: file for file in coco_files(data)}
+    files = coco_files(data)
     candidates = by_split(files, data)
     is_divided = {"train", "val"} <= candidates.keys()
+    if data.is_dir() and not is_divided:
+        # One that is broken may be the split that is missing.
+        for path in dict.fromkeys(other for file in files for other in _json_files(file.parent) if other not in files):
+            read_json(path)
     for split, paths in candidates.items():
         if split in places or (is_divided and split not in ("train", "val")):
             continue
@@ -94,7 +91,7 @@ def find_coco_splits(data: Path) -> Splits:
                 f"{', '.join(map(str, paths[:3]))}. "
                 "Name one: --train-annotations FILE --train-images FOLDER, and the same with val"
             )
-        places[split] = (paths[0], _image_folder(files[paths[0]], data))
+        places[split] = (paths[0], _image_folder(paths[0], files[paths[0]], data))
     return places
 
 
@@ -107,26 +104,26 @@ def _in_coco_layout(data: Path, split: str) -> tuple[Path, ...] | None:
     return (file, folder) if file and folder else None
 
 
-def _image_folder(file: CocoFile, data: Path) -> Path:
+def _image_folder(file: Path, names: tuple[str, ...], data: Path) -> Path:
     """The folder with most of the images that the file names; the nearest of several."""
     root = data if data.is_dir() else data.parent
-    folders = dict.fromkeys([file.path.parent, *folders_below(root), *folders_below(file.path.parent, 1)])
-    # A file in DATA/annotations, named outright: its images are in DATA.
-    folders |= dict.fromkeys(folders_below(file.path.parent.parent) if data.is_file() else [])
+    near = list(dict.fromkeys([file.parent, *folders_below(root), *folders_below(file.parent, 1)]))
+    # A file in DATA/annotations, named outright: its images are in DATA. What is there may be of other data too.
+    above = folders_below(file.parent.parent) if data.is_file() else []
     inside = cache(file_names)
-    split = split_named(file.path, root)
+    split = split_named(file, root)
 
     def fitness(folder: Path) -> tuple[int, bool]:
-        return _count_there(file.names, folder, inside), split_named(folder, root) == split
+        return _count_there(names, folder, inside), split_named(folder, root) == split
 
-    best = max(folders, key=fitness)
-    if not _count_there(file.names, best, inside):
-        looked = ", ".join(map(str, list(folders)[:5]))
-        raise UserError(
-            f"{file.path}: none of the images that it names ({', '.join(file.names[:2]) or 'it names none'}) is in "
-            f"{looked}; name their folder with --train-annotations FILE --train-images FOLDER"
-        )
-    return best
+    for folders in (near, above):
+        best = max(folders, key=fitness, default=root)
+        if _count_there(names, best, inside):
+            return best
+    raise UserError(
+        f"{file}: none of the images that it names ({', '.join(names[:2]) or 'it names none'}) is in "
+        f"{', '.join(map(str, near[:5]))}; name their folder with --train-annotations FILE --train-images FOLDER"
+    )
 
 
 def _count_there(names: tuple[str, ...], folder: Path, inside: Callable[[Path], frozenset[str]]) -> int:

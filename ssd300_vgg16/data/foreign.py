@@ -63,7 +63,7 @@ def foreign_format(path: Path) -> str | None:
 def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield from [path] if path.suffix.lower() in _TELL else []
-    for folder in folders_below(path) if path.is_dir() else []:
+    for folder in folders_below(path):
         names = sorted(file_names(folder))
         for suffix in _TELL:
             yield from islice((folder / name for name in names if name.lower().endswith(suffix)), FILES_LOOKED_AT)

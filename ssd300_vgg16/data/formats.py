@@ -12,7 +12,7 @@ from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.coco_layout import coco_files, find_coco_splits
 from ssd300_vgg16.data.dataset import Category, Dataset
 from ssd300_vgg16.data.foreign import foreign_format
-from ssd300_vgg16.data.layout import WHOLE, Splits
+from ssd300_vgg16.data.layout import WHOLE, Splits, folders_below
 from ssd300_vgg16.data.shapes import write_shapes
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.voc_layout import find_voc_splits, is_image_set, read_image_set, voc_folders, xml_folders
@@ -27,6 +27,7 @@ DEFAULT_SHAPES = Path("data/shapes")
 SHAPES_IMAGES = {"train_images": 1200, "val_images": 100}
 SHAPES_SEED = 0
 VAL_FRACTION = 0.2
+MAX_WRAPPINGS = 4  # folders in folders
 
 # A split's own annotation file and image folder; for VOC an image set or a folder of XML files, whose images
 # are where it says without one.
@@ -103,7 +104,7 @@ class DataSource:
         given = self.train or self.val
         if given:
             return "coco" if _is_json(given[0]) else "voc"
-        folder = self._folder()
+        folder = self._folder
         kind = guess_kind(folder)
         if kind is None:
             raise UserError(f"{folder}: {foreign_format(folder) or NOTHING_FOUND}")
@@ -118,7 +119,7 @@ class DataSource:
         """
         found = self._find(split)
         # What data.yaml names need not be there.
-        return places_of(read_description(self._folder()), found.split) if self.format == "yolo" else found.places
+        return places_of(read_description(self._folder), found.split) if self.format == "yolo" else found.places
 
     def load(self, split: str, categories: tuple[Category, ...] | None = None) -> Dataset:
         """The "train" or "val" split; with `categories`, its labels are theirs."""
@@ -127,7 +128,7 @@ class DataSource:
             _, images = self._given(split) or (None, None)
             dataset = load_voc(found.places, images, categories, self.strict)
         elif self.format == "yolo":
-            dataset = load_yolo(self._folder(), found.split, categories, self.strict)
+            dataset = load_yolo(self._folder, found.split, categories, self.strict)
         else:
             annotation_file, image_folder = found.places
             dataset = load_coco(annotation_file, image_folder, categories, self.strict)
@@ -142,7 +143,7 @@ class DataSource:
             return Found(split, given[:1])
         if given:
             return Found(split, tuple(place for place in given if place))
-        folder = self._folder()
+        folder = self._folder
         splits = self._splits(folder)
         val = self.val or splits.get("val") or splits.get("test")
         if val and self.val_fraction is not None:
@@ -185,6 +186,7 @@ class DataSource:
     def _given(self, split: str) -> Location | None:
         return self.train if split == "train" else self.val
 
+    @cached_property
     def _folder(self) -> Path:
         usual = {TOLD_BY_CONTENT: DEFAULT_COCO, "coco": DEFAULT_COCO, "shapes": DEFAULT_SHAPES}
         folder = self.path or usual.get(self.kind)
@@ -193,7 +195,7 @@ class DataSource:
         folder = folder.expanduser()
         if self.kind != "shapes" and self.path and not folder.exists():
             raise UserError(f"{folder}: no such folder; name that of a data set")
-        return folder
+        return _unwrapped(folder)
 
 
 def split_location(split: str, annotations: str | None, images: str | None) -> Location | None:
@@ -215,7 +217,7 @@ def guess_kind(path: str | os.PathLike) -> str | None:
     if voc_folders(path) or is_image_set(path) or path.suffix.lower() == ".xml":
         return "voc"
     seen: dict[str, Path | None] = {
-        "coco": next((file.path for file in coco_files(path)), None),
+        "coco": next(iter(coco_files(path)), None),
         "voc": next(iter(xml_folders(path)), None),
         "yolo": find_description(path),
     }
@@ -225,6 +227,22 @@ def guess_kind(path: str | os.PathLike) -> str | None:
         choice = " or ".join(kinds)
         raise UserError(f"{path}: there is {all_seen}: say which is meant with --dataset {choice}")
     return kinds[0] if kinds else None
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder, or where nothing is found in it, the only one in it: archives hold the data so."""
+    inside = folder
+    for _ in range(MAX_WRAPPINGS):
+        try:
+            if guess_kind(inside):
+                return inside
+        except UserError:  # several kinds, one of which was chosen maybe
+            return inside
+        folders = folders_below(inside, 1)[1:]
+        if len(folders) != 1:
+            return folder
+        inside = folders[0]
+    return folder
 
 
 def _is_json(path: Path) -> bool:

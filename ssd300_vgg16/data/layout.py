@@ -44,7 +44,7 @@ def file_names(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def folders_below(folder: Path, depth: int = 3) -> list[Path]:
+def folders_below(folder: Path, depth: int = 2) -> list[Path]:
     """The folder and those in it, down to this depth, sorted; not the hidden ones, and no more than MAX_FOLDERS."""
     found, level = [folder], [folder]
     for _ in range(depth):

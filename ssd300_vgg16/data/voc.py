@@ -31,19 +31,14 @@ def load_voc(
     A folder of XML files stands for an image set that lists them all (`read_image_set`); images without are left out.
     An image is the one with the name of its XML file, else the XML's <filename>. Its id is its number in the lists,
     counted from 1. Without categories, the names in the files get labels and ids 1..N in alphabetical order, which for
-    VOC is VOC's own; with them, names are matched (`dataset_of`), ids are theirs, and those that no object has
-    are left out.
-
+    VOC is VOC's own; of given ones (`dataset_of`) those that no object has are left out.
     Boxes are in continuous coordinates, x from 0 at the left edge to the width. VOC counts pixels from 1, the last one
     included: (xmin, ymin, xmax, ymax) is the box (xmin - 1, ymin - 1, xmax, ymax), and IoUs are those of VOC's own
     tool. A file with xmin = xmax comes from a tool that means no area by it, and gets none; so do corners in the wrong
     order. An absent `difficult` is 0. Boxes of an object's parts are no objects.
-
     Images without a usable XML file or without the image file, and objects that lack a name or four finite numbers, are
-    dropped; odd boxes are kept as in `load_coco`. All this is counted in Dataset.problems. An absent size is read from
-    the image file.
-    Raises UserError when an image set cannot be read or nothing in it is usable, categories have no name in common
-    with it, or, if strict, when there is any problem.
+    dropped and counted in Dataset.problems. An absent size is read from the image file.
+    Raises UserError when an image set cannot be read, and as `dataset_of` does.
     """
     sets = [read_image_set(path) for path in image_sets]
     problems = Problems(joined_name(sets))

@@ -60,7 +60,8 @@ def _image_sets(folders: Sequence[Path], *names: str) -> tuple[Path, ...]:
     """Those of these names that are there; CVAT's are called Train, Validation and Test."""
     paths: list[Path] = []
     for main in (folder / "ImageSets" / "Main" for folder in folders):
-        there = {file.lower().replace("validation", "val"): main / file for file in file_names(main)}
+        files = sorted(file_names(main), key=lambda file: (-len(file), file))  # of several, train.txt and val.txt
+        there = {file.lower().replace("validation", "val"): main / file for file in files}
         paths += [there[f"{name}.txt"] for name in names if f"{name}.txt" in there]
     return tuple(paths)
 
@@ -78,7 +79,7 @@ def _is_voc(folder: Path) -> bool:
 
 def xml_folders(data: Path) -> list[Path]:
     """The folder and those in it that have VOC's XML files."""
-    return [folder for folder in folders_below(data) if _holds_annotations(folder)] if data.is_dir() else []
+    return list(filter(_holds_annotations, folders_below(data)))
 
 
 def _holds_annotations(folder: Path) -> bool:

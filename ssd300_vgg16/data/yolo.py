@@ -17,7 +17,6 @@ from ssd300_vgg16.errors import UserError
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
-MAX_LINE = 10_000  # letters
 LABELS_OF = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # folders; the last is darknet's for VOC
 
 
@@ -30,13 +29,11 @@ def load_yolo(
     "class cx cy width height" for each object, or its class and the points of its outline, which stands for the box
     around it; all in fractions of the image, turned as its EXIF orientation says, since that is how YOLO reads it. An
     image without such a file has no objects. Images come in the order of their paths, or of the list, and their ids
-    count from 1. Category ids are YOLO's class numbers, labels are one more; with categories, labels are those of the
-    categories with the same names (`dataset_of`).
-
-    Images that are missing or unreadable and malformed lines are dropped; boxes that stick out of the image by no
-    more than PIXELS_BEYOND_IMAGE are clipped, other odd ones kept as in `load_coco`. All this is counted in
-    Dataset.problems. Raises UserError when data.yaml cannot be used, nothing in the split is usable, categories have
-    no name in common with it, or, if strict, when there is any problem.
+    count from 1. Category ids are YOLO's class numbers, labels are one more, or those of given categories
+    (`dataset_of`).
+    Images that are missing or unreadable and malformed lines are dropped and counted in Dataset.problems; boxes that
+    stick out of the image by no more than PIXELS_BEYOND_IMAGE are clipped.
+    Raises UserError when data.yaml cannot be used, and as `dataset_of` does.
     """
     description = read_description(Path(data_path))
     places = places_of(description, split)
@@ -128,14 +125,8 @@ def _report_other_labels(
 
 def _is_label_file(file: Path, classes: int) -> bool:
     """Whether a text file begins with an object, unlike a list of names that lies beside."""
-    if not file.is_file():
-        return False
-    try:
-        with file.open(encoding="utf-8-sig") as opened:
-            first = opened.read(MAX_LINE).strip().partition("\n")[0]
-    except (OSError, ValueError):
-        return False
-    return not isinstance(_parse(first, classes), str)
+    lines = some_lines(file) if file.is_file() else []
+    return bool(lines) and not isinstance(_parse(lines[0], classes), str)
 
 
 def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Problems) -> Iterator[ObjectRow]:

@@ -78,7 +78,7 @@ def find_description(data: Path) -> Path | None:
     files = {folder: file_names(folder) for folder in folders_below(data)}
     # A usual name goes first: data sets have YAML files of other programs beside theirs.
     usual = [folder / name for folder in files for name in YAML_NAMES if name in files[folder]]
-    usual = list(filter(_is_description, usual[:FILES_LOOKED_AT]))
+    usual = [file for file in usual[:FILES_LOOKED_AT] if _is_description(file, is_below=file.parent != data)]
     if usual and usual[0].parent == data:
         return usual[0]
     others = list(filter(_is_description, [*data.glob("*.yaml"), *data.glob("*.yml")][:FILES_LOOKED_AT]))
@@ -93,13 +93,14 @@ def _lists_names(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in NAMES_FILES)
 
 
-def _is_description(file: Path) -> bool:
-    """Whether this is data.yaml by its keys; one that cannot be read, by its name."""
+def _is_description(file: Path, is_below: bool = False) -> bool:
+    """Whether this is data.yaml by its keys; one that cannot be read, by its name. is_below: in a sub-folder."""
     try:
-        content = _content(file)
+        keys = _content(file).keys()
     except UserError:
-        return file.name in YAML_NAMES and file.stat().st_size > 0
-    return bool({"names", "nc"} & content.keys()) or {"train", "val"} <= content.keys()
+        return file.name in YAML_NAMES and file.stat().st_size > 0 and not is_below
+    # infer.sh's, among the results that someone has put there, has names alone.
+    return "train" in keys if is_below else bool({"names", "nc"} & keys) or {"train", "val"} <= keys
 
 
 def _darknet_file(files: dict[Path, frozenset[str]]) -> Path | None:
@@ -269,9 +270,13 @@ def _described_by_names(file: Path, data: Path) -> YoloDescription:
     for other, listed in lists.items():
         if listed != names[: len(listed)]:
             raise UserError(f"{other}: other class names than in {file}, and both are for one data set")
-    with_images = {
-        folder for folder in files if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files[folder])
+    split_of = {
+        folder: split_named(folder, root)
+        for folder in files
+        if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in files[folder])
     }
-    # Each with all that is in it.
-    outermost = [folder for folder in files if folder in with_images and not with_images & {*folder.parents}]
+    # A folder stands for all that is in it, but for what another split is.
+    outermost = [
+        folder for folder, split in split_of.items() if split not in {split_of.get(above) for above in folder.parents}
+    ]
     return YoloDescription(file, names, root, by_split(outermost, root))

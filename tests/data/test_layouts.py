@@ -14,6 +14,7 @@ from layout_files import (
     coco,
     cvat_coco,
     images,
+    paired_json_beside,
     single_json,
     texts,
     ultralytics,
@@ -155,6 +156,24 @@ def test_lists_of_class_names_agree(tmp_path, other):
         source.load("train")
 
 
+@pytest.mark.parametrize("name", ["Roboflow COCO", "CVAT VOC", "LabelImg YOLO"])
+def test_the_only_folder_in_a_folder_stands_for_it(tmp_path, name):
+    write, kind, _ = LAYOUTS[name]
+    write(tmp_path / "a" / "b" / "c" / "animals")
+    (tmp_path / "animals.zip").touch()
+    for given in ("auto", kind):
+        assert (train := DataSource(given, tmp_path).load("train")).samples and train.kind == kind
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no COCO-style, VOC or YOLO data set found"):
+        DataSource(path=tmp_path).load("train")
+
+
+def test_a_folder_that_leads_to_itself(tmp_path):
+    (tmp_path / "again").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no COCO-style, VOC or YOLO data set found"):
+        DataSource(path=tmp_path).load("train")
+
+
 def test_two_formats_are_named(tmp_path):
     images(tmp_path / "images")
     coco(tmp_path / "labels.json")
@@ -198,6 +217,16 @@ def test_json_that_cannot_be_read_is_named_where_nothing_else_is_found(tmp_path)
     file.write_text(file.read_text()[:-100])  # as an interrupted download leaves it
     with pytest.raises(UserError, match=r"labels\.json, line 1, column \d+: not valid JSON"):
         DataSource(path=tmp_path).locate("train")
+
+
+def test_json_of_a_split_that_cannot_be_read_is_named(tmp_path):
+    paired_json_beside(tmp_path / "animals")
+    (tmp_path / "._animals_train.json").write_bytes(b"\0\5\x16\7\xff")  # as macOS leaves them
+    assert DataSource(path=tmp_path / "animals").locate("val")[0] == tmp_path / "animals_val.json"
+    (tmp_path / "animals_val.json").write_text('{"images": [')
+    with pytest.raises(UserError, match=r"animals_val\.json, line 1, column \d+: not valid JSON"):
+        DataSource(path=tmp_path / "animals").locate("train")
+    assert DataSource(path=tmp_path / "animals_train.json").locate("train")[1] == tmp_path / "animals"
 
 
 def test_so_many_files_are_looked_at_for_other_formats(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def voc_two_folders(data: Path) -> None:
 def voc_annots(data: Path) -> None:
     images(data / "images")
     voc(data / "annots", suffix=".XML")
+    texts(data / "detections", {"data.yaml": "# Of infer.sh --save-txt.\nnames:\n  0: cat\n"})
 
 
 def cvat_voc(data: Path) -> None:
@@ -133,6 +134,7 @@ def roboflow_darknet(data: Path) -> None:
         images(data / split, names)
         yolo_labels(data / split, names)
         texts(data / split, {"_darknet.labels": "cat\ndog\n"})
+    images(data, ["0.png"])  # the picture of a README
 
 
 def coco_trainval(data: Path) -> None:

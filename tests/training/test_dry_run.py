@@ -9,6 +9,7 @@ from small_data import shapes, shapes_folder
 
 from ssd300_vgg16.cli.train_options import parse
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
+from ssd300_vgg16.data.dataset import Fate
 from ssd300_vgg16.data.loader import TrainingBatch
 from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.distributed.world import ALONE
@@ -44,13 +45,15 @@ def test_what_was_not_checked_is_counted(tmp_path):
     assert "declared" not in _not_checked(trainer, replace(many, kind="yolo"), 40)
 
 
-def test_a_training_tells_images_of_both_splits(tmp_path):
+def test_a_training_tells_what_is_odd_about_the_data_and_images_of_both_splits(tmp_path):
     data = shapes(shapes_folder(tmp_path, 2, 1), "train")
+    data.problems.add("odd", "1.jpg", Fate.IMAGE_LEFT_OUT)
     told = []
     options = SimpleNamespace(source=lambda: SimpleNamespace(load=lambda *_: data), num_classes=None)
     assert run._load_data(options, SimpleNamespace(say=lambda *lines: told.extend(lines))) == (data, data)
-    (line,) = told
-    assert line.startswith("2 of the 2 validation images are training images too, such as ")
+    problems, shared = told
+    assert problems.endswith("\n  1 x odd: 1.jpg")
+    assert shared.startswith("2 of the 2 validation images are training images too, such as ")
 
 
 @pytest.mark.parametrize(
