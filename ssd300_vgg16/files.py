@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +35,28 @@ def refuse_unwritable(folder: Path) -> None:
         raise UserError(f"{folder}: the disk is full ({free:,} bytes are free): make room, or name another folder")
 
 
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[bool]:
+    """Keep other processes out of a folder, or of a file, which is made if need be: UserError(busy) if one is in it.
+
+    The lock is the kernel's, on the thing itself, and ends with the process, however that comes about. A drive that
+    knows no locks goes without, and False is given.
+    """
+    # A network drive locks no file that is open for reading alone.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    locked = False
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            except BlockingIOError as error:
+                raise UserError(busy) from error
+        yield locked
+    finally:
+        os.close(descriptor)
+
+
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path, its links followed, is the folder or below it."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
@@ -41,7 +64,11 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def told(error: OSError) -> str:
     """An error of the system for people: the file, what is wrong, and what to do where that is known."""
-    advice = ": make room on its disk, or name another folder" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    advice = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = ": make room on its disk, or name another folder"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = ": allow more (ulimit -n 1024), or take fewer --workers"
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
     return f"{where}{error.strerror or error}{advice}"
 
@@ -72,6 +99,8 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
+        if not path.parent.is_dir():
+            raise UserError(f"{path} could not be written: its folder is gone, removed or moved meanwhile") from error
         raise UserError(
             f"{path} could not be written ({error.strerror or error}); its former version is whole"
         ) from error

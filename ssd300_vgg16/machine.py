@@ -1,9 +1,11 @@
 """What is known of the machine and the process without OneFlow: BLAS, cores, memory; gpus.py has the GPUs."""
 
 import ctypes
+import errno
 import os
 import re
 import resource
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -41,14 +43,14 @@ def is_one_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-# Without memory, native code aborts, and hangs without files to open, where Python would have an exception: too little
-# for the libraries alone is told before they are loaded.
+# Native code aborts where Python has an exception: too little for the libraries alone is told before they are loaded.
 MIN_ADDRESS_SPACE = 6_000_000  # kB, as `ulimit -v` has them: OneFlow's, CUDA's and MKL's code and threads take 5.4
 MIN_OPEN_FILES = 64
+SHARED_MEMORY = "/dev/shm"
 
 
 def refuse_tight_limits() -> None:
-    """Raise UserError if this process may not have the memory or the open files that it takes to load OneFlow."""
+    """Raise UserError if this process may not have the memory and the open files that it takes to load OneFlow."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < MIN_OPEN_FILES:
         raise UserError(
@@ -61,6 +63,13 @@ def refuse_tight_limits() -> None:
             f"only {memory // 1024} kB of memory may be used (ulimit -v), and the libraries alone take "
             f"{MIN_ADDRESS_SPACE}: raise the limit, or lift it with ulimit -v unlimited"
         )
+    with suppress(OSError):
+        shared = os.statvfs(SHARED_MEMORY)
+        if shared.f_blocks and not shared.f_bavail:  # OpenMP takes a page without asking for it
+            raise UserError(
+                f"{SHARED_MEMORY} is full, and the libraries take a page of it: remove what was left there, or give it "
+                "more (with Docker, --shm-size)"
+            )
 
 
 # How those say it that have no MemoryError: the linker, Python's threads, OpenCV, ONNX Runtime, C++.
@@ -68,6 +77,13 @@ _SHORT = re.compile(
     "failed to map segment|can't start new thread|(cannot|failed to) allocate|insufficient memory|bad_?alloc",
     re.IGNORECASE,
 )
+
+
+def refuse_shortage(error: BaseException) -> None:
+    """Raise what the error of an image comes from, if that is a lack of memory or open files: not the image's fault."""
+    cause = error.__context__
+    if cause and (is_short_of_memory(cause) or getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE)):
+        raise cause
 
 
 def is_short_of_memory(error: BaseException) -> bool:

@@ -1,9 +1,12 @@
 """stdout and stderr whose readers go: the work goes on to its end, and says so where it can."""
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from small_data import WIDTH, environment, shapes_folder, untrained_run
@@ -85,9 +88,11 @@ def test_a_command_line_does_its_work_without_a_reader(place, broken_pipe, modul
     assert (place / result).exists()
 
 
+@pytest.mark.usefixtures("no_hang")
 def test_a_terminal_that_goes_leaves_a_checkpoint(place):
     """It sends SIGHUP to all that were started from it, and takes no more output."""
     ours, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # or no bar is shown
     arguments = (*TRAINING, "--epochs", 999, "--eval-every", 999, "--save-every", 1, "--device", "cpu")
     command = [sys.executable, "-m", "ssd300_vgg16.train", *map(str, arguments), "--output-dir", "terminal"]
     # The terminal of a session of its own, as in a window.
