@@ -57,6 +57,17 @@ def test_without_a_reader_of_stdout(tmp_path, broken_pipe):
     assert [*sorted(lines[:-1]), lines[-1]] == [CLOSED.format("Broken pipe"), "y\n", "y\n", "y\n", "z"]
 
 
+def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_all(tmp_path):
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    command = [sys.executable, "-c", WORK, tmp_path / "file"]
+    with subprocess.Popen(command, env=environment(), stdout=write_end, stderr=subprocess.DEVNULL) as process:
+        os.close(write_end)
+        with open(read_end, "rb") as reader:  # noqa: PTH123 - a number is no path
+            content = reader.read()
+    assert (process.returncode, len(content)) == (7, 3 * 100_001 + 1)
+
+
 @pytest.mark.parametrize("redirection", [">/dev/full", "2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_whatever_else_is_gone(tmp_path, broken_pipe, redirection):
     shell(redirection, tmp_path, stdout=broken_pipe, stderr=subprocess.DEVNULL)
