@@ -44,7 +44,8 @@ def is_one_of_several() -> bool:
 
 
 # Native code aborts where Python has an exception: too little for the libraries alone is told before they are loaded.
-MIN_ADDRESS_SPACE = 6_000_000  # kB, as `ulimit -v` has them: OneFlow's, CUDA's and MKL's code and threads take 5.4
+# Address space in kB, as `ulimit -v` has it. Code and threads of OneFlow, CUDA and MKL take 5.4 million.
+MIN_FOR_ONEFLOW, MIN_WITHOUT = 6_000_000, 1_000_000
 MIN_OPEN_FILES = 64
 SHARED_MEMORY = "/dev/shm"
 
@@ -57,12 +58,7 @@ def refuse_tight_limits() -> None:
             f"only {files} files may be open at a time (ulimit -n), and the libraries and their processes take "
             f"{MIN_OPEN_FILES}: raise the limit, as with ulimit -n 1024"
         )
-    memory, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if 0 <= memory < 1024 * MIN_ADDRESS_SPACE:  # -1 is none
-        raise UserError(
-            f"only {memory // 1024} kB of memory may be used (ulimit -v), and the libraries alone take "
-            f"{MIN_ADDRESS_SPACE}: raise the limit, or lift it with ulimit -v unlimited"
-        )
+    refuse_little_memory(MIN_FOR_ONEFLOW)
     with suppress(OSError):
         shared = os.statvfs(SHARED_MEMORY)
         if shared.f_blocks and not shared.f_bavail:  # OpenMP takes a page without asking for it
@@ -72,9 +68,19 @@ def refuse_tight_limits() -> None:
             )
 
 
-# How those say it that have no MemoryError: the linker, Python's threads, OpenCV, ONNX Runtime, C++.
+def refuse_little_memory(kilobytes: int) -> None:
+    """Raise UserError if the limit on this process's address space is lower."""
+    memory, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= memory < 1024 * kilobytes:  # -1 is none
+        raise UserError(
+            f"only {memory // 1024} kB of memory may be used (ulimit -v), and the libraries alone take {kilobytes}: "
+            "raise the limit, or lift it with ulimit -v unlimited"
+        )
+
+
+# How those say it that have no MemoryError: the linker, Python's threads, OpenCV, ONNX Runtime, C++, Pillow's fonts.
 _SHORT = re.compile(
-    "failed to map segment|can't start new thread|(cannot|failed to) allocate|insufficient memory|bad_?alloc",
+    "failed to map segment|can't start new thread|(cannot|failed to) allocate|insufficient memory|bad_?alloc|^raqm_",
     re.IGNORECASE,
 )
 
@@ -95,8 +101,9 @@ def memory_is_short(error: BaseException) -> str:
     """It in a sentence."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     limited = f", of which ulimit -v allows {limit // 1024} kB" if limit >= 0 else ""
+    reason = " ".join(str(error).split()) or "MemoryError"
     return (
-        f"memory is short{limited} ({str(error) or 'MemoryError'}): take fewer images at a time (--batch-size, and "
+        f"memory is short{limited} ({reason}): take fewer images at a time (--batch-size, and "
         "--workers where there are some), run it alone, or allow more"
     )
 
