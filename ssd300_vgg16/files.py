@@ -15,6 +15,15 @@ from typing import BinaryIO
 from ssd300_vgg16.errors import UserError
 
 TEMPORARY_SUFFIX = ".ssd300-tmp"  # which nobody else's files have: what a killed process has left may be removed
+_ROOM = ": make room on its disk, or name another folder"
+_FILES = ": allow more (ulimit -n 1024), or take fewer --workers"
+_ADVICE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EAGAIN: ": allow more processes (ulimit -u), or take fewer --workers",  # of a process that cannot be started
+}
 _BLOCK = 1 << 20
 _MIN_FREE = 1 << 20  # bytes, below which results are not begun
 
@@ -64,13 +73,8 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def told(error: OSError) -> str:
     """An error of the system for people: the file, what is wrong, and what to do where that is known."""
-    advice = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = ": make room on its disk, or name another folder"
-    elif error.errno in (errno.EMFILE, errno.ENFILE):
-        advice = ": allow more (ulimit -n 1024), or take fewer --workers"
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    return f"{where}{error.strerror or error}{advice}"
+    return f"{where}{error.strerror or error}{_ADVICE.get(error.errno or 0, '')}"
 
 
 def temporary(path: Path) -> Path:
@@ -99,7 +103,7 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        if not path.parent.is_dir():
+        if not path.parent.exists():
             raise UserError(f"{path} could not be written: its folder is gone, removed or moved meanwhile") from error
         raise UserError(
             f"{path} could not be written ({error.strerror or error}); its former version is whole"

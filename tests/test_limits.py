@@ -17,6 +17,7 @@ from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.detection import pipeline
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import told
 from ssd300_vgg16.machine import is_short_of_memory, memory_is_short, refuse_tight_limits
 
 
@@ -153,3 +154,11 @@ def test_each_librarys_way_to_say_that_memory_is_short(error):
 
 def test_what_is_no_lack_of_memory():
     assert not any(map(is_short_of_memory, (OSError(28, "No space left on device"), ValueError("memory"))))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(24, "ulimit -n"), (23, "ulimit -n"), (11, "ulimit -u"), (28, "make room")]
+)
+def test_a_shortage_is_told_with_what_helps(number, advice):
+    assert told(OSError(number, "Short")).startswith("Short: ") and advice in told(OSError(number, "Short"))
+    assert told(OSError(2, "No such file", "here")) == "here: No such file"
