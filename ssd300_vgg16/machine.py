@@ -44,7 +44,7 @@ def is_one_of_several() -> bool:
 
 
 # Native code aborts where Python has an exception: too little for the libraries alone is told before they are loaded.
-# Address space in kB, as `ulimit -v` has it. Code and threads of OneFlow, CUDA and MKL take 5.4 million.
+# Address space in kB, as `ulimit -v` has it: OneFlow, CUDA's libraries and MKL take 4.9 million before there is data.
 MIN_FOR_ONEFLOW, MIN_WITHOUT = 6_000_000, 1_000_000
 MIN_OPEN_FILES = 64
 SHARED_MEMORY = "/dev/shm"
@@ -73,8 +73,8 @@ def refuse_little_memory(kilobytes: int) -> None:
     memory, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= memory < 1024 * kilobytes:  # -1 is none
         raise UserError(
-            f"only {memory // 1024} kB of memory may be used (ulimit -v), and the libraries alone take {kilobytes}: "
-            "raise the limit, or lift it with ulimit -v unlimited"
+            f"only {memory // 1024} kB of memory may be used (ulimit -v), and it takes at least {kilobytes}: raise the "
+            "limit, or lift it with ulimit -v unlimited"
         )
 
 
