@@ -332,6 +332,24 @@ def test_a_signal_stops_all_processes_after_the_same_step(job, place, name):
     assert_gone(ranks)
 
 
+@long
+def test_a_process_that_stands_still_for_a_minute_is_waited_for(job, place):
+    """As one that a debugger or a scheduler has stopped; OneFlow's heartbeats are 13 s apart at most."""
+    process = job("still")
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGSTOP)
+    time.sleep(60)
+    before = read_metrics(place / "still")[-1]["step"]
+    os.kill(ranks[1], signal.SIGCONT)
+    for line in process.stdout:
+        if f" step {before % 5 + 1}/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=END_SECONDS)
+    assert process.returncode == 143, errors
+    assert read_metrics(place / "still")[-1]["step"] > before
+
+
 def test_an_image_that_breaks_in_one_process_is_named_and_ends_all(place):
     shapes = shutil.copytree(place / "shapes", place / "broken")
     (shapes / "train" / "000002.jpg").write_bytes(b"no image")
