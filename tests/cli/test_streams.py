@@ -87,7 +87,10 @@ TRAINING = ("--preset", "narrow", "--width", WIDTH, "-b", 2, "-j", 1, "--print-f
 @pytest.mark.parametrize(
     ("module", "arguments", "result"),
     [
-        ("train", (*TRAINING, "--iterations", 3, "--output-dir", "run"), "run/coco_metrics.json"),
+        pytest.param(
+            *("train", (*TRAINING, "--iterations", 3, "--output-dir", "run"), "run/coco_metrics.json"),
+            marks=pytest.mark.long,  # that with a terminal is a training too
+        ),
         ("infer", ("--weights", "untrained", "--output-dir", "out", "shapes/val"), "out/report.html"),
         ("evaluate", ("--weights", "untrained", "--data-path", "shapes", "-j", 0), "untrained/report.html"),
     ],

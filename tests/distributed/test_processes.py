@@ -284,7 +284,7 @@ command_line.run(main, "train.sh")
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("MemoryError('no room')", ["train.sh: memory is short (no room): "]),
+        pytest.param("MemoryError('no room')", ["train.sh: memory is short (no room): "], marks=long),
         ("OSError(24, 'Too many open files')", ["train.sh: Too many open files"]),
         ("TypeError('odd')", [f"train.sh: {command_line.BUG}", "Traceback", "TypeError: odd"]),
     ],
