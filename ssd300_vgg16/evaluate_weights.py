@@ -1,6 +1,7 @@
 """Weights on the validation split of a data set: tables printed, metrics and detections written."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 from ssd300_vgg16.data.dataset import Dataset
@@ -9,7 +10,7 @@ from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.deploy.session import AUTO, is_exported, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import this_world
-from ssd300_vgg16.files import make_folder, refuse_unwritable, write_json
+from ssd300_vgg16.files import held, make_folder, refuse_unwritable, write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
@@ -50,17 +51,19 @@ def evaluate_weights(
     named = output or beside or weights.parent
     output = output or beside or _beside(weights, dataset)
     make_folder(output, named)
-    with WorkerPool(workers_for(device, workers)) as pool:
-        size = detector.image_size
-        evaluation = evaluate(detector.begin, dataset, size, batch_size, pool, source.strict, world)
-    complete = True
-    if evaluation is not None:  # in the first process
-        _report(evaluation, weights, dataset, output)
-        complete = not evaluation.unreadable
-        if verify:
-            verification = verification_of(evaluation.metrics, evaluation.results, dataset)
-            print(f"\n{verification.table()}")
-            complete &= verification.problem() is None
+    busy = f"{output}: another eval.sh or infer.sh is at work there: wait for its end, or name another --output-dir"
+    with held(output, busy) if world.is_first else nullcontext():
+        with WorkerPool(workers_for(device, workers)) as pool:
+            size = detector.image_size
+            evaluation = evaluate(detector.begin, dataset, size, batch_size, pool, source.strict, world)
+        complete = True
+        if evaluation is not None:  # in the first process
+            _report(evaluation, weights, dataset, output)
+            complete = not evaluation.unreadable
+            if verify:
+                verification = verification_of(evaluation.metrics, evaluation.results, dataset)
+                print(f"\n{verification.table()}")
+                complete &= verification.problem() is None
     world.last_barrier()
     return 0 if complete else 1
 
@@ -86,6 +89,7 @@ def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Pat
             f"\nF1 is best, {best['f1']:.3f}, for detections scored above {best['score_threshold']:.2f}: "
             f"precision {best['precision']:.3f}, recall {best['recall']:.3f}"
         )
+    output.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
     write_json(output / "coco_metrics.json", metrics)
     evaluation.results.write(output / "detections.json")
     write_evaluation_page(evaluation, metrics, about, output)

@@ -17,12 +17,13 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.weights.locate import find_weights
 
+PROGRAM = "python -I -m ssd300_vgg16.export"
 CALIBRATION_IMAGES = 200
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of python -I -m ssd300_vgg16.export."""
-    parser = command_line.Parser(prog="python -I -m ssd300_vgg16.export", description=__doc__)
+    parser = command_line.Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "weights", metavar="WEIGHTS", help="run folder, file of weights of any format, or name of published ones"
     )
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Export; returns the exit status."""
     options = build_parser().parse_args(arguments)
-    outlive_readers("export")
+    outlive_readers(PROGRAM)
     _refuse_contradictions(options)
     command_line.refuse_as_target(options.to, ".onnx", "an ONNX file")
     images = _spread(find_images([options.calibrate])) if options.int8 else []
@@ -90,4 +91,4 @@ def _spread(images: list[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "python -I -m ssd300_vgg16.export")
+    command_line.run(main, PROGRAM)

@@ -5,6 +5,7 @@ here. What is written whole is written aside, under a new name, and replaces wha
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +31,15 @@ _digests: dict[tuple[int, ...], str] = {}  # SHA-256 of files by what tells thei
 _MIN_FREE = 1 << 20  # bytes, below which results are not begun
 _MAX_LETTERS = 40  # of a name in that of its temporary file, which may be too long otherwise
 _ROOM = "make room on its disk, or name another folder"
-_ADVICE = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "raise the limit on the size of files (ulimit -f)"}
+_FILES = "allow more (ulimit -n 1024), or take fewer --workers"
+_ADVICE = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EAGAIN: "allow more processes (ulimit -u), or take fewer --workers",  # of a process that cannot be started
+}
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -78,6 +87,28 @@ def own_cache_folder() -> Path:
     else:
         return folder
     raise UserError(f"the cache folder {folder} {problem}: {advice}")
+
+
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[bool]:
+    """Keep other processes out of a folder, or of a file, which is made if need be: UserError(busy) if one is in it.
+
+    The lock is the kernel's, on the thing itself, and ends with the process, however that comes about. A drive that
+    knows no locks goes without, and False is given.
+    """
+    # A network drive locks no file that is open for reading alone.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    locked = False
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = True
+            except BlockingIOError as error:
+                raise UserError(busy) from error
+        yield locked
+    finally:
+        os.close(descriptor)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -134,6 +165,8 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
+        if not path.parent.exists():
+            raise UserError(f"{path} could not be written: its folder is gone, removed or moved meanwhile") from error
         raise UserError(
             f"{path} could not be written ({error.strerror or error}){_advice(error)}; its former version is whole"
         ) from error

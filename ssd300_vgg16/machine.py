@@ -1,9 +1,11 @@
 """What is known of the machine and the process without OneFlow: BLAS, cores, memory; gpus.py has the GPUs."""
 
 import ctypes
+import errno
 import os
 import re
 import resource
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -41,33 +43,53 @@ def is_one_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-# Without memory, native code aborts, and hangs without files to open, where Python would have an exception: too little
-# for the libraries alone is told before they are loaded.
-MIN_ADDRESS_SPACE = 6_000_000  # kB, as `ulimit -v` has them: OneFlow's, CUDA's and MKL's code and threads take 5.4
+# Native code aborts where Python has an exception: too little for the libraries alone is told before they are loaded.
+# Address space in kB, as `ulimit -v` has it: OneFlow, CUDA's libraries and MKL take 4.9 million before there is data.
+MIN_FOR_ONEFLOW, MIN_WITHOUT = 6_000_000, 1_000_000
 MIN_OPEN_FILES = 64
+SHARED_MEMORY = "/dev/shm"
 
 
 def refuse_tight_limits() -> None:
-    """Raise UserError if this process may not have the memory or the open files that it takes to load OneFlow."""
+    """Raise UserError if this process may not have the memory and the open files that it takes to load OneFlow."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < MIN_OPEN_FILES:
         raise UserError(
             f"only {files} files may be open at a time (ulimit -n), and the libraries and their processes take "
             f"{MIN_OPEN_FILES}: raise the limit, as with ulimit -n 1024"
         )
+    refuse_little_memory(MIN_FOR_ONEFLOW)
+    with suppress(OSError):
+        shared = os.statvfs(SHARED_MEMORY)
+        if shared.f_blocks and not shared.f_bavail:  # OpenMP takes a page without asking for it
+            raise UserError(
+                f"{SHARED_MEMORY} is full, and the libraries take a page of it: remove what was left there, or give it "
+                "more (with Docker, --shm-size)"
+            )
+
+
+def refuse_little_memory(kilobytes: int) -> None:
+    """Raise UserError if the limit on this process's address space is lower."""
     memory, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if 0 <= memory < 1024 * MIN_ADDRESS_SPACE:  # -1 is none
+    if 0 <= memory < 1024 * kilobytes:  # -1 is none
         raise UserError(
-            f"only {memory // 1024} kB of memory may be used (ulimit -v), and the libraries alone take "
-            f"{MIN_ADDRESS_SPACE}: raise the limit, or lift it with ulimit -v unlimited"
+            f"only {memory // 1024} kB of memory may be used (ulimit -v), and it takes at least {kilobytes}: raise the "
+            "limit, or lift it with ulimit -v unlimited"
         )
 
 
-# How those say it that have no MemoryError: the linker, Python's threads, OpenCV, ONNX Runtime, C++.
+# How those say it that have no MemoryError: the linker, Python's threads, OpenCV, ONNX Runtime, C++, Pillow's fonts.
 _SHORT = re.compile(
-    "failed to map segment|can't start new thread|(cannot|failed to) allocate|insufficient memory|bad_?alloc",
+    "failed to map segment|can't start new thread|(cannot|failed to) allocate|insufficient memory|bad_?alloc|^raqm_",
     re.IGNORECASE,
 )
+
+
+def refuse_shortage(error: BaseException) -> None:
+    """Raise what the error of an image comes from, if that is a lack of memory or open files: not the image's fault."""
+    cause = error.__context__
+    if cause and (is_short_of_memory(cause) or getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE)):
+        raise cause
 
 
 def is_short_of_memory(error: BaseException) -> bool:
@@ -79,8 +101,9 @@ def memory_is_short(error: BaseException) -> str:
     """It in a sentence."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     limited = f", of which ulimit -v allows {limit // 1024} kB" if limit >= 0 else ""
+    reason = " ".join(str(error).split()) or "MemoryError"
     return (
-        f"memory is short{limited} ({str(error) or 'MemoryError'}): take fewer images at a time (--batch-size, and "
+        f"memory is short{limited} ({reason}): take fewer images at a time (--batch-size, and "
         "--workers where there are some), run it alone, or allow more"
     )
 

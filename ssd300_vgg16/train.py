@@ -46,6 +46,9 @@ def _supervise(job: Job, options: TrainOptions, arguments: list[str]) -> int:
     if options.test_only or options.check:
         return supervise(job, begin, lambda: begin, restarts=0, advice=str, options=arguments)
     folder = run_folder.folder_of(options.resume, options.output_dir) if job.host_rank == 0 else None
+    if folder:
+        with run_folder.held(folder):  # or the first process would say it, and the others wait for that one
+            pass
     if folder and not options.resume:
         begin += ["--output-dir", str(folder)]
     folder = folder or Path(options.resume or "RUN")

@@ -76,7 +76,7 @@ def _fail(error: Exception, name: str) -> int:
 
 
 def _is_rank() -> bool:
-    """Whether this is one of several processes, that are others' to end and to wait for."""
+    """Whether this is one of the processes of a job, which must not wait for the others at its end."""
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 

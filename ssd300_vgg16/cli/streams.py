@@ -2,6 +2,7 @@
 
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -24,13 +25,16 @@ class _Stream(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, content) -> int:
-        try:
-            return os.write(self._descriptor, content)
-        except OSError as error:
-            # For native code and for processes started later too.
-            _to_nowhere(self._descriptor)
-            self._gone(error.strerror)
-            return len(content)
+        while True:
+            try:
+                return os.write(self._descriptor, content)
+            except BlockingIOError:  # whoever shares the pipe may have made it so
+                select.select([], [self._descriptor], [])
+            except OSError as error:
+                # For native code and for processes started later too.
+                _to_nowhere(self._descriptor)
+                self._gone(error.strerror or str(error))
+                return len(content)
 
 
 def outlive_readers(name: str) -> None:

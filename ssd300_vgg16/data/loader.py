@@ -16,6 +16,7 @@ from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
 from ssd300_vgg16.data.sizes import read_as_annotated, scaled
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.machine import refuse_shortage
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _readable(
         try:
             decoded, annotated = read_as_annotated(sample, min_side)
         except ImageError as error:
+            refuse_shortage(error)
             if strict:
                 raise
             unreadable.append(str(error))

@@ -4,17 +4,19 @@ Coloured shapes on muted, textured backgrounds: 1 to 5 an image, most of them me
 outline and its range of hues, so that a narrow network learns it from scratch in a few hundred steps.
 """
 
+import glob
 import json
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import write_atomically
+from ssd300_vgg16.files import held, write_atomically
 
 # Ids with gaps, as in COCO: nothing may take an id for an index.
 CATEGORY_IDS = {"circle": 3, "square": 7, "triangle": 11, "star": 18, "ring": 24}
@@ -53,15 +55,25 @@ def write_shapes(folder: str | Path, train_images: int, val_images: int, seed: i
                 f"{folder} holds something other than the complete generated data set of {train_images} + "
                 f"{val_images} images with seed {seed}: remove it or name another folder"
             )
+        _clear_up_after_killed(folder)
         (temporary / "annotations").mkdir(parents=True)
-        for split in SPLITS:
-            _write_split(temporary, split, counts, seed)
-        temporary.replace(folder)
+        with held(temporary, f"{temporary}: another process has begun to remove it: run it again"):
+            for split in SPLITS:
+                _write_split(temporary, split, counts, seed)
+            temporary.replace(folder)
     except OSError as error:
         if not _is_complete(folder, counts, seed):  # another process may have been first
             raise UserError(f"cannot write the generated data set to {folder}: {error}; name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_up_after_killed(folder: Path) -> None:
+    """Remove what processes have left that were killed while they made this data set; nobody holds it."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 16}.tmp"):
+        with suppress(UserError, OSError), held(path, "") as locked:
+            if locked:
+                shutil.rmtree(path)
 
 
 def _info(counts: dict[str, int], seed: int) -> dict:

@@ -269,7 +269,7 @@ class SharedMemory:
         return self._free.pop() if self._free else next(self._new)
 
     def pack(self, content: object, slot: int) -> Message:
-        """Pickle an object, its large arrays into the slot. Raises what pickle does, and OSError if memory is short."""
+        """Pickle an object, its large arrays into the slot. Raises what pickle does, and MemoryError."""
         arrays: list[np.ndarray] = []
 
         def stays_in_pickle(buffer: pickle.PickleBuffer) -> bool:
@@ -303,9 +303,12 @@ class SharedMemory:
         *starts, total = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
         if slot not in self._maps or len(self._maps[slot]) < total:
             start = slot * SLOT_DISTANCE
-            os.posix_fallocate(self.descriptor, start, total)  # so that a lack of memory is an error, and not a SIGBUS
-            # An older, smaller mapping stays valid for the arrays in it.
-            self._maps[slot] = mmap.mmap(self.descriptor, total, offset=start)
+            try:
+                os.posix_fallocate(self.descriptor, start, total)  # so that a lack of memory is an error and no SIGBUS
+                # An older, smaller mapping stays valid for the arrays in it.
+                self._maps[slot] = mmap.mmap(self.descriptor, total, offset=start)
+            except OSError as error:  # which would look like a pipe's, or a disk's
+                raise MemoryError(f"no {total:,} bytes for a batch") from error
         whole = np.frombuffer(self._maps[slot], dtype=np.uint8)
         return [whole[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from ssd300_vgg16.detection.files import ImageFile
 from ssd300_vgg16.detection.results import write_crops, write_labels, write_picture
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.machine import refuse_shortage
 from ssd300_vgg16.signals import STOP_SIGNALS
 
 Item = TypeVar("Item")
@@ -108,6 +110,7 @@ def _read(path: Path, image_size: int) -> _Image | ImageError:
     try:
         pixels, _, _, notes = decode_image(path, upright=True)
     except ImageError as error:
+        refuse_shortage(error)
         return error
     return _Image(pixels, network_input(pixels, image_size), notes)
 
@@ -179,6 +182,11 @@ class DetectorProcesses:
             worker.process.join()
 
 
+class _Failure(NamedTuple):
+    error: Exception
+    trace: str
+
+
 class _Worker:
     def __init__(self, name: str, load: tuple):
         self._name = name
@@ -206,8 +214,8 @@ class _Worker:
             status = self.process.exitcode or 0
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise UserError(f"{self._name} {how}: if memory is short, run again with a smaller NPROC") from error
-        if isinstance(message, (UserError, OSError)) and not isinstance(message, ImageError):
-            raise message
+        if isinstance(message, _Failure):
+            raise message.error from RuntimeError(message.trace)  # where it came from there
         return message
 
 
@@ -223,6 +231,6 @@ def _work(connection: Connection, load: tuple) -> None:
         connection.send(None)  # all pictures are there
     except (EOFError, ConnectionError):
         pass
-    except (UserError, OSError) as error:
+    except Exception as error:
         with suppress(ConnectionError):
-            connection.send(error)
+            connection.send(_Failure(error, traceback.format_exc()))

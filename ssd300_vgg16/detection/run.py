@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from ssd300_vgg16.detection.video import detect_on_videos, result_places
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import make_folder, refuse_unwritable, write_json
+from ssd300_vgg16.files import held, make_folder, refuse_unwritable, write_json
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
@@ -82,20 +82,36 @@ def _on_images(options: DetectionOptions) -> int:
     output = options.output_dir
     files = image_files(_ids(options), output, options.save_txt, options.save_crop)
     refuse_unwritable(output)
-    if options.save_txt:
-        refuse_others_labels(output, output / LABELS)
-    # Before the detector, whose loading takes seconds.
-    settings = settings_of(
-        options.weights,
-        files,
-        score_threshold=options.score_threshold,
-        max_detections=options.max_detections,
-        save_txt=options.save_txt,
-        save_crop=options.save_crop,
-    )
-    progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
-    detector, batch_size = _load(options)
-    make_folder(output, output)
+    busy = f"{output}: another infer.sh or eval.sh is at work there: wait for its end, or name another --output-dir"
+    there = output.is_dir()  # a new folder is not made before the detector is known to be good
+    with held(output, busy) if there else nullcontext():
+        if options.save_txt:
+            refuse_others_labels(output, output / LABELS)
+        # Before the detector, whose loading takes seconds.
+        settings = settings_of(
+            options.weights,
+            files,
+            score_threshold=options.score_threshold,
+            max_detections=options.max_detections,
+            save_txt=options.save_txt,
+            save_crop=options.save_crop,
+        )
+        progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
+        detector, batch_size = _load(options)
+        make_folder(output, output)
+        with nullcontext() if there else held(output, busy):
+            return _into_folder(files, settings, progress, detector, batch_size, options)
+
+
+def _into_folder(
+    files: list[ImageFile],
+    settings: dict[str, object],
+    progress: Progress,
+    detector: Detector | DetectorProcesses,
+    batch_size: int,
+    options: DetectionOptions,
+) -> int:
+    output = options.output_dir
     if options.save_txt:
         write_names(output, detector.description.categories)
     if not progress.end:

@@ -21,7 +21,7 @@ from ssd300_vgg16.data.videos import Frame, Video
 from ssd300_vgg16.detection.pipeline import Behind, read_ahead
 from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import GrowingFile, make_folder, new_file, told
+from ssd300_vgg16.files import GrowingFile, held, make_folder, new_file, told
 from ssd300_vgg16.signals import StopRequest
 
 CODEC = "mp4v"  # the one for MP4 that OpenCV's wheel encodes fast; it has no H.264
@@ -58,7 +58,10 @@ def detect_on_videos(
     with StopRequest() as stop:
         for video, place in zip(map(Video, videos), places, strict=True):
             make_folder(place.parent, place.parent)
-            if problem := _detect_on(detector, video, place, max_detections, batch_size, stop):
+            busy = f"{place.parent}: another infer.sh is at work there: wait for its end, or name another --output-dir"
+            with held(place.parent, busy):
+                problem = _detect_on(detector, video, place, max_detections, batch_size, stop)
+            if problem:
                 problems.append(f"{video.source}: {problem}")
             if stop.made:
                 break
@@ -106,13 +109,18 @@ def _detect_on(
     return f"no more pictures after {seconds:.1f} s{of_all}: the rest is missing, damaged or cut away"
 
 
+def part_of(place: Path, kind: str) -> Path:
+    """What a result is called until it is kept."""
+    return place.with_name(f"{place.name}.part.{kind}")
+
+
 class _Results:
     """PLACE.mp4 and PLACE.jsonl, which are called PLACE.part.mp4 and PLACE.part.jsonl until they are kept."""
 
     def __init__(self, place: Path, rate: float):
         self.written = self.detections = 0  # frames in the video; objects in them
         self._place, self._rate = place, rate
-        self._video, self._lines = (place.with_name(f"{place.name}.part.{kind}") for kind in ("mp4", "jsonl"))
+        self._video, self._lines = (part_of(place, kind) for kind in ("mp4", "jsonl"))
 
     def __enter__(self) -> "_Results":
         self._file = GrowingFile(self._lines)

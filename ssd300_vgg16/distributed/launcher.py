@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
 from ssd300_vgg16.errors import SAID
+from ssd300_vgg16.machine import refuse_tight_limits
 from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
@@ -44,6 +45,7 @@ def supervise(
     `restart_command` returns then, `restarts` times at most. `advice` is asked for what to tell the user whose run has
     failed; it may be empty. `options` is what must be the same on all hosts.
     """
+    refuse_tight_limits()  # which each of the processes would say
     with open_links(job, options) as links, _caught_signals() as signals, TemporaryDirectory() as said:
         port = job.port or _free_port()
         for restart in range(restarts + 1):

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,10 +84,11 @@ def train(options: TrainOptions) -> int:
     )
     setup = Setup(options, train_set, val_set, description, world, device, eager)
     on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory(TRAINING_ADVICE, "train.sh")
-    with on_gpu, WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
+    with ExitStack() as alone, on_gpu, WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
         folder = Path(options.resume or "")
         if world.is_first and not options.check:
             folder = run_folder.folder_of(options.resume, options.output_dir)
+            alone.enter_context(run_folder.held(folder))
         trainer = assembled(setup, folder, weights, pool)
         weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, setup)
@@ -103,8 +104,8 @@ def train(options: TrainOptions) -> int:
         world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer)}", *cut_short)
         world.say(f"Watch it: open {folder / PAGE} in a browser.")
         evaluation = _run(trainer)
-    if world.is_first:
-        _finish(trainer, evaluation, len(val_set.samples))
+        if world.is_first:
+            _finish(trainer, evaluation, len(val_set.samples))
     world.last_barrier()
     return 0
 

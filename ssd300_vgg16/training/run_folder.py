@@ -5,10 +5,11 @@ import os
 import shlex
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import chain, count
 from pathlib import Path
 
+from ssd300_vgg16 import files
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import is_temporary, write_atomically, write_json
 from ssd300_vgg16.weights.locate import BEST, LAST, OPTIONS, find_weights
@@ -30,6 +31,12 @@ def folder_of(resume: str | None, output_dir: str | None) -> Path:
     except OSError as error:
         raise UserError(f"--output-dir {folder}: cannot be written ({error.strerror})") from error
     return folder
+
+
+def held(folder: Path) -> AbstractContextManager[bool]:
+    """Keep other trainings out of a run's folder, but not evaluations; UserError if there is one."""
+    busy = f"{folder}: another train.sh is at work there: wait for its end, or name another folder (--output-dir)"
+    return files.held(folder / METRICS, busy)
 
 
 def resume_command(folder: Path) -> str:

@@ -40,6 +40,7 @@ _Taken = tuple[TrainingBatch | None, Exception | None]
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
 # Images of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 3, 0.05
+PROBED_IMAGES = 20
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
 
 
@@ -147,10 +148,10 @@ class Trainer:
         since = self.progress.step - self._saved_step, time.monotonic() - self._saved_at
         due = self.log is not None and self.options.save_is_due(*since)  # the first process's clock counts
         unreadable = 0 if batch is None else len(batch.unreadable)
-        *stops, troubled, someone_due, total, blank = self.world.sum_at_once(
-            *asked, trouble is not None, due, positives, unreadable
+        *stops, troubled, someone_due, total, blank, gone = self.world.sum_at_once(
+            *asked, trouble is not None, due, positives, unreadable, unreadable > 0 and self._all_are_gone()
         )
-        self._refuse_blank(int(blank), 0 if batch is None else len(batch.files) * self.world.world_size)
+        self._refuse_blank(int(blank), 0 if batch is None else len(batch.files) * self.world.world_size, gone > 0)
         if any(stops) or troubled or someone_due:
             self._save()
         if any(stops) or troubled:
@@ -164,7 +165,11 @@ class Trainer:
                 raise Stopped(number)
         return int(total)
 
-    def _refuse_blank(self, blank: int, images: int) -> None:
+    def _all_are_gone(self) -> bool:
+        """Whether none of some images from all over the set is there any more."""
+        return not any(sample.path.exists() for sample in self.samples[:: -(-len(self.samples) // PROBED_IMAGES)])
+
+    def _refuse_blank(self, blank: int, images: int, gone: bool) -> None:
         """See that no more than a few images of a step about to be done are blank; saves before the first of an epoch.
 
         In all processes alike. Steps on what is not there would count as done when the run is gone on with.
@@ -174,7 +179,7 @@ class Trainer:
         self._unreadable += blank
         self._images += images
         few = min(MAX_UNREADABLE, self.steps_per_epoch * self.batch.batch_size - 1)
-        if self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
+        if gone or self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
             self.world.last_barrier()
             raise UserError(
                 f"{self._unreadable} of the last {self._images} training images cannot be read: see that their disk or "

@@ -1,9 +1,12 @@
 """stdout and stderr whose readers go: the work goes on to its end, and says so where it can."""
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 from small_data import WIDTH, environment, shapes_folder, untrained_run
@@ -54,6 +57,17 @@ def test_without_a_reader_of_stdout(tmp_path, broken_pipe):
     assert [*sorted(lines[:-1]), lines[-1]] == [CLOSED.format("Broken pipe"), "y\n", "y\n", "y\n", "z"]
 
 
+def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_all(tmp_path):
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    command = [sys.executable, "-c", WORK, tmp_path / "file"]
+    with subprocess.Popen(command, env=environment(), stdout=write_end, stderr=subprocess.DEVNULL) as process:
+        os.close(write_end)
+        with open(read_end, "rb") as reader:  # noqa: PTH123 - a number is no path
+            content = reader.read()
+    assert (process.returncode, len(content)) == (7, 3 * 100_001 + 1)
+
+
 @pytest.mark.parametrize("redirection", [">/dev/full", "2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_whatever_else_is_gone(tmp_path, broken_pipe, redirection):
     shell(redirection, tmp_path, stdout=broken_pipe, stderr=subprocess.DEVNULL)
@@ -73,7 +87,10 @@ TRAINING = ("--preset", "narrow", "--width", WIDTH, "-b", 2, "-j", 1, "--print-f
 @pytest.mark.parametrize(
     ("module", "arguments", "result"),
     [
-        ("train", (*TRAINING, "--iterations", 3, "--output-dir", "run"), "run/coco_metrics.json"),
+        pytest.param(
+            *("train", (*TRAINING, "--iterations", 3, "--output-dir", "run"), "run/coco_metrics.json"),
+            marks=pytest.mark.long,  # that with a terminal is a training too
+        ),
         ("infer", ("--weights", "untrained", "--output-dir", "out", "shapes/val"), "out/report.html"),
         ("evaluate", ("--weights", "untrained", "--data-path", "shapes", "-j", 0), "untrained/report.html"),
     ],
@@ -85,9 +102,11 @@ def test_a_command_line_does_its_work_without_a_reader(place, broken_pipe, modul
     assert (place / result).exists()
 
 
+@pytest.mark.usefixtures("no_hang")
 def test_a_terminal_that_goes_leaves_a_checkpoint(place):
     """It sends SIGHUP to all that were started from it, and takes no more output."""
     ours, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # or no bar is shown
     arguments = (*TRAINING, "--epochs", 999, "--eval-every", 999, "--save-every", 1, "--device", "cpu")
     command = [sys.executable, "-m", "ssd300_vgg16.train", *map(str, arguments), "--output-dir", "terminal"]
     # The terminal of a session of its own, as in a window.

@@ -1,12 +1,17 @@
 import json
+import signal
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from small_data import environment
 
 from ssd300_vgg16.data import shapes
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import held
 
 TRAIN, VAL = 12, 5
 
@@ -218,3 +223,29 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/set"):
         shapes.write_shapes(tmp_path / "file" / "set", 1, 1, seed=0)
+
+
+# Is killed in the middle of the data set.
+KILLED = """
+import os, signal, sys
+from ssd300_vgg16.data import shapes
+real = shapes.draw_image
+def draw_image(seed, split, index):
+    if index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(seed, split, index)
+shapes.draw_image = draw_image
+shapes.write_shapes(sys.argv[1], 4, 1, 0)
+"""
+
+
+def test_what_a_kill_has_left_is_no_data_set_and_is_removed(tmp_path):
+    folder, others = tmp_path / "set", tmp_path / ".set.0123456789abcdef.tmp"
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder], env=environment(), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1 and not folder.exists()
+    others.mkdir()
+    with held(others, "in use"):  # another process is making it
+        shapes.write_shapes(folder, 4, 1, 0)
+    assert sorted(tmp_path.iterdir()) == [others, folder]
+    assert len(list((folder / "train").iterdir())) == 4

@@ -1,6 +1,7 @@
 """Arrays from process to process: they come in shared memory, which is used again when nobody can see it."""
 
 import gc
+import mmap
 import os
 from functools import partial
 
@@ -125,9 +126,19 @@ def without_memory(large):
 
 def test_memory_that_is_short_is_an_error_of_the_task():
     with WorkerPool(1) as pool:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(MemoryError, match=r"no [\d,]+ bytes for a batch"):
             list(pool.map(without_memory, [True]))
         assert list(pool.map(without_memory, [False])) == [0]
+
+
+def test_memory_that_is_short_here_is_not_taken_for_a_dead_worker(monkeypatch):
+    def no_map(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    with WorkerPool(1, restarts=3, notify=pytest.fail) as pool:
+        monkeypatch.setattr(mmap, "mmap", no_map)
+        with pytest.raises(MemoryError, match=r"no [\d,]+ bytes for a batch"):
+            list(pool.map(partial(np.full, LARGE), range(2)))
 
 
 def test_a_pool_leaves_no_file_open():

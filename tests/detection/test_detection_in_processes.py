@@ -58,6 +58,13 @@ def test_the_threads_of_the_processes_are_not_the_callers(monkeypatch):
     assert "OMP_NUM_THREADS" not in os.environ
 
 
+def test_an_error_that_nobody_has_foreseen_is_raised_here(capfd):
+    with pytest.raises(TypeError) as caught:
+        DetectorProcesses(2, None, "cpu", 0.1, "auto")
+    assert "in _work" in str(caught.value.__cause__), "where it came from"
+    assert capfd.readouterr().err == ""
+
+
 def begun(place, output):
     """A process with two of its own that has many images to go, and has begun."""
     many = place / "many"

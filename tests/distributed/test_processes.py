@@ -334,7 +334,7 @@ command_line.run(main, "train.sh")
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("MemoryError('no room')", ["train.sh: memory is short (no room): "]),
+        pytest.param("MemoryError('no room')", ["train.sh: memory is short (no room): "], marks=long),
         ("OSError(24, 'Too many open files')", ["train.sh: Too many open files"]),
         ("TypeError('odd')", [f"train.sh: {command_line.BUG}", "Traceback", "TypeError: odd"]),
     ],
@@ -380,6 +380,24 @@ def test_a_signal_stops_all_processes_after_the_same_step(job, place, name):
     assert command == "  NPROC=2 bash train.sh --resume stopped"
     assert int(stopped.split()[3].rstrip(".")) == read_metrics(place / "stopped")[-1]["step"]
     assert_gone(ranks)
+
+
+@long
+def test_a_process_that_stands_still_for_a_minute_is_waited_for(job, place):
+    """As one that a debugger or a scheduler has stopped; OneFlow's heartbeats are 13 s apart at most."""
+    process = job("still")
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGSTOP)
+    time.sleep(60)
+    before = read_metrics(place / "still")[-1]["step"]
+    os.kill(ranks[1], signal.SIGCONT)
+    for line in process.stdout:
+        if f" step {before % 5 + 1}/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=END_SECONDS)
+    assert process.returncode == 143, errors
+    assert read_metrics(place / "still")[-1]["step"] > before
 
 
 def test_an_image_that_breaks_in_one_process_is_named_and_ends_all(place):

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.training import run_log
+from ssd300_vgg16.training import run_log, trainer
 from ssd300_vgg16.training.run_folder import METRICS, read_metrics
 from ssd300_vgg16.training.run_log import RunLog, StepMetrics, memory
 from ssd300_vgg16.training.step import NotFinite
@@ -161,3 +163,17 @@ def test_the_pace_is_that_of_the_steps_since_the_last_time(monkeypatch):
 def test_memory_is_in_megabytes():
     (used,) = memory("cpu").values()
     assert 50 < used < 1e6
+
+
+def test_a_clock_that_is_set_back_changes_no_figure(tmp_path, monkeypatch):
+    """By a year a time: what is measured is measured by another clock."""
+    clock = iter(range(2_000_000_000, 0, -31_536_000))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    metrics, log = filled(VALUES), RunLog(tmp_path)
+    pace = metrics.take_pace(4)
+    log.add("training", 5, **metrics.take_means(), **pace)
+    log.add("training", 6)
+    log.close()
+    assert pace["images_per_second"] > 0 and 0 <= pace["data_wait"] <= 1
+    assert [row["step"] for row in read_metrics(tmp_path)] == [5, 6]
+    assert "time.time()" not in Path(trainer.__file__).read_text(), "when to save, and how much time is left"
