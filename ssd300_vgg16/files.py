@@ -52,7 +52,8 @@ def refuse_unwritable(folder: Path) -> None:
             file.write(b"x")
         usage = os.statvfs(place)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): name another folder") from error
+        advice = _advice(error) or ": name another folder"
+        raise UserError(f"{folder} cannot be written ({error.strerror}){advice}") from error
     free = usage.f_bavail * usage.f_frsize
     if free < _MIN_FREE:
         raise UserError(f"{folder}: the disk is full ({free:,} bytes are free): make room, or name another folder")
@@ -175,6 +176,19 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
             aside.unlink(missing_ok=True)
 
 
+@contextmanager
+def temporary_files_told() -> Iterator[None]:
+    """Have what goes wrong in the block with files in the system's folder for temporary ones end in a UserError."""
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")
+        raise UserError(
+            f"temporary files in {folder} could not be written ({error.strerror or error}): make room there, or set "
+            "TMPDIR to a folder with room"
+        ) from error
+
+
 def new_file(path: Path) -> Path:
     """The path, where there is an empty file of our own now, for libraries that write to what has a name."""
     path.unlink(missing_ok=True)
@@ -248,6 +262,7 @@ class GrowingFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close it; what was added is no more certain to be on the disk than before."""
         with self._naming():
             self._file.close()
 

@@ -19,7 +19,7 @@ from ssd300_vgg16.data.images import ImageError, network_input, read_image
 from ssd300_vgg16.deploy.graph import Graph, add_network, add_postprocess
 from ssd300_vgg16.deploy.session import BATCH_INDEX, BOXES, IMAGES, LABELS, LOGITS, OFFSETS, SCORES
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import write_atomically
+from ssd300_vgg16.files import temporary_files_told, write_atomically
 from ssd300_vgg16.network.postprocess import CANDIDATES_PER_CLASS, DETECTIONS_PER_IMAGE, NMS_IOU, SCORE_THRESHOLD
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import default_boxes
@@ -144,7 +144,7 @@ def quantised(model: onnx.ModelProto, images: list[Path], image_size: int) -> on
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     add_pre_process_metadata(prepared)  # else it is asked for, on stderr; there is nothing to be fused or folded here
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_files_told(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         quantize_static(
             prepared,

@@ -14,6 +14,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, InvalidProtobuf
 
 from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.deploy.foreign_model import refuse_foreign
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import thread_count
@@ -83,6 +84,7 @@ class OnnxRuntimeNetwork:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = thread_count()
         settings.log_severity_level = ERRORS_ALONE
+        settings.add_session_config_entry("session.load_model_format", "ONNX")  # no other of its formats
         # Its threads spin between two operators, but not between two images: those cores have other work then.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         if optimised:
@@ -140,13 +142,15 @@ def is_exported(weights: Path) -> bool:
 def exported_network(path: Path, device: str) -> tuple[OnnxRuntimeNetwork, ModelDescription]:
     """The model in ONNX Runtime, which may give detections, for `split_detections`, and its description.
 
-    Raises UserError for a file that is missing, no ONNX model, or not one of this package's.
+    Raises UserError for a file that is missing, no ONNX model, or not one of this package's, by all that it holds.
     """
     try:
-        network = OnnxRuntimeNetwork(path.read_bytes(), device=device)
+        content = path.read_bytes()
+        refuse_foreign(path, content)
+        network = OnnxRuntimeNetwork(content, device=device)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except UserError:  # of the device
+    except UserError:  # of the device, or of what is in it
         raise
     except Exception as error:  # those of ONNX Runtime share no base class
         raise UserError(f"{path}: not a whole ONNX model; was its copying interrupted?") from error

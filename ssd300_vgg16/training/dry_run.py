@@ -18,6 +18,7 @@ from ssd300_vgg16.data.loader import TrainingBatch, training_batches
 from ssd300_vgg16.data.matching import objects_of
 from ssd300_vgg16.data.sizes import looked_at
 from ssd300_vgg16.draw import draw_detections
+from ssd300_vgg16.files import temporary_files_told
 from ssd300_vgg16.metrics.evaluation import evaluation_batch_size
 from ssd300_vgg16.text import printable
 from ssd300_vgg16.training.run_log import memory
@@ -59,9 +60,11 @@ def _picture(trainer: Trainer) -> str:
     """The path of a new picture of the images that the training begins with."""
     few = replace(trainer.batch, batch_size=min(PICTURES, trainer.batch.images_per_epoch(len(trainer.samples))))
     batch = next(training_batches(trainer.samples, few, 0, trainer.pool))
-    handle, path = tempfile.mkstemp(prefix="ssd300_check_", suffix=".jpg")
-    with os.fdopen(handle, "wb") as file:
-        draw_batch(batch, trainer.batch.default_boxes, trainer.description.names()).save(file, "jpeg", quality=90)
+    drawn = draw_batch(batch, trainer.batch.default_boxes, trainer.description.names())
+    with temporary_files_told():
+        handle, path = tempfile.mkstemp(prefix="ssd300_check_", suffix=".jpg")
+        with os.fdopen(handle, "wb") as file:
+            drawn.save(file, "jpeg", quality=90)
     return path
 
 

@@ -94,11 +94,11 @@ class RunLog:
         self._file = GrowingFile(self._path, length)
         # Written by this thread: SummaryWriter's own one dies on a full disk, and whoever waits for it never returns.
         # Under a name that nobody knows before: what has it already would be written to, through links too.
-        self._board = EventsWriter(str(folder / "events"), f".{os.getpid()}.{secrets.token_hex(4)}")
-        if step:  # TensorBoard forgets what came after
-            self._board.write_event(
-                Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START))
-            )
+        with self._full_disk_told():
+            self._board = EventsWriter(str(folder / "events"), f".{os.getpid()}.{secrets.token_hex(4)}")
+            if step:  # TensorBoard forgets what came after
+                start = SessionLog(status=SessionLog.START)
+                self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def add(self, kind: str, step: int, **values: float | str | None) -> None:
         """Write one line of figures; numbers go to TensorBoard too. Raises UserError if the disk is full."""

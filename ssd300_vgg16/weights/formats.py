@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import temporary_files_told
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.weights.archive import open_zip, read_tar, read_zip
 from ssd300_vgg16.weights.oneflow_reader import DONE, PICKLE, Files, files_on_disk, read_flow_folder, roots
@@ -127,7 +128,7 @@ def _of_file(file: BinaryIO, path: Path | None) -> Contents:
 
 def _of_safetensors(file: BinaryIO, path: Path | None) -> Contents:
     if path is None:
-        with NamedTemporaryFile() as copy:  # its reader wants a path
+        with temporary_files_told(), NamedTemporaryFile() as copy:  # its reader wants a path
             copy.write(file.read())
             copy.flush()
             return _of_safetensors(file, Path(copy.name))

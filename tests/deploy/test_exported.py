@@ -9,6 +9,7 @@ import pytest
 from small_data import shapes_folder, untrained_run
 
 from ssd300_vgg16 import Detector, evaluate, export, infer
+from ssd300_vgg16.deploy.foreign_model import OPERATORS
 from ssd300_vgg16.errors import UserError
 
 
@@ -66,6 +67,50 @@ def test_a_threshold_in_the_file_is_told(folder):
     assert Detector.load(folder / "whole.onnx", "cpu").description.notes == ()
     (note,) = Detector.load(folder / "high.onnx", "cpu").description.notes
     assert note.endswith("high.onnx holds detections scored above 0.3: those below are not measured")
+
+
+def test_the_operators_that_are_known_are_those_of_exports(folder):
+    graphs = [onnx.load(path).graph for path in folder.glob("*.onnx")]
+    assert {node.op_type for graph in graphs for node in graph.node} == OPERATORS
+
+
+def with_data_elsewhere(model):
+    constant = next(tensor for tensor in model.graph.initializer if tensor.name == "pixel_mean")
+    constant.ClearField("raw_data")
+    constant.data_location = onnx.TensorProto.EXTERNAL
+    constant.external_data.add(key="location", value="secret")
+
+
+def with_a_loop(model):
+    loop = model.graph.node.add(op_type="Loop", input=["", "yes", "before"], output=list(model.graph.node[-1].output))
+    loop.attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g.name = "for ever"
+
+
+def with_a_graph_inside(model):
+    model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH).g.name = "inside"
+
+
+def with_operators_of_its_own(model):
+    model.functions.add(name="Relu", domain="")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (with_data_elsewhere, "it has data in another file, which"),
+        (with_a_loop, "no export of this package has operators like Loop; export its weights"),
+        (lambda model: setattr(model.graph.node[3], "domain", "com.other"), ".* like [A-Za-z]+ of com.other;"),
+        (with_a_graph_inside, "it has graphs or tensors in operators, which"),
+        (with_operators_of_its_own, "it has graphs or tensors in operators, which"),
+    ],
+)
+def test_what_no_export_here_makes_is_refused_before_it_is_computed(folder, tmp_path, monkeypatch, change, reason):
+    model = onnx.load(folder / "raw.onnx")
+    change(model)
+    (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("it was computed"))
+    with pytest.raises(UserError, match=rf"theirs\.onnx: {reason}"):
+        Detector.load(tmp_path / "theirs.onnx", "cpu")
 
 
 def test_what_is_refused(folder, tmp_path):

@@ -69,6 +69,17 @@ def test_the_step_its_parts_and_its_images_are_told(place, tmp_path, monkeypatch
         assert picture.size == (300, 300) and np.ptp(picture) > 100
 
 
+def test_a_disk_that_is_full_does_not_hide_which_step_it_was(place, tmp_path, monkeypatch):
+    def full(path, content):
+        raise UserError(f"{path} could not be written (No space left on device)")
+
+    finished = shutil.copytree(place / "run", tmp_path / "finished")
+    make_infinite("classification", 1, monkeypatch)
+    monkeypatch.setattr(not_finite, "write_atomically", full)
+    with pytest.raises(UserError, match=rf"^step {STEPS + 1} is not finite: .* images could not be drawn \(.*No space"):
+        call("--resume", finished, "--epochs", 2, "-j", 0)
+
+
 def test_of_many_images_those_that_lose_most_are_drawn(place, tmp_path, monkeypatch):
     losses = {}
 
