@@ -227,6 +227,7 @@ class GrowingFile:
             self.end = 0
             self._file = FileIO(new_file(path), "r+")
         self._file.truncate(self.end)
+        self._status = os.fstat(self._file.fileno())
 
     def _refuse_link(self) -> None:
         """Raises UserError for what is not a file itself; of a file that has other names too, make a copy."""
@@ -236,6 +237,13 @@ class GrowingFile:
         if status.st_nlink > 1:
             with open_atomically(self._path) as copy, self._path.open("rb") as source:
                 shutil.copyfileobj(source, copy)
+
+    def refuse_removed(self) -> None:
+        """Raises UserError if the name is no longer this file's: what is added would be lost."""
+        with suppress(OSError):
+            if os.path.samestat(self._status, self._path.stat()):
+                return
+        raise UserError(f"{self._path} was removed or moved while it was written: begin again")
 
     def add(self, content: bytes) -> None:
         """Write behind what is there, all of it or, after an error, none of it."""

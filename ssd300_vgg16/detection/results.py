@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -71,20 +70,14 @@ class JsonList:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        with self._file:
-            if kind is None:
-                self._refuse_removed()
-                self._part.replace(self._path)
-
-    def _refuse_removed(self) -> None:
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(self._file.fileno()), self._part.stat()):
-                return
-        raise UserError(f"{self._part} was removed or moved while it was written: begin again")
+        self._file.close()
+        if kind is None:
+            self._file.refuse_removed()
+            self._part.replace(self._path)
 
     def add(self, rows: list) -> None:
         """Add the rows, a line each. Raises UserError if they cannot be written; those before are then whole."""
-        self._refuse_removed()
+        self._file.refuse_removed()
         if rows:
             self._write((",\n" if self.count else "\n") + ",\n".join(map(json.dumps, rows)))
             self.count += len(rows)
