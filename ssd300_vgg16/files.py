@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 
 TEMPORARY_SUFFIX = ".ssd300-tmp"  # which nobody else's files have: what a killed process has left may be removed
@@ -94,7 +95,7 @@ def write_json(path: Path, content: object) -> None:
 def sha256_of(path: Path) -> str:
     """The file's SHA-256, hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading.opened(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

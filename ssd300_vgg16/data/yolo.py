@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.annotations import SHOWN, Box, ImageRow, ObjectRow, are_finite, dataset_of
 from ssd300_vgg16.data.categories import told_apart
 from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Category, Dataset, Fate, Problems
@@ -17,7 +18,7 @@ from ssd300_vgg16.errors import UserError
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
-MAX_LINE = 10_000  # letters
+MAX_LINE = 10_000  # bytes
 
 
 def load_yolo(
@@ -120,11 +121,9 @@ def _report_without_image(places: tuple[Path, ...], images: list[Path], classes:
 
 def _is_label_file(file: Path, classes: int) -> bool:
     """Whether a text file begins with an object, unlike a list of names that lies beside."""
-    if not file.is_file():
-        return False
     try:
-        with file.open(encoding="utf-8-sig") as opened:
-            first = opened.read(MAX_LINE).strip().partition("\n")[0]
+        with reading.opened(file) as opened:
+            first = opened.read(MAX_LINE).decode("utf-8-sig", "ignore").strip().partition("\n")[0]
     except (OSError, ValueError):
         return False
     return not isinstance(_parse(first, classes), str)
@@ -134,7 +133,7 @@ def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Prob
     """The well-formed objects of one image; none if it has no file of labels."""
     file = _label_file(image.path)
     try:
-        lines = read_lines(file) if file.exists() else []
+        lines = read_lines(file, reading.LABEL_BYTES) if file.exists() else []
     except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
         problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT)
         return

@@ -1,12 +1,15 @@
 """What describes a data set in YOLO's layout: data.yaml, darknet's obj.data, or a list of class names."""
 
+import os
 import re
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.data.layout import (
     WHOLE,
@@ -19,6 +22,7 @@ from ssd300_vgg16.data.layout import (
     split_named,
 )
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import printable
 
 SPLITS = ("train", "val", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -26,6 +30,8 @@ YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 ROBOFLOW_NAMES = "_darknet.labels"
 NAMES_FILES = (ROBOFLOW_NAMES, "obj.names", "classes.txt", "labels.txt", "classes.names")
 FILES_LOOKED_AT = 20
+_SHOWN = reprlib.Repr()  # of lists that hold one long text again and again, the whole would fill the memory
+_SHOWN.maxstring = _SHOWN.maxother = 80
 _DATA_KEY = re.compile(r"names\s*=")
 _LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
 
@@ -50,7 +56,7 @@ def find_yolo_splits(data: Path) -> Splits:
     They need not be there, but for a test split: many files name one that was never made.
     """
     places = read_description(data).places
-    is_there = all(place.exists() for place in places.get("test", ()))
+    is_there = all(map(_exists, places.get("test", ())))
     return {split: those for split, those in places.items() if split != "test" or is_there}
 
 
@@ -59,8 +65,8 @@ def places_of(description: YoloDescription, split: str) -> tuple[Path, ...]:
     if split not in description.places:
         raise UserError(f"{description.file}: {split}: this key is absent; it names the folder of the {split} images")
     for place in description.places[split]:
-        if not place.exists():
-            raise UserError(f"{description.file}: {split}: there is no {place}")
+        if not _exists(place):
+            raise UserError(f"{description.file}: {split}: there is no {printable(str(place))}")
     return description.places[split]
 
 
@@ -108,7 +114,7 @@ def _has_labels(files: dict[Path, frozenset[str]]) -> bool:
 
 def _some_lines(file: Path) -> list[str]:
     try:
-        return [line for _, line in read_lines(file)]
+        return [line for _, line in read_lines(file, reading.LABEL_BYTES)]
     except UserError:
         return []
 
@@ -137,9 +143,20 @@ def _read_yaml(file: Path) -> YoloDescription:
     return YoloDescription(file, _names(content, file), root, places, notes)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's, where an alias stands for one value: of lists, a few hundred bytes would make billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if is_alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="an alias (*) of more than one value: write them out", problem_mark=mark)
+        return node
+
+
 def _content(file: Path) -> dict:
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.load(read_text(file, reading.YAML_BYTES), _Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{file}{line}: not valid YAML: {error.problem}") from None
@@ -158,17 +175,21 @@ def _root(path: object, file: Path, named: dict[str, list[str]], notes: list[str
     if path is None:
         return file.parent
     if not isinstance(path, str):
-        raise UserError(f"{file}: path: must be the name of a folder, not {path!r:.80}")
+        raise UserError(f"{file}: path: must be the name of a folder, not {_SHOWN.repr(path)}")
     root = file.parent / _expanded(path)  # an absolute path stays as it is
-    if root.is_dir():
+    if os.path.isdir(root):  # noqa: PTH112 - is_dir() raises for what is too long for a name, as exists() does
         return root
     moved = [*(file.parent / shorter for shorter in shorter_paths(path)), file.parent, file.parent.parent / path]
     first = next((entry for entries in named.values() for entry in entries), None)
     for folder in moved:
-        if first and _place(first, folder).exists():
+        if first and _exists(_place(first, folder)):
             notes.append(f"{file}: path: there is no {root}; taken to be {folder}, where the images are")
             return folder
     raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def _expanded(path: str) -> Path:
@@ -181,19 +202,21 @@ def _expanded(path: str) -> Path:
 def _entries(value: Any, split: str, file: Path) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(entry, str) and entry.strip() for entry in values):
-        raise UserError(f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {value!r:.80}")
+        raise UserError(
+            f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {_SHOWN.repr(value)}"
+        )
     return [entry.strip() for entry in values]
 
 
 def _place(entry: str, root: Path) -> Path:
     """A folder or file by its path, from another machine maybe; ../train/images may be meant for train/images."""
     place = root / _expanded(entry)
-    if place.exists():
+    if _exists(place):
         return place
     for shorter in shorter_paths(entry):
         # A last folder alone is often called images, for each of the splits.
-        is_telling = "/" in shorter or split_named(Path(shorter), root) != WHOLE or (root / shorter).is_file()
-        if is_telling and (root / shorter).exists():
+        is_telling = "/" in shorter or split_named(Path(shorter), root) != WHOLE or os.path.isfile(root / shorter)  # noqa: PTH113
+        if is_telling and _exists(root / shorter):
             return root / shorter
     return place
 
@@ -209,11 +232,11 @@ def _names(content: dict, file: Path) -> tuple[str, ...]:
     for index, name in enumerate(names):
         # YAML takes a class called no or 1.5 for a truth value or a number.
         if type(name) not in (str, int) or not str(name).strip():
-            raise UserError(f"{file}: names: the name of class {index} is {name!r:.80}; put names in quotes")
+            raise UserError(f"{file}: names: the name of class {index} is {_SHOWN.repr(name)}; put names in quotes")
     # It is worth nothing beside the names, but a difference tells of a file that was edited by half.
     count = content.get("nc")
     if count is not None and (type(count) is not int or count != len(names)):
-        raise UserError(f"{file}: nc: {count!r:.80}, but there are {len(names)} names")
+        raise UserError(f"{file}: nc: {_SHOWN.repr(count)}, but there are {len(names)} names")
     return tuple(str(name).strip() for name in names)
 
 
@@ -237,7 +260,7 @@ def _read_data_file(file: Path) -> YoloDescription:
     keys = {"train": "train", "valid": "val", "val": "val", "test": "test"}
     places: Splits = {split: (_place(content[key], file.parent),) for key, split in keys.items() if key in content}
     # Tools write "valid = data/valid.txt" whether there is one or not.
-    places = {split: those for split, those in places.items() if split == "train" or those[0].exists()}
+    places = {split: those for split, those in places.items() if split == "train" or _exists(those[0])}
     return YoloDescription(file, names, file.parent, places)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, InvalidProtobuf
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.errors import UserError
@@ -143,7 +144,7 @@ def exported_network(path: Path, device: str) -> tuple[OnnxRuntimeNetwork, Model
     Raises UserError for a file that is missing, no ONNX model, or not one of this package's.
     """
     try:
-        network = OnnxRuntimeNetwork(path.read_bytes(), device=device)
+        network = OnnxRuntimeNetwork(reading.read_bytes(path, reading.WEIGHTS_BYTES), device=device)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except UserError:  # of the device

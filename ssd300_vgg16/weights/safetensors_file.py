@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
@@ -84,18 +85,23 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """As `read_weights`, whose messages name the file."""
-    if not path.is_file():
-        raise UserError("no such file of weights")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with (
+            reading.opened(path, reading.WEIGHTS_BYTES) as opened,
+            safe_open(f"/proc/self/fd/{opened.fileno()}", framework="numpy") as file,
+        ):
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if not isinstance(header, dict):
+            raise UserError("its header is not one that this package wrote; copy it again")
+        if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
+            raise UserError("damaged (its checksum is another than when it was written); copy it again")
+    except FileNotFoundError as error:
+        raise UserError("no such file of weights") from error
+    except OSError as error:
+        raise UserError(f"could not be read ({error.strerror or error})") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"not a whole safetensors file ({error}); was its copying interrupted?") from error
-    if not isinstance(header, dict):
-        raise UserError("its header is not one that this package wrote; copy it again")
-    if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
-        raise UserError("damaged (its checksum is another than when it was written); copy it again")
     return tensors, header
 
 
