@@ -14,6 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from ssd300_vgg16.errors import UserError
 
+_READ_BLINDLY = 1 << 20
 _KINDS = {
     stat.S_IFIFO: "a named pipe, not a file",
     stat.S_IFSOCK: "a socket, not a file",
@@ -46,6 +47,8 @@ class Limit(NamedTuple):
 # Cameras have up to 200 megapixels; 150 of them in 16 bits, not compressed, are 900 MB.
 IMAGE_PIXELS = Limit(200_000_000, "pixels", "SSD_MAX_IMAGE_PIXELS")
 IMAGE_BYTES = Limit(1 << 30, "bytes", "SSD_MAX_IMAGE_BYTES")
+# A progressive JPEG is computed anew for each, of which encoders make ten; one of 31 bytes takes 16 megapixels 40 ms.
+JPEG_SCANS = Limit(64, "scans", "SSD_MAX_JPEG_SCANS")
 # The annotations of a whole data set, or a list of its images.
 ANNOTATION_BYTES = Limit(4 << 30, "bytes", "SSD_MAX_ANNOTATION_BYTES")
 # What is said of one image: 100,000 boxes in text.
@@ -55,8 +58,9 @@ YAML_BYTES = Limit(1 << 20, "bytes", "SSD_MAX_YAML_BYTES")
 # Photographs of crowds have had 25,000; SSD512 has 24,564 default boxes.
 OBJECTS = Limit(30_000, "objects", "SSD_MAX_OBJECTS")
 WEIGHTS_BYTES = Limit(4 << 30, "bytes", "SSD_MAX_WEIGHTS_BYTES")
-# The figures, pictures and detections of a run.
-RUN_BYTES = Limit(1 << 30, "bytes", "SSD_MAX_RUN_BYTES")
+# What a run says of itself, pictures and all; and its figures, a line of 300 bytes a report.
+RUN_BYTES = Limit(16 << 20, "bytes", "SSD_MAX_RUN_BYTES")
+METRICS_BYTES = Limit(256 << 20, "bytes", "SSD_MAX_METRICS_BYTES")
 
 
 @contextmanager
@@ -75,10 +79,16 @@ def opened(path: str | os.PathLike, limit: Limit | None = None) -> Iterator[Bina
 def read_bytes(path: str | os.PathLike, limit: Limit) -> bytes:
     """All of a file. Raises OSError as `opened` does."""
     with opened(path, limit) as file:
-        # None of what cannot be waited for; and files of the system say that they have no size.
-        content = file.read(limit.value + 1) or b""
+        return all_of(file, limit)
+
+
+def all_of(file: BinaryIO, limit: Limit) -> bytes:
+    """All of an opened file. Raises OSError if it is larger than it has said."""
+    # Files of the system say that they have no size.
+    size = min(os.fstat(file.fileno()).st_size or _READ_BLINDLY, limit.value)
+    content = file.read(size + 1) or b""  # None of what would have to be waited for
     if len(content) > limit.value:
-        raise OSError(errno.EFBIG, f"has more than {limit.told(limit.value)}", os.fspath(path))
+        raise OSError(errno.EFBIG, f"has more than {limit.told(limit.value)}", file.name)
     return content
 
 

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.command_line import fraction, natural, not_negative, positive, positive_int
 from ssd300_vgg16.data.augment import POLICIES
-from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, SSD300_VGG16
+from ssd300_vgg16.network.variants import BOX_SIZES, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
 from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
 
 # What --pretrained loads, by model; and what VGG16 starts from otherwise.
@@ -102,9 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
     boxes = "whose sizes the default boxes have (default: the weights', else voc for VOC's data, else coco)"
     add("--default-boxes", choices=BOX_SIZES, help=boxes)
     width = "channels, as a multiple of the published network's (default: that of the weights, else 1)"
-    add("--width", type=positive, metavar="X", help=width)
+    add("--width", type=_width, metavar="X", help=width)
     outputs = "outputs with background (default: what the data set needs; 91 for COCO)"
-    add("--num_classes", "--num-classes", type=int, metavar="N", help=outputs)
+    add("--num_classes", "--num-classes", type=_classes, metavar="N", help=outputs)
     load = (
         "start from these weights: a file of any format, a run's folder, or a published name "
         "(.venv/bin/python -I -m ssd300_vgg16.weights list)"
@@ -187,6 +187,20 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eager", action=argparse.BooleanOptionalAction, help=eager)
     add("--amp", action="store_true", help="products in half precision, with loss scaling; GPUs only")
     return parser
+
+
+def _classes(text: str) -> int:
+    number = int(text)
+    if number > MAX_CLASSES:
+        raise argparse.ArgumentTypeError(f"{number} is more than {MAX_CLASSES:,}")
+    return number
+
+
+def _width(text: str) -> float:
+    width = positive(text)
+    if width > MAX_WIDTH:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_WIDTH}")
+    return width
 
 
 class _ShortHelp(argparse.Action):

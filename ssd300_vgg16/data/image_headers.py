@@ -22,6 +22,7 @@ _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _WHOLE = {1: "B", 3: "H", 4: "I"}
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
 _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
+_SCAN, _MARKER = b"\xff\xda", re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # the latter: among pixels
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _PPM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
@@ -77,19 +78,38 @@ def _marker(file: BinaryIO) -> int | None:
     return None
 
 
-def _chunks(file: BinaryIO, start: int, form: str) -> Iterator[tuple[int | bytes, ...]]:
-    """Name and length of each chunk, in the order of the form; within the loop the file is at the chunk's content."""
+def count_scans(data: bytes, place: int, enough: int) -> int:
+    """The scans of a JPEG, from where its first begins; those beyond enough + 1 are not looked for."""
+    count = 1
+    if data.count(_SCAN, place) < enough:  # that of other images behind the end included
+        return count
+    for _ in range(_MAX_PARTS):
+        marker = _MARKER.search(data, place)
+        if marker is None or marker[0][1] == _END or count > enough:
+            break
+        count += marker[0][1] == _START_OF_SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    else:
+        return enough + 1
+    return count
+
+
+def _chunks(file: BinaryIO, start: int, png: bool) -> Iterator[tuple[bytes, int]]:
+    """Name and length of each chunk, of PNG or RIFF; within the loop the file is at the chunk's content."""
     for _ in range(_MAX_PARTS):
         file.seek(start)
-        yield (parts := struct.unpack(form, file.read(8)))
-        length = next(part for part in parts if isinstance(part, int))
+        if png:
+            length, name = struct.unpack(">I4s", file.read(8))
+        else:
+            name, length = struct.unpack("<4sI", file.read(8))
+        yield name, length
         # PNG's checksum; RIFF's chunks begin at even places.
-        start += 8 + length + (4 if form[0] == ">" else length % 2)
+        start += 8 + length + (4 if png else length % 2)
 
 
 def _png(file: BinaryIO) -> Header:
     size, exif = None, b""
-    for length, name in _chunks(file, 8, ">I4s"):
+    for name, length in _chunks(file, 8, png=True):
         if name == b"IHDR" and size is None:
             width, height = struct.unpack(">II", file.read(8))
             size = _size(height, width)
@@ -118,7 +138,7 @@ def _tiff(file: BinaryIO) -> Header:
 def _webp(file: BinaryIO) -> Header:
     size, exif = None, b""
     try:
-        for name, length in _chunks(file, 12, "<4sI"):
+        for name, length in _chunks(file, 12, png=False):
             if size is None:
                 size = _webp_size(name, file.read(10))
             elif name == b"EXIF":
@@ -149,9 +169,15 @@ def _ppm(file: BinaryIO) -> Header:
     return Header(_size(int(numbers[2]), int(numbers[1])) if numbers else None)
 
 
+def _gif(file: BinaryIO) -> Header:
+    file.seek(6)
+    width, height = struct.unpack("<HH", file.read(4))
+    return Header(_size(height, width))
+
+
 def _orientation(exif: bytes) -> int:
     """That of EXIF data; AS_STORED if it makes no sense."""
-    orientation = _tags(BytesIO(exif)).get(_ORIENTATION)
+    orientation = _tags(BytesIO(exif)).get(_ORIENTATION, AS_STORED)
     return orientation if orientation in ORIENTATIONS else AS_STORED
 
 
@@ -174,4 +200,4 @@ def _tags(file: BinaryIO) -> dict[int, int]:
     return tags
 
 
-HEADERS = {"JPEG": _jpeg, "PNG": _png, "BMP": _bmp, "TIFF": _tiff, "WebP": _webp, "PPM or PGM": _ppm}
+HEADERS = {"JPEG": _jpeg, "PNG": _png, "BMP": _bmp, "TIFF": _tiff, "WebP": _webp, "PPM or PGM": _ppm, "GIF": _gif}

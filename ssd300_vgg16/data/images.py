@@ -17,8 +17,9 @@ from PIL import Image, ImageOps, _avif
 from ssd300_vgg16 import reading
 from ssd300_vgg16.data import decoder
 from ssd300_vgg16.data.dataset import Note
-from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, read_header
+from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, count_scans, read_header
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.reading import JPEG_SCANS
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
@@ -34,11 +35,10 @@ _SIGNATURES = {
 }
 # Containers of ISO's kind say which brands of images they hold. OpenCV's wheel reads neither; Pillow reads AVIF.
 _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
+_BY_PILLOW = ("GIF", "AVIF", "HEIC")
 _HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
 _TRUNCATED = "image is truncated: its end is missing; fetch or export it again"
-# A JPEG is computed anew for each of its scans, of which encoders make ten.
-_SCAN, _MAX_SCANS = b"\xff\xda", 20
 # How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
@@ -93,7 +93,7 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     Both sides keep at least `min_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
     """
     with _opened(path) as file:
-        data = file.read(reading.IMAGE_BYTES.value)
+        data = reading.all_of(file, reading.IMAGE_BYTES)
     if not data:
         raise ImageError(path, "the file is empty")
     kind = _kind_of(data)
@@ -105,9 +105,12 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     # own, and bytes after the end are fine: cameras append some.
     if kind == "JPEG" and data.rfind(_END_OF_JPEG, header.end) < 0:
         raise ImageError(path, f"the JPEG {_TRUNCATED}")
+    scans = count_scans(data, header.end, JPEG_SCANS.value) if kind == "JPEG" else 1
+    if scans > JPEG_SCANS.value:
+        raise ImageError(path, f"the JPEG image has {JPEG_SCANS.told(f'{scans} or more')}")
     size = _checked_size(header, kind, path)
     factor, notes = 1, tuple[Note, ...]()
-    if kind not in HEADERS:
+    if kind in _BY_PILLOW:
         image = _decode_by_pillow(data, kind, path)
     else:
         factor = reduction(*size, min_side) if kind == "JPEG" and min_side else 1

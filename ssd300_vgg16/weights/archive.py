@@ -15,7 +15,7 @@ from ssd300_vgg16.errors import UserError
 MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 2 << 30
 # Weights hardly shrink: beyond the first, an archive that unpacks to more than so many of its own bytes holds none.
-FREE_BYTES, MAX_RATIO = 256 << 20, 20
+FREE_BYTES, MAX_RATIO = 128 << 20, 20
 # A tar may give a member a long name in a header of its own, which is read whole and searched.
 MAX_LONG_NAME_BYTES = 64 << 10
 # What the readers of the standard library raise. RuntimeError: headers upon headers in a tar, a zip with a password.
