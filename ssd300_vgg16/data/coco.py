@@ -169,7 +169,8 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
 
 def _without_root(names: dict[int, str], entries: list, annotations: list) -> dict[int, str]:
     """The names without that of Roboflow's category 0, which stands above the others and has no objects."""
-    above = {entry.get("supercategory") for entry in entries if isinstance(entry, dict) and entry.get("id") != 0}
+    # A list, as it may be of anything.
+    above = [entry.get("supercategory") for entry in entries if isinstance(entry, dict) and entry.get("id") != 0]
     is_root = len(names) > 1 and names.get(0) in above
     if not is_root or any(isinstance(entry, dict) and entry.get("category_id") == 0 for entry in annotations):
         return names

@@ -31,6 +31,7 @@ KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
 # What torchvision's and flowvision's classifiers take: RGB in 0..1, minus this mean, divided by this deviation.
 CLASSIFIER_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float64)
 CLASSIFIER_DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float64)
+MAX_LAYERS = 32  # of a classifier, looked at
 CONV5_3 = "backbone.extra.0.5"
 
 
@@ -133,6 +134,7 @@ def _is_classifier(tensors: Mapping[str, np.ndarray]) -> bool:
     They are not finite in the trunk that torchvision published for training SSDs, which is made for SSD's pixels.
     """
     weights = [array for name, array in tensors.items() if name.startswith("classifier.") and array.size]
+    weights = weights[:MAX_LAYERS]  # of a file made up of a million, each of which is the same numbers
     return bool(weights) and all(np.isfinite(array).all() for array in weights)
 
 

@@ -286,6 +286,8 @@ def test_the_category_above_the_others_is_left_out(load):
     rows = [annotation(1), annotation(2, category_id=0)]
     names = [category.name for category in load(document(annotations=rows, categories=categories)).categories]
     assert names == ["pets", "dog", "cat"]
+    categories[2]["supercategory"] = ["pets"]  # a file may say anything
+    assert [category.name for category in load(document(categories=categories)).categories] == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(
