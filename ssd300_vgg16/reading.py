@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from ssd300_vgg16.errors import UserError
 
-_READ_BLINDLY = 1 << 20
+_BLOCK = 1 << 20
 _KINDS = {
     stat.S_IFIFO: "a named pipe, not a file",
     stat.S_IFSOCK: "a socket, not a file",
@@ -57,7 +57,7 @@ LABEL_BYTES = Limit(8 << 20, "bytes", "SSD_MAX_LABEL_BYTES")
 YAML_BYTES = Limit(1 << 20, "bytes", "SSD_MAX_YAML_BYTES")
 # Photographs of crowds have had 25,000; SSD512 has 24,564 default boxes.
 OBJECTS = Limit(30_000, "objects", "SSD_MAX_OBJECTS")
-WEIGHTS_BYTES = Limit(4 << 30, "bytes", "SSD_MAX_WEIGHTS_BYTES")
+WEIGHTS_BYTES = Limit(2 << 30, "bytes", "SSD_MAX_WEIGHTS_BYTES")
 # What a run says of itself, pictures and all; and its figures, a line of 300 bytes a report.
 RUN_BYTES = Limit(16 << 20, "bytes", "SSD_MAX_RUN_BYTES")
 METRICS_BYTES = Limit(256 << 20, "bytes", "SSD_MAX_METRICS_BYTES")
@@ -82,10 +82,22 @@ def read_bytes(path: str | os.PathLike, limit: Limit) -> bytes:
         return all_of(file, limit)
 
 
+def read_text(path: str | os.PathLike, limit: Limit) -> str:
+    """All of a text in UTF-8, lines ended by \\n. Raises OSError as `opened` does, and ValueError if it is none."""
+    blocks = []
+    with opened(path, limit) as file:
+        while block := file.read(_BLOCK):
+            # The holes of a sparse file are read as zeros: it takes no place on a disk, and all of the memory.
+            if block == bytes(_BLOCK):
+                raise ValueError("null bytes")
+            blocks.append(block)
+    return b"".join(blocks).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
 def all_of(file: BinaryIO, limit: Limit) -> bytes:
     """All of an opened file. Raises OSError if it is larger than it has said."""
     # Files of the system say that they have no size.
-    size = min(os.fstat(file.fileno()).st_size or _READ_BLINDLY, limit.value)
+    size = min(os.fstat(file.fileno()).st_size or _BLOCK, limit.value)
     content = file.read(size + 1) or b""  # None of what would have to be waited for
     if len(content) > limit.value:
         raise OSError(errno.EFBIG, f"has more than {limit.told(limit.value)}", file.name)

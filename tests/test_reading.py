@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from foreign_weights import less_memory_than
 
 import ssd300_vgg16
 from ssd300_vgg16 import reading
@@ -143,6 +144,15 @@ def test_a_limit_is_moved_by_the_variable_that_it_names(tmp_path, monkeypatch):
     monkeypatch.setenv("SSD_MAX_ANNOTATION_BYTES", "many")
     with pytest.raises(UserError, match="SSD_MAX_ANNOTATION_BYTES=many: write a whole number"):
         read_json(tmp_path / "list.json")
+
+
+def test_the_holes_of_a_sparse_file_are_no_text(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'{"images": [')
+    with path.open("ab") as file:
+        file.truncate(3 << 30)
+    with less_memory_than(10 << 20), pytest.raises(UserError, match=r"a\.json: cannot be read: it is not UTF-8 text"):
+        read_json(path)
 
 
 def test_a_file_of_the_system_that_says_it_has_no_size_is_read_up_to_the_limit():

@@ -16,6 +16,7 @@ ORIENTATIONS = range(1, 9)
 LYING = range(5, 9)  # those that exchange width and height
 _MAX_PARTS = 10_000  # of a header: more would keep this busy
 _MAX_BYTES = 1 << 16  # of a header without parts, or between two parts of a damaged one
+_MAX_EXIF = 1 << 20  # bytes: of 65,535 tags the first directory has 786,420
 _EXIF = b"Exif\0\0"
 # Tags of TIFF, which EXIF data are, and the types that a whole number has there.
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
@@ -59,7 +60,7 @@ def _jpeg(file: BinaryIO) -> Header:
         start, length = file.tell(), max(2, int.from_bytes(file.read(2), "big"))
         if marker in _STARTS_OF_FRAME and size is None:
             size = _size(*struct.unpack(">xHH", file.read(5)))
-        elif marker == _APP1 and (segment := file.read(length - 2)).startswith(_EXIF):
+        elif marker == _APP1 and len(exif) < _MAX_EXIF and (segment := file.read(length - 2)).startswith(_EXIF):
             exif += segment[len(_EXIF) :]
         file.seek(start + length)
     return Header(size, _orientation(exif), file.tell())
@@ -114,7 +115,7 @@ def _png(file: BinaryIO) -> Header:
             width, height = struct.unpack(">II", file.read(8))
             size = _size(height, width)
         elif name == b"eXIf":
-            exif = file.read(length)
+            exif = file.read(min(length, _MAX_EXIF))
         elif name == b"IDAT":
             break
     return Header(size, _orientation(exif))
@@ -142,7 +143,7 @@ def _webp(file: BinaryIO) -> Header:
             if size is None:
                 size = _webp_size(name, file.read(10))
             elif name == b"EXIF":
-                exif = file.read(length).removeprefix(_EXIF)
+                exif = file.read(min(length, _MAX_EXIF)).removeprefix(_EXIF)
                 break
     except struct.error:  # the end, without EXIF data
         pass

@@ -65,7 +65,7 @@ def shorter_paths(written: str) -> Iterator[str]:
 def read_text(path: Path, limit: reading.Limit = reading.ANNOTATION_BYTES) -> str:
     """The UTF-8 text of a file. Raises UserError if it cannot be read, or is larger than the limit."""
     try:
-        return reading.read_bytes(path, limit).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return reading.read_text(path, limit)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:

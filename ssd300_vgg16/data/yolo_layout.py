@@ -241,7 +241,7 @@ def _names(content: dict, file: Path) -> tuple[str, ...]:
 
 
 def _listed_names(file: Path) -> tuple[str, ...]:
-    names = tuple(line for _, line in read_lines(file))
+    names = tuple(line for _, line in read_lines(file, reading.LABEL_BYTES))
     if not names:
         raise UserError(f"{file}: no class names there")
     return names
@@ -249,7 +249,7 @@ def _listed_names(file: Path) -> tuple[str, ...]:
 
 def _read_data_file(file: Path) -> YoloDescription:
     """darknet's .data: lines like "train = data/train.txt"; paths are those of the machine that it was trained on."""
-    pairs = [line.partition("=") for _, line in read_lines(file)]
+    pairs = [line.partition("=") for _, line in read_lines(file, reading.LABEL_BYTES)]
     content = {key.strip(): value.strip() for key, _, value in pairs if value.strip()}
     if "names" not in content:
         raise UserError(f"{file}: names: this key is absent; it names the file of the classes' names")

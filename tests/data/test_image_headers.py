@@ -117,6 +117,24 @@ def test_exif_data_that_claim_gigabytes_take_none(tmp_path, kind, order):
         assert image_size(path, upright=True) == (WIDTH, HEIGHT) and exif_orientation(path) == 6
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_chunk_that_claims_gigabytes_takes_none(tmp_path, kind):
+    exif = many_tags("<", 1, 0)
+    path, data = tmp_path / "a", encoded(kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    place, form = (data.index(b"eXIf") - 4, ">I") if kind == "PNG" else (data.index(b"EXIF") + 4, "<I")
+    path.write_bytes(replaced(data, place, struct.pack(form, 2**31 - 1)))
+    with less_memory_than(5 << 20):
+        assert exif_orientation(path) in (1, 6)
+
+
+def test_exif_data_in_thousands_of_parts_are_read_as_far_as_needed(tmp_path):
+    part = b"\xff\xe1" + struct.pack(">H", 65_535) + b"Exif\0\0" + bytes(65_527)
+    path, data = tmp_path / "a.jpg", encoded("JPEG")
+    path.write_bytes(data[:2] + part * 500 + data[2:])
+    with less_memory_than(5 << 20):
+        assert image_size(path) == (HEIGHT, WIDTH)
+
+
 def test_a_tiff_of_many_tags_takes_no_memory(tmp_path):
     path = tmp_path / "a.tif"
     entries = [struct.pack("<HHII", 0x0100, 4, 1, WIDTH), struct.pack("<HHII", 0x0101, 4, 1, HEIGHT)]
