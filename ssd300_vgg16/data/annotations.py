@@ -24,6 +24,7 @@ from ssd300_vgg16.data.dataset import (
 )
 from ssd300_vgg16.data.sizes import report_sizes
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import MAX_CLASSES
 from ssd300_vgg16.reading import OBJECTS
 
 # Coordinates must fit float32, the sum of two included.
@@ -93,6 +94,8 @@ def dataset_of(
         raise UserError(
             f"{problems.source}: a category's name has {len(long):,} letters, where {MAX_NAME_LETTERS:,} are the limit"
         )
+    if len(names) >= MAX_CLASSES:
+        raise UserError(f"{problems.source}: {len(names):,} categories, of which {MAX_CLASSES - 1:,} are the limit")
     images, objects = _without_overfull(images, objects, problems)
     category_of = _choose_categories(names, given, objects, problems)
     objects = [row for row in objects if row.category in category_of]

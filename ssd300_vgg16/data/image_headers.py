@@ -23,17 +23,20 @@ _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _WHOLE = {1: "B", 3: "H", 4: "I"}
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
 _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
-_SCAN, _MARKER = b"\xff\xda", re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # the latter: among pixels
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # among pixels
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 _PPM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
 class Header(NamedTuple):
-    """size: (height, width) as stored, in pixels, None if it is not there; end: of a JPEG's, in bytes."""
+    """size: (height, width) as stored, in pixels, None if it is not there. Of a JPEG: where it ends, in bytes, and
+    whether its pixels may be in several scans."""
 
     size: tuple[int, int] | None
     orientation: int = AS_STORED
     end: int = 0
+    in_scans: bool = False
 
 
 def read_header(file: BinaryIO, kind: str) -> Header:
@@ -49,21 +52,24 @@ def _size(height: int, width: int) -> tuple[int, int] | None:
 
 
 def _jpeg(file: BinaryIO) -> Header:
-    size, exif = None, b""
+    size, exif, end, in_scans, components = None, b"", 0, False, 0
     file.seek(2)
     for _ in range(_MAX_PARTS):
-        marker = _marker(file)
+        marker, end = _marker(file), file.tell()
+        if marker == _START_OF_SCAN:
+            in_scans |= file.read(3)[2:] != bytes([components])
         if marker in (None, _START_OF_SCAN, _END):
             break
         if marker in _WITHOUT_LENGTH:
             continue
         start, length = file.tell(), max(2, int.from_bytes(file.read(2), "big"))
         if marker in _STARTS_OF_FRAME and size is None:
-            size = _size(*struct.unpack(">xHH", file.read(5)))
+            height, width, components = struct.unpack(">xHHB", file.read(6))
+            size, in_scans = _size(height, width), marker in _PROGRESSIVE
         elif marker == _APP1 and len(exif) < _MAX_EXIF and (segment := file.read(length - 2)).startswith(_EXIF):
             exif += segment[len(_EXIF) :]
         file.seek(start + length)
-    return Header(size, _orientation(exif), file.tell())
+    return Header(size, _orientation(exif), end, in_scans)
 
 
 def _marker(file: BinaryIO) -> int | None:
@@ -82,8 +88,6 @@ def _marker(file: BinaryIO) -> int | None:
 def count_scans(data: bytes, place: int, enough: int) -> int:
     """The scans of a JPEG, from where its first begins; those beyond enough + 1 are not looked for."""
     count = 1
-    if data.count(_SCAN, place) < enough:  # that of other images behind the end included
-        return count
     for _ in range(_MAX_PARTS):
         marker = _MARKER.search(data, place)
         if marker is None or marker[0][1] == _END or count > enough:

@@ -105,7 +105,7 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     # own, and bytes after the end are fine: cameras append some.
     if kind == "JPEG" and data.rfind(_END_OF_JPEG, header.end) < 0:
         raise ImageError(path, f"the JPEG {_TRUNCATED}")
-    scans = count_scans(data, header.end, JPEG_SCANS.value) if kind == "JPEG" else 1
+    scans = count_scans(data, header.end, JPEG_SCANS.value) if header.in_scans else 1
     if scans > JPEG_SCANS.value:
         raise ImageError(path, f"the JPEG image has {JPEG_SCANS.told(f'{scans} or more')}")
     size = _checked_size(header, kind, path)

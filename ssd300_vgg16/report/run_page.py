@@ -49,11 +49,15 @@ class _ClassFigures(TypedDict, total=False):
     objects: int
 
 
+class _Best(TypedDict, total=False):
+    score_threshold: float | None
+
+
 class Metrics(TypedDict, total=False):
     """Of coco_metrics.json, what is read again."""
 
     per_class: dict[str, _ClassFigures]
-    best_f1: dict[str, float]
+    best_f1: _Best
 
 
 _Marks = list[list[float | str | None]]

@@ -362,6 +362,7 @@ def test_the_cache_that_was_is_accepted():
         ({"seed": None}, "seed is None, not a whole number"),
         ({"width": 1e9}, "--width: 1000000000.0 is more than 8"),
         ({"num_classes": 10**9}, "--num_classes: 1000000000 is more than 30,000"),
+        ({"batch_size": 10**9}, "--batch-size: 1000000000 is more than 16,384"),
         ({"lr_steps": 5}, "lr_steps is 5, not a list"),
         ({"lr_steps": [5, "x"]}, r"lr_steps\[1\] is 'x', not a whole number"),
         ({"lr": float("nan")}, "lr is nan, not a number"),

@@ -9,6 +9,7 @@ from voc_files import thing, write_pairs, xml
 from yolo_files import GOOD, write_yolo
 
 from ssd300_vgg16.data.coco import load_coco
+from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.matching import match
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.yolo import load_yolo
@@ -102,6 +103,18 @@ def test_the_name_of_a_category_has_an_end(tmp_path):
     folder = write_yolo(tmp_path, {"a": GOOD}, yaml=json.dumps({"train": "images/train", "names": ["x" * 2000]}))
     with pytest.raises(UserError, match="a category's name has 2,000 letters, where 1,000 are the limit"):
         load_yolo(folder, "train")
+
+
+def test_categories_that_no_network_has_outputs_for_are_refused(tmp_path):
+    yaml = json.dumps({"train": "images/train", "names": [f"{number}" for number in range(30_000)]})
+    with pytest.raises(UserError, match="30,000 categories, of which 29,999 are the limit"):
+        load_yolo(write_yolo(tmp_path, {"a": GOOD}, yaml=yaml), "train")
+
+
+@pytest.mark.parametrize("source", [{"kind": "tar"}, {"val_fraction": -1.0}, {"val_fraction": 1e9}])
+def test_a_source_that_a_runs_options_make_up_is_refused(source):
+    with pytest.raises(UserError, match=r"--dataset tar: write one of|--val-fraction"):
+        DataSource(**source)
 
 
 @pytest.mark.parametrize("encoding", ["punycode", "idna", "zlib_codec", "nonsense"])
