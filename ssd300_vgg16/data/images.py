@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, _avif
 from ssd300_vgg16 import reading
 from ssd300_vgg16.data import decoder
 from ssd300_vgg16.data.dataset import Note
-from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, count_scans, read_header
+from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, claims_too_much, count_scans, read_header
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.reading import JPEG_SCANS
 
@@ -35,7 +35,6 @@ _SIGNATURES = {
 }
 # Containers of ISO's kind say which brands of images they hold. OpenCV's wheel reads neither; Pillow reads AVIF.
 _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
-_BY_PILLOW = ("GIF", "AVIF", "HEIC")
 _HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
 _TRUNCATED = "image is truncated: its end is missing; fetch or export it again"
@@ -105,12 +104,14 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     # own, and bytes after the end are fine: cameras append some.
     if kind == "JPEG" and data.rfind(_END_OF_JPEG, header.end) < 0:
         raise ImageError(path, f"the JPEG {_TRUNCATED}")
+    if kind == "PNG" and claims_too_much(data):
+        raise ImageError(path, f"the PNG {_TRUNCATED}")
     scans = count_scans(data, header.end, JPEG_SCANS.value) if header.in_scans else 1
     if scans > JPEG_SCANS.value:
         raise ImageError(path, f"the JPEG image has {JPEG_SCANS.told(f'{scans} or more')}")
     size = _checked_size(header, kind, path)
     factor, notes = 1, tuple[Note, ...]()
-    if kind in _BY_PILLOW:
+    if kind not in HEADERS:
         image = _decode_by_pillow(data, kind, path)
     else:
         factor = reduction(*size, min_side) if kind == "JPEG" and min_side else 1
