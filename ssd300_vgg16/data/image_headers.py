@@ -20,6 +20,7 @@ _MAX_EXIF = 1 << 20  # bytes: of 65,535 tags the first directory has 786,420
 _EXIF = b"Exif\0\0"
 # Tags of TIFF, which EXIF data are, and the types that a whole number has there.
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
+_TILE_WIDTH, _TILE_HEIGHT, _MAX_TILE = 0x0142, 0x0143, 1 << 24  # pixels of one, in a smaller image too
 _WHOLE = {1: "B", 3: "H", 4: "I"}
 _STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
 _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
@@ -150,6 +151,9 @@ def _bmp(file: BinaryIO) -> Header:
 def _tiff(file: BinaryIO) -> Header:
     tags = _tags(file)
     size = _size(tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0))
+    tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_HEIGHT, 0)
+    if size and tile > max(_MAX_TILE, 4 * size[0] * size[1]):
+        return Header(None)  # its decoder would make room for it
     # Its decoder turns it, always.
     return Header(size[::-1] if size and tags.get(_ORIENTATION) in LYING else size)
 

@@ -227,7 +227,7 @@ def _header(file: BinaryIO, kind: str, path: str | os.PathLike) -> Header:
 def _checked_size(header: Header, kind: str, path: str | os.PathLike) -> tuple[int, int]:
     """(height, width), which can be decoded."""
     if header.size is None:
-        raise ImageError(path, f"the {kind} image is damaged or truncated: it does not say its size")
+        raise ImageError(path, f"the {kind} image is damaged or truncated: its header makes no sense")
     pixels = header.size[0] * header.size[1]
     if pixels > reading.IMAGE_PIXELS.value:
         width_height = f"{header.size[1]:,} x {header.size[0]:,}"

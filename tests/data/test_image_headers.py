@@ -161,6 +161,16 @@ def test_a_tiff_of_many_tags_takes_no_memory(tmp_path):
         assert image_size(path) == (HEIGHT, WIDTH)
 
 
+def test_a_tiff_of_tiles_larger_than_itself_is_refused_undecoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    sizes = {0x0100: WIDTH, 0x0101: HEIGHT, 0x0142: 14_000, 0x0143: 14_000}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in sizes.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(sizes)) + entries + bytes(1000))
+    monkeypatch.setattr("ssd300_vgg16.data.decoder.decode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="the TIFF image is damaged or truncated: its header makes no sense"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP"])
 def test_headers_without_end_are_left(tmp_path, kind):
     part = {"JPEG": b"\xff\xe2\0\2", "PNG": b"\0\0\0\0tEXt\0\0\0\0", "WebP": b"ABCD\0\0\0\0"}[kind]
