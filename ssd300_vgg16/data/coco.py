@@ -27,6 +27,8 @@ SMALLEST_IMAGE = 8  # pixels a side; in smaller ones a box may be within 0 to 1 
 FEWEST_TELLING = 4
 BEYOND_TELLING = 0.25
 MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
+MAX_ID_BITS = 64
+MAX_CATEGORY_ID = 2**63 - 1  # as numpy has them
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 
 
@@ -145,6 +147,9 @@ def _fault(entry: Any, **fields: type) -> str | None:
         value = entry[field]
         if type(value) is not kind or (kind is str and not str(value).strip()):  # not isinstance: true is an int too
             return f"whose {field} is not a {'whole number' if kind is int else 'text'}"
+        # Longer ones can be chosen to have one hash: to look up 100,000 of them takes hours.
+        if kind is int and value.bit_length() > MAX_ID_BITS:
+            return f"whose {field} has more than {MAX_ID_BITS} bits"
     return None
 
 
@@ -158,6 +163,8 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     names: dict[int, str] = {}
     for position, entry in enumerate(entries):
         fault = _id_fault(entry, names) or _fault(entry, name=str)
+        if not fault and abs(entry["id"]) > MAX_CATEGORY_ID:
+            fault = f"whose id is beyond {MAX_CATEGORY_ID}"
         if fault:
             problems.add(f"category {fault}", _located("categories", entry, position), Fate.CATEGORY_LEFT_OUT)
         else:

@@ -50,6 +50,16 @@ def test_an_image_with_too_many_objects_is_left_out(tmp_path, monkeypatch, load)
     assert "1 of 3 images left out" in dataset.problems.message() and example in dataset.problems.message()
 
 
+def test_ids_that_have_one_hash_are_left_out(tmp_path):
+    """All multiples of this number have: 20,000 of them take half a minute, and 200,000 an hour."""
+    (tmp_path / "a.jpg").touch()
+    images = [{"id": number * (2**61 - 1), "file_name": f"{number}.jpg"} for number in range(20_000)]
+    document = {"images": images, "annotations": [{}], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="19,991 x image whose id has more than 64 bits"):
+        load_coco(tmp_path / "a.json", tmp_path)
+
+
 def test_labels_of_one_image_that_are_too_large_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setenv("SSD_MAX_LABEL_BYTES", "100")
     dataset = load_yolo(write_yolo(tmp_path, {"a": GOOD, "b": GOOD * 10}), "train")
