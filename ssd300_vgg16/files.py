@@ -93,9 +93,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, hexadecimal."""
+    """The SHA-256 of a file of weights, hexadecimal. Raises OSError, also for one that is too large."""
     digest = hashlib.sha256()
-    with reading.opened(path) as file:
+    with reading.opened(path, reading.WEIGHTS_BYTES) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

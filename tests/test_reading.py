@@ -85,8 +85,6 @@ READERS = {
     "ONNX": lambda path: exported_network(path, "cpu"),
     "options": run(read_options, "options.json"),
     "metrics": run(read_metrics, "metrics.jsonl"),
-    "hash": sha256_of,
-    "foreign": lambda path: foreign_format(path.rename(path.with_name("a.json"))) or read_image(path),
 }
 
 
@@ -109,7 +107,7 @@ def unix_socket(path):
 
 
 @pytest.mark.parametrize("make", [pipe, endless, unix_socket, large])
-@pytest.mark.parametrize("reader", [name for name in READERS if name not in ("hash", "foreign")])
+@pytest.mark.parametrize("reader", READERS)
 def test_no_reader_waits_for_what_is_no_file(tmp_path, monkeypatch, make, reader):
     monkeypatch.chdir(tmp_path)  # a socket's name has to be short
     path = tmp_path / "x"
@@ -133,6 +131,12 @@ def test_neither_does_what_only_looks_at_it(tmp_path, monkeypatch, make):
         read_description(tmp_path)
     with pytest.raises(UserError):
         load_voc([tmp_path])
+
+
+def test_a_hash_has_an_end(tmp_path):
+    large(tmp_path / "w")
+    with pytest.raises(OSError, match=r"has 4,398,046,511,104 bytes, where .* SSD_MAX_WEIGHTS_BYTES moves it"):
+        sha256_of(tmp_path / "w")
 
 
 def test_a_limit_is_moved_by_the_variable_that_it_names(tmp_path, monkeypatch):
