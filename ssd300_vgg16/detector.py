@@ -142,8 +142,9 @@ class Detector:
         if len(answers) > 2:
             return split_detections(answers, sizes_hw, self.score_threshold)
         offsets, logits = answers
-        if self._begins and not np.isfinite(offsets.numpy()).all():
-            raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
+        for answer in (offsets,) if self._begins else (offsets, logits):  # a GPU's logits stay there
+            if not np.isfinite(answer if isinstance(answer, np.ndarray) else answer.numpy()).all():
+                raise UserError("the network's answers are not finite: leave --amp out, or look at the weights")
         return postprocess(offsets, logits, sizes_hw, self.score_threshold, self.description.variant.layout)
 
     def named(

@@ -1,6 +1,5 @@
 """Weights on the validation split of a data set: tables printed, metrics and detections written."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from ssd300_vgg16.files import held, make_folder, refuse_unwritable, write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
+from ssd300_vgg16.report.run_page import Environment
+from ssd300_vgg16.schema import read_json_as
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name, refuse_run
 
 
@@ -72,8 +73,8 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
     """Where the figures go: with the weights; those of a run on other data than its own into a folder of theirs."""
     folder = weights.parent
     try:
-        own = json.loads((folder / "environment.json").read_text())["data"]["val"]["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        own = read_json_as(folder / "environment.json", Environment)["data"]["val"]["sha256"]
+    except (OSError, ValueError, KeyError):
         return folder  # no run, or one that says nothing of its data
     sha256 = str(dataset.fingerprint()["sha256"])
     return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]

@@ -22,6 +22,7 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 
 TEMPORARY_SUFFIX = ".ssd300-tmp"  # which nobody else's files have: what a killed process has left may be removed
@@ -295,8 +296,11 @@ def write_json(path: Path, content: object) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256, hexadecimal; a process reads a file again only if it was changed, or replaced, since."""
-    with path.open("rb") as file:
+    """The SHA-256 of a file of weights, hexadecimal. Raises OSError, also for one that is too large.
+
+    A process reads a file again only if it was changed, or replaced, since.
+    """
+    with reading.opened(path, reading.WEIGHTS_BYTES) as file:
         status = os.fstat(file.fileno())
         # The time of the inode's change is the kernel's to set, and nobody's to put back; but it is a coarse one.
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

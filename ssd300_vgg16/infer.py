@@ -9,7 +9,6 @@ bash infer.sh --weights ssd300_vgg16_coco photos/                  the published
 """
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +23,8 @@ from ssd300_vgg16.detection.run import TABLE, DetectionOptions, detect
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
+from ssd300_vgg16.report.run_page import Metrics
+from ssd300_vgg16.schema import read_json_as
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
@@ -133,8 +134,8 @@ def _best_threshold(weights: Path) -> float:
     beside = weights if weights.is_dir() else weights.parent
     metrics = (EVALUATIONS / weights if is_published_name(weights) else beside) / "coco_metrics.json"
     try:
-        return command_line.fraction(json.loads(metrics.read_bytes())["best_f1"]["score_threshold"])
-    except (OSError, ValueError, LookupError, TypeError, argparse.ArgumentTypeError) as error:
+        return command_line.fraction(str(read_json_as(metrics, Metrics)["best_f1"]["score_threshold"]))
+    except (OSError, ValueError, KeyError, argparse.ArgumentTypeError) as error:
         raise UserError(
             f"--score-threshold {BEST}: {metrics} is not there or has no threshold; "
             f"bash eval.sh --weights {weights} writes it"

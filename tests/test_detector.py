@@ -105,3 +105,16 @@ def test_what_cannot_be_read_is_named(detector, run, tmp_path):
         Detector.load(tmp_path)
     with pytest.raises(UserError, match="--device tpu"):
         Detector.load(run, device="tpu")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_answers_that_are_not_finite_are_no_detections(run, detector, image, place):
+    """As an exported model may give them, whose weights nobody has looked at: nothing would be found, silently."""
+
+    def network(images):
+        answers = [np.zeros((len(images), 8732, size), np.float32) for size in (4, 6)]
+        answers[place][0, 7, 0] = np.nan
+        return answers
+
+    with pytest.raises(UserError, match=r"the network.s answers are not finite: .* look at the weights"):
+        Detector(run, detector.description, network=network)(image)

@@ -355,7 +355,7 @@ def test_what_is_no_image_is_named_and_the_others_are_done(place, photos, capsys
     assert detect(place, "photos") == 1
     output, errors = capsys.readouterr()
     assert "no image by their names, and left out: 1 .jp2\n" in output and "4 images, " in output
-    assert "not read: photos/p.jpg: a named pipe, not an image file\n" in errors
+    assert "not read: photos/p.jpg: a named pipe, not a file\n" in errors
     assert re.search(r"not read: photos/IMG_1\.HEIC: .* pip install pillow-heif\n", errors)
     assert "not read: photos/broken.jpg: " in errors and "not read: photos/self.jpg: " in errors
     assert len([name for name in files_in("detections") if name.endswith(".jpg")]) == 4

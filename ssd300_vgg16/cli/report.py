@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         shown = tables(runs)
         print(as_text(runs, shown))
         write_atomically(target, comparison_page(runs, shown))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"these runs are of another version of this package, or not of it at all ({error})") from error
     print(f"\nwritten: {target}")
     return 0

@@ -49,7 +49,7 @@ def parse(arguments: list[str]) -> TrainOptions:
         given["resume"] = str(newest_training())
     if (resume := given.get("resume")) and not Path(resume).exists():
         raise UserError(f"--resume {resume}: there is no such file or folder")
-    resumed = _options_of(Path(resume)) if resume and not given.get("test_only") else {}
+    resumed = _options_of(Path(resume), parser) if resume and not given.get("test_only") else {}
     if resumed:
         given = with_absolute_paths(given)  # as they are in options.json, which they are compared with
     base, notices = (resumed, list[str]()) if resumed else _preset_options(defaults, given)
@@ -77,11 +77,24 @@ def _with_tuples(values: dict) -> dict:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _options_of(run: Path) -> dict:
-    """The options that a run was begun with, by an earlier version too, which may have had others."""
+def _options_of(run: Path, parser: argparse.ArgumentParser) -> dict:
+    """The options that a run was begun with, by an earlier version too, which may have had others.
+
+    Raises UserError for a value that the command line would refuse.
+    """
     known = {field.name for field in fields(TrainOptions)} - {*NOT_RESUMED, "notices"}
     options = {"background_images": 0.0} | read_options(run_of(run))
-    return _with_tuples({name: value for name, value in options.items() if name in known})
+    options = {name: value for name, value in options.items() if name in known}
+    for action in parser._actions:
+        value = options.get(action.dest)
+        try:
+            for one in value if isinstance(value, list) else [value]:
+                if not (one is None or isinstance(one, bool)):
+                    parser._get_value(action, str(one))
+                    parser._check_value(action, one)
+        except (argparse.ArgumentTypeError, argparse.ArgumentError) as error:
+            raise UserError(f"{run_of(run) / OPTIONS}: {error}") from error
+    return _with_tuples(options)
 
 
 def _preset_options(defaults: dict, given: dict) -> tuple[dict, list[str]]:

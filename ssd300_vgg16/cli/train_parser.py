@@ -1,12 +1,13 @@
 """The parser of train.sh: its options, their types, defaults and help."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.cli.command_line import fraction, natural, not_negative, positive, positive_int
+from ssd300_vgg16.cli.command_line import Number, fraction, natural, not_negative, positive, positive_int
 from ssd300_vgg16.data.augment import POLICIES
-from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, SSD300_VGG16
+from ssd300_vgg16.network.variants import BOX_SIZES, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
 from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
 
 # What --pretrained loads, by model; and what VGG16 starts from otherwise.
@@ -82,6 +83,7 @@ Is everything in order?  bash train.sh --data-path DIR --check
 All options:             bash train.sh --help-all
 """
 REFERENCE_EPOCHS = 120
+MAX_BATCH = 16_384
 
 EMA_DECAY = 0.9998
 NEWEST = ""  # as --resume's RUN
@@ -103,9 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     boxes = "whose sizes the default boxes have (default: the weights', else voc for VOC's data, else coco)"
     add("--default-boxes", choices=BOX_SIZES, help=boxes)
     width = "channels, as a multiple of the published network's (default: that of the weights, else 1)"
-    add("--width", type=positive, metavar="X", help=width)
+    add("--width", type=_up_to(MAX_WIDTH, positive), metavar="X", help=width)
     outputs = "outputs with background (default: what the data set needs; 91 for COCO)"
-    add("--num_classes", "--num-classes", type=int, metavar="N", help=outputs)
+    add("--num_classes", "--num-classes", type=_up_to(MAX_CLASSES, int), metavar="N", help=outputs)
     load = (
         "start from these weights: a file of any format, a run's folder, or a published name "
         "(.venv/bin/python -I -m ssd300_vgg16.weights list)"
@@ -125,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     steps = "the length in steps, instead of --epochs; --lr-steps then count steps too"
     add("--iterations", type=positive_int, metavar="N", help=steps)
     images = "images per step, over all processes together (default: %(default)s)"
-    add("-b", "--batch-size", type=positive_int, default=32, help=images)
+    add("-b", "--batch-size", type=_up_to(MAX_BATCH, positive_int), default=32, help=images)
     passes = "compute a step in N passes, for less memory; the result is the same (default: 1)"
     add("--accumulate", type=positive_int, default=1, metavar="N", help=passes)
     add("--lr", type=positive, help="learning rate (default: 0.002 x batch size / 32)")
@@ -194,6 +196,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eager", action=argparse.BooleanOptionalAction, help=eager)
     add("--amp", action="store_true", help="products in half precision, with loss scaling; GPUs only")
     return parser
+
+
+def _up_to(limit: int, read: Callable[[str], Number]) -> Callable[[str], Number]:
+    """As `read`, but for larger numbers: no machine holds the network or the batch."""
+
+    def checked(text: str) -> Number:
+        number = read(text)
+        if number > limit:
+            raise argparse.ArgumentTypeError(f"{text} is more than {limit:,}")
+        return number
+
+    return checked
 
 
 class _ShortHelp(argparse.Action):

@@ -12,9 +12,20 @@ import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, match_names
-from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, UNKNOWN_CATEGORY, Category, Dataset, Fate, Problems, Sample
+from ssd300_vgg16.data.dataset import (
+    MAX_NAME_LETTERS,
+    PIXELS_BEYOND_IMAGE,
+    UNKNOWN_CATEGORY,
+    Category,
+    Dataset,
+    Fate,
+    Problems,
+    Sample,
+)
 from ssd300_vgg16.data.sizes import report_sizes
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import MAX_CLASSES
+from ssd300_vgg16.reading import OBJECTS
 
 # Coordinates must fit float32, the sum of two included.
 MAX_COORDINATE = 1e38
@@ -92,7 +103,14 @@ def dataset_of(
     """
     problems.totals.setdefault("images", len(images) + problems.count(Fate.IMAGE_LEFT_OUT))
     problems.totals.setdefault("objects", len(objects) + problems.count(Fate.OBJECT_LEFT_OUT))
+    if long := next((name for name in names.values() if len(name) > MAX_NAME_LETTERS), None):
+        raise UserError(
+            f"{problems.source}: a category's name has {len(long):,} letters, where {MAX_NAME_LETTERS:,} are the limit"
+        )
+    if len(names) >= MAX_CLASSES:
+        raise UserError(f"{problems.source}: {len(names):,} categories, of which {MAX_CLASSES - 1:,} are the limit")
     images, objects = _joined(images, objects, problems)
+    images, objects = _without_overfull(images, objects, problems)
     category_of = _choose_categories(names, given, objects, problems)
     objects = [row for row in objects if row.category in category_of]
     if not objects:
@@ -144,6 +162,22 @@ def _joined(
     index_of = {path: index for index, path in enumerate(kept)}
     joined = (row._replace(image_index=index_of[images[row.image_index].path]) for row in objects)
     return list(kept.values()), objects if len(kept) == len(images) else list(joined)
+
+
+def _without_overfull(
+    images: Sequence[ImageRow], objects: Sequence[ObjectRow], problems: Problems
+) -> tuple[Sequence[ImageRow], Sequence[ObjectRow]]:
+    """Those of the images that have no more objects than can be matched to default boxes in reasonable time."""
+    counts = Counter(row.image_index for row in objects)
+    overfull = {index: count for index, count in counts.items() if count > OBJECTS.value}
+    if not overfull:
+        return images, objects
+    for index, count in overfull.items():
+        problems.add("image with too many objects", f"{images[index].path}: {OBJECTS.told(count)}", Fate.IMAGE_LEFT_OUT)
+    kept = [index for index in range(len(images)) if index not in overfull]
+    place = {index: number for number, index in enumerate(kept)}
+    left = [row._replace(image_index=place[row.image_index]) for row in objects if row.image_index in place]
+    return [images[index] for index in kept], left
 
 
 def _choose_categories(

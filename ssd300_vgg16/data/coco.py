@@ -20,6 +20,8 @@ from ssd300_vgg16.text import listed
 
 ID_AGAIN = "with the id of another"
 MAX_MASK_PIXELS = (1 << 32) - 1  # pycocotools keeps a run in 32 bits
+MAX_ID_BITS = 64
+MAX_CATEGORY_ID = 2**63 - 1  # as numpy has them
 _WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 
 
@@ -129,9 +131,12 @@ def _fault(entry: Any, **fields: type) -> str | None:
     for field, kind in fields.items():
         if field not in entry:
             return f"without {field}"
-        value = entry[field]
+        value: Any = entry[field]
         if type(value) is not kind or (kind is str and not str(value).strip()):  # not isinstance: true is an int too
             return f"whose {field} is not a {'whole number' if kind is int else 'text'}"
+        # Longer ones can be chosen to have one hash: to look up 100,000 of them takes hours.
+        if kind is int and value.bit_length() > MAX_ID_BITS:
+            return f"whose {field} has more than {MAX_ID_BITS} bits"
     return None
 
 
@@ -145,6 +150,8 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
     names: dict[int, str] = {}
     for position, entry in enumerate(entries):
         fault = _id_fault(entry, names) or _fault(entry, name=str)
+        if not fault and abs(entry["id"]) > MAX_CATEGORY_ID:
+            fault = f"whose id is beyond {MAX_CATEGORY_ID}"
         if fault:
             problems.add(f"category {fault}", _located("categories", entry, position), Fate.CATEGORY_LEFT_OUT)
         else:
@@ -156,7 +163,8 @@ def _read_categories(entries: list, problems: Problems) -> dict[int, str]:
 
 def _without_root(names: dict[int, str], entries: list, annotations: list) -> dict[int, str]:
     """The names without that of Roboflow's category 0, which stands above the others and has no objects."""
-    above = {entry.get("supercategory") for entry in entries if isinstance(entry, dict) and entry.get("id") != 0}
+    # A list, as it may be of anything.
+    above = [entry.get("supercategory") for entry in entries if isinstance(entry, dict) and entry.get("id") != 0]
     is_root = len(names) > 1 and names.get(0) in above
     if not is_root or any(isinstance(entry, dict) and entry.get("category_id") == 0 for entry in annotations):
         return names

@@ -17,6 +17,7 @@ from ssd300_vgg16.text import printable
 BACKGROUND = 0  # the label
 EXAMPLES_KEPT = 3
 MAX_EXAMPLE_LETTERS = 400
+MAX_NAME_LETTERS = 1000  # of a category
 MAX_NAMED = 10  # images with one kind of note
 # COCO's boxes are rounded to hundredths and other tools' to whole pixels: less than this is not a mistake.
 PIXELS_BEYOND_IMAGE = 1.0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.layout import file_names, folders_below, read_json
 from ssd300_vgg16.data.yolo_layout import LABEL_LINE
 from ssd300_vgg16.errors import UserError
@@ -106,7 +107,7 @@ def _tell_text(file: Path) -> str | None:
 
 def _start(file: Path) -> str:
     try:
-        with file.open("rb") as opened:
+        with reading.opened(file) as opened:
             return opened.read(BYTES_LOOKED_AT).decode("utf-8-sig", "replace")
     except OSError:
         return ""

@@ -84,6 +84,11 @@ class DataSource:
     val_fraction: float | None = None
 
     def __post_init__(self) -> None:
+        # A run's options may say anything.
+        if self.kind not in KINDS:
+            raise UserError(f"--dataset {self.kind:.80}: write one of {', '.join(KINDS)}")
+        if self.val_fraction is not None and not 0 < self.val_fraction <= 1:
+            raise UserError(f"--val-fraction {self.val_fraction:g}: it is above 0, and up to 1")
         for split, given in (("train", self.train), ("val", self.val)):
             if given and self.kind == "yolo":
                 raise UserError(f"--{split}-annotations: the places of a YOLO data set's splits are in its data.yaml")

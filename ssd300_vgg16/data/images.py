@@ -2,27 +2,24 @@
 
 import io
 import os
-import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import Image, ImageOps, _avif
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data import decoder
 from ssd300_vgg16.data.dataset import Note
+from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, claims_too_much, count_scans, read_header
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.reading import JPEG_SCANS
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
@@ -38,26 +35,15 @@ _SIGNATURES = {
 }
 # Containers of ISO's kind say which brands of images they hold. OpenCV's wheel reads neither; Pillow reads AVIF.
 _BRANDS = {"AVIF": (b"avif", b"avis"), "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")}
-_BY_PILLOW = ("GIF", "AVIF", "HEIC")
 _IN_BROWSERS = ("PNG", "BMP", "GIF", "WebP", "AVIF")  # and JPEG
 _HEADER = 64  # bytes that tell the kind
 _END_OF_JPEG = b"\xff\xd9"
 _TRUNCATED = "image is truncated: its end is missing; fetch or export it again"
-_STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others hold tables
-_START_OF_SCAN = 0xDA
 # How much smaller a JPEG can be decoded, each side, and OpenCV's name for it.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
-# EXIF orientations: how an image is to be turned so that what was up is at its top.
-AS_STORED = 1
-ORIENTATIONS = range(1, 9)
-LYING = range(5, 9)  # those that exchange width and height
-_ORIENTATION_TAG = 0x0112
 # After a transposition, if it is LYING, which axes cv2.flip mirrors: 0 upside down, 1 left to right, -1 both.
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-# What reads the headers of files that are turned here. TIFF is left out: OpenCV and Pillow both turn it themselves. So
-# is HEIC, which its reader turns.
-_EXIF_READERS = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WebP": WebPImageFile, "AVIF": AvifImageFile}
 # How many bits of 16 an image may be made of: those that cameras and scanners give.
 _DEPTHS = (8, 10, 12, 14, 16)
 _HARMLESS = "known incorrect sRGB profile"  # of libpng's warnings: so common that nobody wants to hear of it
@@ -107,24 +93,32 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     Both sides keep at least `min_side` pixels; None: nothing is reduced. Each pixel stands for a block of the file's.
     """
     with _opened(path) as file:
-        data = file.read()
+        data = reading.all_of(file, reading.IMAGE_BYTES)
     if not data:
         raise ImageError(path, "the file is empty")
     kind = _kind_of(data)
     if kind is None:
         supported = ", ".join((*_SIGNATURES, *_BRANDS))
         raise ImageError(path, f"not an image, or of an unsupported format; these can be read: {supported}")
-    size, factor = None, 1
-    if kind == "JPEG":
-        size, end_of_header = _jpeg_header(data)
-        # Other decoders refuse what has no end; this one fills up with grey. Thumbnails in the header have ends of
-        # their own, and bytes after the end are fine: cameras append some.
-        if data.rfind(_END_OF_JPEG, end_of_header) < 0:
-            raise ImageError(path, f"the JPEG {_TRUNCATED}")
-        factor = reduction(*size, min_side) if size and min_side else 1
-    image, notes = _decode_by_pillow(data, path) if kind in _BY_PILLOW else _decode(data, kind, path, factor)
-    height, width = size if size and factor > 1 else image.shape[:2]
-    orientation = _read_orientation(io.BytesIO(data), kind) if upright else AS_STORED
+    header = _header(io.BytesIO(data), kind, path)
+    # Other decoders refuse what has no end; this one fills up with grey. Thumbnails in the header have ends of their
+    # own, and bytes after the end are fine: cameras append some.
+    if kind == "JPEG" and data.rfind(_END_OF_JPEG, header.end) < 0:
+        raise ImageError(path, f"the JPEG {_TRUNCATED}")
+    if kind == "PNG" and claims_too_much(data):
+        raise ImageError(path, f"the PNG {_TRUNCATED}")
+    scans = count_scans(data, header.end, JPEG_SCANS.value) if header.in_scans else 1
+    if scans > JPEG_SCANS.value:
+        raise ImageError(path, f"the JPEG image has {JPEG_SCANS.told(f'{scans} or more')}")
+    size = _checked_size(header, kind, path)
+    factor, notes = 1, tuple[Note, ...]()
+    if kind not in HEADERS:
+        image = _decode_by_pillow(data, kind, path)
+    else:
+        factor = reduction(*size, min_side) if kind == "JPEG" and min_side else 1
+        image, notes = _decode(data, kind, path, factor)
+    height, width = size if factor > 1 else image.shape[:2]
+    orientation = header.orientation if upright else AS_STORED
     turned_size = (width, height) if orientation in LYING else (height, width)
     return DecodedImage(_turned(image, orientation), turned_size, factor, notes)
 
@@ -141,9 +135,13 @@ def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:
     """(height, width) in pixels as `read_image` gives them, from the file's header alone. Raises ImageError."""
-    with _opened(path) as file, _opened_by_pillow(file, path) as image:
-        lying = upright and _orientation_in(image) in LYING
-        return (image.width, image.height) if lying else (image.height, image.width)
+    with _opened(path) as file:
+        kind = _kind_of(file.read(_HEADER))
+        if kind is None:
+            raise ImageError(path, "not an image, or damaged")
+        header = _header(file, kind, path)
+    height, width = _checked_size(header, kind, path)
+    return (width, height) if upright and header.orientation in LYING else (height, width)
 
 
 def shown_upright(path: str | os.PathLike) -> bool:
@@ -152,8 +150,8 @@ def shown_upright(path: str | os.PathLike) -> bool:
     JPEG alone is turned by all of them: Chromium does not turn WebP.
     """
     with _opened(path) as file:
-        kind = _kind_of(file.peek(_HEADER))
-        return kind == "JPEG" or (kind in _IN_BROWSERS and _read_orientation(file, kind) == AS_STORED)
+        kind = _kind_of(file.read(_HEADER))
+    return kind == "JPEG" or (kind in _IN_BROWSERS and exif_orientation(path) == AS_STORED)
 
 
 def exif_orientation(path: str | os.PathLike) -> int:
@@ -162,7 +160,10 @@ def exif_orientation(path: str | os.PathLike) -> int:
     AS_STORED where the file says nothing that makes sense. Raises ImageError where it cannot be opened.
     """
     with _opened(path) as file:
-        return _read_orientation(file, _kind_of(file.peek(_HEADER)))
+        kind = _kind_of(file.read(_HEADER))
+        with suppress(ImageError):  # whether there are pixels, their decoder tells
+            return _header(file, kind, path).orientation if kind else AS_STORED
+    return AS_STORED
 
 
 def rgb(image: object, name: str = "the image") -> np.ndarray:
@@ -215,41 +216,34 @@ def _array_of(image: Image.Image, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
-    """The file, to be read. Raises ImageError, also for a pipe, which might be waited for without end, or a device."""
+def _opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """The file, to be read. Raises ImageError, also for what is no file."""
     try:
-        mode = Path(path).stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            kind = "a named pipe" if stat.S_ISFIFO(mode) else "a device or socket"
-            raise ImageError(path, f"{kind}, not an image file")
-        with Path(path).open("rb") as file:
+        with reading.opened(path, reading.IMAGE_BYTES) as file:
             yield file
     except (OSError, ValueError) as error:
-        raise ImageError(path, (getattr(error, "strerror", None) or str(error)).lower()) from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(path, reason[:1].lower() + reason[1:]) from None
 
 
-def _read_orientation(file: BinaryIO, kind: str | None) -> int:
-    """The orientation that the header of a file of this kind asks for; AS_STORED if it makes no sense."""
-    if kind not in _EXIF_READERS:
-        return AS_STORED
-    try:
-        # Not Image.open, which refuses large images: only their headers are read.
-        with _without_warnings(), _EXIF_READERS[kind](file) as image:
-            return _orientation_in(image)
-    except Exception:  # of a damaged header; whether there are pixels, their decoder tells
-        return AS_STORED
+def _header(file: BinaryIO, kind: str, path: str | os.PathLike) -> Header:
+    """What the header says, unchecked. Raises ImageError where another library reads it, and cannot."""
+    if kind in HEADERS:
+        return read_header(file, kind)
+    file.seek(0)
+    with _by_pillow(file, kind, path) as (header, _):
+        return header
 
 
-def _orientation_in(image: Image.Image) -> int:
-    """That of an image opened by Pillow; AS_STORED if it makes no sense or has been applied."""
-    if not isinstance(image, tuple(_EXIF_READERS.values())):
-        return AS_STORED
-    try:
-        # A PNG's own getexif would decode its pixels, to find what may come after them.
-        orientation = Image.Image.getexif(image).get(_ORIENTATION_TAG)
-    except Exception:  # damaged data may make Pillow raise anything
-        return AS_STORED
-    return orientation if isinstance(orientation, int) and orientation in ORIENTATIONS else AS_STORED
+def _checked_size(header: Header, kind: str, path: str | os.PathLike) -> tuple[int, int]:
+    """(height, width), which can be decoded."""
+    if header.size is None:
+        raise ImageError(path, f"the {kind} image is damaged or truncated: its header makes no sense")
+    pixels = header.size[0] * header.size[1]
+    if pixels > reading.IMAGE_PIXELS.value:
+        width_height = f"{header.size[1]:,} x {header.size[0]:,}"
+        raise ImageError(path, f"the {kind} image is too large: {width_height}, {reading.IMAGE_PIXELS.told(pixels)}")
+    return header.size
 
 
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -270,21 +264,6 @@ def _kind_of(data: bytes) -> str | None:
     return next((kind for kind, names in _BRANDS.items() if brands.intersection(names)), None)
 
 
-def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
-    """(height, width) in pixels, None if they are not there; and where the header ends, whatever is there."""
-    size, position = None, 2
-    while data[position : position + 1] == b"\xff" and position + 1 < len(data):
-        marker = data[position + 1]
-        if marker == _START_OF_SCAN:
-            break
-        if marker in _STARTS_OF_FRAME and size is None:
-            height, width = struct.unpack_from(">HH", data.ljust(position + 9, b"\0"), position + 5)
-            size = (height, width) if height and width else None
-        fill_byte = marker == 0xFF
-        position += 1 if fill_byte else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return size, position
-
-
 def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> tuple[np.ndarray, tuple[Note, ...]]:
     """The pixels as they are stored, RGB, by OpenCV; and what is odd about them."""
     flags = _REDUCED.get(factor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
@@ -293,11 +272,7 @@ def _decode(data: bytes, kind: str, path: str | os.PathLike, factor: int) -> tup
         if bgr is not None and bgr.dtype not in (np.uint8, np.uint16):  # a TIFF of floats, made 8 bits by OpenCV
             bgr, lines = decoder.decode(data, flags)
     except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
-            reason = "is too large: the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets the limit"
-        else:
-            reason = f"cannot be decoded: {error.err or error}"
-        raise ImageError(path, f"the {kind} image {reason}") from None
+        raise ImageError(path, f"the {kind} image cannot be decoded: {error.err or error}") from None
     if bgr is None:
         if (kind == "PNG" and b"IEND" not in data) or (
             kind == "WebP" and len(data) < int.from_bytes(data[4:8], "little") + 8
@@ -325,21 +300,30 @@ def _damage(lines: list[str], path: str | os.PathLike) -> tuple[Note, ...]:
     return (Note(os.fspath(path), what, told[0], harmful=True),)
 
 
-def _decode_by_pillow(data: bytes, path: str | os.PathLike) -> tuple[np.ndarray, tuple[Note, ...]]:
+def _decode_by_pillow(data: bytes, kind: str, path: str | os.PathLike) -> np.ndarray:
     """The first frame [height, width, 3] RGB, by Pillow: the OpenCV wheel has no decoder of these."""
-    with _opened_by_pillow(io.BytesIO(data), path) as image:
-        return np.array(image.convert("RGB")), ()
+    with _by_pillow(io.BytesIO(data), kind, path) as (_, pixels):
+        return np.array(pixels())
 
 
 @contextmanager
-def _opened_by_pillow(file: BinaryIO, path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The opened image, without Pillow's warnings; what goes wrong while it is open is an ImageError about path."""
+def _by_pillow(
+    file: BinaryIO, kind: str, path: str | os.PathLike
+) -> Iterator[tuple[Header, Callable[[], Image.Image | np.ndarray]]]:
+    """The header, and what decodes to [height, width, 3]; what goes wrong while it is open is an ImageError."""
     try:
-        if _kind_of(file.read(_HEADER)) == "HEIC":
-            import_module("pillow_heif").register_heif_opener()
-        file.seek(0)
-        with _without_warnings(), Image.open(file) as image:
-            yield image
+        with _without_warnings():
+            if kind == "AVIF":  # by Pillow's decoder alone: AvifImageFile would take in all EXIF data
+                av1 = _avif.AvifDecoder(file.read(), "auto", os.cpu_count() or 1)
+                (width, height), _, mode, _, _, orientation, _ = av1.get_info()
+                shape = height, width, len(mode)
+                pixels = lambda: np.frombuffer(av1.get_frame(0)[0], np.uint8).reshape(shape)[..., :3]  # noqa: E731
+                yield Header((height, width), orientation), pixels
+                return
+            if kind == "HEIC":
+                import_module("pillow_heif").register_heif_opener()
+            with Image.open(file) as image:
+                yield Header((image.height, image.width)), lambda: image.convert("RGB")
     except ModuleNotFoundError:
         raise ImageError(
             path, "HEIC images are read where pillow-heif is installed: .venv/bin/python -m pip install pillow-heif"
@@ -348,8 +332,8 @@ def _opened_by_pillow(file: BinaryIO, path: str | os.PathLike) -> Iterator[Image
         raise ImageError(path, "not an image, or damaged") from None
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"the image is too large: {error}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error) as error:
-        raise ImageError(path, f"cannot be read: {error}") from None
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error) as error:
+        raise ImageError(path, f"damaged, or of a kind that is not supported: {error}") from None
 
 
 @contextmanager

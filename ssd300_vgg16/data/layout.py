@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 
 # Where the images and annotations of each split are: train, val, test, or WHOLE of a data set that is not divided.
@@ -70,19 +71,19 @@ def shorter_paths(written: str) -> Iterator[str]:
     return ("/".join(parts[first:]) for first in range(len(parts)))
 
 
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file. Raises UserError if it cannot be read."""
+def read_text(path: Path, limit: reading.Limit = reading.ANNOTATION_BYTES) -> str:
+    """The UTF-8 text of a file. Raises UserError if it cannot be read, or is larger than the limit."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return reading.read_text(path, limit)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise UserError(f"{path}: cannot be read: it is not UTF-8 text") from None
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
+def read_lines(path: Path, limit: reading.Limit = reading.ANNOTATION_BYTES) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, each with its number. Raises UserError as `read_text` does."""
-    lines = enumerate(read_text(path).splitlines(), start=1)
+    lines = enumerate(read_text(path, limit).splitlines(), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 
 

@@ -7,6 +7,7 @@ from ssd300_vgg16.boxes import area, decode, encode, iou, pair_iou
 MATCH_IOU = 0.5
 UNMATCHED = -1
 SAME_OBJECT = 0.97  # IoU of what two default boxes are to become; rounding leaves them nearer
+OBJECTS_AT_ONCE = 500  # each takes 280 kB at the most
 BLOCK = 32  # with less, there are more blocks to compare; with more, fewer of them are left out
 
 
@@ -54,15 +55,23 @@ def match(objects: np.ndarray, default_boxes: np.ndarray) -> np.ndarray:
 
 def _matches(objects: np.ndarray, index: DefaultBoxIndex) -> tuple[np.ndarray, np.ndarray]:
     """Default boxes, and the object of each; of a default box that comes several times, the last one counts."""
+    starts = range(0, max(len(objects), 1), OBJECTS_AT_ONCE)
+    parts = [_overlaps_and_best(objects[start : start + OBJECTS_AT_ONCE], start, index) for start in starts]
+    overlap, rows, default_boxes, best = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    # Later entries overwrite earlier ones: from the lowest overlap to the highest, of equals the first object last.
+    order = np.lexsort((-rows, overlap))
+    # Last of all come the objects' best default boxes, which are theirs whatever the IoU.
+    return np.concatenate((default_boxes[order], best)), np.concatenate((rows[order], np.arange(len(objects))))
+
+
+def _overlaps_and_best(objects: np.ndarray, first: int, index: DefaultBoxIndex) -> tuple[np.ndarray, ...]:
+    """Of objects whose numbers begin with `first`: the overlaps [P] that are enough, of which object and default box;
+    and the default box of highest overlap of each object [N]."""
     rows, blocks, overlap = index.overlaps(objects)
     enough = np.flatnonzero(overlap >= MATCH_IOU)
     pair, place = np.divmod(enough, BLOCK)
-    # Later entries overwrite earlier ones: from the lowest overlap to the highest, of equals the first object last.
-    order = np.lexsort((-rows[pair], overlap.ravel()[enough]))
     best = _best_default_boxes(len(objects), rows, blocks, overlap)
-    # Last of all come the objects' best default boxes, which are theirs whatever the IoU.
-    default_boxes = (blocks[pair] * BLOCK + place)[order], best
-    return np.concatenate(default_boxes), np.concatenate((rows[pair][order], np.arange(len(objects))))
+    return overlap.ravel()[enough], rows[pair] + first, blocks[pair] * BLOCK + place, best
 
 
 def _best_default_boxes(objects: int, rows: np.ndarray, blocks: np.ndarray, overlap: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import held, write_atomically
 
@@ -84,7 +85,7 @@ def _is_complete(folder: Path, counts: dict[str, int], seed: int) -> bool:
     """Whether folder holds the data set of these arguments, every image there."""
     for split in SPLITS:
         try:
-            info = json.loads(_annotation_path(folder, split).read_text(encoding="utf-8"))["info"]
+            info = json.loads(reading.read_bytes(_annotation_path(folder, split), reading.ANNOTATION_BYTES))["info"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
         if info != _info(counts, seed) or len(list((folder / split).glob("*.jpg"))) != counts[split]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.annotations import SHOWN, Box, ImageRow, ObjectRow, are_finite, dataset_of, is_side
 from ssd300_vgg16.data.categories import folded
 from ssd300_vgg16.data.dataset import Category, Dataset, Fate, Problems
@@ -15,6 +16,7 @@ from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.data.voc_layout import ImageSet, image_names, joined_name, read_image_set, xml_file
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+ENCODINGS_OF_NAMES = ("punycode", "idna")  # of short ones: 400 kB of punycode take 20 seconds
 # In bytes: which encoding a file has is asked before it can be decoded.
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 
@@ -103,7 +105,7 @@ class _Fault(Exception):
 
 def _read_xml(path: Path) -> ElementTree.Element:
     try:
-        data = path.read_bytes()
+        data = reading.read_bytes(path, reading.LABEL_BYTES)
     except FileNotFoundError:
         raise _Fault("missing") from None
     except OSError as error:
@@ -129,6 +131,8 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-16")
     declared = _ENCODING.match(data)
     encoding = declared[1].decode() if declared else "utf-8-sig"
+    if codecs.lookup(encoding).name in ENCODINGS_OF_NAMES:
+        raise LookupError(f"it is no text in {encoding}")
     return data.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
 
 

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.data.layout import WHOLE, Splits, by_split, file_names, folders_below, read_lines
 from ssd300_vgg16.errors import UserError
@@ -88,7 +89,7 @@ def _holds_annotations(folder: Path) -> bool:
         return False
     # One file tells: other programs' XML has another outermost element. UTF-16 has null bytes between its letters.
     try:
-        with xml_file(folder, names[0]).open("rb") as file:
+        with reading.opened(xml_file(folder, names[0])) as file:
             start = file.read(BYTES_LOOKED_AT).replace(b"\0", b"")
     except OSError:
         return True  # to be said when it is read

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.annotations import SHOWN, Box, ImageRow, ObjectRow, are_finite, dataset_of
 from ssd300_vgg16.data.categories import told_apart
 from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Category, Dataset, Fate, Problems
@@ -18,6 +19,7 @@ from ssd300_vgg16.errors import UserError
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
 LABELS_OF = {"images": "labels", "Images": "Labels", "JPEGImages": "labels"}  # folders; the last is darknet's for VOC
+MAX_LINE = 10_000  # bytes
 
 
 def load_yolo(
@@ -125,15 +127,19 @@ def _report_other_labels(
 
 def _is_label_file(file: Path, classes: int) -> bool:
     """Whether a text file begins with an object, unlike a list of names that lies beside."""
-    lines = some_lines(file) if file.is_file() else []
-    return bool(lines) and not isinstance(_parse(lines[0], classes), str)
+    try:
+        with reading.opened(file) as opened:
+            first = opened.read(MAX_LINE).decode("utf-8-sig", "ignore").strip().partition("\n")[0]
+    except (OSError, ValueError):
+        return False
+    return not isinstance(_parse(first, classes), str)
 
 
 def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Problems) -> Iterator[ObjectRow]:
     """The well-formed objects of one image; none if it has no file of labels."""
     try:
         file = next(filter(Path.exists, _label_files(image.path)), None)
-        lines = read_lines(file) if file else []
+        lines = read_lines(file, reading.LABEL_BYTES) if file else []
     except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
         problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT, image_index)
         return

@@ -1,6 +1,8 @@
 """What describes a data set in YOLO's layout: data.yaml, darknet's obj.data, or a list of class names."""
 
+import os
 import re
+import reprlib
 from dataclasses import dataclass, field
 from fnmatch import filter as matching
 from fnmatch import fnmatchcase
@@ -9,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.image_files import IMAGE_SUFFIXES
 from ssd300_vgg16.data.layout import (
     WHOLE,
@@ -22,6 +25,7 @@ from ssd300_vgg16.data.layout import (
     split_named,
 )
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.text import printable
 
 SPLITS = ("train", "val", "test")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -29,6 +33,8 @@ YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 ROBOFLOW_NAMES = "_darknet.labels"
 NAMES_FILES = (ROBOFLOW_NAMES, "*.names", "classes.txt", "labels.txt")
 FILES_LOOKED_AT = 20
+_SHOWN = reprlib.Repr()  # of lists that hold one long text again and again, the whole would fill the memory
+_SHOWN.maxstring = _SHOWN.maxother = 80
 _DATA_KEY = re.compile(r"names\s*=")
 LABEL_LINE = re.compile(r"\d+(\.0)?( -?[\d.]+(e-?\d+)?){4,}\s*")
 
@@ -53,7 +59,7 @@ def find_yolo_splits(data: Path) -> Splits:
     Many files name splits that were never made: beside a training split that is there, these are left out.
     """
     places = read_description(data).places
-    there = {split: those for split, those in places.items() if all(map(Path.exists, those))}
+    there = {split: those for split, those in places.items() if all(map(_exists, those))}
     needed = ("train",) if "train" in there else ("train", "val", WHOLE)
     return {split: those for split, those in places.items() if split in there or split in needed}
 
@@ -63,8 +69,8 @@ def places_of(description: YoloDescription, split: str) -> tuple[Path, ...]:
     if split not in description.places:
         raise UserError(f"{description.file}: {split}: this key is absent; it names the folder of the {split} images")
     for place in description.places[split]:
-        if not place.exists():
-            raise UserError(f"{description.file}: {split}: there is no {place}")
+        if not _exists(place):
+            raise UserError(f"{description.file}: {split}: there is no {printable(str(place))}")
     return description.places[split]
 
 
@@ -126,7 +132,7 @@ def _has_labels(files: dict[Path, frozenset[str]]) -> bool:
 def some_lines(file: Path) -> list[str]:
     """The lines of a text file; none if it cannot be read."""
     try:
-        return [line for _, line in read_lines(file)]
+        return [line for _, line in read_lines(file, reading.LABEL_BYTES)]
     except UserError:
         return []
 
@@ -155,9 +161,20 @@ def _read_yaml(file: Path) -> YoloDescription:
     return YoloDescription(file, _names(content, file), root, places, notes)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's, where an alias stands for one value: of lists, a few hundred bytes would make billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        node = super().compose_node(parent, index)
+        if is_alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="an alias (*) of more than one value: write them out", problem_mark=mark)
+        return node
+
+
 def _content(file: Path) -> dict:
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.load(read_text(file, reading.YAML_BYTES), _Loader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{file}{line}: not valid YAML: {error.problem}") from None
@@ -176,17 +193,21 @@ def _root(path: object, file: Path, named: dict[str, list[str]], notes: list[str
     if path is None:
         return file.parent
     if not isinstance(path, str):
-        raise UserError(f"{file}: path: must be the name of a folder, not {path!r:.80}")
+        raise UserError(f"{file}: path: must be the name of a folder, not {_SHOWN.repr(path)}")
     root = file.parent / _expanded(path)  # an absolute path stays as it is
-    if root.is_dir():
+    if os.path.isdir(root):  # noqa: PTH112 - is_dir() raises for what is too long for a name, as exists() does
         return root
     moved = [*(file.parent / shorter for shorter in shorter_paths(path)), file.parent, file.parent.parent / path]
     first = next((entry for entries in named.values() for entry in entries), None)
     for folder in moved:
-        if first and _place(first, folder).exists():
+        if first and _exists(_place(first, folder)):
             notes.append(f"{file}: path: there is no {root}; taken to be {folder}, where the images are")
             return folder
     raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def _expanded(path: str) -> Path:
@@ -199,19 +220,21 @@ def _expanded(path: str) -> Path:
 def _entries(value: Any, split: str, file: Path) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(isinstance(entry, str) and entry.strip() for entry in values):
-        raise UserError(f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {value!r:.80}")
+        raise UserError(
+            f"{file}: {split}: must be a folder, a list of folders or a .txt file, not {_SHOWN.repr(value)}"
+        )
     return [entry.strip() for entry in values]
 
 
 def _place(entry: str, root: Path) -> Path:
     """A folder or file by its path, from another machine maybe; ../train/images may be meant for train/images."""
     place = root / _expanded(entry)
-    if place.exists():
+    if _exists(place):
         return place
     for shorter in shorter_paths(entry):
         # A last folder alone is often called images, for each of the splits.
-        is_telling = "/" in shorter or split_named(Path(shorter), root) != WHOLE or (root / shorter).is_file()
-        if is_telling and (root / shorter).exists():
+        is_telling = "/" in shorter or split_named(Path(shorter), root) != WHOLE or os.path.isfile(root / shorter)  # noqa: PTH113
+        if is_telling and _exists(root / shorter):
             return root / shorter
     return place
 
@@ -227,16 +250,16 @@ def _names(content: dict, file: Path) -> tuple[str, ...]:
     for index, name in enumerate(names):
         # YAML takes a class called no or 1.5 for a truth value or a number.
         if type(name) not in (str, int) or not str(name).strip():
-            raise UserError(f"{file}: names: the name of class {index} is {name!r:.80}; put names in quotes")
+            raise UserError(f"{file}: names: the name of class {index} is {_SHOWN.repr(name)}; put names in quotes")
     # It is worth nothing beside the names, but a difference tells of a file that was edited by half.
     count = content.get("nc")
     if count is not None and (type(count) is not int or count != len(names)):
-        raise UserError(f"{file}: nc: {count!r:.80}, but there are {len(names)} names")
+        raise UserError(f"{file}: nc: {_SHOWN.repr(count)}, but there are {len(names)} names")
     return tuple(str(name).strip() for name in names)
 
 
 def _listed_names(file: Path) -> tuple[str, ...]:
-    names = tuple(line for _, line in read_lines(file))
+    names = tuple(line for _, line in read_lines(file, reading.LABEL_BYTES))
     if not names:
         raise UserError(f"{file}: no class names there")
     return names
@@ -244,7 +267,7 @@ def _listed_names(file: Path) -> tuple[str, ...]:
 
 def _read_data_file(file: Path) -> YoloDescription:
     """darknet's .data: lines like "train = data/train.txt"; paths are those of the machine that it was trained on."""
-    pairs = [line.partition("=") for _, line in read_lines(file)]
+    pairs = [line.partition("=") for _, line in read_lines(file, reading.LABEL_BYTES)]
     content = {key.strip(): value.strip() for key, _, value in pairs if value.strip()}
     if "names" not in content:
         raise UserError(f"{file}: names: this key is absent; it names the file of the classes' names")
@@ -255,7 +278,7 @@ def _read_data_file(file: Path) -> YoloDescription:
     keys = {"train": "train", "valid": "val", "val": "val", "test": "test"}
     places: Splits = {split: (_place(content[key], file.parent),) for key, split in keys.items() if key in content}
     # Tools write "valid = data/valid.txt" whether there is one or not.
-    places = {split: those for split, those in places.items() if split == "train" or those[0].exists()}
+    places = {split: those for split, those in places.items() if split == "train" or _exists(those[0])}
     return YoloDescription(file, names, file.parent, places)
 
 

@@ -6,6 +6,7 @@ Imports neither OneFlow nor onnx.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, InvalidGraph, InvalidProtobuf
 
-from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16 import reading
 from ssd300_vgg16.deploy.foreign_model import refuse_foreign
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import thread_count
 from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
-from ssd300_vgg16.network.variants import VARIANTS
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 # What goes into the network and comes out of it, by their names in the model.
@@ -145,7 +145,7 @@ def exported_network(path: Path, device: str) -> tuple[OnnxRuntimeNetwork, Model
     Raises UserError for a file that is missing, no ONNX model, or not one of this package's, by all that it holds.
     """
     try:
-        content = path.read_bytes()
+        content = reading.read_bytes(path, reading.WEIGHTS_BYTES)
         refuse_foreign(path, content)
         network = OnnxRuntimeNetwork(content, device=device)
     except OSError as error:
@@ -169,13 +169,13 @@ def _description(path: Path, about: dict[str, str]) -> ModelDescription | None:
     try:
         threshold = float(about["score_threshold"])
         note = f"{path} holds detections scored above {threshold:g}: those below are not measured"
-        return ModelDescription(
-            int(about["num_classes"]),
-            float(about["width"]),
-            tuple(Category(**category) for category in json.loads(about["categories"])),
-            VARIANTS[about["variant"]],
-            (note,) if threshold > SCORE_THRESHOLD else (),
-        )
+        value = {
+            "num_classes": int(about["num_classes"]),
+            "width": float(about["width"]),
+            "categories": json.loads(about["categories"]),
+            "variant": about["variant"],
+        }
+        return replace(ModelDescription.from_json(value), notes=(note,) if threshold > SCORE_THRESHOLD else ())
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
 

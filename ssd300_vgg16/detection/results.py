@@ -9,17 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
 import yaml
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detection.files import ImageFile
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import GrowingFile, make_folder, sha256_of, told, write_atomically
+from ssd300_vgg16.schema import loads_as, read_json_as
 from ssd300_vgg16.text import spreadsheet_cell
 from ssd300_vgg16.weights.locate import find_weights
 
@@ -29,7 +32,17 @@ _CLOSED = b"\n]\n"
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "score", "category_id", "name")
 NAMES = "data.yaml"
 FIRST_LINE = "# Classes of what infer.sh found: labels/*.txt\n"
+MAX_LINE = 1 << 20  # bytes of a row
 MAX_FOLDER_NAME = 60  # letters, which are up to 240 bytes of the 255 that a file system takes
+
+
+class _Row(TypedDict):
+    """Of a row of detections.json, what is read again."""
+
+    file_name: str
+    bbox: list[float]
+    score: float
+    category_name: str
 
 
 class JsonList:
@@ -54,12 +67,12 @@ class JsonList:
     def rows(path: Path) -> Iterator[tuple[dict, int]]:
         """The rows in the file, one at a time, and where in it each ends; those before a line that is cut off."""
         place = 0
-        with path.open("rb") as file:
-            for line in file:
+        with reading.opened(path) as file:
+            while line := file.readline(MAX_LINE):
                 row = line.rstrip(b",\n")
                 if row.startswith(b"{"):
                     try:
-                        yield json.loads(row), place + len(row)
+                        yield loads_as(row, _Row), place + len(row)
                     except ValueError:
                         return
                 place += len(line)
@@ -127,7 +140,11 @@ def progress_of(results: Path, files: Sequence[ImageFile], settings: dict[str, o
         if results.exists():
             raise UserError(f"--resume: {results} is complete; without --resume it is made anew")
         return Progress()
-    former = json.loads(settings_file.read_bytes())
+    try:
+        former = read_json_as(settings_file, dict[str, Any])
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--resume: {settings_file} is damaged ({reason}): leave --resume out to begin anew") from error
     if other := [name for name in settings if former.get(name) != settings[name]]:
         raise UserError(
             f"--resume: {part} was begun with other {', '.join(other)}: give the same, or leave --resume out to begin "
@@ -136,6 +153,8 @@ def progress_of(results: Path, files: Sequence[ImageFile], settings: dict[str, o
     by_path = {str(file.path): file for file in files}
     rows: dict[ImageFile, list[tuple[dict, int]]] = {}
     for row, end in JsonList.rows(part):
+        if row.keys() < _Row.__annotations__.keys() or row["file_name"] not in by_path:
+            break  # no row of this detection: what follows is made anew
         rows.setdefault(by_path[row["file_name"]], []).append((row, end))
     # Rows of the last may be missing. Pictures are drawn behind the rows: what a kill has prevented is made up for.
     begun = settings_file.stat().st_mtime_ns
@@ -154,9 +173,14 @@ def progress_of(results: Path, files: Sequence[ImageFile], settings: dict[str, o
 def refuse_others_labels(output: Path, labels: Path) -> None:
     """Raises UserError if labels, or a data.yaml, are there that `write_names` has not put there: a data set's own."""
     yaml_file = output / NAMES
-    ours = yaml_file.is_file() and yaml_file.read_bytes().startswith(FIRST_LINE.encode())
+    ours = yaml_file.is_file() and _begins_as_ours(yaml_file)
     if not ours and (there := [path for path in (yaml_file, labels) if path.exists()]):
         raise UserError(f"--save-txt: {there[0]} is there and not of infer.sh's making; name another --output-dir")
+
+
+def _begins_as_ours(path: Path) -> bool:
+    with reading.opened(path) as file:
+        return file.read(len(FIRST_LINE)) == FIRST_LINE.encode()
 
 
 def write_names(output: Path, categories: Sequence[Category]) -> None:

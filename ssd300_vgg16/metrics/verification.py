@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.coco import JOINED
 from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.layout import read_json
 from ssd300_vgg16.metrics.coco_ap import STATISTICS, CocoMetrics
 from ssd300_vgg16.metrics.coco_results import CocoResults
 
@@ -56,7 +56,7 @@ def verification_of(metrics: CocoMetrics, results: CocoResults, dataset: Dataset
     of a file of which annotations were left out, are converted from what was read here.
     """
     notes = []
-    truth = json.loads(Path(dataset.name).read_text(encoding="utf-8-sig")) if dataset.kind == "coco" else None
+    truth = read_json(Path(dataset.name)) if dataset.kind == "coco" else None
     # Images that were joined and numbers that were texts are not what pycocotools would read.
     is_plain = truth and not (dataset.problems.notes or JOINED in dataset.problems.counts)
     if truth and is_plain and len(truth["annotations"]) == sum(len(sample.labels) for sample in dataset.samples):

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,6 +23,71 @@ AUGMENTATIONS = {
     "hflip": "mirroring (hflip)",
 }
 SHARES = {1: "all", 0.5: "half", 0.25: "a quarter", 0.125: "an eighth"}
+
+
+class _Data(TypedDict, total=False):
+    name: str
+    images: int
+    objects: int
+    sha256: str
+
+
+class Environment(TypedDict, total=False):
+    """Of environment.json, what is read again."""
+
+    data: dict[str, _Data]
+    processes: int
+    steps: int
+    device: str
+    cpu: str
+    gpus: str
+    oneflow: str
+    git_commit: str | None
+
+
+class _ClassFigures(TypedDict, total=False):
+    AP: float
+    AP50: float
+    objects: int
+
+
+class _Best(TypedDict, total=False):
+    score_threshold: float | None
+
+
+class Metrics(TypedDict, total=False):
+    """Of coco_metrics.json, what is read again."""
+
+    per_class: dict[str, _ClassFigures]
+    best_f1: _Best
+
+
+_Marks = list[list[float | str | None]]
+
+
+class _Picture(TypedDict, total=False):
+    file: str
+    path: str
+    jpeg: str
+    size: list[int]
+    scale: list[float]
+    marks: _Marks
+
+
+class _Detected(TypedDict, total=False):
+    step: int
+    epoch: int
+    images: list[_Marks]
+
+
+class Album(TypedDict, total=False):
+    """run_page.json."""
+
+    state: str
+    classes: list[str]
+    samples: list[_Picture]
+    validation: list[_Picture]
+    detections: list[_Detected]
 
 
 @dataclass(frozen=True)

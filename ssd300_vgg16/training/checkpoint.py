@@ -4,13 +4,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import name_also
+from ssd300_vgg16.schema import check
 from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
+from ssd300_vgg16.weights.tensors import refuse_not_finite
 
 # A checkpoint is a file of weights whose other tensors have names that begin so.
 OPTIMIZER_PREFIX = "optimizer/"
@@ -31,9 +34,9 @@ class Progress:
     epoch: int = 0
     best_ap: float = -1.0
     # The fields' names are keys in checkpoints: another name for this one would make older files unreadable.
-    readings: dict[str, list] = field(default_factory=dict)
+    readings: dict[str, list[Any]] = field(default_factory=dict)
     metrics_length: int = 0
-    data: dict = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         prefix = next(prefix for prefix in parts if name.startswith(prefix))
         parts[prefix][name.removeprefix(prefix)] = array
     try:
+        check(header["progress"], Progress)
         progress = Progress(**header["progress"])
-    except TypeError as error:
+        if min(progress.step, progress.epoch, progress.metrics_length) < 0:
+            raise ValueError("a count below 0")
+        refuse_not_finite(tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"{path}: a checkpoint of another version of this program: use --load to start from it"
         ) from error

@@ -1,6 +1,5 @@
 """A run's folder: its options and environment, its metrics, its checkpoints."""
 
-import json
 import os
 import shlex
 import subprocess
@@ -8,15 +7,37 @@ import time
 from contextlib import AbstractContextManager, suppress
 from itertools import chain, count
 from pathlib import Path
+from typing import TypedDict, get_type_hints
 
-from ssd300_vgg16 import files
+from ssd300_vgg16 import files, reading
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import is_temporary, write_atomically, write_json
+from ssd300_vgg16.schema import check, loads_as, read_json_as
+from ssd300_vgg16.training.config import TrainOptions
 from ssd300_vgg16.weights.locate import BEST, LAST, OPTIONS, find_weights
 
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 RUNS = Path("runs")
+
+
+class _Command(TypedDict, total=False):
+    step: int
+    command: str
+
+
+class _Kept(TypedDict, total=False):
+    """What options.json has beside `TrainOptions`."""
+
+    commands: list[_Command]
+    val_images_folder: str
+
+
+class _Row(TypedDict, total=False):
+    """A line of metrics.jsonl; the others of its fields are numbers or texts."""
+
+    kind: str
+    step: int
 
 
 def folder_of(resume: str | None, output_dir: str | None) -> Path:
@@ -106,17 +127,28 @@ def _git_commit() -> str | None:
 
 
 def read_options(folder: Path) -> dict:
-    """The options a run was started with; UserError if the folder holds no run."""
+    """The options a run was started with; UserError if the folder holds no run, or they are of other types."""
     try:
-        return json.loads((folder / OPTIONS).read_text())
+        return read_json_as(folder / OPTIONS, {**get_type_hints(TrainOptions), **get_type_hints(_Kept)})
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no run ({OPTIONS} is missing or damaged)") from error
+        reason = "" if isinstance(error, FileNotFoundError) else f": {getattr(error, 'strerror', None) or error}"
+        raise UserError(f"{folder}: no run ({OPTIONS} is missing or damaged{reason})") from error
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All whole lines of metrics.jsonl; a last line cut off by a crash is left out."""
+    """All whole lines of metrics.jsonl; a last line cut off by a crash is left out, as is what is no line of figures.
+
+    Raises UserError if the file cannot be read.
+    """
     rows = []
-    for line in (folder / METRICS).read_text().splitlines():
+    try:
+        lines = reading.read_bytes(folder / METRICS, reading.METRICS_BYTES).splitlines()
+    except OSError as error:
+        raise UserError(f"{folder / METRICS} could not be read ({error.strerror})") from error
+    for line in lines:
         with suppress(ValueError):
-            rows.append(json.loads(line))
+            row = loads_as(line, _Row)
+            check(row, dict[str, float | str | None])
+            if row.keys() >= {"kind", "step"}:
+                rows.append(row)
     return rows

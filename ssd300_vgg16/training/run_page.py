@@ -25,7 +25,8 @@ from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.metrics.coco_results import CocoResults
-from ssd300_vgg16.report.run_page import RUNNING, SHOWN_SCORE, Run, run_page
+from ssd300_vgg16.report.run_page import RUNNING, SHOWN_SCORE, Album, Environment, Metrics, Run, run_page
+from ssd300_vgg16.schema import read_json_as
 from ssd300_vgg16.text import printable
 from ssd300_vgg16.training.run_folder import ENVIRONMENT, METRICS, read_metrics, read_options
 
@@ -42,15 +43,18 @@ def read_run(folder: Path) -> Run:
     """What the folder holds of a run. Raises UserError if it holds none, or a file is damaged."""
     options = read_options(folder)
     rows = read_metrics(folder) if (folder / METRICS).exists() else []
-    environment, metrics, album = (_read(folder / name) for name in (ENVIRONMENT, "coco_metrics.json", ALBUM))
+    environment, metrics = _read(folder / ENVIRONMENT, Environment), _read(folder / "coco_metrics.json", Metrics)
+    album = _read(folder / ALBUM, Album)
     return Run(printable(str(folder)), options, environment, rows, metrics, album)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, kind: type) -> dict:
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): remove it") from error
+        return read_json_as(path, kind)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({getattr(error, 'strerror', None) or error}): remove it") from error
 
 
 def write_run_page(folder: Path) -> Path:
@@ -72,7 +76,7 @@ class RunPage:
     ) -> None:
         """The run begins or goes on; training pictures are made by its pool, unless they are there."""
         with self._harmless():
-            self._album = _read(self._folder / ALBUM)
+            self._album = _read(self._folder / ALBUM, Album)
             names = {category.label: category.name for category in categories}
             if "samples" not in self._album:
                 self._album["samples"] = _training_pictures(samples, config, pool, names)

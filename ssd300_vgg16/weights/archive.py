@@ -14,6 +14,8 @@ from ssd300_vgg16.errors import UserError
 
 MAX_MEMBERS = 10_000
 MAX_UNPACKED_BYTES = 2 << 30
+# Weights hardly shrink: beyond the first, an archive that unpacks to more than so many of its own bytes holds none.
+FREE_BYTES, MAX_RATIO = 128 << 20, 20
 # A tar may give a member a long name in a header of its own, which is read whole and searched.
 MAX_LONG_NAME_BYTES = 64 << 10
 # What the readers of the standard library raise. RuntimeError: headers upon headers in a tar, a zip with a password.
@@ -29,7 +31,7 @@ def read_tar(file: BinaryIO, gzipped: bool) -> dict[str, bytes]:
     Raises UserError for a name that leads outside, a link, a device, too many members, too many bytes, and damage.
     """
     # The bytes are counted behind gzip: what a small file unpacks to is what fills the memory.
-    unpacked = _Counted(gzip.GzipFile(fileobj=file) if gzipped else file)
+    unpacked = _Counted(gzip.GzipFile(fileobj=file) if gzipped else file, _length(file))
     files = {}
     try:
         with tarfile.open(fileobj=unpacked, mode="r|", bufsize=CHUNK, tarinfo=_Header) as archive:
@@ -67,7 +69,8 @@ def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The entries of a zip; raises UserError for the contents that `read_tar` refuses, by what the zip says of them."""
     entries = archive.infolist()
     _check_count(len(entries))
-    _check_bytes(sum(entry.file_size for entry in entries))
+    packed = sum(entry.compress_size for entry in entries)
+    _check_bytes(sum(entry.file_size for entry in entries), packed)
     for entry in entries:
         name = _checked_name(entry.filename)
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -90,7 +93,14 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header, refused before tarfile reads on if it asks for what no honest name needs."""
+    """A member's header, refused before tarfile reads on if it asks for what no honest name or file needs."""
+
+    def _sparse(self, *_: object) -> "_Header":
+        # Else a map of its parts is read, whose length the file says.
+        raise UserError(f"its member {self.name!r:.120} {NO_FILE}")
+
+    # tarfile's own names for what reads each of the four forms.
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -103,14 +113,15 @@ class _Header(tarfile.TarInfo):
 class _Counted(io.BufferedIOBase):
     """A stream that gives no more than MAX_UNPACKED_BYTES."""
 
-    def __init__(self, stream: BinaryIO | gzip.GzipFile):
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, packed: int):
         self.stream = stream
+        self.packed = packed
         self.count = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = self.stream.read(-1 if size is None else size)
         self.count += len(content)
-        _check_bytes(self.count)
+        _check_bytes(self.count, self.packed)
         return content
 
 
@@ -119,9 +130,17 @@ def _check_count(count: int) -> None:
         raise UserError(f"it is an archive of more than {MAX_MEMBERS:,} members; unpack it yourself if you trust it")
 
 
-def _check_bytes(count: int) -> None:
-    if count > MAX_UNPACKED_BYTES:
-        raise UserError(f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; unpack it yourself if you trust it")
+def _check_bytes(count: int, packed: int) -> None:
+    limit = min(MAX_UNPACKED_BYTES, FREE_BYTES + MAX_RATIO * packed)
+    if count > limit:
+        raise UserError(f"it unpacks to more than {limit:,} bytes; unpack it yourself if you trust it")
+
+
+def _length(file: BinaryIO) -> int:
+    here = file.tell()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(here)
+    return length
 
 
 def _checked_name(name: str) -> str:

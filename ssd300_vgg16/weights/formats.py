@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import temporary_files_told
 from ssd300_vgg16.text import listed
@@ -82,14 +83,14 @@ def read_contents(path: Path) -> Contents:
             if not any((path / mark).is_file() for mark in (PICKLE, DONE)):
                 raise UserError(f"it is a folder without OneFlow's weights (neither {PICKLE} nor {DONE}). {READ_HERE}")
             return Contents("OneFlow folder", *read_flow_folder(files_on_disk(path), ""))
-        if not path.is_file():
-            raise UserError("no such file of weights")
-        with path.open("rb") as file:
+        with reading.opened(path, reading.WEIGHTS_BYTES) as file:
             return _of_file(file, path)
     except MemoryError as error:
         raise UserError(f"{path}: larger than the memory of this machine") from error
-    except OSError as error:
-        raise UserError(f"{path} could not be read ({error.strerror or error})") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file of weights") from error
+    except (OSError, ValueError) as error:  # a null byte in its name
+        raise UserError(f"{path} could not be read ({getattr(error, 'strerror', None) or error})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights.restricted_pickle import PICKLE_BYTES, StandIn, read_pickle, same
 from ssd300_vgg16.weights.tensors import BFLOAT16, check_shape, item_size, numbers, read_network
@@ -67,8 +68,8 @@ def files_on_disk(folder: Path) -> Files:
 
     def read(name: str) -> bytes:
         # No more than was measured: what is no file of a disk may say 0 bytes, and never end.
-        with (folder / name).open("rb") as file:
-            return file.read(sizes[name]) if sizes[name] else b""
+        with reading.opened(folder / name) as file:
+            return file.read(sizes[name])
 
     return Files(sizes, read)
 

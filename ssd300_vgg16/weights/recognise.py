@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
-from ssd300_vgg16.data.dataset import BACKGROUND, Category
+from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import PIXEL_MEAN, variant_of
 from ssd300_vgg16.text import listed
@@ -15,6 +15,7 @@ from ssd300_vgg16.weights.formats import Contents, read_contents
 from ssd300_vgg16.weights.parameter_names import CLASSIFICATION, CONV1_1, FC6, FC7, MAX_MAPS, PROJECTS, VGG16, Project
 from ssd300_vgg16.weights.published import TAKE_BGR
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
+from ssd300_vgg16.weights.tensors import refuse_not_finite
 
 TRUNK_CHANNELS = 64  # of conv1_1 at width 1
 BOXES_OF_LAST_MAP = 4
@@ -24,13 +25,13 @@ STATE_OF_TRAINING = ("optimizer/", "average/")
 COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in enumerate(COCO_CATEGORIES, start=1))
 # About those of SSD300 at width 1, without class scores; and those that score a class.
 PARAMETERS, PARAMETERS_PER_CLASS = 23_000_000, 130_000
-MAX_WIDTH = 100
 FEW_PARAMETERS = 100_000_000  # a network of no more is built for comparison even if most of it is missing
 # Outputs, background included, to whose classes these are.
 KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
 # What torchvision's and flowvision's classifiers take: RGB in 0..1, minus this mean, divided by this deviation.
 CLASSIFIER_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float64)
 CLASSIFIER_DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float64)
+MAX_LAYERS = 32  # of a classifier, looked at
 CONV5_3 = "backbone.extra.0.5"
 
 
@@ -67,6 +68,10 @@ def recognise(contents: Contents, path: Path) -> Weights:
         names = listed(list(given), max_names=8) or "none"
         raise UserError(f"{path}: neither an SSD-VGG16 nor a VGG16. It is a {contents.format}; its tensors: {names}")
     tensors = {project.table[name]: array for name, array in given.items() if name in project.table}
+    try:
+        refuse_not_finite({name: array for name, array in given.items() if name in project.table})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     unused = [name for name in given if name not in project.table]
     notes: list[str] = []
     description: ModelDescription | None = None
@@ -93,15 +98,8 @@ def recognise(contents: Contents, path: Path) -> Weights:
 
 def _refuse_impossible(description: ModelDescription, tensors: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError for what no network is, or none with these tensors: it is not to be built to find that out."""
+    description.refuse_impossible()
     classes, width = description.num_classes, description.width
-    if not (type(classes) is int and classes >= 2):
-        raise ValueError(f"{classes!r} outputs")
-    if not (type(width) in (int, float) and 0 < width < MAX_WIDTH):
-        raise ValueError(f"width {width!r:.40}")
-    for category in description.categories:
-        whole = type(category.label) is type(category.id) is int and type(category.name) is str
-        if not (whole and BACKGROUND < category.label < classes):
-            raise ValueError(f"{category!r} among {classes} outputs")
     biases = [array for name, array in tensors.items() if name.startswith(CLASSIFICATION) and name.endswith(".bias")]
     if not any(bias.size and bias.size % classes == 0 for bias in biases):
         raise ValueError(f"{classes} outputs, of which no class scores are")
@@ -136,6 +134,7 @@ def _is_classifier(tensors: Mapping[str, np.ndarray]) -> bool:
     They are not finite in the trunk that torchvision published for training SSDs, which is made for SSD's pixels.
     """
     weights = [array for name, array in tensors.items() if name.startswith("classifier.") and array.size]
+    weights = weights[:MAX_LAYERS]  # of a file made up of a million, each of which is the same numbers
     return bool(weights) and all(np.isfinite(array).all() for array in weights)
 
 

@@ -5,18 +5,30 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16 import reading
+from ssd300_vgg16.data.dataset import BACKGROUND, MAX_NAME_LETTERS, Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
-from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, Variant
+from ssd300_vgg16.network.variants import MAX_CLASSES, MAX_WIDTH, SSD300_VGG16, VARIANTS, Variant
+from ssd300_vgg16.schema import check
 
 HEADER = "ssd300_vgg16"
 CHECKSUM = "crc32"
+
+
+class _Description(TypedDict):
+    """What `ModelDescription.as_json` gives."""
+
+    num_classes: int
+    width: float
+    categories: list[Category]
+    variant: str
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,23 @@ class ModelDescription:
 
     @classmethod
     def from_json(cls, value: dict) -> "ModelDescription":
-        """The description that `as_json` wrote; raises KeyError or TypeError if it is none."""
+        """The description that `as_json` wrote; raises KeyError, TypeError or ValueError if it is none."""
+        check(value, _Description)
         categories = tuple(Category(**category) for category in value["categories"])
         variant = VARIANTS[value.get("variant", SSD300_VGG16.name)]  # the first files did not name it
-        return cls(value["num_classes"], value["width"], categories, variant)
+        description = cls(value["num_classes"], value["width"], categories, variant)
+        description.refuse_impossible()
+        return description
+
+    def refuse_impossible(self) -> None:
+        """Raises ValueError for what no network is."""
+        if not 2 <= self.num_classes <= MAX_CLASSES:
+            raise ValueError(f"{self.num_classes} outputs")
+        if not 0 < self.width <= MAX_WIDTH:
+            raise ValueError(f"width {self.width:g}")
+        for category in self.categories:
+            if not BACKGROUND < category.label < self.num_classes or len(category.name) > MAX_NAME_LETTERS:
+                raise ValueError(f"category {category.label}, {category.name!r:.80}, among {self.num_classes} outputs")
 
 
 def save_weights(
@@ -84,18 +109,23 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """As `read_weights`, whose messages name the file."""
-    if not path.is_file():
-        raise UserError("no such file of weights")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with (
+            reading.opened(path, reading.WEIGHTS_BYTES) as opened,
+            safe_open(f"/proc/self/fd/{opened.fileno()}", framework="numpy") as file,
+        ):
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if not isinstance(header, dict):
+            raise UserError("its header is not one that this package wrote; copy it again")
+        if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
+            raise UserError("damaged (its checksum is another than when it was written); copy it again")
+    except FileNotFoundError as error:
+        raise UserError("no such file of weights") from error
+    except OSError as error:
+        raise UserError(f"could not be read ({error.strerror or error})") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"not a whole safetensors file ({error}); was its copying interrupted?") from error
-    if not isinstance(header, dict):
-        raise UserError("its header is not one that this package wrote; copy it again")
-    if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):
-        raise UserError("damaged (its checksum is another than when it was written); copy it again")
     return tensors, header
 
 

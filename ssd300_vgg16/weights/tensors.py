@@ -1,7 +1,7 @@
 """Tensors in a checkpoint: which of its mappings is the network, and arrays out of raw bytes, checked."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, TypeGuard, TypeVar
 
@@ -76,7 +76,19 @@ def _rank(path: tuple[str, ...]) -> int:
     return -NAMES_OF_NETWORKS.index(path[-1]) if known else -len(NAMES_OF_NETWORKS)
 
 
+def refuse_not_finite(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError, which names the first, if one holds NaN, infinity, or what is infinite in float32."""
+    for name, array in tensors.items():
+        # Comparisons with NaN are false.
+        if array.size and not (array.min() >= -_LARGEST and array.max() <= _LARGEST):
+            raise UserError(
+                f"its tensor {name!r:.120} holds NaN or infinity, with which nothing is detected or learned: "
+                "take a file from before that, or export it again"
+            )
+
+
 MAX_DIMENSIONS = 8
+_LARGEST = np.finfo(np.float32).max
 MAX_NUMBERS = 2**40
 BFLOAT16 = "bfloat16"
 

@@ -374,6 +374,38 @@ def test_the_cache_that_was_is_accepted():
     assert with_data("--cache", "ram") == with_data()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": -5}, "--seed: -5 is not a whole number from 0 up"),
+        ({"seed": "5"}, "seed is '5', not a whole number"),
+        ({"seed": None}, "seed is None, not a whole number"),
+        ({"width": 1e9}, "--width: 1000000000.0 is more than 8"),
+        ({"num_classes": 10**9}, "--num_classes: 1000000000 is more than 30,000"),
+        ({"batch_size": 10**9}, "--batch-size: 1000000000 is more than 16,384"),
+        ({"lr_steps": 5}, "lr_steps is 5, not a list"),
+        ({"lr_steps": [5, "x"]}, r"lr_steps\[1\] is 'x', not a whole number"),
+        ({"lr": float("nan")}, "lr is nan, not a number"),
+        ({"epochs": True}, "epochs is True, not a whole number"),
+        ({"optimizer": "lion"}, "--optimizer: invalid choice: 'lion'"),
+        ({"data_path": ["a"]}, r"data_path is \['a'\], not a text"),
+        ({"load": "x" * (2 << 20)}, "load is 'xx.*xx', not a text"),
+    ],
+)
+def test_options_that_no_run_was_begun_with_are_refused(tmp_path, changes, said):
+    saved_run(tmp_path / "run", **changes)
+    with pytest.raises(UserError, match=rf"run.*options\.json.*{said}"):
+        parse("--resume", "run")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "5", "[" * 100_000, '{"seed": ' + "9" * 5000 + "}", "\xff"])
+def test_what_are_no_options_is_refused(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "options.json").write_text(content, "latin-1")
+    with pytest.raises(UserError, match=r"run: no run \(options\.json is missing or damaged: "):
+        parse("--resume", "run")
+
+
 def saved_run(folder, **changes):
     """A run's folder with the options of a narrow run, and what else is kept with them."""
     options = with_data("--preset", "narrow", "--seed", 7, "--print-freq", 3).as_json()

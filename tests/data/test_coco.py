@@ -85,7 +85,7 @@ def test_crowds_and_absent_fields(load):
     assert dataset.samples[0].areas.tolist() == [150, 200, 200]
 
 
-@pytest.mark.parametrize("ids", [(0, 5), (-3, 10**30), (90, 2**40)])
+@pytest.mark.parametrize("ids", [(0, 5), (-3, 2**63 - 1), (90, 2**40)])
 def test_any_ids(load, ids):
     low, high = ids
     dataset = load(
@@ -307,6 +307,8 @@ def test_the_category_above_the_others_is_left_out(load):
     rows = [annotation(1), annotation(2, category_id=0)]
     names = [category.name for category in load(document(annotations=rows, categories=categories)).categories]
     assert names == ["pets", "dog", "cat"]
+    categories[2]["supercategory"] = ["pets"]  # a file may say anything
+    assert [category.name for category in load(document(categories=categories)).categories] == ["dog", "cat"]
 
 
 @pytest.mark.parametrize(

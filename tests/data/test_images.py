@@ -513,8 +513,8 @@ def test_what_is_no_file_is_named(tmp_path, read):
         (tmp_path / "absent.jpg", "no such file"),
         (tmp_path, "is a directory"),
         ("a\0b", "embedded null byte"),
-        (tmp_path / "p.jpg", "a named pipe, not an image file"),
-        ("/dev/zero", "a device or socket"),
+        (tmp_path / "p.jpg", "a named pipe, not a file"),
+        ("/dev/zero", "a device, not a file"),
     ):
         with pytest.raises(ImageError) as error:
             read(path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data import matching
 from ssd300_vgg16.data.matching import match, objects_of, training_targets
 from ssd300_vgg16.network.variants import default_boxes
 
@@ -100,6 +101,13 @@ def test_300_objects():
     assert {box: matched[box] for box in last_of} == last_of
     offsets, _ = training_targets(objects, np.ones(300, dtype=np.int64), default_boxes())
     assert np.isfinite(offsets).all()
+
+
+def test_objects_are_matched_in_parts_as_all_at_once(monkeypatch):
+    objects = random_objects(np.random.default_rng(13), 50)
+    whole = match(objects, default_boxes())
+    monkeypatch.setattr(matching, "OBJECTS_AT_ONCE", 7)
+    np.testing.assert_array_equal(match(objects, default_boxes()), whole)
 
 
 def test_training_targets_say_label_and_place_of_the_matched_object():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -354,6 +355,27 @@ def test_a_checkpoint_brings_back_all_of_it(tmp_path):
     for name, array in (weights | momentum).items():
         np.testing.assert_array_equal({**loaded.model, **loaded.optimizer}[name], array)
     np.testing.assert_array_equal(loaded.average["average"], weights["backbone.scale_weight"])
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "average"])
+def test_a_training_does_not_go_on_from_nan(tmp_path, part):
+    for step, number in ((1, 0.0), (2, np.nan)):
+        tensors = {"w": np.array([1.0, number], dtype=np.float32)}
+        parts = {"model": {"w": np.ones(1)}, "optimizer": {}, "average": {}} | {part: tensors}
+        save_checkpoint(tmp_path, Checkpoint(**parts, progress=Progress(step)), DESCRIPTION, 2)
+    path, _, problems = newest_checkpoint(tmp_path)
+    assert path == step_file(tmp_path, 1)
+    assert "w' holds NaN or infinity" in problems[0] and str(tmp_path / LAST) in problems[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": -1}, {"step": "9"}, {"metrics_length": -5}, {"best_ap": None}, {"new": 1}]
+)
+def test_a_progress_that_cannot_be_is_refused(tmp_path, changes):
+    extra = {"progress": asdict(Progress(9)) | changes}
+    save_weights(tmp_path / LAST, {"w": np.ones(1)}, DESCRIPTION, extra)
+    with pytest.raises(UserError, match=r"last\.safetensors: a checkpoint of another version"):
+        load_checkpoint(tmp_path / LAST)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

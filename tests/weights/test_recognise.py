@@ -1,17 +1,19 @@
 """Whose names a file's tensors have, and which network they make: by state dicts built as those projects build them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_weights import NAMES, convolutions, foreign_detector, published_order, thin
+from foreign_weights import NAMES, convolutions, foreign_detector, published_order, random_detector, thin
+from safetensors.numpy import save_file
 
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import VARIANTS
 from ssd300_vgg16.weights.formats import Contents
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, LUFFICC, PUBLISHED
-from ssd300_vgg16.weights.recognise import CLASSIFIER_DEVIATION, CLASSIFIER_MEAN, recognise
+from ssd300_vgg16.weights.recognise import CLASSIFIER_DEVIATION, CLASSIFIER_MEAN, read_as_ssd, recognise
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 FILE = Path("weights.pth")
@@ -120,6 +122,16 @@ def test_state_of_training_is_left_aside():
     assert found.unused == ()
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_a_tensor_that_is_not_finite_is_named(tmp_path, number):
+    tensors = {name: array.astype(np.float64) for name, array in random_detector("lufficc").items()}
+    name = list(tensors)[-3]
+    tensors[name].flat[-1] = number
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=rf"w\.safetensors: its tensor '{re.escape(name)}' holds NaN or infinity"):
+        read_as_ssd(tmp_path / "w.safetensors")
+
+
 def test_reduced_vgg16():
     theirs = foreign_detector("amdegroot", 300, 3)
     trunk = {name.removeprefix("vgg."): array for name, array in theirs.items() if name.startswith("vgg.")}
@@ -196,10 +208,10 @@ def test_the_authors_own_weights_are_turned_to_rgb():
 def test_numbers_that_serve_many_tensors_are_counted_once():
     """A small file of views of one array is not taken for a network of hundreds of millions of parameters."""
     zeros = np.zeros(20_000_000, dtype=np.float32)
-    header = {"model": {"num_classes": 3, "width": 10, "categories": []}}
+    header = {"model": {"num_classes": 3, "width": 8, "categories": []}}
     names = [name for name in published_order(300) if name.endswith(("weight", "bias"))]
     tensors = {name: zeros[:12] if name.endswith("bias") else zeros for name in names}
-    tensors[CONV1_1] = zeros[: 640 * 27].reshape(640, 3, 3, 3)
+    tensors[CONV1_1] = zeros[: 512 * 27].reshape(512, 3, 3, 3)
     with pytest.raises(UserError, match="20,000,000 parameters are too few"):
         read(tensors, header)
 
