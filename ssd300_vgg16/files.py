@@ -168,7 +168,9 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
         aside.replace(path)
     except OSError as error:
         if not path.parent.exists():
-            raise UserError(f"{path} could not be written: its folder is gone, removed or moved meanwhile") from error
+            raise UserError(
+                f"{path} could not be written: its folder is not there, or was removed or moved meanwhile"
+            ) from error
         raise UserError(
             f"{path} could not be written ({error.strerror or error}){_advice(error)}; its former version is whole"
         ) from error

@@ -115,7 +115,7 @@ def in_step(monkeypatch, number, do):
 
 def test_a_training_whose_folder_goes_ends_with_a_sentence(place, monkeypatch, capsys):
     in_step(monkeypatch, 2, lambda: shutil.rmtree(place / "run"))
-    with pytest.raises(UserError, match=r"run/step-.*safetensors could not be written: its folder is gone, removed or"):
+    with pytest.raises(UserError, match=r"run/step-.*safetensors could not be written: its folder is not there, or"):
         train.main(TRAIN)
     assert "Go on with" not in capsys.readouterr().out, "there is nothing to go on with"
 
@@ -162,6 +162,6 @@ def test_a_detection_whose_folder_goes_ends_at_once(place, monkeypatch, go):
 def test_a_file_whose_folder_goes_is_no_former_version(tmp_path):
     folder = tmp_path / "gone"
     folder.mkdir()
-    with pytest.raises(UserError, match="its folder is gone"), open_atomically(folder / "file") as file:
+    with pytest.raises(UserError, match="its folder is not there"), open_atomically(folder / "file") as file:
         file.write(b"x")
         shutil.rmtree(folder)

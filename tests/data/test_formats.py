@@ -54,7 +54,8 @@ def test_an_image_that_has_lost_its_annotations_is_known_from_an_empty_one(tmp_p
         files = {"1": xml(thing()), "2": xml(), "3": xml(thing(" "))}
         write_voc(tmp_path / "data", files, {"train": ["1", "2", "3"], "val": ["1"]})
     elif kind == "yolo":
-        write_yolo(tmp_path / "data", {"a": GOOD, "b": "", "c": "0\n", "d": None, "e": b"\xff\xfe\x00"})
+        labels = {"a": GOOD, "b": "", "c": "0\n", "d": None, "e": b"\xff\xfe\x00"}
+        write_yolo(tmp_path / "data", labels, "train: images/train\nval: images/train\nnames: [cat, dog]\n")
     else:
         emptied(shapes_folder(tmp_path, 3, 1), 2).rename(tmp_path / "data")
         path = tmp_path / "data" / "annotations" / "instances_train.json"

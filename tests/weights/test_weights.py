@@ -126,11 +126,11 @@ def test_a_new_file_takes_the_place_of_the_former_in_one_step(path, tensors):
     assert path.with_name("opened").read_bytes() == before != path.read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("nothing", "No such file or directory"), ("file", "Not a directory")])
+@pytest.mark.parametrize(("kind", "reason"), [("nothing", ": its folder is not"), ("file", r" \(Not a directory\)")])
 def test_a_folder_that_is_none_is_named(tmp_path, tensors, kind, reason):
     (tmp_path / "file").touch()
     path = tmp_path / kind / "ssd.safetensors"
-    with pytest.raises(UserError, match=rf"{kind}/ssd\.safetensors could not be written \({reason}\)"):
+    with pytest.raises(UserError, match=rf"{kind}/ssd\.safetensors could not be written{reason}"):
         save_weights(path, tensors, DESCRIPTION)
 
 
