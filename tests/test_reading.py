@@ -46,7 +46,7 @@ def reads_a_file(call: ast.Call) -> bool:
     if function.endswith((".read_text", ".read_bytes")) or function in WHOLE:
         return True
     if function.rpartition(".")[2] == "open":
-        return not re.search(r"""['"]r?[wax+]\+?b?['"]|['"]r\+b['"]|O_WRONLY|O_CREAT""", arguments)
+        return not re.search(r"""['"]r?[wax+]\+?b?['"]|['"]r\+b['"]|O_WRONLY|O_RDWR|O_CREAT""", arguments)
     return False
 
 
