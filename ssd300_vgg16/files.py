@@ -168,9 +168,7 @@ def open_atomically(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
         aside.replace(path)
     except OSError as error:
         if not path.parent.exists():
-            raise UserError(
-                f"{path} could not be written: its folder is not there, or was removed or moved meanwhile"
-            ) from error
+            raise UserError(f"{path} could not be written: its folder is not there, or no longer") from error
         raise UserError(
             f"{path} could not be written ({error.strerror or error}){_advice(error)}; its former version is whole"
         ) from error
@@ -209,7 +207,7 @@ def name_also(path: Path, other: Path) -> None:
         os.link(path, link)
         link.replace(other)
     except OSError:
-        with open_atomically(other) as copy, path.open("rb") as source:
+        with open_atomically(other) as copy, reading.opened(path) as source:
             shutil.copyfileobj(source, copy)
     finally:
         with suppress(OSError):  # it is still there if both were names of one file
@@ -238,7 +236,7 @@ class GrowingFile:
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{self._path} is a link or no file at all, and nothing is written to it: remove it")
         if status.st_nlink > 1:
-            with open_atomically(self._path) as copy, self._path.open("rb") as source:
+            with open_atomically(self._path) as copy, reading.opened(self._path) as source:
                 shutil.copyfileobj(source, copy)
 
     def refuse_removed(self) -> None:

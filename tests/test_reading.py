@@ -28,6 +28,7 @@ PACKAGE = Path(ssd300_vgg16.__file__).parent
 OWN = {
     "reading.py",
     "machine.py",
+    "cli/streams.py",
     "report/html_page.py",
     "self_test/__init__.py",
     "weights/download.py",

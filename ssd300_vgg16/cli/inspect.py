@@ -11,7 +11,7 @@ from ssd300_vgg16.cli.streams import outlive_readers
 from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import write_atomically
+from ssd300_vgg16.files import make_folder, write_atomically
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
@@ -155,7 +155,7 @@ def _output(options: argparse.Namespace, source: DataSource) -> Path:
     if not options.output_dir and any(here.is_relative_to(folder.resolve()) for folder in folders):
         raise UserError("the current folder is the data set's own: name one for the page with --output-dir")
     output = Path(options.output_dir or FOLDER)
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, output)
     return output
 
 
