@@ -228,9 +228,7 @@ def _run(trainer: Trainer) -> Evaluation | None:
         _end_page(trainer, f"stopped after step {trainer.progress.step:,}; go on with {command}")
         raise
     except Exception as error:
-        # Of several processes one fails alone, but for errors that all agree on: then the supervisor says it.
-        alone = trainer.world.world_size == 1 or isinstance(error, UserError)
-        if alone and (trainer.folder / run_folder.OPTIONS).exists():
+        if (trainer.folder / run_folder.OPTIONS).exists():  # and was not removed meanwhile
             trainer.world.say(f"Ended in step {trainer.progress.step + 1}. {run_folder.how_to_go_on(trainer.folder)}")
         _end_page(trainer, f"ended by an error: {error}")
         raise
