@@ -96,6 +96,8 @@ def train(options: TrainOptions) -> int:
             return 0
         if world.is_first:
             _begin(trainer, setup)
+            alone.close()
+            alone.enter_context(run_folder.held(folder))  # its log may be a new file by now
         world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer)}", *cut_short)
         world.say(f"Watch it: open {folder / PAGE} in a browser.")
         evaluation = _run(trainer)

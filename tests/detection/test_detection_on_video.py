@@ -129,8 +129,9 @@ def test_another_call_is_at_work_on_the_same_video(weights):
     make_video()
     Path("detections").mkdir()
     with (
+        held(Path("detections"), ""),
         held(Path("detections/clip.part.jsonl"), ""),
-        pytest.raises(UserError, match=r"detections/clip\.mp4: another infer\.sh is at work on it: wait"),
+        pytest.raises(UserError, match=r"another infer\.sh is at work .*: wait for its end"),
     ):
         infer.main(options(weights, "clip.mp4"))
     assert os.listdir("detections") == ["clip.part.jsonl"]  # noqa: PTH208 - nothing else was begun
