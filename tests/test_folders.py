@@ -144,7 +144,7 @@ def test_images_that_are_gone_before_the_last_steps_stop_a_training(place, monke
     with pytest.raises(UserError, match=r"2 of the last 6 training images cannot be read: see that their disk"):
         train.main(TRAIN)
     assert load_checkpoint(place / "run" / LAST).progress.step == read_metrics(place / "run")[-1]["step"] == 5
-    assert "Ended in step 6. Go on with:\n  bash train.sh --resume run\n" in capsys.readouterr().out
+    assert "Ended after step 5. Go on with:\n  bash train.sh --resume run\n" in capsys.readouterr().out
 
 
 def test_an_evaluation_whose_folder_goes_is_written_all_the_same(place, monkeypatch):

@@ -147,7 +147,7 @@ def test_memory_that_is_short_while_data_is_read_costs_no_step(place, monkeypatc
     with pytest.raises(MemoryError):
         train.main([*map(str, arguments), "--preset", "narrow", "--epochs", "1", "--device", "cpu"])
     assert load_checkpoint(tmp_path / "run" / LAST).progress.step == 2
-    assert f"Ended in step 3. Go on with:\n  bash train.sh --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert f"Ended after step 2. Go on with:\n  bash train.sh --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

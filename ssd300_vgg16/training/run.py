@@ -231,7 +231,7 @@ def _run(trainer: Trainer) -> Evaluation | None:
         raise
     except Exception as error:
         if (trainer.folder / run_folder.OPTIONS).exists():  # and was not removed meanwhile
-            trainer.world.say(f"Ended in step {trainer.progress.step + 1}. {run_folder.how_to_go_on(trainer.folder)}")
+            trainer.world.say(f"Ended after step {trainer.progress.step}. {run_folder.how_to_go_on(trainer.folder)}")
         _end_page(trainer, f"ended by an error: {error}")
         raise
     finally:
