@@ -113,6 +113,24 @@ def in_step(monkeypatch, number, do):
     monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
+@pytest.mark.parametrize("log", ["new", "of a run that goes on"])
+def test_a_training_keeps_others_out_as_long_as_it_runs(place, monkeypatch, log):
+    looked = []
+
+    def look():
+        with pytest.raises(UserError, match="another train"), run_folder.held(place / "run"):
+            pass
+        looked.append(True)
+
+    if log != "new":
+        train.main([*TRAIN, "--epochs", "1"])
+    in_step(monkeypatch, 2, look)
+    train.main(TRAIN if log == "new" else ["--resume", "run", "--epochs", "2", "--device", "cpu", "-j", "0"])
+    assert looked
+    with run_folder.held(place / "run"):
+        pass
+
+
 def test_a_training_whose_folder_goes_ends_with_a_sentence(place, monkeypatch, capsys):
     in_step(monkeypatch, 2, lambda: shutil.rmtree(place / "run"))
     with pytest.raises(UserError, match=r"run/step-.*safetensors could not be written: its folder is not there, or"):
@@ -126,7 +144,7 @@ def test_images_that_are_gone_before_the_last_steps_stop_a_training(place, monke
     with pytest.raises(UserError, match=r"2 of the last 6 training images cannot be read: see that their disk"):
         train.main(TRAIN)
     assert load_checkpoint(place / "run" / LAST).progress.step == read_metrics(place / "run")[-1]["step"] == 5
-    assert "Ended in step 6. Go on with:\n  bash train.sh --resume run\n" in capsys.readouterr().out
+    assert "Ended after step 5. Go on with:\n  bash train.sh --resume run\n" in capsys.readouterr().out
 
 
 def test_an_evaluation_whose_folder_goes_is_written_all_the_same(place, monkeypatch):

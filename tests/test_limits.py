@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from small_data import environment, shapes, shapes_folder, start, untrained_run
 
-from ssd300_vgg16 import machine
+from ssd300_vgg16 import machine, train
+from ssd300_vgg16.data import loader
 from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
@@ -19,12 +20,14 @@ from ssd300_vgg16.detection import pipeline
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import told
 from ssd300_vgg16.machine import is_short_of_memory, memory_is_short, refuse_tight_limits
+from ssd300_vgg16.training.checkpoint import load_checkpoint
+from ssd300_vgg16.weights.locate import LAST
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("limits")
-    shapes_folder(folder, 2, 1)
+    shapes_folder(folder, 4, 1)
     untrained_run(folder / "untrained")
     return folder
 
@@ -128,6 +131,23 @@ def test_an_image_is_not_left_out_for_what_the_machine_lacks(place, monkeypatch)
     monkeypatch.undo()
     path.write_bytes(b"no image")
     assert len(read()[0].unreadable) == 1 and isinstance(pipeline._read(path, 300), ImageError)
+
+
+def test_memory_that_is_short_while_data_is_read_costs_no_step(place, monkeypatch, tmp_path, capsys):
+    real, calls = loader._training_batch, iter(range(1, 100))
+
+    def short(*arguments):
+        # The first is for the page of the run.
+        if next(calls) == 4:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(loader, "_training_batch", short)
+    arguments = ("--data-path", place / "shapes", "--output-dir", tmp_path / "run", "--width", 0.02, "-b", 1, "-j", 0)
+    with pytest.raises(MemoryError):
+        train.main([*map(str, arguments), "--preset", "narrow", "--epochs", "1", "--device", "cpu"])
+    assert load_checkpoint(tmp_path / "run" / LAST).progress.step == 2
+    assert f"Ended after step 2. Go on with:\n  bash train.sh --resume {tmp_path / 'run'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

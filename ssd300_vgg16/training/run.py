@@ -101,6 +101,8 @@ def train(options: TrainOptions) -> int:
             return 0
         if world.is_first:
             _begin(trainer, setup)
+            alone.close()
+            alone.enter_context(run_folder.held(folder))  # its log may be a new file by now
         world.say(f"Run folder: {folder}. Device: {device}. {_summary(trainer)}", *cut_short)
         world.say(f"Watch it: open {folder / PAGE} in a browser.")
         evaluation = _run(trainer)
@@ -241,10 +243,8 @@ def _run(trainer: Trainer) -> Evaluation | None:
         _end_page(trainer, f"stopped after step {trainer.progress.step:,}; go on with {command}")
         raise
     except Exception as error:
-        # Of several processes one fails alone, but for errors that all agree on: then the supervisor says it.
-        alone = trainer.world.world_size == 1 or isinstance(error, UserError)
-        if alone and (trainer.folder / run_folder.OPTIONS).exists():
-            trainer.world.say(f"Ended in step {trainer.progress.step + 1}. {run_folder.how_to_go_on(trainer.folder)}")
+        if (trainer.folder / run_folder.OPTIONS).exists():  # and was not removed meanwhile
+            trainer.world.say(f"Ended after step {trainer.progress.step}. {run_folder.how_to_go_on(trainer.folder)}")
         _end_page(trainer, f"ended by an error: {error}")
         raise
     finally:

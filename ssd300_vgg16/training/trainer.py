@@ -82,9 +82,9 @@ class Trainer:
     def train(self) -> Evaluation | None:
         """Train to the last step of the schedule, from `progress` on; returns the last evaluation, if there was one.
 
-        A signal ends with a checkpoint of the last whole step and Stopped; so does, as UserError, trouble with the
-        data; where many images have vanished, the checkpoint is from before. A loss that is not finite raises NotFinite
-        and leaves the former checkpoint as it is.
+        A signal ends with a checkpoint of the last whole step and Stopped; so does trouble with the data, mostly as
+        UserError; where many images have vanished, the checkpoint is from before. A loss that is not finite raises
+        NotFinite and leaves the former checkpoint as it is.
         """
         evaluation = None
         with self.stop:
@@ -265,5 +265,5 @@ def _next(batches: Iterator[TrainingBatch]) -> _Taken | None:
         return next(batches), None
     except StopIteration:
         return None
-    except UserError as error:
+    except Exception as error:  # memory may be short, or a file be one too many
         return None, error

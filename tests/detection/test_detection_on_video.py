@@ -19,6 +19,7 @@ from ssd300_vgg16.data.videos import Frame, Video
 from ssd300_vgg16.detection import video
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.files import held
 
 RATE = 12.5
 COUNT = 25
@@ -122,6 +123,18 @@ def test_a_broken_video_ends_with_what_was_done(weights, capsys):
     assert capsys.readouterr().err == (
         f"clip.avi: no more pictures after {seconds}: the rest is missing, damaged or cut away\n"
     )
+
+
+def test_another_call_is_at_work_on_the_same_video(weights):
+    make_video()
+    Path("detections").mkdir()
+    with (
+        held(Path("detections"), ""),
+        held(Path("detections/clip.part.jsonl"), ""),
+        pytest.raises(UserError, match=r"another infer\.sh is at work .*: wait for its end"),
+    ):
+        infer.main(options(weights, "clip.mp4"))
+    assert os.listdir("detections") == ["clip.part.jsonl"]  # noqa: PTH208 - nothing else was begun
 
 
 def test_what_was_done_before_a_stop_is_kept(weights, tmp_path, no_hang):

@@ -1,8 +1,11 @@
 """A training killed at any moment and gone on with is, bit for bit, the training that was left alone."""
 
+import os
 import random
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,45 +23,61 @@ SECONDS_OF_TRAINING = 6.0  # about what there is to kill it in, on a machine tha
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
-    """The folder in which a training was left alone; its run is called `whole`."""
-    folder = tmp_path_factory.mktemp("kill")
-    shapes_folder(folder, 16, 2)
-    process = run("train", *SETTINGS, "--output-dir", "whole", folder=folder, variables=ONE_THREAD)
-    assert process.returncode == 0, process.stderr
-    return folder
+    """A folder in which a training of so many processes was left alone; its run is called `whole`."""
+    folders = {}
+
+    def folder_of(processes):
+        if processes not in folders:
+            folders[processes] = folder = tmp_path_factory.mktemp("kill")
+            shapes_folder(folder, 16, 2)
+            variables = {**ONE_THREAD, "NPROC": processes}
+            process = run("train", *SETTINGS, "--output-dir", "whole", folder=folder, variables=variables)
+            assert process.returncode == 0, process.stderr
+        return folders[processes]
+
+    return folder_of
 
 
-def kill_in_mid_training(folder, arguments, moment):
-    """Kill it that many seconds after its first words; False if it was at its end by then."""
-    process = start("train", *arguments, folder=folder, variables=ONE_THREAD)
+def kill_in_mid_training(folder, arguments, variables, moment, choose):
+    """Kill it, or one of its ranks, that many seconds after its first words; False if it had ended by then."""
+    process = start("train", *arguments, "--restarts", 0, folder=folder, variables=variables)
     for line in process.stdout:
         if line.startswith("Run folder"):
             break
     time.sleep(moment)
-    process.send_signal(signal.SIGKILL)
+    ranks = []
+    if variables["NPROC"] > 1:  # the children of a process alone are no ranks
+        with suppress(FileNotFoundError):
+            ranks = list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    with suppress(ProcessLookupError):
+        os.kill(choose([process.pid, *ranks]), signal.SIGKILL)
     process.communicate()
-    return process.returncode == -signal.SIGKILL
+    return process.returncode != 0
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
-def test_a_training_killed_again_and_again_ends_as_one_left_alone(left_alone, kills):
+@pytest.mark.parametrize(
+    ("kills", "processes"), [(3, 1), *(pytest.param(20, count, marks=pytest.mark.long) for count in (1, 2))]
+)
+def test_a_training_killed_again_and_again_ends_as_one_left_alone(left_alone, kills, processes):
     seed = random.randrange(1 << 32)
     print(f"moments of death: seed {seed}")
     moments = random.Random(seed)
+    folder, variables = left_alone(processes), {**ONE_THREAD, "NPROC": processes}
     name = f"killed-{kills}"
     begin, go_on = [*SETTINGS, "--output-dir", name], ["--resume", name, "-j", 0, "--device", "cpu"]
     arguments = begin
     for _ in range(kills):
-        if not kill_in_mid_training(left_alone, arguments, moments.uniform(0, SECONDS_OF_TRAINING / kills * 1.5)):
+        moment = moments.uniform(0, SECONDS_OF_TRAINING / kills * 1.5)
+        if not kill_in_mid_training(folder, arguments, variables, moment, moments.choice):
             break
         arguments = go_on
-    process = run("train", *go_on, folder=left_alone, variables=ONE_THREAD)
+    process = run("train", *go_on, folder=folder, variables=variables)
     assert process.returncode == 0, process.stderr
-    assert metrics_without_times(left_alone / name) == metrics_without_times(left_alone / "whole")
+    assert metrics_without_times(folder / name) == metrics_without_times(folder / "whole")
     for file in (LAST, BEST):
-        resumed, expected = (load_file(left_alone / run_name / file) for run_name in (name, "whole"))
+        resumed, expected = (load_file(folder / run_name / file) for run_name in (name, "whole"))
         assert resumed.keys() == expected.keys()
         for tensor, array in expected.items():
             np.testing.assert_array_equal(resumed[tensor], array, err_msg=f"{file} {tensor}")
-    left = [path.name for path in (left_alone / name).iterdir() if path.name.startswith(".")]
+    left = [path.name for path in (folder / name).iterdir() if path.name.startswith(".")]
     assert left == [], "what a save was killed at is not left behind"
