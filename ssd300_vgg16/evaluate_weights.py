@@ -90,7 +90,7 @@ def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Pat
             f"\nF1 is best, {best['f1']:.3f}, for detections scored above {best['score_threshold']:.2f}: "
             f"precision {best['precision']:.3f}, recall {best['recall']:.3f}"
         )
-    output.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
+    make_folder(output, output)  # it may have been removed meanwhile
     write_json(output / "coco_metrics.json", metrics)
     evaluation.results.write(output / "detections.json")
     write_evaluation_page(evaluation, metrics, about, output)

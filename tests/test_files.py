@@ -81,6 +81,7 @@ WRITERS |= {"link", "symlink", "hardlink_to", "symlink_to", "rename", "VideoWrit
 ALLOWED = {
     "cli/command_line.py": {"open"},  # /dev/null
     "cli/streams.py": {"open"},  # /dev/null
+    "errors.py": {"touch"},  # in a folder of our own
     "data/shapes.py": {"mkdir"},
     "deploy/cache.py": {"mkdir"},
     "data/decoder.py": {"fdopen"},  # memory

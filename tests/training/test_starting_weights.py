@@ -253,7 +253,7 @@ def test_published_weights_are_tested_and_leave_nothing_in_the_cache(server, pla
         assert re.search(r"^AP50 +0.50 +all", output, re.MULTILINE)
         assert f"written: evaluations/{NAME}/coco_metrics.json, " in output
     assert len(server.requests) == 1
-    assert names(tmp_path / "cache") == ["weights.pth", "weights.pth.json"]
+    assert names(tmp_path / "cache") == ["onnx", "weights.pth", "weights.pth.json"]
 
 
 def test_published_weights_detect_by_their_name(server, place, tmp_path, monkeypatch):
