@@ -1,6 +1,7 @@
 """Whatever fails to be written while a command works: it ends in one sentence, and no file looks whole that is not.
 
-Each write, sync, close, renaming and link of a command fails once, in turn: the command is run once to count them.
+Each write, sync, close, renaming and link of a command fails in turn: the command is run once to count them. After
+every second one the disk stays full.
 """
 
 import errno
@@ -30,7 +31,7 @@ class Faults:
     """Counts what is asked of the system, and has the one of that number fail: each with the error that it can have."""
 
     def __init__(self, monkeypatch):
-        self.count, self.failing = 0, None
+        self.count, self.failing, self.lasting = 0, None, False
         for owner, name in ((os, "fsync"), (os, "pwrite"), (os, "link"), (Path, "replace")):
             monkeypatch.setattr(owner, name, self._failing(getattr(owner, name)))
         faults = self
@@ -55,7 +56,7 @@ class Faults:
 
     def next(self, *path):
         self.count += 1
-        if self.count == self.failing:
+        if self.count == self.failing or (self.lasting and self.failing and self.count > self.failing):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *path)
 
     def _failing(self, real):
@@ -103,7 +104,7 @@ def each_fault(faults, folder, work, enough):
     total = faults.count
     numbers = range(1, total + 1) if enough is None else np.linspace(1, total, enough + 2)[1:-1].astype(int)
     for number in numbers:
-        faults.count, faults.failing = 0, number
+        faults.count, faults.failing, faults.lasting = 0, number, number % 2 == 0
         status, message = work(folder / str(number))
         faults.failing = None
         print(f"{number} of {total}: {status} {message}")
