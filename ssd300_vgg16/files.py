@@ -192,9 +192,20 @@ def temporary_files_told() -> Iterator[None]:
 
 def new_file(path: Path) -> Path:
     """The path, where there is an empty file of our own now, for libraries that write to what has a name."""
-    path.unlink(missing_ok=True)
-    FileIO(path, "x").close()
+    with _named(path):
+        path.unlink(missing_ok=True)
+        FileIO(path, "x").close()
     return path
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have errors of the system name the path: those of files that are open do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def name_also(path: Path, other: Path) -> None:
@@ -220,15 +231,16 @@ class GrowingFile:
     def __init__(self, path: Path, end: int = 0, closing: bytes = b""):
         """end: how many bytes of what is there stay. closing: what always stands behind all that was added."""
         self.end, self._path, self._closing = end, path, closing
-        if end and path.exists():
-            self._refuse_link()
-            self._file = FileIO(path, "r+")
-            self.end = min(end, self._file.seek(0, os.SEEK_END))
-        else:
-            self.end = 0
-            self._file = FileIO(new_file(path), "r+")
-        self._file.truncate(self.end)
-        self._status = os.fstat(self._file.fileno())
+        with _named(path):
+            if end and path.exists():
+                self._refuse_link()
+                self._file = FileIO(path, "r+")
+                self.end = min(end, self._file.seek(0, os.SEEK_END))
+            else:
+                self.end = 0
+                self._file = FileIO(new_file(path), "r+")
+            self._file.truncate(self.end)
+            self._status = os.fstat(self._file.fileno())
 
     def _refuse_link(self) -> None:
         """Raises UserError for what is not a file itself; of a file that has other names too, make a copy."""
@@ -248,7 +260,7 @@ class GrowingFile:
 
     def add(self, content: bytes) -> None:
         """Write behind what is there, all of it or, after an error, none of it."""
-        with self._naming():
+        with _named(self._path):
             try:
                 self._put(content)
             except OSError:
@@ -267,21 +279,13 @@ class GrowingFile:
 
     def sync(self) -> None:
         """See that all is on the disk."""
-        with self._naming():
+        with _named(self._path):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close it; what was added is no more certain to be on the disk than before."""
-        with self._naming():
+        with _named(self._path):
             self._file.close()
-
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
 
 
 def write_atomically(path: Path, content: bytes | str, sync: bool = True) -> None:

@@ -111,12 +111,17 @@ class Door:
                 gone = late
             except OSError:
                 gone = True
-            if said.endswith(b"\n") or gone:
-                del self._unfinished[connection]
-                if (words := self._proved(connection, number, bytes(said))) is None:
-                    connection.close()
-                else:
-                    yield connection, words
+            if said.endswith(b"\n"):
+                words = self._proved(connection, number, bytes(said))
+            elif gone:
+                words = None  # and nothing is said: it may be slow, and come again
+            else:
+                continue
+            del self._unfinished[connection]
+            if words is None:
+                connection.close()
+            else:
+                yield connection, words
 
     def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)
