@@ -148,7 +148,7 @@ def _fault(entry: Any, **fields: type) -> str | None:
         if type(value) is not kind or (kind is str and not str(value).strip()):  # not isinstance: true is an int too
             return f"whose {field} is not a {'whole number' if kind is int else 'text'}"
         # Longer ones can be chosen to have one hash: to look up 100,000 of them takes hours.
-        if kind is int and value.bit_length() > MAX_ID_BITS:
+        if isinstance(value, int) and value.bit_length() > MAX_ID_BITS:
             return f"whose {field} has more than {MAX_ID_BITS} bits"
     return None
 
