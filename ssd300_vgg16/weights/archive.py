@@ -73,6 +73,8 @@ def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     _check_bytes(sum(entry.file_size for entry in entries), packed)
     for entry in entries:
         name = _checked_name(entry.filename)
+        if not entry.filename:
+            raise UserError(f"it is a zip with a member that has no name; it is damaged: {COPY_AGAIN}")
         if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"its member {name!r:.120} {NO_FILE}")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

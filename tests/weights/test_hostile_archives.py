@@ -115,6 +115,12 @@ def test_a_zip_whose_sizes_are_false_is_refused(tmp_path, declared):
     assert "copy" in refusal(path)
 
 
+@pytest.mark.parametrize("suffix", [".zip", ".pth"])
+def test_a_zip_with_a_member_without_a_name_is_refused(tmp_path, suffix):
+    name = "archive/data.pkl" if suffix == ".pth" else "w"
+    assert "no name" in refusal(zipped(tmp_path / f"a{suffix}", (name, b"}."), ("", b"x")))
+
+
 def test_a_zip_that_needs_a_password_or_rare_packing_is_refused(tmp_path):
     path = zipped(tmp_path / "a.zip", ("a", bytes(1000)))
     content = bytearray(path.read_bytes())
