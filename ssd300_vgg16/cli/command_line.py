@@ -1,7 +1,6 @@
 """What the command lines share: how they end, and options that mean the same in each."""
 
 import argparse
-import io
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ssd300_vgg16.cli.streams import print_plainly
 from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT, VAL_FRACTION
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError, is_said
@@ -25,9 +25,7 @@ BUG = "a fault of this program, and none of yours. Please report it where you ha
 
 def run(main: Callable[[list[str]], int], name: str) -> None:
     """Call main with the arguments and exit with its status; errors meant for the user come without a traceback."""
-    # Lines appear as they are written in a pipe too, and file names that are not text do not end the program.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    print_plainly()
     status = _status(main, name)
     if _is_rank():
         # Of several processes, OneFlow's own way out waits for the others, who may have gone, for ever.

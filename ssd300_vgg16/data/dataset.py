@@ -221,7 +221,8 @@ def shared_images(train: Dataset, val: Dataset) -> str | None:
     if not shared:
         return None
     return (
-        f"{len(shared)} of the {len(val.samples)} validation images are training images too, such as {shared[0]}: "
+        f"{len(shared)} of the {len(val.samples)} validation images are training images too, such as "
+        f"{printable(str(shared[0]), 500)}: "
         "what is measured on them says little about others"
     )
 

@@ -20,6 +20,7 @@ from ssd300_vgg16.data.dataset import Note
 from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, claims_too_much, count_scans, read_header
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.reading import JPEG_SCANS
+from ssd300_vgg16.text import printable
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
@@ -59,7 +60,7 @@ class ImageError(UserError):
 
     def __str__(self) -> str:
         path, reason = self.args
-        return f"{os.fspath(path)}: {reason}"
+        return f"{printable(os.fspath(path), 500)}: {reason}"
 
 
 def read_image(path: str | os.PathLike, upright: bool = False) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from ssd300_vgg16.boxes import xyxy_to_xywh
 from ssd300_vgg16.data.dataset import Category, Sample
 from ssd300_vgg16.metrics.coco_results import CocoResults, class_numbers, object_columns
+from ssd300_vgg16.text import printable
 
 # Computed as pycocotools does: the last digit decides on IoUs and recalls that equal a threshold.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
@@ -61,12 +62,13 @@ class CocoMetrics:
         rows = [f"{'':<12} {'IoU':<10} {'area':<7} {'max':>4} {'value':>7}"]
         for name, iou, area, limit in STATISTICS:
             rows.append(f"{name:<12} {iou:<10} {area:<7} {limit:>4} {self.statistics[name]:>7.3f}")
-        width = max([5, *map(len, self.per_class)])
+        names = {name: printable(name) for name in self.per_class}
+        width = max([5, *map(len, names.values())])
         headings = "".join(f" {heading:>8}" for heading in more)
         rows += ["", f"{'class':<{width}} {'objects':>8} {'AP':>7} {'AP50':>7}{headings}"]
         for name, (ap, ap50, objects) in self.per_class.items():
             further = "".join(f" {column[name]:>8.3f}" for column in more.values())
-            rows.append(f"{name:<{width}} {objects:>8} {ap:>7.3f} {ap50:>7.3f}{further}")
+            rows.append(f"{names[name]:<{width}} {objects:>8} {ap:>7.3f} {ap50:>7.3f}{further}")
         return "\n".join(rows)
 
     def as_json(self) -> dict:
