@@ -101,14 +101,18 @@ class Door:
         with contextlib.suppress(OSError):
             while True:
                 self._greet(self._listener.accept()[0])
+        while len(self._unfinished) > UNFINISHED:
+            oldest = next(iter(self._unfinished))
+            del self._unfinished[oldest]
+            oldest.close()
         for connection, (since, number, said) in list(self._unfinished.items()):
-            late = time.monotonic() - since > HELLO_SECONDS or len(self._unfinished) > UNFINISHED
+            gone = time.monotonic() - since > HELLO_SECONDS
             try:
                 part = connection.recv(MAX_LINE)
                 said += part
-                gone = not part or len(said) >= MAX_LINE
+                gone |= not part or len(said) >= MAX_LINE
             except BlockingIOError:
-                gone = late
+                pass
             except OSError:
                 gone = True
             if said.endswith(b"\n"):

@@ -68,9 +68,14 @@ def test_who_does_not_know_it_is_not(door, change):
 def test_who_says_nothing_makes_room(door, monkeypatch):
     with contextlib.ExitStack() as strangers:
         first = strangers.enter_context(connect(door))
-        for _ in range(ports.UNFINISHED + 5):
-            strangers.enter_context(connect(door))
+        for stranger in [strangers.enter_context(connect(door)) for _ in range(ports.UNFINISHED + 5)]:
+            with contextlib.suppress(OSError):  # it had to make room already
+                stranger.sendall(b"x")
+        newest = strangers.enter_context(connect(door))
+        assert seen(door, newest) == []
         assert len(door.sockets) == 1 + ports.UNFINISHED
+        newest.sendall(hello(newest))
+        assert seen(door, newest) == [b"hello"]
         first.recv(100)
         assert first.recv(100) == b""
         monkeypatch.setattr(ports, "HELLO_SECONDS", -1)

@@ -4,7 +4,7 @@ import pytest
 from gpu_stand_in import Gpu, of, run_on_gpus
 from places import REPOSITORY
 
-SHORT = REPOSITORY / "tests" / "gpu" / "short_self_test.py"
+SHORT = REPOSITORY / "tests" / "gpu" / "short_checks.py"
 WAYS = ("in single operations, TF32", "compiled, half")
 
 

@@ -84,8 +84,17 @@ class Page:
         return self._browser.call(method, self._session, **parameters)
 
     def js(self, expression: str):
-        """The value of an expression; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        """The value of an expression; a promise is waited for. Asked again where the page renews itself meanwhile."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        for _ in range(10):
+            try:
+                answer = self.call("Runtime.evaluate", **asked)
+                break
+            except AssertionError as error:
+                if "navigated" not in str(error):
+                    raise
+        else:
+            raise AssertionError(f"the page never stays long enough for {expression}")
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
