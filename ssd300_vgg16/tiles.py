@@ -1,0 +1,167 @@
+"""Detection on overlapping tiles of a large image, for objects that are too small in the whole of it.
+
+A window is (x1, y1, x2, y2) in pixels of the image: a tile, or the whole image, which is seen too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+
+import numpy as np
+
+from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.images import network_input
+from ssd300_vgg16.errors import UserError
+
+Window = tuple[int, int, int, int]
+Detected = dict[str, np.ndarray]  # of one image, as `postprocess` returns it
+# From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what waits for, and returns, what `postprocess` does.
+Begin = Callable[[np.ndarray, np.ndarray], Callable[[], list[Detected]]]
+
+MIN_SIDE, MAX_OVERLAP = 32, 0.9
+DEFAULT_OVERLAP = 0.2
+SAME = 0.45  # overlap above which two boxes are of one object: the IoU of NMS
+NEAR_EDGE = 0.02  # of a tile's side: a box that ends nearer to the edge may be cut off there
+TRUSTED = 0.5  # of the best score of an object: boxes of less do not say where it ends
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of side x side pixels, neighbours of which share the part `overlap` of their side.
+
+    Raises UserError for numbers that make no sense.
+    """
+
+    side: int
+    overlap: float = DEFAULT_OVERLAP
+
+    def __post_init__(self) -> None:
+        if self.side < MIN_SIDE:
+            raise UserError(f"tiles of {self.side} pixels: their side is {MIN_SIDE} pixels of the image, or more")
+        if not 0 <= self.overlap <= MAX_OVERLAP:
+            raise UserError(f"tiles that overlap by {self.overlap}: it is a part of their side, 0 to {MAX_OVERLAP}")
+
+    def windows(self, height: int, width: int) -> list[Window]:
+        """The whole image and, if it is larger than a tile, its tiles, row by row."""
+        whole = (0, 0, width, height)
+        if max(height, width) <= self.side:
+            return [whole]
+        return [whole, *tile_windows(height, width, self.side, self.overlap)]
+
+
+def tile_windows(height: int, width: int, side: int, overlap: float) -> list[Window]:
+    """Tiles that cover the image, row by row; the last of a row or column is moved back inside, as SAHI does it."""
+    rows, columns = (_starts(length, side, overlap) for length in (height, width))
+    return [(x, y, min(x + side, width), min(y + side, height)) for y in rows for x in columns]
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    last = max(length - side, 0)
+    return [*range(0, last, side - int(overlap * side)), last]
+
+
+def begin_on_tiles(
+    begin: Begin, images: Sequence[np.ndarray], image_size: int, tiling: Tiling, batch_size: int
+) -> Callable[[], list[Detected]]:
+    """As begin, on images uint8 [H, W, 3] of any sizes: their windows are detected on in batches, and joined.
+
+    A batch is cut out when its turn comes, a GPU's next one while it computes: memory does not grow with the tiles.
+    """
+    windows = [tiling.windows(*image.shape[:2]) for image in images]
+    todo = iter([(image, window) for image, its in zip(images, windows, strict=True) for window in its])
+
+    def batches() -> Iterator[Callable[[], list[Detected]]]:
+        while batch := list(islice(todo, batch_size)):
+            views = [image[y1:y2, x1:x2] for image, (x1, y1, x2, y2) in batch]
+            sizes_hw = np.array([view.shape[:2] for view in views])
+            yield begin(np.stack([network_input(view, image_size) for view in views]), sizes_hw)
+
+    begun = batches()
+    first = next(begun)
+
+    def finish() -> list[Detected]:
+        found = (one for former, _ in pairwise(chain([first], begun, [list])) for one in former())
+        return [join(list(islice(found, len(its))), its) for its in windows]
+
+    return finish
+
+
+def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
+    """The detections of an image from those of its windows, of which the first is the whole image.
+
+    Greedy as SAHI's GREEDYNMM: the best box of a class takes in the others of its object, and has their best score.
+    Other than there:
+    - What a window says of itself stays: NMS has decided in it. So objects within objects, and neighbours, stay.
+    - Two whole boxes are of one object by IoU, as in NMS. SAHI's share of the smaller takes a small object in a large
+      one for a part of it.
+    - A box that ends at a tile's edge within the image is a part. It belongs to a whole box that covers it, and to
+      another part if the two agree where both tiles look.
+    - The box of an object is the best whole one. SAHI's, the smallest around all, grows with each that is taken in.
+      Only parts that no window sees whole become the box around them.
+    There are at most as many as the windows have, each 200.
+    """
+    if len(windows) == 1:
+        return found[0]
+    views = np.repeat(np.arange(len(windows)), [len(of_window["scores"]) for of_window in found])
+    boxes, scores, labels = (np.concatenate([of_window[part] for of_window in found]) for part in found[0])
+    edges = np.array(windows, dtype=boxes.dtype)[views]
+    boxes += edges[:, [0, 1, 0, 1]]
+    sides = (edges[:, 2:] - edges[:, :2])[:, [0, 1, 0, 1]]
+    is_cut = (np.abs(boxes - edges) < NEAR_EDGE * sides) & (edges != windows[0])
+    # Beyond such an edge an object may go on, where its window does not look.
+    limits = np.where(is_cut, edges, np.array([-np.inf, -np.inf, np.inf, np.inf], dtype=boxes.dtype))
+    order = np.argsort(-scores, kind="stable")
+    kept = []
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        joined = _join_class(boxes[rows], limits[rows], scores[rows], views[rows])
+        boxes[rows[list(joined)]] = list(joined.values())
+        kept += rows[list(joined)].tolist()
+    kept = sorted(kept, key=lambda row: (-scores[row], row))
+    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+
+
+def _join_class(boxes: np.ndarray, limits: np.ndarray, scores: np.ndarray, views: np.ndarray) -> dict[int, np.ndarray]:
+    """Which rows stay of boxes of one class, in order of falling score, and the box that each has then."""
+    is_part = np.isfinite(limits).any(axis=1)
+    left = np.ones(len(boxes), dtype=bool)
+    joined = {}
+    for row in range(len(boxes)):
+        if not left[row]:
+            continue
+        left[row] = False
+        members = np.array([row])  # those that say where the object is
+        while True:
+            box, limit = _around(boxes[members]), _around(limits[members])
+            near = left & (boxes[:, :2] < box[2:]).all(axis=1) & (boxes[:, 2:] > box[:2]).all(axis=1)
+            rows = np.flatnonzero(near & (views[:, None] != views[members]).all(axis=1))
+            rows = rows[_of_one_object(box, limit, boxes[rows], limits[rows])]
+            left[rows] = False
+            trusted = rows[scores[rows] >= TRUSTED * scores[row]]
+            if np.isinf(limit).all() or not len(trusted):
+                break
+            whole = trusted[~is_part[trusted]]
+            members = whole[:1] if len(whole) else np.concatenate((members, trusted))
+        joined[row] = box
+    return joined
+
+
+def _around(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate((boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)))
+
+
+def _of_one_object(box: np.ndarray, limit: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Which of boxes [N, 4] are of the object of box [4], each seen within its limits: bool [N]."""
+    ours, theirs = _clipped(box, limits), _clipped(boxes, limit)
+    shared, our_area, their_area = map(box_math.area, (_clipped(ours, theirs), ours, theirs))
+    we_are_part, they_are_parts = np.isfinite(limit).any(), np.isfinite(limits).any(axis=1)
+    one_is_part = we_are_part != they_are_parts
+    part_area = our_area if we_are_part else their_area
+    return shared > SAME * np.where(one_is_part, part_area, our_area + their_area - shared)
+
+
+def _clipped(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """What of each box is within its limits, which are a box too; the two broadcast."""
+    return np.concatenate(
+        (np.maximum(boxes[..., :2], limits[..., :2]), np.minimum(boxes[..., 2:], limits[..., 2:])), axis=-1
+    )

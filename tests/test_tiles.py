@@ -1,0 +1,200 @@
+"""Tiles: every object of a large image is found exactly once, wherever the seams are."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from small_data import colours, shapes_folder, untrained_run
+from small_data import run as run_command
+
+from ssd300_vgg16 import Detector, export
+from ssd300_vgg16.boxes import iou, xywh_to_xyxy
+from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.tiles import Tiling, begin_on_tiles, join, tile_windows
+
+SIDE = 300
+
+
+@pytest.mark.parametrize("overlap", [0, 0.2, 0.9])
+@pytest.mark.parametrize(("height", "width"), [(301, 300), (1000, 777), (200, 900), (33, 1201)])
+def test_tiles_cover_each_pixel_and_neighbours_share_the_overlap(height, width, overlap):
+    windows = tile_windows(height, width, SIDE, overlap)
+    seen = np.zeros((height, width), dtype=int)
+    for x1, y1, x2, y2 in windows:
+        assert x1 >= 0 and y1 >= 0 and (x2 - x1, y2 - y1) == (min(SIDE, width), min(SIDE, height))
+        seen[y1:y2, x1:x2] += 1
+    assert seen.all() and len(set(windows)) == len(windows)
+    starts = np.unique([x1 for x1, _, _, _ in windows])
+    assert (np.diff(starts) <= SIDE - int(overlap * SIDE)).all()
+
+
+def blind_detector(rng, min_side):
+    """Sees bright patches of the network's input that are large enough there; knows nothing of tiles or objects."""
+
+    def begin(images, sizes_hw):
+        def detections():
+            for image, (height, width) in zip(images, sizes_hw, strict=True):
+                _, _, patches, _ = cv2.connectedComponentsWithStats((image[0] > 127).astype(np.uint8))
+                patches = patches[1:]
+                patches = patches[(patches[:, 2:4] >= min_side).all(axis=1)]
+                boxes = np.concatenate((patches[:, :2], patches[:, :2] + patches[:, 2:4]), axis=1)
+                scale = np.array([width, height, width, height]) / SIDE
+                scores = np.sort(rng.uniform(0.5, 1, len(boxes)).astype(np.float32))[::-1]
+                labels = np.ones(len(boxes), dtype=np.int64)
+                yield {"boxes": (boxes * scale).astype(np.float32), "scores": scores, "labels": labels}
+
+        return lambda: list(detections())
+
+    return begin
+
+
+def scene(rng, height, width, sides):
+    """An image with bright boxes of these sides, apart from each other, and the boxes."""
+    image, boxes = np.zeros((height, width, 3), dtype=np.uint8), []
+    for _ in range(400):
+        w, h = rng.integers(*sides, 2)
+        x, y = rng.integers(0, (width - w, height - h))
+        apart = 16
+        if not image[max(0, y - apart) : y + h + apart, max(0, x - apart) : x + w + apart].any():
+            image[y : y + h, x : x + w] = 255
+            boxes.append((x, y, x + w, y + h))
+    return image, np.array(boxes, dtype=np.float32)
+
+
+# In the whole image, a fifth as large, none of the first is seen, nor of the third, which do not fit in an overlap;
+# of the second all are, and the tiles see parts of them too.
+@pytest.mark.parametrize(("sides", "min_side"), [((12, 36), 8), ((45, 400), 8), ((70, 190), 39)])
+@pytest.mark.parametrize("seed", range(4))
+def test_each_object_is_found_once_with_its_box(seed, sides, min_side):
+    rng = np.random.default_rng(seed)
+    image, boxes = scene(rng, 1100, 1500, sides)
+    small, _ = scene(rng, 280, 200, (20, 40))
+    images = [image, small, image]
+    begin = blind_detector(rng, min_side)
+    found = begin_on_tiles(begin, images, SIDE, Tiling(SIDE), batch_size=7)()
+    assert len(boxes) > 10
+    for each in (found[0], found[2]):
+        overlaps = iou(boxes, each["boxes"])
+        assert len(each["boxes"]) == len(boxes)
+        assert (overlaps.max(axis=1) > 0.8).all()
+        assert (np.diff(each["scores"]) <= 0).all()
+
+
+def detections(*rows):
+    """Of a window: rows x1, y1, x2, y2, score of one class."""
+    table = np.array(rows, dtype=np.float32).reshape(-1, 5)
+    return {"boxes": table[:, :4], "scores": table[:, 4], "labels": np.ones(len(table), dtype=np.int64)}
+
+
+WINDOWS = [(0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)]  # the whole, and two tiles that share 80 to 100
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        # Neighbours in a tile, and a small one in a large one that another window sees.
+        ([[], [(10, 10, 50, 50, 0.9), (30, 10, 70, 50, 0.8)], []], [(10, 10, 50, 50, 0.9), (30, 10, 70, 50, 0.8)]),
+        ([[(5, 5, 95, 95, 0.9)], [(20, 20, 40, 40, 0.8)], []], [(5, 5, 95, 95, 0.9), (20, 20, 40, 40, 0.8)]),
+        # The same object in two windows: the better box.
+        ([[(10, 10, 50, 50, 0.7)], [(12, 10, 52, 50, 0.9)], []], [(12, 10, 52, 50, 0.9)]),
+        # A part with the better score does not outlive the whole object, nor does a second one of the same tile.
+        ([[], [(70, 10, 95, 50, 0.6)], [(0, 10, 16, 50, 0.9), (0, 12, 9, 48, 0.5)]], [(70, 10, 95, 50, 0.9)]),
+        # Nor what a box of hardly any score says of it.
+        ([[(60, 0, 170, 60, 0.05)], [], [(0, 10, 60, 50, 0.9)]], [(80, 10, 140, 50, 0.9)]),
+        # Seen whole by no window; as whole by the tiles as they can tell.
+        ([[], [(50, 10, 100, 50, 0.6)], [(0, 11, 60, 50, 0.7)]], [(50, 10, 140, 50, 0.7)]),
+        # Two neighbours that both reach into what the tiles share are no parts of one.
+        ([[], [(40, 10, 96, 50, 0.9)], [(4, 10, 60, 50, 0.8)]], [(40, 10, 96, 50, 0.9), (84, 10, 140, 50, 0.8)]),
+        # At the image's own edge nothing is cut.
+        ([[], [(0, 10, 30, 50, 0.9), (0, 10, 12, 50, 0.8)], []], [(0, 10, 30, 50, 0.9), (0, 10, 12, 50, 0.8)]),
+    ],
+)
+def test_boxes_are_joined_if_they_are_of_one_object(found, expected):
+    joined = join([detections(*rows) for rows in found], WINDOWS)
+    np.testing.assert_allclose(np.column_stack((joined["boxes"], joined["scores"])), np.array(expected, np.float32))
+
+
+def test_objects_of_other_classes_are_not_joined():
+    other = detections((10, 10, 50, 50, 0.9))
+    other["labels"] += 1
+    joined = join([detections((10, 10, 50, 50, 0.8)), other, detections()], WINDOWS)
+    assert joined["labels"].tolist() == [2, 1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return untrained_run(tmp_path_factory.mktemp("tiles") / "run")
+
+
+def test_a_detector_sees_a_large_image_in_tiles_and_a_small_one_as_ever(run):
+    plain, tiled = Detector.load(run, "cpu", 0.1), Detector.load(run, "cpu", 0.1, tiles=128, tile_overlap=0.25)
+    small, large = colours(100, 128), colours(200, 330)
+    for one, other in zip(plain([small, small]), tiled([small, small]), strict=True):
+        assert all(np.array_equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
+    windows = [(0, 0, 330, 200), *tile_windows(200, 330, 128, 0.25)]
+    views = [large[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
+    of_each = [{key: each[key] for key in ("boxes", "scores", "labels")} for each in plain(views)]
+    expected = join(of_each, windows)
+    found = tiled(large)
+    assert len(found) > 20
+    np.testing.assert_array_equal(found.boxes, expected["boxes"])
+    np.testing.assert_array_equal(found.scores, expected["scores"])
+
+
+@pytest.mark.parametrize("numbers", [(31, 0.2), (-5, 0.2), (300, 1), (300, -0.1), (300, float("nan"))])
+def test_tiles_that_make_no_sense_are_refused(run, numbers):
+    with pytest.raises(UserError, match="tiles"):
+        Detector.load(run, "cpu", tiles=numbers[0], tile_overlap=numbers[1])
+
+
+@pytest.fixture(scope="module")
+def place(run):
+    """A folder with the run, its exported model, and shapes: images of 300 to 420 pixels, one of which is broken."""
+    folder = run.parent
+    shapes_folder(folder, 1, 4)
+    (folder / "shapes" / "val" / "000002.jpg").write_bytes(b"no image")
+    assert export.main([str(run), "--to", str(folder / "whole.onnx")]) == 0
+    return folder
+
+
+TILES = ("--tiles", "200", "--tile-overlap", "0.1", "--device", "cpu", "-b", "3")
+
+
+def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place):
+    detector = Detector.load(place / "run", "cpu", 0.1, tiles=200, tile_overlap=0.1)
+    expected = [detector(place / "shapes" / "val" / f"{number:06}.jpg") for number in (1, 3, 4)]
+    assert max(map(len, expected)) > 200, "the limit is for each tile"
+    files = []
+    for count in (1, 2):
+        options = (*TILES, "--weights", "run", "--score-threshold", "0.1", "--output-dir", f"found{count}")
+        assert run_command("infer", *options, "shapes/val", folder=place, variables={"NPROC": count}).returncode == 1
+        files.append((place / f"found{count}" / "detections.json").read_bytes())
+    rows = json.loads(files[0])
+    assert files[1] == files[0]
+    for image_id, each in zip((1, 3, 4), expected, strict=True):
+        of_image = [row for row in rows if row["image_id"] == image_id]
+        np.testing.assert_allclose([row["score"] for row in of_image], each.scores, atol=1e-4)
+        boxes = xywh_to_xyxy(np.array([row["bbox"] for row in of_image]))
+        np.testing.assert_allclose(boxes, each.boxes, atol=0.1)
+    files = []
+    for count, workers in ((1, 0), (2, 1)):
+        options = (*TILES, "--weights", "run", "--data-path", "shapes", "--output-dir", f"measured{count}")
+        done = run_command("evaluate", *options, "-j", workers, folder=place, variables={"NPROC": count})
+        assert done.returncode == 1 and "on tiles of 200 pixels too" in done.stdout and "000002.jpg" in done.stdout
+        files.append(
+            [(place / f"measured{count}" / name).read_bytes() for name in ("detections.json", "coco_metrics.json")]
+        )
+    assert files[1] == files[0]
+    for image_id, each in zip((1, 3, 4), expected, strict=True):
+        scores = [row["score"] for row in json.loads(files[0][0]) if row["image_id"] == image_id]
+        shared = [score for score in scores if score > 0.11]
+        np.testing.assert_allclose(shared, each.scores[each.scores > 0.11], atol=1e-4)
+
+
+def test_an_exported_model_that_holds_its_post_processing_takes_tiles_too(place):
+    image = place / "shapes" / "val" / "000001.jpg"
+    expected, found = (Detector.load(place / name, "cpu", 0.2, tiles=200)(image) for name in ("run", "whole.onnx"))
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
+    # Of scores that differ in the last bit, two may change places.
+    assert np.isclose(found.boxes, expected.boxes, atol=0.02).all(axis=1).mean() > 0.99
