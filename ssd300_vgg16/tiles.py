@@ -106,62 +106,75 @@ def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
     boxes, scores, labels = (np.concatenate([of_window[part] for of_window in found]) for part in found[0])
     edges = np.array(windows, dtype=boxes.dtype)[views]
     boxes += edges[:, [0, 1, 0, 1]]
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores, labels, views, edges = (column[order] for column in (boxes, scores, labels, views, edges))
     sides = (edges[:, 2:] - edges[:, :2])[:, [0, 1, 0, 1]]
     is_cut = (np.abs(boxes - edges) < NEAR_EDGE * sides) & (edges != windows[0])
     # Beyond such an edge an object may go on, where its window does not look.
     limits = np.where(is_cut, edges, np.array([-np.inf, -np.inf, np.inf, np.inf], dtype=boxes.dtype))
-    order = np.argsort(-scores, kind="stable")
-    kept = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        joined = _join_class(boxes[rows], limits[rows], scores[rows], views[rows])
-        boxes[rows[list(joined)]] = list(joined.values())
-        kept += rows[list(joined)].tolist()
-    kept = sorted(kept, key=lambda row: (-scores[row], row))
-    return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}
+    pairs = _pairs_of_one_object(boxes, limits, labels, views)
+    members = _members(pairs, scores.tolist(), is_cut.any(axis=1).tolist())
+    rows = list(members)
+    around = [(*boxes[these, :2].min(axis=0), *boxes[these, 2:].max(axis=0)) for these in members.values()]
+    in_one = np.array(around, dtype=boxes.dtype).reshape(-1, 4)
+    return {"boxes": in_one, "scores": scores[rows], "labels": labels[rows]}
 
 
-def _join_class(boxes: np.ndarray, limits: np.ndarray, scores: np.ndarray, views: np.ndarray) -> dict[int, np.ndarray]:
-    """Which rows stay of boxes of one class, in order of falling score, and the box that each has then."""
-    is_part = np.isfinite(limits).any(axis=1)
-    left = np.ones(len(boxes), dtype=bool)
-    joined = {}
-    for row in range(len(boxes)):
-        if not left[row]:
-            continue
-        left[row] = False
-        members = np.array([row])  # those that say where the object is
-        while True:
-            box, limit = _around(boxes[members]), _around(limits[members])
-            near = left & (boxes[:, :2] < box[2:]).all(axis=1) & (boxes[:, 2:] > box[:2]).all(axis=1)
-            rows = np.flatnonzero(near & (views[:, None] != views[members]).all(axis=1))
-            rows = rows[_of_one_object(box, limit, boxes[rows], limits[rows])]
-            left[rows] = False
-            trusted = rows[scores[rows] >= TRUSTED * scores[row]]
-            if np.isinf(limit).all() or not len(trusted):
-                break
-            whole = trusted[~is_part[trusted]]
-            members = whole[:1] if len(whole) else np.concatenate((members, trusted))
-        joined[row] = box
-    return joined
+def _pairs_of_one_object(boxes: np.ndarray, limits: np.ndarray, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Pairs int64 [P, 2] of boxes of different windows that are of one object, each seen within its limits."""
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for view in np.unique(views):
+        # By window, so that this takes memory for the boxes of one with those that it overlaps.
+        ours, others = np.flatnonzero(views == view), np.flatnonzero(views > view)
+        seen = boxes[ours]
+        near = (boxes[others, :2] < seen[:, 2:].max(axis=0)) & (boxes[others, 2:] > seen[:, :2].min(axis=0))
+        others = others[near.all(axis=1)]
+        meet = labels[ours, None] == labels[others]
+        for axis in (0, 1):
+            meet &= seen[:, None, axis] < boxes[others, axis + 2]
+            meet &= boxes[others, axis] < seen[:, None, axis + 2]
+        rows, columns = np.nonzero(meet)
+        a, b = ours[rows], others[columns]
+        same = _are_one_object(boxes[a], limits[a], boxes[b], limits[b])
+        pairs.append(np.column_stack((a[same], b[same])))
+    return np.concatenate(pairs)
 
 
-def _around(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate((boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)))
-
-
-def _of_one_object(box: np.ndarray, limit: np.ndarray, boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """Which of boxes [N, 4] are of the object of box [4], each seen within its limits: bool [N]."""
-    ours, theirs = _clipped(box, limits), _clipped(boxes, limit)
-    shared, our_area, their_area = map(box_math.area, (_clipped(ours, theirs), ours, theirs))
-    we_are_part, they_are_parts = np.isfinite(limit).any(), np.isfinite(limits).any(axis=1)
-    one_is_part = we_are_part != they_are_parts
-    part_area = our_area if we_are_part else their_area
-    return shared > SAME * np.where(one_is_part, part_area, our_area + their_area - shared)
+def _are_one_object(a: np.ndarray, limits_a: np.ndarray, b: np.ndarray, limits_b: np.ndarray) -> np.ndarray:
+    """Whether each two boxes of a [P, 4] and b [P, 4] are of one object: bool [P]."""
+    a, b = _clipped(a, limits_b), _clipped(b, limits_a)
+    shared, area_a, area_b = map(box_math.area, (_clipped(a, b), a, b))
+    a_is_part, b_is_part = (np.isfinite(limits).any(axis=1) for limits in (limits_a, limits_b))
+    one_is_part = a_is_part != b_is_part
+    return shared > SAME * np.where(one_is_part, np.where(a_is_part, area_a, area_b), area_a + area_b - shared)
 
 
 def _clipped(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """What of each box is within its limits, which are a box too; the two broadcast."""
-    return np.concatenate(
-        (np.maximum(boxes[..., :2], limits[..., :2]), np.minimum(boxes[..., 2:], limits[..., 2:])), axis=-1
-    )
+    """What of each box is within its limits, which are a box too."""
+    return np.concatenate((np.maximum(boxes[:, :2], limits[:, :2]), np.minimum(boxes[:, 2:], limits[:, 2:])), axis=1)
+
+
+def _members(pairs: np.ndarray, scores: list[float], is_part: list[bool]) -> dict[int, list[int]]:
+    """Of boxes in order of falling score, those that are the best of their object, and which say where it is."""
+    neighbours: list[list[int]] = [[] for _ in scores]
+    for a, b in pairs.tolist():
+        neighbours[a].append(b)
+        neighbours[b].append(a)
+    members, taken = {}, [False] * len(scores)
+    for best in range(len(scores)):
+        if taken[best]:
+            continue
+        taken[best] = True
+        members[best] = new = [best]
+        while new:
+            near = sorted({other for one in new for other in neighbours[one] if not taken[other]})
+            for other in near:
+                taken[other] = True
+            new = []
+            if is_part[members[best][0]]:
+                trusted = [other for other in near if scores[other] >= TRUSTED * scores[best]]
+                if whole := [other for other in trusted if not is_part[other]]:
+                    members[best] = new = whole[:1]
+                else:
+                    members[best], new = members[best] + trusted, trusted
+    return members
