@@ -83,8 +83,8 @@ class Detector:
 
         amp: convolutions in half precision, by OneFlow on a GPU. Raises UserError elsewhere.
 
-        tiles: the side in pixels of overlapping tiles, in which an image that is larger is seen besides as a whole:
-        for objects that are too small there. tile_overlap: the part of it that neighbours share, 0 to 0.9.
+        tiles: the longer side in pixels of overlapping tiles, in which an image that is larger is seen besides as a
+        whole: for objects that are too small there. tile_overlap: the part that neighbours share, 0 to 0.9.
         """
         tiling = None if tiles is None else Tiling(tiles, tile_overlap)
         exported = is_exported(Path(path))

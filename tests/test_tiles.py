@@ -8,7 +8,7 @@ import pytest
 from small_data import colours, shapes_folder, untrained_run
 from small_data import run as run_command
 
-from ssd300_vgg16 import Detector, export
+from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.boxes import iou, xywh_to_xyxy
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.tiles import Tiling, begin_on_tiles, join, tile_windows
@@ -17,16 +17,20 @@ SIDE = 300
 
 
 @pytest.mark.parametrize("overlap", [0, 0.2, 0.9])
-@pytest.mark.parametrize(("height", "width"), [(301, 300), (1000, 777), (200, 900), (33, 1201)])
-def test_tiles_cover_each_pixel_and_neighbours_share_the_overlap(height, width, overlap):
-    windows = tile_windows(height, width, SIDE, overlap)
-    seen = np.zeros((height, width), dtype=int)
+@pytest.mark.parametrize(
+    ("size", "tile"),
+    [((301, 300), (300, 299)), ((1000, 777), (300, 233)), ((200, 900), (169, 300)), ((33, 1201), (169, 300))],
+)
+def test_tiles_cover_each_pixel_and_neighbours_share_the_overlap(size, tile, overlap):
+    whole, *windows = Tiling(SIDE, overlap).windows(*size)
+    assert whole == (0, 0, *size[::-1])
+    seen = np.zeros(size, dtype=int)
     for x1, y1, x2, y2 in windows:
-        assert x1 >= 0 and y1 >= 0 and (x2 - x1, y2 - y1) == (min(SIDE, width), min(SIDE, height))
+        assert x1 >= 0 and y1 >= 0 and (y2 - y1, x2 - x1) == tuple(np.minimum(size, tile))
         seen[y1:y2, x1:x2] += 1
     assert seen.all() and len(set(windows)) == len(windows)
     starts = np.unique([x1 for x1, _, _, _ in windows])
-    assert (np.diff(starts) <= SIDE - int(overlap * SIDE)).all()
+    assert (np.diff(starts) <= tile[1] - int(overlap * tile[1])).all()
 
 
 def blind_detector(rng, min_side):
@@ -62,9 +66,9 @@ def scene(rng, height, width, sides):
     return image, np.array(boxes, dtype=np.float32)
 
 
-# In the whole image, a fifth as large, none of the first is seen, nor of the third, which do not fit in an overlap;
-# of the second all are, and the tiles see parts of them too.
-@pytest.mark.parametrize(("sides", "min_side"), [((12, 36), 8), ((45, 400), 8), ((70, 190), 39)])
+# In the whole image, a fifth as large, none of the first is seen. Of the second all are, and tiles see parts of them.
+# The third are too large for the overlap, and too small for the whole: most are seen in parts alone.
+@pytest.mark.parametrize(("sides", "min_side"), [((12, 36), 8), ((45, 400), 8), ((60, 130), 30)])
 @pytest.mark.parametrize("seed", range(4))
 def test_each_object_is_found_once_with_its_box(seed, sides, min_side):
     rng = np.random.default_rng(seed)
@@ -96,8 +100,9 @@ WINDOWS = [(0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)]  # the whole, 
         # Neighbours in a tile, and a small one in a large one that another window sees.
         ([[], [(10, 10, 50, 50, 0.9), (30, 10, 70, 50, 0.8)], []], [(10, 10, 50, 50, 0.9), (30, 10, 70, 50, 0.8)]),
         ([[(5, 5, 95, 95, 0.9)], [(20, 20, 40, 40, 0.8)], []], [(5, 5, 95, 95, 0.9), (20, 20, 40, 40, 0.8)]),
-        # The same object in two windows: the better box.
-        ([[(10, 10, 50, 50, 0.7)], [(12, 10, 52, 50, 0.9)], []], [(12, 10, 52, 50, 0.9)]),
+        # The same object in two tiles: the better box. The whole image has no say on one so small.
+        ([[], [(82, 10, 97, 50, 0.7)], [(2, 11, 16, 51, 0.9)]], [(82, 11, 96, 51, 0.9)]),
+        ([[(12, 10, 52, 50, 0.9)], [(10, 10, 50, 50, 0.7)], []], [(10, 10, 50, 50, 0.7)]),
         # A part with the better score does not outlive the whole object, nor does a second one of the same tile.
         ([[], [(70, 10, 95, 50, 0.6)], [(0, 10, 16, 50, 0.9), (0, 12, 9, 48, 0.5)]], [(70, 10, 95, 50, 0.9)]),
         # Nor what a box of hardly any score says of it.
@@ -116,9 +121,9 @@ def test_boxes_are_joined_if_they_are_of_one_object(found, expected):
 
 
 def test_objects_of_other_classes_are_not_joined():
-    other = detections((10, 10, 50, 50, 0.9))
+    other = detections((3, 10, 16, 50, 0.9))
     other["labels"] += 1
-    joined = join([detections((10, 10, 50, 50, 0.8)), other, detections()], WINDOWS)
+    joined = join([detections(), detections((83, 10, 96, 50, 0.8)), other], WINDOWS)
     assert joined["labels"].tolist() == [2, 1]
 
 
@@ -132,7 +137,7 @@ def test_a_detector_sees_a_large_image_in_tiles_and_a_small_one_as_ever(run):
     small, large = colours(100, 128), colours(200, 330)
     for one, other in zip(plain([small, small]), tiled([small, small]), strict=True):
         assert all(np.array_equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
-    windows = [(0, 0, 330, 200), *tile_windows(200, 330, 128, 0.25)]
+    windows = [(0, 0, 330, 200), *tile_windows((200, 330), (78, 128), 0.25)]
     views = [large[y1:y2, x1:x2] for x1, y1, x2, y2 in windows]
     of_each = [{key: each[key] for key in ("boxes", "scores", "labels")} for each in plain(views)]
     expected = join(of_each, windows)
@@ -161,15 +166,16 @@ def place(run):
 TILES = ("--tiles", "200", "--tile-overlap", "0.1", "--device", "cpu", "-b", "3")
 
 
-def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place):
+def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
     detector = Detector.load(place / "run", "cpu", 0.1, tiles=200, tile_overlap=0.1)
     expected = [detector(place / "shapes" / "val" / f"{number:06}.jpg") for number in (1, 3, 4)]
     assert max(map(len, expected)) > 200, "the limit is for each tile"
-    files = []
-    for count in (1, 2):
-        options = (*TILES, "--weights", "run", "--score-threshold", "0.1", "--output-dir", f"found{count}")
-        assert run_command("infer", *options, "shapes/val", folder=place, variables={"NPROC": count}).returncode == 1
-        files.append((place / f"found{count}" / "detections.json").read_bytes())
+    options = (*TILES, "--weights", "run", "--score-threshold", "0.1", "shapes/val")
+    assert infer.main([*options, "--output-dir", "found1"]) == 1
+    done = run_command("infer", *options, "--output-dir", "found2", folder=place, variables={"NPROC": 2})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    files = [(place / f"found{count}" / "detections.json").read_bytes() for count in (1, 2)]
     rows = json.loads(files[0])
     assert files[1] == files[0]
     for image_id, each in zip((1, 3, 4), expected, strict=True):
@@ -177,14 +183,14 @@ def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place):
         np.testing.assert_allclose([row["score"] for row in of_image], each.scores, atol=1e-4)
         boxes = xywh_to_xyxy(np.array([row["bbox"] for row in of_image]))
         np.testing.assert_allclose(boxes, each.boxes, atol=0.1)
-    files = []
-    for count, workers in ((1, 0), (2, 1)):
-        options = (*TILES, "--weights", "run", "--data-path", "shapes", "--output-dir", f"measured{count}")
-        done = run_command("evaluate", *options, "-j", workers, folder=place, variables={"NPROC": count})
-        assert done.returncode == 1 and "on tiles of 200 pixels too" in done.stdout and "000002.jpg" in done.stdout
-        files.append(
-            [(place / f"measured{count}" / name).read_bytes() for name in ("detections.json", "coco_metrics.json")]
-        )
+    options = (*TILES, "--weights", "run", "--data-path", "shapes")
+    assert evaluate.main([*options, "-j", "0", "--output-dir", "measured1"]) == 1
+    output = capsys.readouterr().out
+    assert "on tiles of 200 pixels too" in output and "000002.jpg" in output
+    measured2 = ("-j", 1, "--output-dir", "measured2")
+    assert run_command("evaluate", *options, *measured2, folder=place, variables={"NPROC": 2}).returncode == 1
+    names = ("detections.json", "coco_metrics.json")
+    files = [[(place / f"measured{count}" / name).read_bytes() for name in names] for count in (1, 2)]
     assert files[1] == files[0]
     for image_id, each in zip((1, 3, 4), expected, strict=True):
         scores = [row["score"] for row in json.loads(files[0][0]) if row["image_id"] == image_id]

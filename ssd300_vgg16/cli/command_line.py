@@ -207,7 +207,7 @@ def add_tile_options(parser: argparse._ActionsContainer) -> None:
         "--tiles",
         type=tile_side,
         metavar="SIDE",
-        help="detect on overlapping tiles of so many pixels of the image too, for objects that are small in it",
+        help="detect on overlapping tiles too, so many pixels of the image long: for objects that are small in it",
     )
     parser.add_argument(
         "--tile-overlap",
