@@ -4,6 +4,7 @@ bash infer.sh                                  the newest run, on images of its 
 bash infer.sh PATH...                          images, folders (searched through) or globs
 bash infer.sh clip.mp4                         videos, or a camera by its number, as 0: docs/video.md
 bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
+bash infer.sh --tiles 640 photos/              small objects in large images: docs/tiles.md
 NPROC=2 bash infer.sh photos/                  on two GPUs, or in two processes on the CPU
 bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
 """

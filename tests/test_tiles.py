@@ -100,6 +100,11 @@ WINDOWS = [(0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)]  # the whole, 
         # Neighbours in a tile, and a small one in a large one that another window sees.
         ([[], [(10, 10, 50, 50, 0.9), (30, 10, 70, 50, 0.8)], []], [(10, 10, 50, 50, 0.9), (30, 10, 70, 50, 0.8)]),
         ([[(5, 5, 95, 95, 0.9)], [(20, 20, 40, 40, 0.8)], []], [(5, 5, 95, 95, 0.9), (20, 20, 40, 40, 0.8)]),
+        # A tile sees a part of something behind a whole one: it can tell them apart.
+        (
+            [[], [(40, 10, 90, 50, 0.9), (70, 20, 100, 40, 0.8)], []],
+            [(40, 10, 90, 50, 0.9), (70, 20, 100, 40, 0.8)],
+        ),
         # The same object in two tiles: the better box. The whole image has no say on one so small.
         ([[], [(82, 10, 97, 50, 0.7)], [(2, 11, 16, 51, 0.9)]], [(82, 11, 96, 51, 0.9)]),
         ([[(12, 10, 52, 50, 0.9)], [(10, 10, 50, 50, 0.7)], []], [(10, 10, 50, 50, 0.7)]),
