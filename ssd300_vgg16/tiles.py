@@ -111,7 +111,9 @@ def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
     if len(windows) == 1:
         return found[0]
     views = np.repeat(np.arange(len(windows)), [len(of_window["scores"]) for of_window in found])
-    boxes, scores, labels = (np.concatenate([of_window[part] for of_window in found]) for part in found[0])
+    boxes, scores, labels = (
+        np.concatenate([of_window[part] for of_window in found]) for part in ("boxes", "scores", "labels")
+    )
     edges = np.array(windows, dtype=boxes.dtype)[views]
     boxes += edges[:, [0, 1, 0, 1]]
     half_tile = WHOLE_ABOVE * np.subtract(windows[1][2:], windows[1][:2])

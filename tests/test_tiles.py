@@ -11,6 +11,7 @@ from small_data import run as run_command
 from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.boxes import iou, xywh_to_xyxy
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.metrics.evaluation import _on_tiles
 from ssd300_vgg16.tiles import Tiling, begin_on_tiles, join, tile_windows
 
 SIDE = 300
@@ -83,6 +84,14 @@ def test_each_object_is_found_once_with_its_box(seed, sides, min_side):
         assert len(each["boxes"]) == len(boxes)
         assert (overlaps.max(axis=1) > 0.8).all()
         assert (np.diff(each["scores"]) <= 0).all()
+
+
+def test_an_evaluation_has_boxes_in_pixels_as_annotated():
+    image, _ = scene(np.random.default_rng(1), 500, 700, (30, 60))
+    tiling, sizes_hw = Tiling(SIDE), np.array([[1000, 2100]])
+    (expected,) = begin_on_tiles(blind_detector(np.random.default_rng(0), 8), [image], SIDE, tiling, 4)()
+    (found,) = _on_tiles(blind_detector(np.random.default_rng(0), 8), SIDE, 4, tiling)(image[None], sizes_hw)()
+    np.testing.assert_allclose(found["boxes"], expected["boxes"] * np.array([3, 2, 3, 2]), rtol=1e-6)
 
 
 def detections(*rows):
