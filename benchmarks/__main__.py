@@ -58,6 +58,7 @@ NAMES = (
     "learning",
     "schedules",
     "backgrounds",
+    "tiles",
 )
 ALL, PAGE = "all", "page"
 OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")

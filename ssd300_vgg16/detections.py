@@ -33,7 +33,7 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Detections:
-    """N objects seen on one image, the best first: at most 200, each scored above the detector's threshold.
+    """N objects seen on one image, the best first: at most 200 (of each tile), scored above the detector's threshold.
 
     boxes: float32 [N, 4] xyxy (x1, y1, x2, y2) in pixels of the upright image, within it
     scores: float32 [N] in 0..1, falling

@@ -20,6 +20,7 @@ from ssd300_vgg16.deploy.session import AUTO, ONEFLOW, exported_network, is_expo
 from ssd300_vgg16.detections import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tiling, begin_on_tiles
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -40,12 +41,16 @@ class Detector:
         device: str = "cpu",
         score_threshold: float = SCORE_THRESHOLD,
         network: Callable[[np.ndarray], Sequence] | None = None,
+        tiling: Tiling | None = None,
     ):
         """model: the network in OneFlow, or the file to read it from if it is asked for, where `network` computes.
 
         network: offsets [B, D, 4] and logits [B, D, C] of images uint8 [B, 3, S, S] (default: the model's), or what
         `split_detections` takes, as of an exported model.
+
+        tiling: the tiles in which larger images are seen too.
         """
+        self.tiling = tiling
         self.description = description
         self.device = device
         self.score_threshold = score_threshold
@@ -65,6 +70,8 @@ class Detector:
         score_threshold: float = SCORE_THRESHOLD,
         engine: str = AUTO,
         amp: bool = False,
+        tiles: int | None = None,
+        tile_overlap: float = DEFAULT_OVERLAP,
     ) -> "Detector":
         """A detector from a file of weights, a run's folder or an exported ONNX model.
 
@@ -75,14 +82,18 @@ class Detector:
         folder.
 
         amp: convolutions in half precision, by OneFlow on a GPU. Raises UserError elsewhere.
+
+        tiles: the longer side in pixels of overlapping tiles, in which an image that is larger is seen besides as a
+        whole: for objects that are too small there. tile_overlap: the part that neighbours share, 0 to 0.9.
         """
+        tiling = None if tiles is None else Tiling(tiles, tile_overlap)
         exported = is_exported(Path(path))
         engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
         if engine == ONEFLOW:
-            return cls(*_load_model(weights, in_half=amp), device, score_threshold)
+            return cls(*_load_model(weights, in_half=amp), device, score_threshold, tiling=tiling)
         network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
-        return cls(weights, description, device, score_threshold, network)
+        return cls(weights, description, device, score_threshold, network, tiling)
 
     @property
     def model(self) -> "SSD":
@@ -90,6 +101,10 @@ class Detector:
         if isinstance(self._model, Path):
             self._model = _load_model(self._model)[0].to(self.device).eval()
         return self._model
+
+    @property
+    def _batch_size(self) -> int:
+        return BATCH_ON_CPU if self.device == "cpu" else BATCH_ON_GPU
 
     @property
     def image_size(self) -> int:
@@ -121,7 +136,7 @@ class Detector:
             return self._of_batch({"the image": image}, keep_image)[0]
         named = ((f"images[{number}]", one) for number, one in enumerate(several))
         results: list[Detections] = []
-        while batch := dict(islice(named, BATCH_ON_CPU if self.device == "cpu" else BATCH_ON_GPU)):
+        while batch := dict(islice(named, self._batch_size)):
             results += self._of_batch(batch, keep_image)
         return results
 
@@ -137,6 +152,16 @@ class Detector:
         if not self._begins:
             return lambda: self._chosen(self._network(images), sizes_hw)
         return partial(self._chosen, best_to_host(*self._network(images)), sizes_hw)
+
+    def begin_on(self, images: Sequence[np.ndarray], batch_size: int) -> Callable[[], list[dict[str, np.ndarray]]]:
+        """As `begin`, on images uint8 [H, W, 3] of any sizes, in tiles if the detector has some.
+
+        batch_size: of tiles; without them the images are one batch.
+        """
+        if self.tiling:
+            return begin_on_tiles(self.begin, images, self.image_size, self.tiling, batch_size)
+        prepared = np.stack([network_input(image, self.image_size) for image in images])
+        return self.begin(prepared, np.array([image.shape[:2] for image in images]))
 
     def _chosen(self, answers: Sequence, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         if len(answers) > 2:
@@ -161,8 +186,7 @@ class Detector:
 
     def _of_batch(self, images: dict[str, Any], keep_image: bool) -> list[Detections]:
         pixels = [rgb(image, name) for name, image in images.items()]
-        prepared = np.stack([network_input(one, self.image_size) for one in pixels])
-        of_each = self.detect(prepared, np.array([one.shape[:2] for one in pixels]))
+        of_each = self.begin_on(pixels, self._batch_size)()
         sources = images.values() if keep_image else [None] * len(pixels)
         return [self.named(one, source=source) for one, source in zip(of_each, sources, strict=True)]
 

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     command_line.add_data_options(parser)
     command_line.add_common_options(parser)
     command_line.add_engine_option(parser)
+    command_line.add_tile_options(parser)
     return parser
 
 
@@ -84,6 +85,8 @@ def main(arguments: list[str]) -> int:
         options.engine,
         options.verify,
         options.amp,
+        options.tiles,
+        options.tile_overlap,
     )
 
 

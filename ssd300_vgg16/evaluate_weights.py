@@ -15,6 +15,7 @@ from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.report.run_page import Environment
 from ssd300_vgg16.schema import read_json_as
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name, refuse_run
 
 
@@ -28,10 +29,14 @@ def evaluate_weights(
     engine: str = AUTO,
     verify: bool = False,
     amp: bool = False,
+    tiles: int | None = None,
+    tile_overlap: float = DEFAULT_OVERLAP,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON.
 
-    verify: compare with pycocotools too. Returns the exit status: 1 if images were left out, or numbers differ.
+    engine, amp, tiles: as of `Detector.load`. verify: compare with pycocotools too.
+
+    Returns the exit status: 1 if images were left out, or numbers differ.
     """
     world = this_world()
     beside = EVALUATIONS / weights if is_published_name(weights) else None
@@ -44,7 +49,7 @@ def evaluate_weights(
     engine, device = resolve_engine(engine, device, local_rank, is_exported(weights), amp)
     world.refuse_shared_gpu(device)
     world = world.connected()
-    detector = Detector.load(weights, device, engine=engine, amp=amp)
+    detector = Detector.load(weights, device, engine=engine, amp=amp, tiles=tiles, tile_overlap=tile_overlap)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
@@ -56,10 +61,12 @@ def evaluate_weights(
     with held(output, busy) if world.is_first else nullcontext():
         with WorkerPool(workers_for(device, workers)) as pool:
             size = detector.image_size
-            evaluation = evaluate(detector.begin, dataset, size, batch_size, pool, source.strict, world)
+            evaluation = evaluate(
+                detector.begin, dataset, size, batch_size, pool, source.strict, world, tiling=detector.tiling
+            )
         complete = True
         if evaluation is not None:  # in the first process
-            _report(evaluation, weights, dataset, output)
+            _report(evaluation, weights, dataset, output, tiles)
             complete = not evaluation.unreadable
             if verify:
                 verification = verification_of(evaluation.metrics, evaluation.results, dataset)
@@ -80,8 +87,9 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
     return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]
 
 
-def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path) -> None:
+def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiles: int | None) -> None:
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
+    about += f", on tiles of {tiles} pixels too" if tiles else ""
     print(f"{about}\n{evaluation.table()}")
     metrics = evaluation.as_json()
     if not evaluation.nothing_to_find:

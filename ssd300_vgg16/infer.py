@@ -4,6 +4,7 @@ bash infer.sh                                  the newest run, on images of its 
 bash infer.sh PATH...                          images, folders (searched through) or globs
 bash infer.sh clip.mp4                         videos, or a camera by its number, as 0: docs/video.md
 bash infer.sh --weights runs/RUN --score-threshold 0.5 photos/
+bash infer.sh --tiles 640 photos/              small objects in large images: docs/tiles.md
 NPROC=2 bash infer.sh photos/                  on two GPUs, or in two processes on the CPU
 bash infer.sh --weights ssd300_vgg16_coco photos/                  the published detector, downloaded
 """
@@ -30,6 +31,7 @@ from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
 
 SAMPLES_WITHOUT_PATHS = 12
+MAX_DETECTIONS = 100
 BEST = "best"
 
 
@@ -57,10 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-detections",
-        type=_max_detections,
-        default=100,
+        type=command_line.positive_int,
         metavar="N",
-        help="per image, the best ones (default: %(default)s)",
+        help=f"per image, the best ones (default: {MAX_DETECTIONS}; with --tiles all)",
     )
     parser.add_argument(
         "--image-ids",
@@ -86,14 +87,21 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"images at a time (default: {BATCH_ON_GPU} on a GPU, {BATCH_ON_CPU} on the CPU: more are no faster)",
     )
     command_line.add_engine_option(parser)
+    command_line.add_tile_options(parser)
     return parser
 
 
 def main(arguments: list[str]) -> int:
     """Detect; returns the exit status: 0, or 1 if an image or video could not be read, or not to its end."""
-    given = vars(build_parser().parse_args(arguments))
+    parser = build_parser()
+    given = vars(parser.parse_args(arguments))
     outlive_readers("infer.sh")
     paths, weights, threshold = (given.pop(name) for name in ("paths", "weights", "score_threshold"))
+    if given["tiles"] is None:
+        given["max_detections"] = given["max_detections"] or MAX_DETECTIONS
+        if given["max_detections"] > DETECTIONS_PER_IMAGE:
+            limit = f"the detector gives {DETECTIONS_PER_IMAGE} for each image at most, or for each of its --tiles"
+            parser.error(f"argument --max-detections: {limit}")
     # Before weights: a wrong path is told at once.
     videos = find_videos(paths)
     images = [] if videos or not paths else _images(paths, given["output_dir"])
@@ -144,13 +152,6 @@ def _best_threshold(weights: Path) -> float:
 
 def _fraction_or_best(text: str) -> float | str:
     return text if text == BEST else command_line.fraction(text)
-
-
-def _max_detections(text: str) -> int:
-    count = command_line.positive_int(text)
-    if count > DETECTIONS_PER_IMAGE:
-        raise argparse.ArgumentTypeError(f"the detector gives {DETECTIONS_PER_IMAGE} for each image at most")
-    return count
 
 
 def _folder(text: str) -> Path:

@@ -16,6 +16,7 @@ from ssd300_vgg16.deploy.session import AUTO, ENGINES
 from ssd300_vgg16.errors import Stopped, UserError, is_said
 from ssd300_vgg16.files import told
 from ssd300_vgg16.machine import is_short_of_memory, memory_is_short
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, MAX_OVERLAP, MIN_SIDE
 
 FAILURE_STATUS = 1
 USAGE_STATUS = 2
@@ -126,6 +127,8 @@ natural = _number(int, lambda value: value >= 0, "a whole number from 0 up")
 positive = _number(float, lambda value: 0 < value < INFINITY, "a number above 0")
 not_negative = _number(float, lambda value: 0 <= value < INFINITY, "a number from 0 up")
 fraction = _number(float, lambda value: 0 <= value < 1, "a number from 0 up to, but not including, 1")
+tile_side = _number(int, lambda value: value >= MIN_SIDE, f"a whole number of pixels from {MIN_SIDE} up")
+tile_overlap = _number(float, lambda value: 0 <= value <= MAX_OVERLAP, f"a number from 0 to {MAX_OVERLAP}")
 share = _number(float, lambda value: 0 < value <= 1, "a number above 0, up to 1")
 
 
@@ -194,6 +197,23 @@ def add_engine_option(parser: argparse._ActionsContainer) -> None:
         "onnxruntime on a GPU needs onnxruntime-gpu (default: %(default)s)",
     )
     parser.add_argument("--amp", action="store_true", help="convolutions in half precision, with OneFlow on a GPU")
+
+
+def add_tile_options(parser: argparse._ActionsContainer) -> None:
+    """Tiles for a detector of small objects in large images."""
+    parser.add_argument(
+        "--tiles",
+        type=tile_side,
+        metavar="SIDE",
+        help="detect on overlapping tiles too, so many pixels of the image long: for objects that are small in it",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=tile_overlap,
+        default=DEFAULT_OVERLAP,
+        metavar="X",
+        help="part of a tile that the next one shares; small objects should fit in (default: %(default)s)",
+    )
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -170,7 +170,8 @@ def _readable(
 class EvaluationBatch:
     """Images as the network wants them, and what is needed to put its boxes back into their pixels.
 
-    positions: which of the samples these are, int64 [B]; images uint8 [B, 3, S, S]; sizes_hw int64 [B, 2].
+    positions: which of the samples these are, int64 [B]; images uint8 [B, 3, S, S], or a single one [1, H, W, 3] that
+    is not resized; sizes_hw int64 [B, 2].
     unreadable: messages about samples that could not be read, which are not in the batch (it may even be empty).
     notes: what is odd about those that are; whoever takes the batch has been told.
     """
@@ -185,15 +186,16 @@ class EvaluationBatch:
 def evaluation_batches(
     samples: Sequence[Sample],
     batch_size: int,
-    image_size: int,
+    image_size: int | None,
     pool: WorkerPool,
     strict: bool = False,
     share: slice = slice(None),
 ) -> Iterator[EvaluationBatch]:
     """All samples once, in order, resized and not augmented; the last batch may be smaller.
 
-    share: which of the batches to give.
+    image_size: None for images as they are, one at a time whatever the batch_size. share: which of the batches to give.
     """
+    batch_size = batch_size if image_size else 1  # large ones, of any sizes
     starts = range(0, len(samples), batch_size)[share]
     positions = (np.arange(start, min(start + batch_size, len(samples))) for start in starts)
     for batch in pool.map(partial(_evaluation_batch, image_size, strict), _tasks(samples, positions)):
@@ -201,14 +203,18 @@ def evaluation_batches(
         yield batch
 
 
-def _evaluation_batch(image_size: int, strict: bool, task: _Task) -> EvaluationBatch:
+def _evaluation_batch(image_size: int | None, strict: bool, task: _Task) -> EvaluationBatch:
     rows: list[int] = []
     sizes: list[tuple[int, int]] = []
     unreadable: list[str] = []
     notes: list[Note] = []
-    images = np.empty((len(task.samples), 3, image_size, image_size), dtype=np.uint8)
+    side = image_size or 0
+    images = np.empty((len(task.samples), 3, side, side), dtype=np.uint8)
     for row, decoded, annotated in _readable(task, strict, unreadable, notes):
-        images[len(rows)] = network_input(decoded.pixels, image_size)
+        if image_size:
+            images[len(rows)] = network_input(decoded.pixels, image_size)
+        else:
+            images = decoded.pixels[None]
         rows.append(row)
         sizes.append(annotated)  # detections are held against boxes as they are annotated
     sizes_hw = np.array(sizes, dtype=np.int64).reshape(-1, 2)

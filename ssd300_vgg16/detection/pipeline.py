@@ -24,6 +24,7 @@ from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import refuse_shortage
 from ssd300_vgg16.signals import STOP_SIGNALS
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,7 +40,9 @@ class _Image(NamedTuple):
     notes: tuple[Note, ...]
 
 
-def detect_each(detector: Detector, files: Iterable[ImageFile], max_detections: int, batch_size: int = 1) -> Results:
+def detect_each(
+    detector: Detector, files: Iterable[ImageFile], max_detections: int | None, batch_size: int = 1
+) -> Results:
     """Each file, in order, with its best detections, or why it could not be read.
 
     Pictures are drawn meanwhile: all are there at the end, or when the generator is closed. Raises OSError if one
@@ -49,7 +52,7 @@ def detect_each(detector: Detector, files: Iterable[ImageFile], max_detections: 
     threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, batch_size)
     batches = iter(lambda: list(islice(images, batch_size)), [])
-    begun = ((batch, _begin(detector, [image for _, image in batch])) for batch in batches)
+    begun = ((batch, _begin(detector, [image for _, image in batch], batch_size)) for batch in batches)
     notes = Notes(tqdm.write)
     with closing(images), Behind(threads) as drawing:
         # A pair is there when its second is: a GPU has begun on the next batch before this one's detections are chosen.
@@ -115,11 +118,13 @@ def _read(path: Path, image_size: int) -> _Image | ImageError:
     return _Image(pixels, network_input(pixels, image_size), notes)
 
 
-def _begin(detector: Detector, images: list[_Image | ImageError]) -> Callable[[], list]:
+def _begin(detector: Detector, images: list[_Image | ImageError], batch_size: int) -> Callable[[], list]:
     """Set the detector to work on those that could be read; what this returns waits for their detections."""
     readable = [image for image in images if isinstance(image, _Image)]
     if not readable:
         return list
+    if detector.tiling:
+        return detector.begin_on([image.pixels for image in readable], batch_size)
     sizes_hw = np.array([image.pixels.shape[:2] for image in readable])
     return detector.begin(np.stack([image.prepared for image in readable]), sizes_hw)
 
@@ -136,7 +141,17 @@ def _write(image: np.ndarray, detections: Detections, file: ImageFile, categorie
 class DetectorProcesses:
     """Like a Detector that `detect_each` is called with, once: none of its processes is left then."""
 
-    def __init__(self, count: int, weights: Path, device: str, score_threshold: float, engine: str, amp: bool = False):
+    def __init__(
+        self,
+        count: int,
+        weights: Path,
+        device: str,
+        score_threshold: float,
+        engine: str,
+        amp: bool = False,
+        tiles: int | None = None,
+        tile_overlap: float = DEFAULT_OVERLAP,
+    ):
         """device: "cpu", or "cuda" for GPUs 0 to count - 1. Raises what loading the detector raises in one of them."""
         self.device, self.score_threshold = device, score_threshold
         self._workers: list[_Worker] = []
@@ -146,7 +161,7 @@ class DetectorProcesses:
         try:
             for number in range(count):
                 own = device if device == "cpu" else f"cuda:{number}"
-                load = (weights, own, score_threshold, engine, amp)
+                load = (weights, own, score_threshold, engine, amp, tiles, tile_overlap)
                 self._workers.append(_Worker(f"process {number + 1} of {count}", load))
                 # Before the next is started: the first makes the model that the others find kept.
                 self.description = self._workers[-1].receive()
@@ -157,7 +172,7 @@ class DetectorProcesses:
             if threads is None:
                 del os.environ["OMP_NUM_THREADS"]
 
-    def detect_each(self, files: Iterable[ImageFile], max_detections: int, batch_size: int) -> Results:
+    def detect_each(self, files: Iterable[ImageFile], max_detections: int | None, batch_size: int) -> Results:
         """As `detect_each`. Raises UserError if a process dies."""
         files = list(files)
         # The same batches as in one process: on a GPU a result could depend on its neighbours in the last bit.

@@ -48,7 +48,7 @@ def result_places(videos: Sequence[str], output: Path) -> list[Path]:
 
 
 def detect_on_videos(
-    detector: Detector, videos: Sequence[str], places: Sequence[Path], max_detections: int, batch_size: int
+    detector: Detector, videos: Sequence[str], places: Sequence[Path], max_detections: int | None, batch_size: int
 ) -> int:
     """Write PLACE.mp4 and PLACE.jsonl for each; returns the exit status: 0, or 1 if one ends early.
 
@@ -73,7 +73,7 @@ def detect_on_videos(
 
 
 def _detect_on(
-    detector: Detector, video: Video, place: Path, max_detections: int, batch_size: int, stop: StopRequest
+    detector: Detector, video: Video, place: Path, max_detections: int | None, batch_size: int, stop: StopRequest
 ) -> str | None:
     """Write the results of one video; returns why they end early, if not by the stop."""
     decoded = video.frames(detector.image_size)
@@ -83,8 +83,11 @@ def _detect_on(
     done, seconds, full, start = 0, 0.0, False, time.perf_counter()
     with _Results(place, video.rate) as results, bar, closing(batches), Behind(1) as drawing:
         for batch in takewhile(len, batches):
-            sizes_hw = np.array([frame.pixels.shape[:2] for frame in batch])
-            detected = detector.detect(np.stack([frame.prepared for frame in batch]), sizes_hw)
+            if detector.tiling:
+                detected = detector.begin_on([frame.pixels for frame in batch], batch_size)()
+            else:
+                sizes_hw = np.array([frame.pixels.shape[:2] for frame in batch])
+                detected = detector.detect(np.stack([frame.prepared for frame in batch]), sizes_hw)
             for frame, each in zip(batch, detected, strict=True):
                 detections = detector.named(each, max_detections)
                 drawing.do(results.draw, frame, detections)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ssd300_vgg16.data.dataset import UNKNOWN_CATEGORY, Dataset, Sample
 from ssd300_vgg16.data.loader import EvaluationBatch, evaluation_batches
+from ssd300_vgg16.data.sizes import scaled
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.distributed.world import ALONE, World
 from ssd300_vgg16.errors import UserError
@@ -21,9 +22,8 @@ from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results, object_
 from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
 from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
+from ssd300_vgg16.tiles import Begin, Tiling, begin_on_tiles
 
-# From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what waits for, and returns, what `postprocess` does.
-Begin = Callable[[np.ndarray, np.ndarray], Callable[[], list[dict[str, np.ndarray]]]]
 DETECTION_COLUMNS = ("boxes", "scores", "labels")
 # Images that a training's evaluation takes at a time: more take memory that the training needs, and are no faster.
 MAX_BATCH = 32
@@ -100,20 +100,23 @@ def evaluate(
     strict: bool = False,
     world: World = ALONE,
     stopping: Callable[[], bool] = lambda: False,
+    tiling: Tiling | None = None,
 ) -> Evaluation | None:
     """Detect on every image of the data set and compute COCO's numbers, and VOC's for data sets of its kind.
 
     The batches are shared out among the processes of the world; the first of them returns what one process would
     have, the others None. Images that cannot be read are left out of the numbers and named; with strict they raise
     UserError. Interrupted is raised, by all of them, once stopping() is true in one.
+
+    tiling: detect on tiles of the images too, batch_size at a time.
     """
     own_batches = slice(world.rank, None, world.world_size)
     share, trouble = _Share([], [], []), None
     try:
         share = _detect_share(
-            begin,
+            _on_tiles(begin, image_size, batch_size, tiling) if tiling else begin,
             # Held by nobody else: when the evaluation stops, it takes its tasks out of the pool.
-            evaluation_batches(dataset.samples, batch_size, image_size, pool, strict, own_batches),
+            evaluation_batches(dataset.samples, batch_size, None if tiling else image_size, pool, strict, own_batches),
             len(dataset.samples),
             world,
             stopping,
@@ -141,6 +144,20 @@ def evaluate(
         metrics = coco_ap(results)
     nothing_to_find = _nothing_to_find(dataset, results.samples) if metrics.statistics["AP"] == UNKNOWN else None
     return Evaluation(metrics, results, unreadable, voc, nothing_to_find)
+
+
+def _on_tiles(begin: Begin, image_size: int, batch_size: int, tiling: Tiling) -> Begin:
+    """As begin, for images uint8 [B, H, W, 3] and the sizes that their boxes refer to."""
+
+    def begin_on(images: np.ndarray, sizes_hw: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
+        finish = begin_on_tiles(begin, list(images), image_size, tiling, batch_size)
+        height, width = images.shape[1:3]
+        return lambda: [
+            {**each, "boxes": scaled(each["boxes"], (height, width), tuple(annotated))}
+            for each, annotated in zip(finish(), sizes_hw.tolist(), strict=True)
+        ]
+
+    return begin_on
 
 
 def _nothing_to_find(dataset: Dataset, samples: list[Sample]) -> str:

@@ -601,6 +601,8 @@ def test_all_options_of_a_training_are_in_its_whole_help_by_one_name_each(capsys
     [
         ("infer", ["--score-threshold", "1"], "--score-threshold: 1 is not a number from 0 up to, but not"),
         ("infer", ["--max-detections", "0"], "--max-detections: 0 is not a whole number from 1 up"),
+        ("infer", ["--tiles", "0"], "--tiles: 0 is not a whole number of pixels from 32 up"),
+        ("evaluate", ["--tiles", "300", "--tile-overlap", "1"], "--tile-overlap: 1 is not a number from 0 to 0.9"),
         ("evaluate", ["-b", "0"], "-b/--batch-size: 0 is not a whole number from 1 up"),
         ("evaluate", ["--dataset", "lvis"], "--dataset: invalid choice"),
     ],

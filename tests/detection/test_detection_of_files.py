@@ -243,6 +243,7 @@ def test_other_settings_are_not_mixed(place, photos, tmp_path, monkeypatch, caps
         (["--max-detections", "3"], "--max-detections"),
         (["--score-threshold", "0.02"], "--score-threshold"),
         (["--save-txt"], "--save-txt"),
+        (["--tiles", "200"], "--tiles, --tile-overlap"),
         (["--weights", other_run], "weights"),
         (["extra.jpg"], "images"),
     ):

@@ -102,6 +102,16 @@ def test_frames_and_their_detections(weights, capsys, engine):
     assert f"clip.mp4: {COUNT} frames, {3 * COUNT} detections, " in capsys.readouterr().out
 
 
+def test_frames_are_seen_in_tiles(weights):
+    make_video(count=3)
+    assert infer.main(options(weights, "clip.mp4", "-b", "4", "--tiles", "64")) == 0
+    detector = Detector.load(weights, "cpu", tiles=64)
+    for image, line in zip(frames_of("clip.mp4")[0], results()[1], strict=True):
+        expected = detector(np.ascontiguousarray(image[..., ::-1]))
+        np.testing.assert_allclose(line["boxes"], expected["boxes"][:3], atol=0.05)
+        np.testing.assert_allclose(line["scores"], expected["scores"][:3], atol=1e-4)
+
+
 def test_a_rotated_video_is_taken_upright():
     content = bytearray(Path(make_video()).read_bytes())
     matrix = content.index(b"tkhd") + 44  # after the version, flags, times, track, duration, layer and volume

@@ -1,0 +1,193 @@
+"""Detection on overlapping tiles of a large image, for objects that are too small in the whole of it.
+
+A window is (x1, y1, x2, y2) in pixels of the image: a tile, or the whole image, which is seen too.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+
+import numpy as np
+
+from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.images import network_input
+from ssd300_vgg16.errors import UserError
+
+Window = tuple[int, int, int, int]
+Detected = dict[str, np.ndarray]  # of one image, as `postprocess` returns it
+# From images uint8 [B, 3, S, S] and sizes_hw [B, 2] to what waits for, and returns, what `postprocess` does.
+Begin = Callable[[np.ndarray, np.ndarray], Callable[[], list[Detected]]]
+
+MIN_SIDE, MAX_OVERLAP = 32, 0.9
+DEFAULT_OVERLAP = 0.2
+SAME = 0.45  # overlap above which two boxes are of one object: the IoU of NMS
+NEAR_EDGE = 0.02  # of a tile's side: a box that ends nearer to the edge may be cut off there
+WHOLE_ABOVE = 0.5  # of a tile's sides: what is smaller in both is left to the tiles
+MIN_RATIO = 9 / 16  # of a tile's sides: a panorama's shape is not that of the images that were trained on
+TRUSTED = 0.5  # of the best score of an object: boxes of less do not say where it ends
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of the image's shape, side pixels long, neighbours of which share the part `overlap` of their sides.
+
+    The network squeezes each image to a square, and knows objects so squeezed: in a square tile of a photograph they
+    have another shape. Raises UserError for numbers that make no sense.
+    """
+
+    side: int
+    overlap: float = DEFAULT_OVERLAP
+
+    def __post_init__(self) -> None:
+        if self.side < MIN_SIDE:
+            raise UserError(f"tiles of {self.side} pixels: their side is {MIN_SIDE} pixels of the image, or more")
+        if not 0 <= self.overlap <= MAX_OVERLAP:
+            raise UserError(f"tiles that overlap by {self.overlap}: it is a part of their side, 0 to {MAX_OVERLAP}")
+
+    def windows(self, height: int, width: int) -> list[Window]:
+        """The whole image and, if it is larger than a tile, its tiles, row by row."""
+        whole = (0, 0, width, height)
+        if max(height, width) <= self.side:
+            return [whole]
+        short = round(self.side * max(MIN_RATIO, min(height, width) / max(height, width)))
+        tile = (self.side, short) if height > width else (short, self.side)
+        return [whole, *tile_windows((height, width), tile, self.overlap)]
+
+
+def tile_windows(size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float) -> list[Window]:
+    """Tiles that cover the image, row by row; the last of a row or column is moved back inside, as SAHI does it."""
+    (height, width), (tile_height, tile_width) = size_hw, tile_hw
+    rows, columns = (_starts(*sides, overlap) for sides in zip(size_hw, tile_hw, strict=True))
+    return [(x, y, min(x + tile_width, width), min(y + tile_height, height)) for y in rows for x in columns]
+
+
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    last = max(length - side, 0)
+    return [*range(0, last, side - int(overlap * side)), last]
+
+
+def begin_on_tiles(
+    begin: Begin, images: Sequence[np.ndarray], image_size: int, tiling: Tiling, batch_size: int
+) -> Callable[[], list[Detected]]:
+    """As begin, on images uint8 [H, W, 3] of any sizes: their windows are detected on in batches, and joined.
+
+    A batch is cut out when its turn comes, a GPU's next one while it computes: memory does not grow with the tiles.
+    """
+    windows = [tiling.windows(*image.shape[:2]) for image in images]
+    todo = iter([(image, window) for image, its in zip(images, windows, strict=True) for window in its])
+
+    def batches() -> Iterator[Callable[[], list[Detected]]]:
+        while batch := list(islice(todo, batch_size)):
+            views = [image[y1:y2, x1:x2] for image, (x1, y1, x2, y2) in batch]
+            sizes_hw = np.array([view.shape[:2] for view in views])
+            yield begin(np.stack([network_input(view, image_size) for view in views]), sizes_hw)
+
+    begun = batches()
+    first = next(begun)
+
+    def finish() -> list[Detected]:
+        found = (one for former, _ in pairwise(chain([first], begun, [list])) for one in former())
+        return [join(list(islice(found, len(its))), its) for its in windows]
+
+    return finish
+
+
+def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
+    """The detections of an image from those of its windows, of which the first is the whole image.
+
+    Greedy as SAHI's GREEDYNMM: the best box of a class takes in the others of its object, and has their best score.
+    Other than there:
+    - What is no larger than half a tile is left to the tiles: the whole image has it smaller, and size is a part of
+      what an object looks like. Three times smaller, a white blood cell is a platelet.
+    - What a window says of itself stays: NMS has decided in it. So objects within objects, and neighbours, stay.
+    - Two whole boxes are of one object by IoU, as in NMS. SAHI's share of the smaller takes a small object in a large
+      one for a part of it.
+    - A box that ends at a tile's edge within the image is a part. It belongs to a whole box that covers it, and to
+      another part if the two agree where both tiles look.
+    - The box of an object is the best whole one. SAHI's, the smallest around all, grows with each that is taken in.
+      Only parts that no window sees whole become the box around them.
+    There are at most as many as the windows have, each 200.
+    """
+    if len(windows) == 1:
+        return found[0]
+    views = np.repeat(np.arange(len(windows)), [len(of_window["scores"]) for of_window in found])
+    boxes, scores, labels = (
+        np.concatenate([of_window[part] for of_window in found]) for part in ("boxes", "scores", "labels")
+    )
+    edges = np.array(windows, dtype=boxes.dtype)[views]
+    boxes += edges[:, [0, 1, 0, 1]]
+    half_tile = WHOLE_ABOVE * np.subtract(windows[1][2:], windows[1][:2])
+    left_to_tiles = (views == 0) & (boxes[:, 2:] - boxes[:, :2] <= half_tile).all(axis=1)
+    order = np.argsort(-scores, kind="stable")
+    order = order[~left_to_tiles[order]]
+    boxes, scores, labels, views, edges = (column[order] for column in (boxes, scores, labels, views, edges))
+    sides = (edges[:, 2:] - edges[:, :2])[:, [0, 1, 0, 1]]
+    is_cut = (np.abs(boxes - edges) < NEAR_EDGE * sides) & (edges != windows[0])
+    # Beyond such an edge an object may go on, where its window does not look.
+    limits = np.where(is_cut, edges, np.array([-np.inf, -np.inf, np.inf, np.inf], dtype=boxes.dtype))
+    pairs = _pairs_of_one_object(boxes, limits, labels, views)
+    members = _members(pairs, scores.tolist(), is_cut.any(axis=1).tolist())
+    rows = list(members)
+    around = [(*boxes[these, :2].min(axis=0), *boxes[these, 2:].max(axis=0)) for these in members.values()]
+    in_one = np.array(around, dtype=boxes.dtype).reshape(-1, 4)
+    return {"boxes": in_one, "scores": scores[rows], "labels": labels[rows]}
+
+
+def _pairs_of_one_object(boxes: np.ndarray, limits: np.ndarray, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Pairs int64 [P, 2] of boxes of different windows that are of one object, each seen within its limits."""
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for view in np.unique(views):
+        # By window, so that this takes memory for the boxes of one with those that it overlaps.
+        ours, others = np.flatnonzero(views == view), np.flatnonzero(views > view)
+        seen = boxes[ours]
+        near = (boxes[others, :2] < seen[:, 2:].max(axis=0)) & (boxes[others, 2:] > seen[:, :2].min(axis=0))
+        others = others[near.all(axis=1)]
+        meet = labels[ours, None] == labels[others]
+        for axis in (0, 1):
+            meet &= seen[:, None, axis] < boxes[others, axis + 2]
+            meet &= boxes[others, axis] < seen[:, None, axis + 2]
+        rows, columns = np.nonzero(meet)
+        a, b = ours[rows], others[columns]
+        same = _are_one_object(boxes[a], limits[a], boxes[b], limits[b])
+        pairs.append(np.column_stack((a[same], b[same])))
+    return np.concatenate(pairs)
+
+
+def _are_one_object(a: np.ndarray, limits_a: np.ndarray, b: np.ndarray, limits_b: np.ndarray) -> np.ndarray:
+    """Whether each two boxes of a [P, 4] and b [P, 4] are of one object: bool [P]."""
+    a, b = _clipped(a, limits_b), _clipped(b, limits_a)
+    shared, area_a, area_b = map(box_math.area, (_clipped(a, b), a, b))
+    a_is_part, b_is_part = (np.isfinite(limits).any(axis=1) for limits in (limits_a, limits_b))
+    one_is_part = a_is_part != b_is_part
+    return shared > SAME * np.where(one_is_part, np.where(a_is_part, area_a, area_b), area_a + area_b - shared)
+
+
+def _clipped(boxes: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """What of each box is within its limits, which are a box too."""
+    return np.concatenate((np.maximum(boxes[:, :2], limits[:, :2]), np.minimum(boxes[:, 2:], limits[:, 2:])), axis=1)
+
+
+def _members(pairs: np.ndarray, scores: list[float], is_part: list[bool]) -> dict[int, list[int]]:
+    """Of boxes in order of falling score, those that are the best of their object, and which say where it is."""
+    neighbours: list[list[int]] = [[] for _ in scores]
+    for a, b in pairs.tolist():
+        neighbours[a].append(b)
+        neighbours[b].append(a)
+    members, taken = {}, [False] * len(scores)
+    for best in range(len(scores)):
+        if taken[best]:
+            continue
+        taken[best] = True
+        members[best] = new = [best]
+        while new:
+            near = sorted({other for one in new for other in neighbours[one] if not taken[other]})
+            for other in near:
+                taken[other] = True
+            new = []
+            if is_part[members[best][0]]:
+                trusted = [other for other in near if scores[other] >= TRUSTED * scores[best]]
+                if whole := [other for other in trusted if not is_part[other]]:
+                    members[best] = new = whole[:1]
+                else:
+                    members[best], new = members[best] + trusted, trusted
+    return members
