@@ -150,9 +150,9 @@ def test_images_that_are_gone_before_the_last_steps_stop_a_training(place, monke
 def test_an_evaluation_whose_folder_goes_is_written_all_the_same(place, monkeypatch):
     real = evaluate_weights.evaluate
 
-    def evaluation(*arguments):
+    def evaluation(*arguments, **options):
         shutil.rmtree(place / "out")
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(evaluate_weights, "evaluate", evaluation)
     assert evaluate.main(EVALUATE) == 0

@@ -38,9 +38,7 @@ def test_no_command_stumbles_over_them_or_prints_them(place):
     data = next(place.glob("set*"))
     on_data = ("--data-path", data, "--device", "cpu")
     commands = [
-        ("train", "--check", *SHORT, *on_data),
         ("train", *SHORT, *on_data, "--output-dir", "run"),
-        ("train", "--resume", "run", "--iterations", 3),
         ("evaluate", "--weights", "run", "--output-dir", "evaluated", *on_data),
         ("infer", "--weights", "run", "--save-txt", "--save-csv", "--save-crop", data / "images" / "val"),
         ("data", "inspect", data, "--output-dir", "inspected"),

@@ -35,7 +35,7 @@ BOTH = pytest.mark.parametrize("how_many", [1, pytest.param(30, marks=pytest.mar
 
 def tried(run, strategy, examples, how_many):
     """Run with so many examples, the same each time; with many times as many, others each time."""
-    given(strategy)(settings(max_examples=examples * how_many, derandomize=how_many == 1, **QUIET)(run))()
+    given(strategy)(settings(max_examples=examples * how_many // 2, derandomize=how_many == 1, **QUIET)(run))()
 
 
 def assert_right(dataset, folder):

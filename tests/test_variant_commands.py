@@ -136,7 +136,7 @@ def test_a_finished_run_has_nothing_left_to_do(five, tmp_path, capsys):
     assert [(folder / name).read_bytes() for name in (LAST, "metrics.jsonl")] == before
 
 
-@pytest.mark.parametrize("first", [2, 3, 4])
+@pytest.mark.parametrize("first", [2, *(pytest.param(epoch, marks=pytest.mark.long) for epoch in (3, 4))])
 def test_a_longer_run_goes_on_as_if_it_had_never_ended(five, data, tmp_path, first):
     """Wherever in an epoch it ended: with the images that it had not seen, to the same bits."""
     folder = counted(data, tmp_path / "run", first, "--lr-steps", 2, 4, "--lr", 1e-3)

@@ -56,7 +56,7 @@ def kill_in_mid_training(folder, arguments, variables, moment, choose):
 
 
 @pytest.mark.parametrize(
-    ("kills", "processes"), [(3, 1), *(pytest.param(20, count, marks=pytest.mark.long) for count in (1, 2))]
+    ("kills", "processes"), [(2, 1), *(pytest.param(20, count, marks=pytest.mark.long) for count in (1, 2))]
 )
 def test_a_training_killed_again_and_again_ends_as_one_left_alone(left_alone, kills, processes):
     seed = random.randrange(1 << 32)

@@ -136,6 +136,7 @@ def test_metrics_hold_every_reading(trained):
     assert training[-1]["lr"] == pytest.approx(1e-3), "the warm-up is shortened to the length of the run"
 
 
+@pytest.mark.long
 def test_images_without_objects_are_trained_on_and_a_resumed_run_draws_the_same(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     emptied(shapes_folder(tmp_path, 9, 1), 3)
