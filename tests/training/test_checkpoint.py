@@ -37,6 +37,7 @@ SCHEDULES = {
     "sgd": ("--lr-steps", 1, "--warmup-steps", 1, "--lr", 1e-4, "--data-augmentation", "none"),
 }
 DESCRIPTION = ModelDescription(3, WIDTH, ())
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +125,9 @@ def assert_same_tensors(folder, other):
         pytest.param("sgd", stop_after, 2, 2, id="in the middle of a report, with SGD"),
         pytest.param("adamw", stop_after, 3, 3, id="between two reports"),
         pytest.param("adamw", stop_after, STEPS, STEPS, id="between two epochs"),
-        pytest.param("sgd", stop_after, STEPS + 1, STEPS + 1, id="in the second epoch, with SGD", marks=pytest.mark.long),
+        pytest.param("sgd", stop_after, STEPS + 1, STEPS + 1, id="in the second epoch, with SGD", marks=long),
         pytest.param("adamw", stop_in_evaluation, 1, STEPS, id="in an evaluation"),
-        pytest.param("sgd", stop_in_evaluation, 2, 2 * STEPS, id="in the last evaluation, with SGD", marks=pytest.mark.long),
+        pytest.param("sgd", stop_in_evaluation, 2, 2 * STEPS, id="in the last evaluation, with SGD", marks=long),
     ],
 )
 def test_a_run_that_goes_on_ends_like_one_never_stopped(
