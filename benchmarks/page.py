@@ -93,7 +93,10 @@ def _origins(found: dict[str, dict], heading: str) -> str:
         rows.append([name, record["date"], record["commit"], str(record["rounds"]), minutes, load])
     header = ["benchmark", "date", "commit", "rounds", "minutes", "load at the start"]
     loads = [record["load"] for record in found.values()]
-    busy = f"Where the load was above {IDLE}, other programs were running: times are too long, and unevenly."
+    busy = (
+        f"Where the load was above {IDLE}, other programs were running: times are too long, and unevenly. Minutes are "
+        "those of the last call: trainings that an earlier one had made are used again."
+    )
     groups: dict[tuple, list[str]] = {}
     for name, record in found.items():
         groups.setdefault(tuple(record["machine"].items()), []).append(name)
