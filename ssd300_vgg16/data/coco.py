@@ -109,7 +109,7 @@ def _entry_with_numbers(entry: Any) -> Any:
     }
     bbox = entry.get("bbox")
     if type(bbox) is list and any(type(value) is str for value in bbox):
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
             numbers["bbox"] = [float(value) for value in bbox]
     return entry | numbers if numbers else entry
 

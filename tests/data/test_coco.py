@@ -245,6 +245,16 @@ def test_numbers_may_be_written_as_texts(load):
     assert [category.id for category in dataset.categories] == [3, 7]
 
 
+def test_a_number_that_no_float_holds_is_none_of_a_box(load):
+    rows = [annotation(1), annotation(2, bbox=["1", 10**400, 3, 4]), annotation(3, bbox=[1, 10**400, 3, 4])]
+    dataset = load(document(annotations=rows))
+    assert sum(len(sample.labels) for sample in dataset.samples) == 1
+    assert dataset.problems.counts == {
+        "annotation whose bbox is not 4 numbers": 1,
+        "annotation whose bbox is not finite": 1,
+    }
+
+
 def test_ids_may_be_written_with_a_fraction_of_0(load):
     rows = [annotation(1.0, image_id=2.0, category_id=3.0)]
     dataset = load(document(images=[image(1), image(2.0, file_name="2.jpg")], annotations=rows))
