@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -218,8 +219,8 @@ WEIGHTS = {
     "zip": lambda: changed(zip_of(PICKLE)),
     "zip of torch": lambda: changed(golden("plain_zip.pth")),
     "tar": lambda: changed(packed_tar(("a/w.safetensors", SAFETENSORS), ("b", b"text"))),
-    "tar.gz": lambda: changed(packed_tar(("a/w.safetensors", SAFETENSORS))).map(gzip.compress),
-    "gzip": lambda: changed(gzip.compress(packed_tar(("w", SAFETENSORS)))),
+    "tar.gz": lambda: changed(packed_tar(("a/w.safetensors", SAFETENSORS))).map(partial(gzip.compress, mtime=0)),
+    "gzip": lambda: changed(gzip.compress(packed_tar(("w", SAFETENSORS)), mtime=0)),
     "made up tar": made_up_tar,
 }
 

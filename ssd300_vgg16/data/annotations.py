@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -103,12 +103,7 @@ def dataset_of(
     """
     problems.totals.setdefault("images", len(images) + problems.count(Fate.IMAGE_LEFT_OUT))
     problems.totals.setdefault("objects", len(objects) + problems.count(Fate.OBJECT_LEFT_OUT))
-    if long := next((name for name in names.values() if len(name) > MAX_NAME_LETTERS), None):
-        raise UserError(
-            f"{problems.source}: a category's name has {len(long):,} letters, where {MAX_NAME_LETTERS:,} are the limit"
-        )
-    if len(names) >= MAX_CLASSES:
-        raise UserError(f"{problems.source}: {len(names):,} categories, of which {MAX_CLASSES - 1:,} are the limit")
+    _refuse_excessive_names(names.values(), problems.source)
     images, objects = _joined(images, objects, problems)
     images, objects = _without_overfull(images, objects, problems)
     category_of = _choose_categories(names, given, objects, problems)
@@ -149,6 +144,15 @@ def dataset_of(
     if strict:
         problems.refuse()
     return Dataset(problems.source, tuple(category_of.values()), samples, problems, kind)
+
+
+def _refuse_excessive_names(names: Collection[str], source: str) -> None:
+    if long := next((name for name in names if len(name) > MAX_NAME_LETTERS), None):
+        raise UserError(
+            f"{source}: a category's name has {len(long):,} letters, where {MAX_NAME_LETTERS:,} are the limit"
+        )
+    if len(names) >= MAX_CLASSES:
+        raise UserError(f"{source}: {len(names):,} categories, of which {MAX_CLASSES - 1:,} are the limit")
 
 
 def _joined(

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,9 @@ def _on_images(options: DetectionOptions) -> int:
     refuse_unwritable(output)
     busy = f"{output}: another infer.sh or eval.sh is at work there: wait for its end, or name another --output-dir"
     there = output.is_dir()  # a new folder is not made before the detector is known to be good
-    with held(output, busy) if there else nullcontext():
+    with ExitStack() as stack:
+        if there:
+            stack.enter_context(held(output, busy))
         if options.save_txt:
             refuse_others_labels(output, output / LABELS)
         # Before the detector, whose loading takes seconds.
@@ -102,32 +104,21 @@ def _on_images(options: DetectionOptions) -> int:
         progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
         detector, batch_size = _load(options)
         make_folder(output, output)
-        with nullcontext() if there else held(output, busy):
-            return _into_folder(files, settings, progress, detector, batch_size, options)
-
-
-def _into_folder(
-    files: list[ImageFile],
-    settings: dict[str, object],
-    progress: Progress,
-    detector: Detector | DetectorProcesses,
-    batch_size: int,
-    options: DetectionOptions,
-) -> int:
-    output = options.output_dir
-    if options.save_txt:
-        write_names(output, detector.description.categories)
-    if not progress.end:
-        part = JsonList.part_of(output / DETECTIONS)
-        if options.resume or part.exists():
-            print(f"nothing of {part} is gone on with: begins with the first image")
-        part.unlink(missing_ok=True)
-        write_json(output / SETTINGS, settings)
-    status = _detect_on(files, progress, detector, batch_size, options)
-    if options.save_csv:
-        write_table(output / TABLE, (row for row, _ in JsonList.rows(output / DETECTIONS)))
-    (output / SETTINGS).unlink(missing_ok=True)
-    return status
+        if not there:
+            stack.enter_context(held(output, busy))
+        if options.save_txt:
+            write_names(output, detector.description.categories)
+        if not progress.end:
+            part = JsonList.part_of(output / DETECTIONS)
+            if options.resume or part.exists():
+                print(f"nothing of {part} is gone on with: begins with the first image")
+            part.unlink(missing_ok=True)
+            write_json(output / SETTINGS, settings)
+        status = _detect_on(files, progress, detector, batch_size, options)
+        if options.save_csv:
+            write_table(output / TABLE, (row for row, _ in JsonList.rows(output / DETECTIONS)))
+        (output / SETTINGS).unlink(missing_ok=True)
+        return status
 
 
 def _ids(options: DetectionOptions) -> dict[Path, ImageId]:

@@ -11,7 +11,7 @@ from yolo_files import GOOD, write_yolo
 from ssd300_vgg16.data import annotations
 from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.formats import DataSource
-from ssd300_vgg16.data.matching import match
+from ssd300_vgg16.data.matching import UNMATCHED, match
 from ssd300_vgg16.data.voc import load_voc
 from ssd300_vgg16.data.yolo import load_yolo
 from ssd300_vgg16.data.yolo_layout import read_description
@@ -138,7 +138,8 @@ def test_encodings_that_no_xml_has_are_refused(tmp_path, encoding):
 
 
 def test_objects_are_many_and_memory_is_not():
-
     boxes = np.tile(np.array([[0, 0, 300, 300]], dtype=np.float32), (1500, 1))
     with less_memory_than(250 << 20):
-        match(boxes, default_boxes())
+        found = match(boxes, default_boxes())
+    # All are equal: the last has the best default box, the first those that fit.
+    assert set(found.tolist()) == {UNMATCHED, 0, len(boxes) - 1}
