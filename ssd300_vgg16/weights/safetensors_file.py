@@ -22,7 +22,7 @@ HEADER = "ssd300_vgg16"
 CHECKSUM = "crc32"
 
 
-class _Description(TypedDict):
+class _Description(TypedDict, total=False):
     """What `ModelDescription.as_json` gives."""
 
     num_classes: int

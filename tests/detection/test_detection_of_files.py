@@ -234,6 +234,18 @@ def test_what_was_interrupted_is_gone_on_with(place, photos, monkeypatch, capsys
         detect(place, "--resume")
 
 
+@pytest.mark.parametrize("change", [{"bbox": [1, 2, 3]}, {"category_id": None}, {"score": "1"}, {"file_name": "b.jpg"}])
+def test_rows_that_no_detection_has_written_are_not_gone_on_with(place, photos, monkeypatch, change):
+    detect(place, "--output-dir", "whole", "--save-csv")
+    interrupted(place, monkeypatch, 6)
+    part = Path("detections/detections.json.part")
+    rows = [row | change if row["image_id"] == 2 else row for row in json.loads(part.read_text())]
+    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    assert detect(place, "--resume", "--save-csv") == 1
+    for name in ("detections.json", "detections.csv"):
+        assert Path("detections", name).read_text() == Path("whole", name).read_text()
+
+
 def test_other_settings_are_not_mixed(place, photos, tmp_path, monkeypatch, capsys):
     interrupted(place, monkeypatch, 5)
     before = Path("detections/detections.json.part").read_bytes()
