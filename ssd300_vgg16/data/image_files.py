@@ -11,7 +11,7 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.folders import is_inside
 
 _PLAIN_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_AT_ANY_DEPTH = re.compile(r"(.*?/|)\*\*/(.*)", re.DOTALL)
+_AT_ANY_DEPTH = re.compile(r"(|.*?/)\*\*/(.*)", re.DOTALL)
 IMAGE_SUFFIXES = frozenset((*_PLAIN_SUFFIXES, ".avif", ".heic", ".heif"))
 
 

@@ -137,16 +137,18 @@ def test_a_list_is_written_as_it_grows(tmp_path, rows):
 
 def test_a_list_that_an_error_ends_is_whole_and_is_gone_on_with(tmp_path):
     path, part = tmp_path / "list.json", tmp_path / "list.json.part"
+    whole = {"file_name": "ä,.jpg", "bbox": [1, 2, 3, 4], "score": 0.5, "category_id": 1, "category_name": "cat"}
+    a, b, c, d = ({"image_id": number, **whole} for number in range(4))
     with pytest.raises(ZeroDivisionError), JsonList(path) as written:
-        written.add([{"a": 1}, {"b": "ä,"}, {"c": 3}])
+        written.add([a, b, c])
         written.add([1 / 0])
-    assert json.loads(part.read_text()) == [{"a": 1}, {"b": "ä,"}, {"c": 3}]
+    assert json.loads(part.read_text()) == [a, b, c]
     assert not path.exists(), "it would look complete"
     _, (second, second_end), _ = JsonList.rows(part)
-    assert second == {"b": "ä,"}
+    assert second == b
     with JsonList(path, second_end, 2) as written:
-        written.add([{"d": 4}])
-    assert json.loads(path.read_text()) == [{"a": 1}, {"b": "ä,"}, {"d": 4}] and written.count == 3
+        written.add([d])
+    assert json.loads(path.read_text()) == [a, b, d] and written.count == 3
     path.write_bytes(path.read_bytes()[:-5])
     assert len(list(JsonList.rows(path))) == 2, "those before a line that is cut off"
 
