@@ -244,7 +244,7 @@ def test_a_video_of_pictures_that_are_too_large_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["text.mp4"], "text.mp4: not a video but a text"),
+        (["text.mp4"], "text.mp4: not a video, or its end is missing"),
         (["cut.mp4"], "cut.mp4: not a video, or its end is missing"),
         (["none.avi"], "none.avi: no(t a| picture of this) video"),
         (["missing.mp4"], "missing.mp4: No such file or directory"),
