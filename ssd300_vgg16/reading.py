@@ -50,9 +50,9 @@ class Limit(NamedTuple):
 
 # Cameras have up to 200 megapixels; 150 of them in 16 bits, not compressed, are 900 MB.
 IMAGE_PIXELS = Limit(200_000_000, "pixels", "SSD_MAX_IMAGE_PIXELS")
+IMAGE_BYTES = Limit(1 << 30, "bytes", "SSD_MAX_IMAGE_BYTES")
 # Of one picture of a video; those of 8K have 33 million.
 FRAME_PIXELS = Limit(50_000_000, "pixels", "SSD_MAX_FRAME_PIXELS")
-IMAGE_BYTES = Limit(1 << 30, "bytes", "SSD_MAX_IMAGE_BYTES")
 # A progressive JPEG is computed anew for each, of which encoders make ten; one of 31 bytes takes 16 megapixels 40 ms.
 JPEG_SCANS = Limit(64, "scans", "SSD_MAX_JPEG_SCANS")
 # The annotations of a whole data set, or a list of its images.
@@ -133,7 +133,7 @@ def all_of(file: BinaryIO, limit: Limit) -> bytes:
     size = min(os.fstat(file.fileno()).st_size or _BLOCK, limit.value)
     content = file.read(size + 1) or b""  # None of what would have to be waited for
     if len(content) > limit.value:
-        raise OSError(errno.EFBIG, f"has more than {limit.told(limit.value)}", file.name)
+        raise OSError(errno.EOVERFLOW, f"has more than {limit.told(limit.value)}", file.name)
     return content
 
 
@@ -144,4 +144,4 @@ def _refuse(path: str | os.PathLike, status: os.stat_result, limit: Limit | None
     if kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, _KINDS.get(kind, "no file"), os.fspath(path))
     if limit and status.st_size > limit.value:
-        raise OSError(errno.EFBIG, f"has {limit.told(status.st_size)}", os.fspath(path))
+        raise OSError(errno.EOVERFLOW, f"has {limit.told(status.st_size)}", os.fspath(path))

@@ -114,10 +114,10 @@ def _chunks(file: BinaryIO, start: int, png: bool) -> Iterator[tuple[bytes, int]
         start += 8 + length + (4 if png else length % 2)
 
 
-def plain_png(png: bytes) -> bytes | None:
+def plain_png(png: bytes) -> bytes:
     """The PNG without what makes it an animation: OpenCV writes where its frames say, beyond the image too.
 
-    None where a chunk is longer than what is left of the file: OpenCV makes room for it all the same, up to 2 GB.
+    Empty where a chunk is longer than what is left of the file: OpenCV makes room for it all the same, up to 2 GB.
     """
     place, start, parts = 8, 0, []
     for _ in range(max(_MAX_PARTS, len(png) >> 10)):
@@ -126,7 +126,7 @@ def plain_png(png: bytes) -> bytes | None:
         length, name = struct.unpack_from(">I4s", png, place)
         end = place + 8 + length
         if end > len(png):
-            return None
+            return b""
         if name == b"IEND":
             break
         end += 4  # a checksum
@@ -135,7 +135,7 @@ def plain_png(png: bytes) -> bytes | None:
             start = end
         place = end
     else:
-        return None
+        return b""
     return b"".join((*parts, png[start:]))
 
 

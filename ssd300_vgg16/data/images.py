@@ -115,7 +115,7 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     # own, and bytes after the end are fine: cameras append some.
     if kind == "JPEG" and data.rfind(_END_OF_JPEG, header.end) < 0:
         raise ImageError(path, f"the JPEG {_TRUNCATED}")
-    if kind == "PNG" and (data := plain_png(data)) is None:
+    if kind == "PNG" and not (data := plain_png(data)):
         raise ImageError(path, f"the PNG {_TRUNCATED}")
     scans = count_scans(data, header.end, JPEG_SCANS.value) if header.in_scans else 1
     if scans > JPEG_SCANS.value:

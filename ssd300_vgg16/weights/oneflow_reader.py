@@ -71,7 +71,7 @@ def files_on_disk(folder: Path) -> Files:
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
     # All together: sparse files have any size, and take no place.
     if (size := sum(size for name, size in sizes.items() if _is_read(name))) > reading.WEIGHTS_BYTES.value:
-        raise OSError(errno.EFBIG, f"has {reading.WEIGHTS_BYTES.told(size)}", str(folder))
+        raise OSError(errno.EOVERFLOW, f"has {reading.WEIGHTS_BYTES.told(size)}", str(folder))
 
     def read(name: str) -> bytes:
         # No more than was measured: what is no file of a disk may say 0 bytes, and never end.
