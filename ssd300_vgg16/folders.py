@@ -1,5 +1,6 @@
 """Folders: the user's own for what is kept, one that nobody else works in, and those that are made for results."""
 
+import errno
 import fcntl
 import os
 import shlex
@@ -104,8 +105,13 @@ def held(path: Path, busy: str) -> Iterator[bool]:
     The lock is the kernel's, on the thing itself, and ends with the process, however that comes about. A drive that
     knows no locks goes without, and False is given.
     """
-    # A network drive locks no file that is open for reading alone.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        # A network drive locks no file that is open for reading alone.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link, and nothing is written through it: remove it") from error
+        raise
     locked = False
     try:
         with suppress(OSError):

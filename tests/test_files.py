@@ -10,7 +10,7 @@ from places import REPOSITORY
 from ssd300_vgg16 import files
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import GrowingFile, name_also, new_file, open_atomically, temporary, write_atomically
-from ssd300_vgg16.folders import make_folder
+from ssd300_vgg16.folders import held, make_folder
 
 PRECIOUS = b"precious\n"
 PACKAGE = REPOSITORY / "ssd300_vgg16"
@@ -55,6 +55,8 @@ def test_what_goes_on_growing_is_no_link(planted):
     if planted.is_symlink():
         with pytest.raises(UserError, match=r"metrics\.jsonl is a link .*remove it"):
             add(planted, 4, b"!")
+        with pytest.raises(UserError, match=r"metrics\.jsonl is a link, .*remove it"), held(planted, "in use"):
+            pass
     else:
         add(planted, 4, b"!")
         assert planted.read_bytes() in (b"prec!", b"!")
