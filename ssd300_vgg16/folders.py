@@ -80,14 +80,14 @@ def entered(folder: Path, inside: Path | None) -> Iterator[int]:
         inside.mkdir(parents=True, exist_ok=True)
     else:
         inside = folder
-    descriptor = os.open(inside, os.O_DIRECTORY)
+    descriptor = os.open(inside, os.O_PATH | os.O_DIRECTORY)  # which takes no permission to list it
     try:
         for part in folder.relative_to(inside).parts:
             inside = inside / part
             with suppress(FileExistsError):
                 os.mkdir(part, dir_fd=descriptor)
             try:
-                below = os.open(part, os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
+                below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
             except NotADirectoryError as error:
                 problem = "is a link, and nothing is written through it" if inside.is_symlink() else "is no folder"
                 raise UserError(f"{inside} {problem}: remove it, or name another folder") from error
