@@ -9,7 +9,8 @@ from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.deploy.session import AUTO, is_exported, resolve_engine
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.distributed.world import this_world
-from ssd300_vgg16.files import held, make_folder, refuse_unwritable, write_json
+from ssd300_vgg16.files import write_json
+from ssd300_vgg16.folders import held, make_folder, refuse_unwritable
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page

@@ -5,8 +5,10 @@ the environment variable that its message names.
 """
 
 import errno
+import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import BinaryIO, NamedTuple
 from ssd300_vgg16.errors import UserError
 
 _BLOCK = 1 << 20
+_SETTLED_NS = 2 * 10**9  # since a file was changed; in less, it could change once more without a new time of change
+_digests: dict[tuple[int, ...], str] = {}  # SHA-256 of files by what tells their state
 _KINDS = {
     stat.S_IFIFO: "a named pipe, not a file",
     stat.S_IFSOCK: "a socket, not a file",
@@ -47,6 +51,8 @@ class Limit(NamedTuple):
 # Cameras have up to 200 megapixels; 150 of them in 16 bits, not compressed, are 900 MB.
 IMAGE_PIXELS = Limit(200_000_000, "pixels", "SSD_MAX_IMAGE_PIXELS")
 IMAGE_BYTES = Limit(1 << 30, "bytes", "SSD_MAX_IMAGE_BYTES")
+# Of one picture of a video; those of 8K have 33 million.
+FRAME_PIXELS = Limit(50_000_000, "pixels", "SSD_MAX_FRAME_PIXELS")
 # A progressive JPEG is computed anew for each, of which encoders make ten; one of 31 bytes takes 16 megapixels 40 ms.
 JPEG_SCANS = Limit(64, "scans", "SSD_MAX_JPEG_SCANS")
 # The annotations of a whole data set, or a list of its images.
@@ -94,13 +100,40 @@ def read_text(path: str | os.PathLike, limit: Limit) -> str:
     return b"".join(blocks).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def lines_of(path: str | os.PathLike, limit: Limit | None = None) -> Iterator[bytes]:
+    """The lines of a file, one at a time; one of more than 1 MiB comes in pieces. Raises OSError as `opened` does."""
+    with opened(path, limit) as file:
+        while line := file.readline(_BLOCK):
+            yield line
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file of weights, hexadecimal. Raises OSError, also for one that is too large.
+
+    A process reads a file again only if it was changed, or replaced, since.
+    """
+    with opened(path, WEIGHTS_BYTES) as file:
+        status = os.fstat(file.fileno())
+        # The time of the inode's change is the kernel's to set, and nobody's to put back; but it is a coarse one.
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if state in _digests:
+            return _digests[state]
+        settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+        digest = hashlib.sha256()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if settled:
+        _digests[state] = digest.hexdigest()
+    return digest.hexdigest()
+
+
 def all_of(file: BinaryIO, limit: Limit) -> bytes:
     """All of an opened file. Raises OSError if it is larger than it has said."""
     # Files of the system say that they have no size.
     size = min(os.fstat(file.fileno()).st_size or _BLOCK, limit.value)
     content = file.read(size + 1) or b""  # None of what would have to be waited for
     if len(content) > limit.value:
-        raise OSError(errno.EFBIG, f"has more than {limit.told(limit.value)}", file.name)
+        raise OSError(errno.EOVERFLOW, f"has more than {limit.told(limit.value)}", file.name)
     return content
 
 
@@ -111,4 +144,4 @@ def _refuse(path: str | os.PathLike, status: os.stat_result, limit: Limit | None
     if kind != stat.S_IFREG:
         raise OSError(errno.EINVAL, _KINDS.get(kind, "no file"), os.fspath(path))
     if limit and status.st_size > limit.value:
-        raise OSError(errno.EFBIG, f"has {limit.told(status.st_size)}", os.fspath(path))
+        raise OSError(errno.EOVERFLOW, f"has {limit.told(status.st_size)}", os.fspath(path))

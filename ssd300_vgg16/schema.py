@@ -1,7 +1,8 @@
 """JSON that anyone may have written, held against types when it is read: the program goes on with what it expects.
 
-Types are those of annotations: int, float, str, bool, None, unions, list[T], tuple[T, ...], dict[str, T], dataclasses
-and TypedDicts. Of the last two, fields may be absent, and unknown ones are passed over, as other versions have others.
+Types are those of annotations: int, float, str, bool, None, unions, list[T], tuple[T, ...], tuple[T, U], dict[str, T],
+dataclasses and TypedDicts. Of the last two, unknown fields are passed over, as other versions have others; and fields
+may be absent, but for those that a TypedDict requires.
 """
 
 import dataclasses
@@ -45,8 +46,10 @@ def check(value: object, kind: Any, place: str = "it") -> None:
         _check_any(value, arguments, place)
     elif origin in (list, tuple):
         _expect(isinstance(value, list), value, "a list", place)
-        for number, one in enumerate(value):  # type: ignore[arg-type, var-annotated]
-            check(one, arguments[0], f"{place}[{number}]")
+        kinds = arguments if origin is tuple and arguments[-1] is not ... else arguments[:1] * len(value)  # type: ignore[arg-type]
+        _expect(len(value) == len(kinds), value, f"a list of {len(kinds)}", place)  # type: ignore[arg-type]
+        for number, (one, of_one) in enumerate(zip(value, kinds, strict=True)):  # type: ignore[call-overload]
+            check(one, of_one, f"{place}[{number}]")
     elif origin is dict:
         _expect(isinstance(value, dict), value, "an object", place)
         for name, one in value.items():  # type: ignore[attr-defined]
@@ -55,6 +58,8 @@ def check(value: object, kind: Any, place: str = "it") -> None:
     elif isinstance(kind, Mapping) or dataclasses.is_dataclass(kind) or is_typeddict(kind):
         _expect(isinstance(value, dict), value, "an object", place)
         fields = kind if isinstance(kind, Mapping) else get_type_hints(kind)
+        for name in sorted(getattr(kind, "__required_keys__", ())):
+            _expect(name in value, value, f"an object with {name}", place)  # type: ignore[operator]
         for name in fields.keys() & value.keys():  # type: ignore[attr-defined]
             check(value[name], fields[name], name if place == "it" else f"{place}.{name}")  # type: ignore[index]
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import own_cache_folder
+from ssd300_vgg16.folders import own_cache_folder
 
 
 @pytest.fixture

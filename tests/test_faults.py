@@ -19,8 +19,7 @@ from PIL import Image
 from small_data import WIDTH, metrics_without_times, shapes_folder, untrained_run
 
 from ssd300_vgg16 import evaluate, export, files, infer, train
-from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import told
+from ssd300_vgg16.errors import UserError, told
 from ssd300_vgg16.weights.locate import LAST, OPTIONS
 from ssd300_vgg16.weights.safetensors_file import read_weights
 
@@ -32,7 +31,7 @@ class Faults:
 
     def __init__(self, monkeypatch):
         self.count, self.failing, self.lasting = 0, None, False
-        for owner, name in ((os, "fsync"), (os, "pwrite"), (os, "link"), (Path, "replace")):
+        for owner, name in ((os, "fsync"), (os, "pwrite"), (os, "link"), (os, "replace"), (Path, "replace")):
             monkeypatch.setattr(owner, name, self._failing(getattr(owner, name)))
         faults = self
 
@@ -47,9 +46,9 @@ class Faults:
                 if was_open and self.writable_:
                     faults.next()
 
-            def __init__(self, path, mode="r"):
+            def __init__(self, path, mode="r", **how):
                 self.writable_ = mode != "r"
-                super().__init__(path, mode)
+                super().__init__(path, mode, **how)
 
         monkeypatch.setattr(files, "FileIO", File)
         monkeypatch.setattr(tensorboardX.record_writer, "open_file", lambda path: io.BufferedWriter(File(path, "w")))
@@ -60,9 +59,9 @@ class Faults:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *path)
 
     def _failing(self, real):
-        def call(*arguments):
+        def call(*arguments, **how):
             self.next(*(str(path) for path in arguments[:1] if isinstance(path, Path)))  # as the system names it
-            return real(*arguments)
+            return real(*arguments, **how)
 
         return call
 

@@ -7,8 +7,10 @@ from contextlib import closing
 import pytest
 from places import REPOSITORY
 
+from ssd300_vgg16 import files
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import GrowingFile, make_folder, name_also, new_file, temporary, write_atomically
+from ssd300_vgg16.files import GrowingFile, name_also, new_file, open_atomically, temporary, write_atomically
+from ssd300_vgg16.folders import held, make_folder
 
 PRECIOUS = b"precious\n"
 PACKAGE = REPOSITORY / "ssd300_vgg16"
@@ -50,9 +52,11 @@ def test_nothing_is_written_through_a_link(planted, write):
 
 
 def test_what_goes_on_growing_is_no_link(planted):
-    if planted.is_symlink() and planted.exists():
+    if planted.is_symlink():
         with pytest.raises(UserError, match=r"metrics\.jsonl is a link .*remove it"):
             add(planted, 4, b"!")
+        with pytest.raises(UserError, match=r"metrics\.jsonl is a link, .*remove it"), held(planted, "in use"):
+            pass
     else:
         add(planted, 4, b"!")
         assert planted.read_bytes() in (b"prec!", b"!")
@@ -72,6 +76,36 @@ def test_folders_are_made_below_a_link_that_was_named_and_not_through_others(tmp
     with pytest.raises(UserError, match="labels is a link, and nothing is written through it: remove it"):
         make_folder(tmp_path / "named" / "labels" / "c", tmp_path / "named")
     assert not (tmp_path / "c").exists()
+    (tmp_path / "named" / "crops").touch()
+    with pytest.raises(UserError, match="crops is no folder: remove it, or name another folder"):
+        make_folder(tmp_path / "named" / "crops", tmp_path / "named")
+
+
+@pytest.mark.parametrize("inside", [None, "."])
+def test_a_link_that_takes_the_place_of_a_folder_while_it_is_written_to_is_not_followed(tmp_path, inside):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "labels").mkdir()
+    with open_atomically(tmp_path / "labels" / "a.txt", inside=inside and tmp_path) as file:
+        (tmp_path / "labels").rename(tmp_path / "moved")
+        (tmp_path / "labels").symlink_to(tmp_path / "home")
+        file.write(b"new")
+    assert (tmp_path / "moved" / "a.txt").read_bytes() == b"new"
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_link_that_takes_the_place_of_a_file_that_grows_is_not_followed(tmp_path, monkeypatch):
+    precious, place = tmp_path / "precious", tmp_path / "metrics.jsonl"
+    precious.write_bytes(PRECIOUS), place.write_bytes(b"{}")
+
+    class Replaced(files.FileIO):
+        def __init__(self, *arguments, **how):
+            place.unlink(), place.symlink_to(precious)
+            super().__init__(*arguments, **how)
+
+    monkeypatch.setattr(files, "FileIO", Replaced)
+    with pytest.raises(OSError, match="symbolic links"):
+        GrowingFile(place, 2)
+    assert precious.read_bytes() == PRECIOUS
 
 
 # What writes to a file, or makes one, whatever the object it is called on. And which file of the package may do so:
@@ -80,6 +114,7 @@ WRITERS = {"write_text", "write_bytes", "touch", "imwrite", "copy2", "copyfile",
 WRITERS |= {"link", "symlink", "hardlink_to", "symlink_to", "rename", "VideoWriter", "EventsWriter", "mkdir", "fdopen"}
 ALLOWED = {
     "reading.py": {"open", "fdopen"},  # to be read
+    "folders.py": {"open", "mkdir"},
     "cli/command_line.py": {"open"},  # /dev/null
     "cli/streams.py": {"open"},  # /dev/null
     "errors.py": {"touch"},  # in a folder of our own

@@ -13,7 +13,8 @@ from small_data import WIDTH, environment, shapes_folder, untrained_run
 from ssd300_vgg16 import evaluate, evaluate_weights, infer, train
 from ssd300_vgg16.detection.results import JsonList
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import held, open_atomically
+from ssd300_vgg16.files import open_atomically
+from ssd300_vgg16.folders import held
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.checkpoint import load_checkpoint
 from ssd300_vgg16.training.run_folder import read_metrics
@@ -23,7 +24,7 @@ from ssd300_vgg16.weights.locate import LAST
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ssd300_vgg16.files import held
+from ssd300_vgg16.folders import held
 with held(Path(sys.argv[1]), "in use"):
     print("held", flush=True)
     time.sleep(60)

@@ -346,6 +346,15 @@ def test_patterns_do_not_reach_into_the_results(photos, paths):
     assert len(find_images(["photos/out/*.jpg"], leave_out=Path("photos"))) == 1, "what is named is taken"
 
 
+@pytest.mark.parametrize("pattern", ["**/*.jpg", "photos/**/*.jpg", "**/photos/**/*.jpg", "p**s/**/*.jpg"])
+def test_a_pattern_follows_no_links_to_folders(photos, pattern):
+    """Two links to the folder that they are in would make a trillion paths."""
+    expected = [path for path in find_images(["photos"]) if path.suffix == ".jpg"]
+    (photos / "x").symlink_to(".")
+    (photos / "y").symlink_to(".")
+    assert find_images([pattern]) == expected
+
+
 def test_what_is_no_image_is_named_and_the_others_are_done(place, photos, capsys):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     os.mkfifo(photos / "p.jpg")

@@ -17,8 +17,7 @@ from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.data.loader import evaluation_batches
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.detection import pipeline
-from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import told
+from ssd300_vgg16.errors import UserError, told
 from ssd300_vgg16.machine import is_short_of_memory, memory_is_short, refuse_tight_limits
 from ssd300_vgg16.training.checkpoint import load_checkpoint
 from ssd300_vgg16.weights.locate import LAST

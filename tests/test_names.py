@@ -1,5 +1,6 @@
 """Names of files and classes that rule a terminal, or are no text at all: no command stumbles over or shows them."""
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 from small_data import WIDTH, colours, run
 
 from ssd300_vgg16.data.images import ImageError
+from ssd300_vgg16.errors import told
 
 FILES = [b"caf\xe9", b"a\nb", b"\x1b[31mred", "\u202egpj.exe".encode(), b"=cmd", b"<img src=x>"]
 CLASSES = ["\x1b[2Jevil\ntwo", "\u202e=<b>"]
@@ -56,3 +58,5 @@ def test_no_command_stumbles_over_them_or_prints_them(place):
 
 def test_an_error_names_a_file_in_one_line():
     assert str(ImageError("a\nb\x1b[8m.jpg", "the file is empty")) == "a?b?[8m.jpg: the file is empty"
+    assert told(OSError(errno.ENOENT, "No such file", b"a\nb\xe9")) == "a?b?: No such file"
+    assert len(told(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 10**6))) < 600

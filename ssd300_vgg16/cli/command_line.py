@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 from ssd300_vgg16.cli.streams import print_plainly
 from ssd300_vgg16.data.formats import KINDS, TOLD_BY_CONTENT, VAL_FRACTION
 from ssd300_vgg16.deploy.session import AUTO, ENGINES
-from ssd300_vgg16.errors import Stopped, UserError, is_said
-from ssd300_vgg16.files import told
+from ssd300_vgg16.errors import Stopped, UserError, is_said, told
 from ssd300_vgg16.machine import is_short_of_memory, memory_is_short
 from ssd300_vgg16.tiles import DEFAULT_OVERLAP, MAX_OVERLAP, MIN_SIDE
 

@@ -11,7 +11,8 @@ from ssd300_vgg16.cli.streams import outlive_readers
 from ssd300_vgg16.data.dataset import shared_images
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import make_folder, write_atomically
+from ssd300_vgg16.files import write_atomically
+from ssd300_vgg16.folders import make_folder
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.inspection import report
 from ssd300_vgg16.inspection.figures import Candidate, unseen_classes

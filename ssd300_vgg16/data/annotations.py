@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,6 @@ import numpy as np
 from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, match_names
 from ssd300_vgg16.data.dataset import (
-    MAX_NAME_LETTERS,
     PIXELS_BEYOND_IMAGE,
     UNKNOWN_CATEGORY,
     Category,
@@ -24,7 +23,6 @@ from ssd300_vgg16.data.dataset import (
 )
 from ssd300_vgg16.data.sizes import report_sizes
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.variants import MAX_CLASSES
 from ssd300_vgg16.reading import OBJECTS
 
 # Coordinates must fit float32, the sum of two included.
@@ -103,7 +101,6 @@ def dataset_of(
     """
     problems.totals.setdefault("images", len(images) + problems.count(Fate.IMAGE_LEFT_OUT))
     problems.totals.setdefault("objects", len(objects) + problems.count(Fate.OBJECT_LEFT_OUT))
-    _refuse_excessive_names(names.values(), problems.source)
     images, objects = _joined(images, objects, problems)
     images, objects = _without_overfull(images, objects, problems)
     category_of = _choose_categories(names, given, objects, problems)
@@ -144,15 +141,6 @@ def dataset_of(
     if strict:
         problems.refuse()
     return Dataset(problems.source, tuple(category_of.values()), samples, problems, kind)
-
-
-def _refuse_excessive_names(names: Collection[str], source: str) -> None:
-    if long := next((name for name in names if len(name) > MAX_NAME_LETTERS), None):
-        raise UserError(
-            f"{source}: a category's name has {len(long):,} letters, where {MAX_NAME_LETTERS:,} are the limit"
-        )
-    if len(names) >= MAX_CLASSES:
-        raise UserError(f"{source}: {len(names):,} categories, of which {MAX_CLASSES - 1:,} are the limit")
 
 
 def _joined(

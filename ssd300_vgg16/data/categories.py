@@ -1,10 +1,11 @@
 """Categories: those of COCO and VOC, and whose names mean the same."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import TypeVar
 
-from ssd300_vgg16.data.dataset import Category, Fate, Problems
+from ssd300_vgg16.data.dataset import MAX_NAME_LETTERS, Category, Fate, Problems
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import MAX_CLASSES
 from ssd300_vgg16.text import listed
 
 # By id, from 1 on; "-" stands for ids that COCO does not use.
@@ -56,18 +57,32 @@ def folded(name: str) -> str:
     return name.strip().casefold()
 
 
+def refuse_excessive(names: Collection[str], source: str) -> None:
+    """Raises UserError for more names than a network has outputs for, or one that is a book."""
+    if long := next((name for name in names if len(name) > MAX_NAME_LETTERS), None):
+        raise UserError(
+            f"{source}: a category's name has {len(long):,} letters, where {MAX_NAME_LETTERS:,} are the limit"
+        )
+    if len(names) >= MAX_CLASSES:
+        raise UserError(f"{source}: {len(names):,} categories, of which {MAX_CLASSES - 1:,} are the limit")
+
+
 def told_apart(names: dict[int, str], problems: Problems) -> dict[int, str]:
     """Names by id, those that are there already with their id: "cat (id 7)", or tables would lose a row.
 
-    Names that differ in capitals only are noted, and no problem: data sets of letters have "a" and "A".
+    Names that differ in capitals only are noted, and no problem: data sets of letters have "a" and "A". Raises
+    UserError as `refuse_excessive` does.
     """
+    refuse_excessive(names.values(), problems.source)
     apart: dict[int, str] = {}
+    taken: set[str] = set()
     first: dict[str, int] = {}
     alike: dict[str, dict[str, None]] = {}
     for id_, name in names.items():
         if first.setdefault(name, id_) != id_:
             problems.add("category name used twice", f"{name!r} (ids {first[name]} and {id_})", Fate.READ_ALL_THE_SAME)
-        apart[id_] = f"{name} (id {id_})" if name in apart.values() else name
+        apart[id_] = name if name not in taken else f"{name} (id {id_})"
+        taken.add(apart[id_])
         alike.setdefault(folded(name), {})[name] = None
     pairs = [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
     if pairs:

@@ -2,14 +2,16 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import is_inside
+from ssd300_vgg16.folders import is_inside
 
 _PLAIN_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+_AT_ANY_DEPTH = re.compile(r"(|.*?/)\*\*/(.*)", re.DOTALL)
 IMAGE_SUFFIXES = frozenset((*_PLAIN_SUFFIXES, ".avif", ".heic", ".heif"))
 
 
@@ -56,13 +58,25 @@ def _expand(text: str, results: str | None, passed: Counter[str]) -> Iterator[Pa
     elif text and path.exists():  # what is no file, such as a pipe, is named when it is read
         yield path
     elif glob.has_magic(text):
-        for match in map(Path, glob.iglob(text, recursive=True)):  # noqa: PTH207 - Path.glob refuses absolute ones
+        for match in map(Path, _matches(text)):
             if match.is_dir():
                 yield from _images_in_folder(match, results, passed)
             elif match.suffix.lower() in IMAGE_SUFFIXES:
                 yield match
     else:
         raise UserError(f"{text!r}: no such file or folder")
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a glob pattern stands for. Not by glob's own `**`, which follows links to folders: two may have no end."""
+    parts = _AT_ANY_DEPTH.match(pattern)
+    if parts is None:
+        yield from glob.iglob(pattern)  # noqa: PTH207 - Path.glob refuses absolute ones
+        return
+    for top in glob.iglob(parts[1] or "."):  # noqa: PTH207
+        for folder, below, _ in os.walk(top):
+            below[:] = (name for name in below if not name.startswith("."))
+            yield from _matches(os.path.join(glob.escape(folder), parts[2]))  # noqa: PTH118
 
 
 def _images_in_folder(folder: Path, results: str | None, passed: Counter[str]) -> Iterator[Path]:

@@ -27,6 +27,7 @@ _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # among pixels
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+_FRAME, _EXTENSION, _CONTROL = 0x2C, 0x21, b"\xf9"  # blocks of a GIF; the last tells how to show a frame
 _PPM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
@@ -113,18 +114,51 @@ def _chunks(file: BinaryIO, start: int, png: bool) -> Iterator[tuple[bytes, int]
         start += 8 + length + (4 if png else length % 2)
 
 
-def claims_too_much(png: bytes) -> bool:
-    """Whether a chunk is longer than what is left of the file: OpenCV makes room for it all the same, up to 2 GB."""
-    place = 8
+def plain_png(png: bytes) -> bytes:
+    """The PNG without what makes it an animation: OpenCV writes where its frames say, beyond the image too.
+
+    Empty where a chunk is longer than what is left of the file: OpenCV makes room for it all the same, up to 2 GB.
+    """
+    place, start, parts = 8, 0, []
     for _ in range(max(_MAX_PARTS, len(png) >> 10)):
         if len(png) - place < 8:
-            return False
+            break
         length, name = struct.unpack_from(">I4s", png, place)
-        place += 8 + length
-        if place > len(png) or name == b"IEND":
-            return place > len(png)
-        place += 4  # a checksum
-    return True
+        end = place + 8 + length
+        if end > len(png):
+            return b""
+        if name == b"IEND":
+            break
+        end += 4  # a checksum
+        if name == b"acTL":
+            parts.append(png[start:place])
+            start = end
+        place = end
+    else:
+        return b""
+    return b"".join((*parts, png[start:]))
+
+
+def plain_gif(gif: bytes) -> bytes:
+    """The GIF's first frame alone: its decoder takes minutes for comments of some megabytes."""
+    place = 13 + _colours(gif[10:11])
+    parts = [gif[:place]]
+    while (start := place) < len(gif) and gif[start] in (_FRAME, _EXTENSION):
+        is_frame = gif[start] == _FRAME
+        place += 11 + _colours(gif[start + 9 : start + 10]) if is_frame else 2
+        while length := int.from_bytes(gif[place : place + 1], "big"):
+            place += 1 + length
+        place += 1
+        if is_frame or gif[start + 1 : start + 2] == _CONTROL:
+            parts.append(gif[start:place])
+        if is_frame:
+            break
+    return b"".join((*parts, b";"))
+
+
+def _colours(flags: bytes) -> int:
+    """Bytes of a GIF's table of colours; flags: of what it follows."""
+    return 6 << (flags[0] & 7) if flags and flags[0] & 0x80 else 0
 
 
 def _png(file: BinaryIO) -> Header:

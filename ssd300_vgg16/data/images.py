@@ -17,7 +17,16 @@ from PIL import Image, ImageOps, _avif
 from ssd300_vgg16 import reading
 from ssd300_vgg16.data import decoder
 from ssd300_vgg16.data.dataset import Note
-from ssd300_vgg16.data.image_headers import AS_STORED, HEADERS, LYING, Header, claims_too_much, count_scans, read_header
+from ssd300_vgg16.data.image_headers import (
+    AS_STORED,
+    HEADERS,
+    LYING,
+    Header,
+    count_scans,
+    plain_gif,
+    plain_png,
+    read_header,
+)
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.reading import JPEG_SCANS
 from ssd300_vgg16.text import printable
@@ -106,7 +115,7 @@ def decode_image(path: str | os.PathLike, upright: bool = False, min_side: int |
     # own, and bytes after the end are fine: cameras append some.
     if kind == "JPEG" and data.rfind(_END_OF_JPEG, header.end) < 0:
         raise ImageError(path, f"the JPEG {_TRUNCATED}")
-    if kind == "PNG" and claims_too_much(data):
+    if kind == "PNG" and not (data := plain_png(data)):
         raise ImageError(path, f"the PNG {_TRUNCATED}")
     scans = count_scans(data, header.end, JPEG_SCANS.value) if header.in_scans else 1
     if scans > JPEG_SCANS.value:
@@ -323,7 +332,7 @@ def _by_pillow(
                 return
             if kind == "HEIC":
                 import_module("pillow_heif").register_heif_opener()
-            with Image.open(file) as image:
+            with Image.open(io.BytesIO(plain_gif(file.read())) if kind == "GIF" else file) as image:
                 yield Header((image.height, image.width)), lambda: image.convert("RGB")
     except ModuleNotFoundError:
         raise ImageError(

@@ -14,6 +14,7 @@ from ssd300_vgg16.errors import UserError
 Splits = dict[str, tuple[Path, ...]]
 WHOLE = "whole"
 MAX_FOLDERS = 2000
+MAX_PARTS = 100  # of a path
 _SPLIT_WORD = re.compile(r"(?<![a-z])(trainval|train|training|val|valid|validation|test|testing)(?![a-z])")
 
 
@@ -68,7 +69,8 @@ def shorter_paths(written: str) -> Iterator[str]:
     All are relative, and lead nowhere out of the folder that they are taken to be in.
     """
     parts = [part for part in PurePosixPath(written.replace("\\", "/")).parts if part not in ("/", ".", "..")]
-    return ("/".join(parts[first:]) for first in range(len(parts)))
+    # To look for each of the shorter ones of a path of 20,000 folders takes minutes.
+    return ("/".join(parts[first:]) for first in range(len(parts) if len(parts) <= MAX_PARTS else 0))
 
 
 def read_text(path: Path, limit: reading.Limit = reading.ANNOTATION_BYTES) -> str:

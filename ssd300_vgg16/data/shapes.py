@@ -17,7 +17,8 @@ import numpy as np
 
 from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import held, write_atomically
+from ssd300_vgg16.files import write_atomically
+from ssd300_vgg16.folders import held
 
 # Ids with gaps, as in COCO: nothing may take an id for an index.
 CATEGORY_IDS = {"circle": 3, "square": 7, "triangle": 11, "star": 18, "ring": 24}

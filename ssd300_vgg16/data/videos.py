@@ -1,6 +1,7 @@
 """Videos and cameras: telling which are meant, and reading their frames as RGB."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ssd300_vgg16 import reading
 from ssd300_vgg16.data.images import network_input
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.reading import FRAME_PIXELS
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp")
@@ -20,6 +23,7 @@ MAX_RATE = 1000.0  # WebM's clock, which stands for the rate where there is none
 
 # FFmpeg's lines name no file; what is wrong is told by the frames. Read when OpenCV opens its first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+_TEXT = re.compile(rb"(?!RIFF)[\t\r\n -~]{7}")  # how no container begins, and FFmpeg's lists of other files do
 
 
 class Frame(NamedTuple):
@@ -47,8 +51,8 @@ class Video:
         """Each frame, up to the end or to where the video is damaged."""
         start = None
         for number in count():
-            read, bgr = self._capture.read()
-            if not read:
+            bgr = self._read()
+            if bgr is None:
                 return
             clock = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             start = clock if start is None else start
@@ -56,9 +60,16 @@ class Video:
             # A bare stream of pictures has no clock.
             yield Frame(number, clock - start or number / self.rate, pixels, network_input(pixels, image_size))
 
+    def _read(self) -> np.ndarray | None:
+        read, bgr = self._capture.read()
+        # Dozens of them are in memory at a time.
+        if read and (pixels := bgr.shape[0] * bgr.shape[1]) > FRAME_PIXELS.value:
+            raise UserError(f"{self.source}: a picture of this video has {FRAME_PIXELS.told(pixels)}")
+        return bgr if read else None
+
     def refuse_without_frames(self) -> None:
         """Take a frame; raises UserError if there is none."""
-        if self._capture.read()[0]:
+        if self._read() is not None:
             return
         codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("ascii", "replace")
         if self.is_camera:
@@ -79,10 +90,21 @@ def find_videos(paths: Sequence[str]) -> list[str]:
     if len(videos) > 1 and any(map(_is_camera, videos)):
         raise UserError("a camera has no end: it is for a call of its own")
     for path in videos:
-        if not _is_camera(path) and not Path(path).is_file():  # a pipe could be waited for without end
-            raise UserError(f"{path}: there is no such video file")
+        if not _is_camera(path):
+            _refuse_text(path)
         Video(path).refuse_without_frames()
     return videos
+
+
+def _refuse_text(path: str) -> None:
+    """Raises UserError for what is no file, and for a list: FFmpeg would follow it, to a pipe or to any video."""
+    try:
+        with reading.opened(path) as file:
+            head = file.read(7)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if _TEXT.match(head):
+        raise UserError(f"{path}: not a video but a text, such as a list of other files: name the videos themselves")
 
 
 def _is_camera(path: str) -> bool:

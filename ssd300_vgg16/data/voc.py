@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssd300_vgg16 import reading
 from ssd300_vgg16.data.annotations import SHOWN, Box, ImageRow, ObjectRow, are_finite, dataset_of, is_side
-from ssd300_vgg16.data.categories import folded
+from ssd300_vgg16.data.categories import folded, refuse_excessive
 from ssd300_vgg16.data.dataset import Category, Dataset, Fate, Problems
 from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.data.voc_layout import ImageSet, image_names, joined_name, read_image_set, xml_file
@@ -192,6 +192,7 @@ def _box(element: ElementTree.Element) -> Box | str:
 
 def _names(spellings: Counter[str], problems: Problems) -> dict[str, str]:
     """The most frequent spelling of each name, by the name without regard to case, in alphabetical order."""
+    refuse_excessive(spellings, problems.source)
     variants: dict[str, list[str]] = {}
     for name, _ in spellings.most_common():
         variants.setdefault(folded(name), []).append(name)

@@ -15,6 +15,7 @@ from ssd300_vgg16.data.images import ImageError, image_size
 from ssd300_vgg16.data.layout import read_lines, shorter_paths
 from ssd300_vgg16.data.yolo_layout import YoloDescription, places_of, read_description, some_lines
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.reading import OBJECTS
 
 BOX_NUMBERS = 4
 POLYGON_NUMBERS = 6  # the fewest: three points
@@ -143,7 +144,7 @@ def _read_labels(image: ImageRow, image_index: int, classes: int, problems: Prob
     except (UserError, OSError) as error:  # exists() raises if the folder may not be looked into
         problems.add("label file that cannot be read", str(error), Fate.LABELS_LEFT_OUT, image_index)
         return
-    for number, line in lines:
+    for number, line in lines[: OBJECTS.value + 1]:  # with more the image is left out, whatever they say
         where = f"{file}, line {number}"
         parsed = _parse(line, classes)
         if isinstance(parsed, str):

@@ -33,6 +33,7 @@ YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml")
 ROBOFLOW_NAMES = "_darknet.labels"
 NAMES_FILES = (ROBOFLOW_NAMES, "*.names", "classes.txt", "labels.txt")
 FILES_LOOKED_AT = 20
+MAX_DIGITS = 18
 _SHOWN = reprlib.Repr()  # of lists that hold one long text again and again, the whole would fill the memory
 _SHOWN.maxstring = _SHOWN.maxother = 80
 _DATA_KEY = re.compile(r"names\s*=")
@@ -162,7 +163,11 @@ def _read_yaml(file: Path) -> YoloDescription:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's, where an alias stands for one value: of lists, a few hundred bytes would make billions of values."""
+    """YAML's, without what makes a small file endless.
+
+    An alias stands for one value: of lists, a few hundred bytes would make billions of values. Whole numbers are short:
+    longer ones can be chosen to have one hash, and those to the base of 60 (1:1:1:...) take a minute.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         is_alias, mark = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
@@ -170,6 +175,14 @@ class _Loader(yaml.SafeLoader):
         if is_alias and not isinstance(node, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="an alias (*) of more than one value: write them out", problem_mark=mark)
         return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > MAX_DIGITS:
+            raise yaml.MarkedYAMLError(problem="a whole number that is too long", problem_mark=node.start_mark)
+        return super().construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _content(file: Path) -> dict:
@@ -203,7 +216,9 @@ def _root(path: object, file: Path, named: dict[str, list[str]], notes: list[str
         if first and _exists(_place(first, folder)):
             notes.append(f"{file}: path: there is no {root}; taken to be {folder}, where the images are")
             return folder
-    raise UserError(f"{file}: path: no folder {root}; without this key it is the YAML file's own folder")
+    raise UserError(
+        f"{file}: path: no folder {printable(str(root))}; without this key it is the YAML file's own folder"
+    )
 
 
 def _exists(path: Path) -> bool:

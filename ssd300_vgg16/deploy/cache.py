@@ -19,8 +19,11 @@ import onnxruntime
 from ssd300_vgg16 import __version__
 from ssd300_vgg16.deploy.session import OnnxRuntimeNetwork
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import is_temporary, new_file, own_cache_folder, sha256_of, temporary, write_atomically
+from ssd300_vgg16.files import is_temporary, new_file, temporary, write_atomically
+from ssd300_vgg16.folders import own_cache_folder
 from ssd300_vgg16.machine import processor_flags
+from ssd300_vgg16.reading import sha256_of
+from ssd300_vgg16.weights.oneflow_reader import parts_on_disk
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
 # Raise it when the same weights get another graph, categories or notes than before: after a change in this folder, in
@@ -60,9 +63,8 @@ def _key(weights: Path, device: str) -> str | None:
     # The name, as some weights are recognised by it. The processor, as ONNX Runtime optimises for its instructions.
     optimised_for = [onnxruntime.__version__, *sorted(processor_flags())] if device == "cpu" else []
     parts = [str(MODEL_VERSION), __version__, *optimised_for, weights.name]
-    files = [path for path in sorted(weights.rglob("*")) if path.is_file()] if weights.is_dir() else [weights]
     try:
-        for path in files:
+        for path in parts_on_disk(weights):
             parts += [path.name, sha256_of(path)]
     except OSError:  # the loader will report it
         return None

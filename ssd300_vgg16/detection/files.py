@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ssd300_vgg16.data.coco import image_entries
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import is_inside
+from ssd300_vgg16.folders import is_inside
 from ssd300_vgg16.text import listed, printable
 
 LABELS, CROPS = "labels", "crops"  # folders, called so by YOLOv5 too

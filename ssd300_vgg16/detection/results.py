@@ -20,11 +20,13 @@ from ssd300_vgg16.boxes import xywh_to_xyxy, xyxy_to_cxcywh
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detection.files import ImageFile
 from ssd300_vgg16.detector import Detections
-from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import GrowingFile, make_folder, sha256_of, told, write_atomically
+from ssd300_vgg16.errors import UserError, told
+from ssd300_vgg16.files import GrowingFile, write_atomically
+from ssd300_vgg16.reading import sha256_of
 from ssd300_vgg16.schema import loads_as, read_json_as
 from ssd300_vgg16.text import spreadsheet_cell
 from ssd300_vgg16.weights.locate import find_weights
+from ssd300_vgg16.weights.oneflow_reader import parts_on_disk
 
 # There until a detection is complete: what decides about its results, by what a user calls it.
 SETTINGS = "detections.json.settings"
@@ -32,7 +34,6 @@ _CLOSED = b"\n]\n"
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "score", "category_id", "name")
 NAMES = "data.yaml"
 FIRST_LINE = "# Classes of what infer.sh found: labels/*.txt\n"
-MAX_LINE = 1 << 20  # bytes of a row
 MAX_FOLDER_NAME = 60  # letters, which are up to 240 bytes of the 255 that a file system takes
 
 
@@ -40,8 +41,9 @@ class _Row(TypedDict):
     """Of a row of detections.json, what is read again."""
 
     file_name: str
-    bbox: list[float]
+    bbox: tuple[float, float, float, float]
     score: float
+    category_id: int
     category_name: str
 
 
@@ -67,15 +69,14 @@ class JsonList:
     def rows(path: Path) -> Iterator[tuple[dict, int]]:
         """The rows in the file, one at a time, and where in it each ends; those before a line that is cut off."""
         place = 0
-        with reading.opened(path) as file:
-            while line := file.readline(MAX_LINE):
-                row = line.rstrip(b",\n")
-                if row.startswith(b"{"):
-                    try:
-                        yield loads_as(row, _Row), place + len(row)
-                    except ValueError:
-                        return
-                place += len(line)
+        for line in reading.lines_of(path):
+            row = line.rstrip(b",\n")
+            if row.startswith(b"{"):
+                try:
+                    yield loads_as(row, _Row), place + len(row)
+                except ValueError:
+                    return
+            place += len(line)
 
     def __enter__(self) -> "JsonList":
         self._file = GrowingFile(self._part, self._end, _CLOSED)
@@ -120,8 +121,7 @@ class Progress:
 
 def settings_of(weights: Path, files: Sequence[ImageFile], **options: object) -> dict[str, object]:
     """What makes the results of two calls differ. Downloads published weights."""
-    weights = find_weights(weights)
-    parts = [weights] if weights.is_file() else sorted(path for path in weights.rglob("*") if path.is_file())
+    parts = parts_on_disk(find_weights(weights))
     images = json.dumps([(str(file.path), str(file.path.absolute()), file.image_id) for file in files])
     return {
         "weights": [sha256_of(part) for part in parts],
@@ -153,7 +153,7 @@ def progress_of(results: Path, files: Sequence[ImageFile], settings: dict[str, o
     by_path = {str(file.path): file for file in files}
     rows: dict[ImageFile, list[tuple[dict, int]]] = {}
     for row, end in JsonList.rows(part):
-        if row.keys() < _Row.__annotations__.keys() or row["file_name"] not in by_path:
+        if row["file_name"] not in by_path:
             break  # no row of this detection: what follows is made anew
         rows.setdefault(by_path[row["file_name"]], []).append((row, end))
     # Rows of the last may be missing. Pictures are drawn behind the rows: what a kill has prevented is made up for.
@@ -243,5 +243,4 @@ def write_table(path: Path, rows: Iterable[dict]) -> None:
 
 
 def _write(path: Path, content: bytes, output: Path) -> None:
-    make_folder(path.parent, output)
-    write_atomically(path, content, sync=False)  # what is there is whole
+    write_atomically(path, content, sync=False, inside=output)  # what is there is whole

@@ -28,7 +28,8 @@ from ssd300_vgg16.detection.video import detect_on_videos, result_places
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU, Detections, Detector
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import held, make_folder, refuse_unwritable, write_json
+from ssd300_vgg16.files import write_json
+from ssd300_vgg16.folders import held, make_folder, refuse_unwritable
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from ssd300_vgg16.data.videos import Frame, Video
 from ssd300_vgg16.detection.pipeline import Behind, read_ahead
 from ssd300_vgg16.detector import Detections, Detector
-from ssd300_vgg16.errors import Stopped, UserError
-from ssd300_vgg16.files import GrowingFile, held, make_folder, new_file, told
+from ssd300_vgg16.errors import Stopped, UserError, told
+from ssd300_vgg16.files import GrowingFile, new_file
+from ssd300_vgg16.folders import held, make_folder
 from ssd300_vgg16.signals import StopRequest
 
 CODEC = "mp4v"  # the one for MP4 that OpenCV's wheel encodes fast; it has no H.264

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.images import AS_STORED, LYING, ImageError, exif_orientation, read_image, shown_upright
 from ssd300_vgg16.data.sizes import View, view_of
-from ssd300_vgg16.files import make_folder, open_atomically
+from ssd300_vgg16.files import write_atomically
 
 COPIES = "report_images"  # a folder beside the page
 MAX_SIDE = 2048  # pixels of a copy
@@ -88,14 +88,13 @@ def _copied(paths: Sequence[Path], folder: Path) -> dict[int, list[int]]:
         if (scale := MAX_SIDE / max(height, width)) < 1:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        with open_atomically(folder / f"{number}.jpg", sync=False) as file:
-            file.write(cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes())
+        jpeg = cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes()
+        write_atomically(folder / f"{number}.jpg", jpeg, sync=False, inside=folder.parent)
         return [width, height]
 
     numbers = [number for number, path in enumerate(paths) if not _is_shown(path)]
     if not numbers:
         return {}
-    make_folder(folder, folder.parent)
     with ThreadPool(len(os.sched_getaffinity(0))) as threads:  # decoders let go of Python's lock
         each = threads.imap(copy, numbers)
         bar = tqdm(each, "copies for the page", len(numbers), leave=False, unit="image", disable=None)

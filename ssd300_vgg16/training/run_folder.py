@@ -9,7 +9,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TypedDict, get_type_hints
 
-from ssd300_vgg16 import files, reading
+from ssd300_vgg16 import folders, reading
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import is_temporary, write_atomically, write_json
 from ssd300_vgg16.schema import check, loads_as, read_json_as
@@ -33,7 +33,7 @@ class _Kept(TypedDict, total=False):
     val_images_folder: str
 
 
-class _Row(TypedDict, total=False):
+class _Row(TypedDict):
     """A line of metrics.jsonl; the others of its fields are numbers or texts."""
 
     kind: str
@@ -57,7 +57,7 @@ def folder_of(resume: str | None, output_dir: str | None) -> Path:
 def held(folder: Path) -> AbstractContextManager[bool]:
     """Keep other trainings out of a run's folder, but not evaluations; UserError if there is one."""
     busy = f"{folder}: another train.sh is at work there: wait for its end, or name another folder (--output-dir)"
-    return files.held(folder / METRICS, busy)
+    return folders.held(folder / METRICS, busy)
 
 
 def resume_command(folder: Path) -> str:
@@ -142,13 +142,11 @@ def read_metrics(folder: Path) -> list[dict]:
     """
     rows = []
     try:
-        lines = reading.read_bytes(folder / METRICS, reading.METRICS_BYTES).splitlines()
+        for line in reading.lines_of(folder / METRICS, reading.METRICS_BYTES):
+            with suppress(ValueError):
+                row = loads_as(line, _Row)
+                check(row, dict[str, float | str | None])
+                rows.append(row)
     except OSError as error:
         raise UserError(f"{folder / METRICS} could not be read ({error.strerror})") from error
-    for line in lines:
-        with suppress(ValueError):
-            row = loads_as(line, _Row)
-            check(row, dict[str, float | str | None])
-            if row.keys() >= {"kind", "step"}:
-                rows.append(row)
     return rows

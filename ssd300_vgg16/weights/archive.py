@@ -8,7 +8,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ssd300_vgg16.errors import UserError
 
@@ -69,8 +69,9 @@ def checked_zip(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The entries of a zip; raises UserError for the contents that `read_tar` refuses, by what the zip says of them."""
     entries = archive.infolist()
     _check_count(len(entries))
-    packed = sum(entry.compress_size for entry in entries)
-    _check_bytes(sum(entry.file_size for entry in entries), packed)
+    assert archive.fp is not None  # it is open
+    # Not what the zip says of its entries: several may be the same bytes of the file.
+    _check_bytes(sum(entry.file_size for entry in entries), _length(archive.fp))
     for entry in entries:
         name = _checked_name(entry.filename)
         if not entry.filename:
@@ -138,7 +139,7 @@ def _check_bytes(count: int, packed: int) -> None:
         raise UserError(f"it unpacks to more than {limit:,} bytes; unpack it yourself if you trust it")
 
 
-def _length(file: BinaryIO) -> int:
+def _length(file: IO[bytes]) -> int:
     here = file.tell()
     length = file.seek(0, io.SEEK_END)
     file.seek(here)

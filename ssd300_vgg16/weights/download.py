@@ -13,7 +13,9 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import own_cache_folder, sha256_of, write_json
+from ssd300_vgg16.files import write_json
+from ssd300_vgg16.folders import own_cache_folder
+from ssd300_vgg16.reading import sha256_of
 from ssd300_vgg16.weights.published import Published, Source
 
 TRIES = 5

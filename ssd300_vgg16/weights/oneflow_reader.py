@@ -4,6 +4,7 @@ Each tensor's folder has the numbers in `out` and their shape and type in `meta`
 empty file `snapshot_done`, and the folders have the tensors' own names.
 """
 
+import errno
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -62,9 +63,15 @@ NAMES: Mapping[str, object] = {
 
 
 def files_on_disk(folder: Path) -> Files:
-    """The files of a folder that may be of weights: those in it, and each subfolder's numbers and meta."""
+    """The files of a folder that may be of weights: those in it, and each subfolder's numbers and meta.
+
+    Raises OSError if what is read of them is too large.
+    """
     paths = [*folder.glob("*"), *folder.glob(f"*/{META}"), *folder.glob(f"*/{NUMBERS}")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+    # All together: sparse files have any size, and take no place.
+    if (size := sum(size for name, size in sizes.items() if _is_read(name))) > reading.WEIGHTS_BYTES.value:
+        raise OSError(errno.EOVERFLOW, f"has {reading.WEIGHTS_BYTES.told(size)}", str(folder))
 
     def read(name: str) -> bytes:
         # No more than was measured: what is no file of a disk may say 0 bytes, and never end.
@@ -72,6 +79,17 @@ def files_on_disk(folder: Path) -> Files:
             return file.read(sizes[name])
 
     return Files(sizes, read)
+
+
+def parts_on_disk(weights: Path) -> list[Path]:
+    """The files that weights consist of, a file's or a folder of OneFlow's. Raises OSError as `files_on_disk` does."""
+    if weights.is_dir():
+        return sorted(weights / name for name in files_on_disk(weights).sizes if _is_read(name))
+    return [weights] if weights.exists() else []
+
+
+def _is_read(name: str) -> bool:
+    return name.rpartition("/")[2] in (PICKLE, DONE, META, NUMBERS)
 
 
 def roots(files: Files) -> list[str]:

@@ -28,13 +28,14 @@ class Source:
         if self.size not in (None, size):
             return f"it has {size:,} bytes and the published file {self.size:,}"
         if self.sha256 is not None and not sha256.startswith(self.sha256):
-            return f"its SHA-256 is {sha256[: len(self.sha256)]}... and the published file's {self.sha256}..."
+            known = self.sha256[:16]
+            return f"its SHA-256 is {sha256[: len(known)]}... and the published file's {known}..."
         return None
 
 
 @dataclass(frozen=True)
 class Published:
-    """Weights with a name; the first source that answers with the right file is taken."""
+    """Weights with a name; the first source that answers with the right file is taken: those with a hash go first."""
 
     name: str
     kind: str  # "detector" or "backbone"
@@ -55,6 +56,9 @@ def published(name: str) -> Published:
 _ONEFLOW = "https://oneflow-public.oss-cn-beijing.aliyuncs.com/model_zoo/flowvision/detection/ssd"
 # torchvision names them in torchvision/models/vgg.py and models/detection/ssd.py; a name ends with the SHA-256's start.
 _PYTORCH = "https://download.pytorch.org/models"
+# The whole SHA-256, as those give it who have pinned the file, such as LibreYOLO (the first).
+_SSD300_COCO = "b556d3b43ab6c3f63d81bfb8835fe8756ac22da664357da100dccf96b6a6b42d"
+_VGG16 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 # The README of https://github.com/amdegroot/ssd.pytorch, "Training SSD" and "Download a pre-trained network".
 _AMDEGROOT = "https://s3.amazonaws.com/amdegroot-models"
 # The README of https://github.com/lufficc/SSD, "Model Zoo", which gives the figures.
@@ -64,8 +68,8 @@ _DETECTORS: dict[str, tuple[str, list[Source]]] = {
     "ssd300_vgg16_coco": (
         "SSD300, COCO: 25.1 box AP on val2017; what torchvision and flowvision publish",
         [
+            Source(f"{_PYTORCH}/ssd300_vgg16_coco-b556d3b4.pth", 142_594_222, _SSD300_COCO),
             Source(f"{_ONEFLOW}/ssd300_vgg16.tar.gz"),
-            Source(f"{_PYTORCH}/ssd300_vgg16_coco-b556d3b4.pth", 142_594_222, "b556d3b43ab6c3f6"),
         ],
     ),
     "ssd300_voc_amdegroot": (
@@ -97,8 +101,8 @@ _BACKBONES: dict[str, tuple[str, list[Source]]] = {
     "vgg16_amdegroot": (
         "VGG16 to conv5_3, ImageNet, the Caffe weights behind the 25.1; its classifier is NaN",
         [
-            Source(f"{_ONEFLOW}/vgg16_amdegroot.tar.gz"),
             Source(f"{_PYTORCH}/vgg16_features-amdegroot-88682ab5.pth", sha256="88682ab5"),
+            Source(f"{_ONEFLOW}/vgg16_amdegroot.tar.gz"),
         ],
     ),
     "vgg16_reducedfc": (
@@ -107,7 +111,7 @@ _BACKBONES: dict[str, tuple[str, list[Source]]] = {
     ),
     "vgg16_imagenet": (
         "plain VGG16, ImageNet: 71.6 top-1; torchvision's own training, with its own normalisation of images",
-        [Source(f"{_PYTORCH}/vgg16-397923af.pth", 553_433_881, "397923af8e79cdbb")],
+        [Source(f"{_PYTORCH}/vgg16-397923af.pth", 553_433_881, _VGG16)],
     ),
 }
 

@@ -20,9 +20,10 @@ from ssd300_vgg16.schema import check
 
 HEADER = "ssd300_vgg16"
 CHECKSUM = "crc32"
+MAX_HEADER = 8 << 20  # bytes; safetensors itself takes 100 MB, of which it makes 2 GB
 
 
-class _Description(TypedDict):
+class _Description(TypedDict, total=False):
     """What `ModelDescription.as_json` gives."""
 
     num_classes: int
@@ -110,12 +111,12 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """As `read_weights`, whose messages name the file."""
     try:
-        with (
-            reading.opened(path, reading.WEIGHTS_BYTES) as opened,
-            safe_open(f"/proc/self/fd/{opened.fileno()}", framework="numpy") as file,
-        ):
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with reading.opened(path, reading.WEIGHTS_BYTES) as opened:
+            if int.from_bytes(opened.read(8), "little") > MAX_HEADER:
+                raise ValueError(f"a header of more than {MAX_HEADER >> 20} MiB")
+            with safe_open(f"/proc/self/fd/{opened.fileno()}", framework="numpy") as file:
+                header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if not isinstance(header, dict):
             raise UserError("its header is not one that this package wrote; copy it again")
         if header.pop(CHECKSUM, None) not in (None, checksum(tensors, header)):

@@ -8,7 +8,7 @@ from foreign_weights import less_memory_than
 from voc_files import thing, write_pairs, xml
 from yolo_files import GOOD, write_yolo
 
-from ssd300_vgg16.data import annotations
+from ssd300_vgg16.data import categories
 from ssd300_vgg16.data.coco import load_coco
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.matching import UNMATCHED, match
@@ -110,14 +110,35 @@ def test_a_name_that_no_folder_has_is_an_error_of_the_users(tmp_path):
             load_yolo(tmp_path, "train")
 
 
+MULTIPLES = ", ".join(f"{number * (2**61 - 1)}: cat" for number in range(20_000))
+
+
+@pytest.mark.parametrize("names", [f"[0x{'f' * 4000}]", f"[1{':1' * 200_000}]", f"{{{MULTIPLES}}}"])
+def test_numbers_that_take_minutes_are_refused(tmp_path, names):
+    """Those to the base of 60 grow with each part, and the multiples have one hash."""
+    (tmp_path / "data.yaml").write_text(f"train: images\nnames: {names}\n")
+    with pytest.raises(UserError, match=r"data\.yaml, line 2: not valid YAML: a whole number that is too long"):
+        read_description(tmp_path)
+
+
+def test_a_path_of_more_folders_than_there_are_is_looked_for_nowhere(tmp_path):
+    """To look for each of its ends took half an hour."""
+    (tmp_path / "data.yaml").write_text(f"train: {'a/' * 300_000}\nnames: [cat]\n")
+    with pytest.raises(UserError, match=r"data\.yaml: train: there is no "):
+        load_yolo(tmp_path, "train")
+
+
 def test_the_name_of_a_category_has_an_end(tmp_path):
+    long = f"long: &x {'x' * 100_000}\ntrain: images/train\nnames: [{'*x, ' * 9_000}]\n"
+    with less_memory_than(5 << 20), pytest.raises(UserError, match="a category's name has 100,000 letters"):
+        load_yolo(write_yolo(tmp_path / "often", {"a": GOOD}, yaml=long), "train")
     folder = write_yolo(tmp_path, {"a": GOOD}, yaml=json.dumps({"train": "images/train", "names": ["x" * 2000]}))
     with pytest.raises(UserError, match="a category's name has 2,000 letters, where 1,000 are the limit"):
         load_yolo(folder, "train")
 
 
 def test_categories_that_no_network_has_outputs_for_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(annotations, "MAX_CLASSES", 2)
+    monkeypatch.setattr(categories, "MAX_CLASSES", 2)
     with pytest.raises(UserError, match="2 categories, of which 1 are the limit"):
         load_yolo(write_yolo(tmp_path, {"a": GOOD}), "train")
 

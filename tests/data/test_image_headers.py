@@ -3,11 +3,13 @@
 import io
 import struct
 import time
+import zlib
 
 import pytest
 from foreign_weights import less_memory_than
 from PIL import Image
 
+from ssd300_vgg16.data.image_headers import plain_png
 from ssd300_vgg16.data.images import ImageError, decode_image, exif_orientation, image_size, read_image
 
 WIDTH, HEIGHT = 60, 40
@@ -142,6 +144,34 @@ def test_a_chunk_that_claims_gigabytes_takes_none(tmp_path, monkeypatch, kind):
     if kind == "PNG":  # for which OpenCV makes room
         with pytest.raises(ImageError, match="the PNG image is truncated"):
             read_image(path)
+
+
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize("side", [5, 0])
+def test_a_frame_of_an_animated_png_says_nothing_of_its_size(tmp_path, side):
+    """One larger than the image, or beside it, ended the process: OpenCV wrote beyond its memory."""
+    png, animation = encoded("PNG"), chunk(b"acTL", struct.pack(">II", 2, 0))
+    frame = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, side, side, 0, 0, 1, 1, 0, 0))
+    (tmp_path / "a.png").write_bytes(png[:33] + animation + frame + animation + png[33:])
+    (tmp_path / "b.png").write_bytes(png)
+    assert (read_image(tmp_path / "a.png") == read_image(tmp_path / "b.png")).all()
+    assert b"acTL" not in plain_png((tmp_path / "a.png").read_bytes())
+
+
+def test_comments_of_a_gif_are_passed_over(tmp_path, no_hang):
+    """Its decoder adds each part to those before: 25 MB took many minutes."""
+    gif, comment = encoded("GIF"), b"\x21\xfe" + (b"\xff" + bytes(255)) * 100_000 + b"\0"
+    start = gif.index(b"\x2c\0\0\0\0")  # of the frame
+    (tmp_path / "a.gif").write_bytes(gif[:start] + comment + gif[start:])
+    assert image_size(tmp_path / "a.gif") == (HEIGHT, WIDTH)
+    (tmp_path / "b.gif").write_bytes(gif)
+    assert (read_image(tmp_path / "a.gif") == read_image(tmp_path / "b.gif")).all()
+    with pytest.raises(ImageError, match="damaged"):
+        (tmp_path / "a.gif").write_bytes(gif[:start] + comment)
+        read_image(tmp_path / "a.gif")
 
 
 def test_exif_data_in_thousands_of_parts_are_read_as_far_as_needed(tmp_path):

@@ -235,8 +235,10 @@ def test_so_many_files_are_looked_at_for_other_formats(tmp_path, monkeypatch):
     assert foreign.foreign_format(tmp_path) is None
 
 
-def test_nothing_that_could_be_a_data_set(tmp_path):
+@pytest.mark.parametrize("header", ["", "x" * 200_000, "a,\0b", '"a'])
+def test_nothing_that_could_be_a_data_set(tmp_path, header):
     images(tmp_path)
+    texts(tmp_path, {"a.csv": header})
     with pytest.raises(UserError, match="no COCO-style, VOC or YOLO data set found"):
         DataSource(path=tmp_path).locate("train")
     with pytest.raises(UserError, match=r"nowhere: no such folder; name that of a data set$"):

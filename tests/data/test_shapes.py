@@ -11,7 +11,7 @@ from small_data import environment
 
 from ssd300_vgg16.data import shapes
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import held
+from ssd300_vgg16.folders import held
 
 TRAIN, VAL = 12, 5
 

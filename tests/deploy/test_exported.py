@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from foreign_weights import less_memory_than
 from small_data import shapes_folder, untrained_run
 
 from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.deploy.foreign_model import OPERATORS
+from ssd300_vgg16.deploy.session import exported_network
 from ssd300_vgg16.errors import UserError
 
 
@@ -111,6 +113,14 @@ def test_what_no_export_here_makes_is_refused_before_it_is_computed(folder, tmp_
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("it was computed"))
     with pytest.raises(UserError, match=rf"theirs\.onnx: {reason}"):
         Detector.load(tmp_path / "theirs.onnx", "cpu")
+
+
+def test_a_model_of_a_million_empty_parts_takes_no_memory(tmp_path):
+    (tmp_path / "nodes.onnx").write_bytes(b"\x3a\x80\x89\x7a" + b"\x0a\0" * 1_000_000)
+    (tmp_path / "number.onnx").write_bytes(b"\x3a\x08\x0a\x06\x20" + b"\xff" * 4 + b"\x0f")  # for an operator's name
+    for name in ("nodes", "number"):
+        with less_memory_than(10 << 20), pytest.raises(UserError, match=rf"{name}\.onnx: not a whole ONNX model"):
+            exported_network(tmp_path / f"{name}.onnx", "cpu")
 
 
 def test_what_is_refused(folder, tmp_path):

@@ -137,16 +137,18 @@ def test_a_list_is_written_as_it_grows(tmp_path, rows):
 
 def test_a_list_that_an_error_ends_is_whole_and_is_gone_on_with(tmp_path):
     path, part = tmp_path / "list.json", tmp_path / "list.json.part"
+    whole = {"file_name": "ä,.jpg", "bbox": [1, 2, 3, 4], "score": 0.5, "category_id": 1, "category_name": "cat"}
+    a, b, c, d = ({"image_id": number, **whole} for number in range(4))
     with pytest.raises(ZeroDivisionError), JsonList(path) as written:
-        written.add([{"a": 1}, {"b": "ä,"}, {"c": 3}])
+        written.add([a, b, c])
         written.add([1 / 0])
-    assert json.loads(part.read_text()) == [{"a": 1}, {"b": "ä,"}, {"c": 3}]
+    assert json.loads(part.read_text()) == [a, b, c]
     assert not path.exists(), "it would look complete"
     _, (second, second_end), _ = JsonList.rows(part)
-    assert second == {"b": "ä,"}
+    assert second == b
     with JsonList(path, second_end, 2) as written:
-        written.add([{"d": 4}])
-    assert json.loads(path.read_text()) == [{"a": 1}, {"b": "ä,"}, {"d": 4}] and written.count == 3
+        written.add([d])
+    assert json.loads(path.read_text()) == [a, b, d] and written.count == 3
     path.write_bytes(path.read_bytes()[:-5])
     assert len(list(JsonList.rows(path))) == 2, "those before a line that is cut off"
 
@@ -232,6 +234,18 @@ def test_what_was_interrupted_is_gone_on_with(place, photos, monkeypatch, capsys
     assert all(f'"00000{number}.jpg"' in page for number in (1, 2, 4, 5, 6)), "images from before are on the page"
     with pytest.raises(UserError, match=r"--resume: detections/detections\.json is complete"):
         detect(place, "--resume")
+
+
+@pytest.mark.parametrize("change", [{"bbox": [1, 2, 3]}, {"category_id": None}, {"score": "1"}, {"file_name": "b.jpg"}])
+def test_rows_that_no_detection_has_written_are_not_gone_on_with(place, photos, monkeypatch, change):
+    detect(place, "--output-dir", "whole", "--save-csv")
+    interrupted(place, monkeypatch, 6)
+    part = Path("detections/detections.json.part")
+    rows = [row | change if row["image_id"] == 2 else row for row in json.loads(part.read_text())]
+    part.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    assert detect(place, "--resume", "--save-csv") == 1
+    for name in ("detections.json", "detections.csv"):
+        assert Path("detections", name).read_text() == Path("whole", name).read_text()
 
 
 def test_other_settings_are_not_mixed(place, photos, tmp_path, monkeypatch, capsys):

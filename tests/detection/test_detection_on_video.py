@@ -19,7 +19,7 @@ from ssd300_vgg16.data.videos import Frame, Video
 from ssd300_vgg16.detection import video
 from ssd300_vgg16.detector import Detections
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.files import held
+from ssd300_vgg16.folders import held
 
 RATE = 12.5
 COUNT = 25
@@ -223,11 +223,22 @@ def make_inputs():
     make_video("other.mp4")
     Path("cut.mp4").write_bytes(Path("clip.mp4").read_bytes()[:-100])
     Path("text.mp4").write_text("a text")
+    os.mkfifo("pipe.mp4")
+    # FFmpeg would open the pipe, for ever.
+    Path("list.mp4").write_text("ffconcat version 1.0\nfile pipe.mp4\n")
+    Path("playlist.ts").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\npipe.mp4\n#EXT-X-ENDLIST\n")
     make_video("none.avi", "MJPG", 0)
     Path("sub").mkdir()
     shutil.copy("clip.mp4", "sub/clip.mov")
     Path("detections").mkdir()
     shutil.copy("clip.mp4", "detections/other.mp4")
+
+
+def test_a_video_of_pictures_that_are_too_large_is_refused(monkeypatch):
+    make_video()
+    monkeypatch.setenv("SSD_MAX_FRAME_PIXELS", str(WIDTH * HEIGHT - 1))
+    with pytest.raises(UserError, match="a picture of this video has 6,144 pixels, where 6,143 is the limit"):
+        infer.main(["--weights", "nowhere", "clip.mp4"])
 
 
 @pytest.mark.parametrize(
@@ -236,7 +247,10 @@ def make_inputs():
         (["text.mp4"], "text.mp4: not a video, or its end is missing"),
         (["cut.mp4"], "cut.mp4: not a video, or its end is missing"),
         (["none.avi"], "none.avi: no(t a| picture of this) video"),
-        (["missing.mp4"], "missing.mp4: there is no such video file"),
+        (["missing.mp4"], "missing.mp4: No such file or directory"),
+        (["pipe.mp4"], "pipe.mp4: a named pipe, not a file"),
+        (["list.mp4"], "list.mp4: not a video but a text, such as a list of other files"),
+        (["playlist.ts"], "playlist.ts: not a video but a text, such as a list of other files"),
         (["clip.mp4", "photo.jpg"], "photo.jpg and clip.mp4: images and videos are for calls of their own"),
         (["63"], "63: no such file, and there is no camera of this number"),
         (["63", "clip.mp4"], "a camera has no end: it is for a call of its own"),

@@ -29,7 +29,7 @@ from file_server import (
 from full_disk import full_disk
 from requests.exceptions import SSLError
 
-from ssd300_vgg16 import files
+from ssd300_vgg16 import reading
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.weights import download
 from ssd300_vgg16.weights.download import fetch
@@ -351,11 +351,11 @@ def test_a_file_is_hashed_at_each_use_but_in_one_process_only_if_it_was_changed(
     known, hashed = weights_at(server.url(), sha256=SHA256), []
     path = fetch(known)
     counting = SimpleNamespace(sha256=lambda: hashed.append(path) or hashlib.sha256())
-    monkeypatch.setattr(files, "hashlib", counting)
-    monkeypatch.setattr(files, "_SETTLED_NS", 10**15)
+    monkeypatch.setattr(reading, "hashlib", counting)
+    monkeypatch.setattr(reading, "_SETTLED_NS", 10**15)
     fetch(known), fetch(known)
     assert len(hashed) == 2, "so soon after the download it could have changed with no new time of change"
-    monkeypatch.setattr(files, "_SETTLED_NS", -1)
+    monkeypatch.setattr(reading, "_SETTLED_NS", -1)
     fetch(known), fetch(known)
     assert len(hashed) == 3
     time.sleep(0.02)

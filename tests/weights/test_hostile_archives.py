@@ -81,6 +81,16 @@ def test_an_archive_that_shrinks_as_no_weights_do_is_refused(tmp_path, monkeypat
     assert "unpacks to more than 1," in refusal(path)
 
 
+def test_a_zip_that_claims_to_be_packed_less_than_it_is_is_refused(tmp_path, monkeypatch):
+    """As one whose members are the same bytes of the file does, each of which counts them."""
+    monkeypatch.setattr(archives, "FREE_BYTES", 1 << 20)
+    path = zipped(tmp_path / "bomb.zip", ("a", bytes(4 << 20)))
+    packed = struct.pack("<II", zipfile.ZipFile(path).infolist()[0].compress_size, 4 << 20)
+    path.write_bytes(path.read_bytes().replace(packed, struct.pack("<II", 4 << 20, 4 << 20)))
+    assert zipfile.ZipFile(path).infolist()[0].compress_size == 4 << 20
+    assert "unpacks to more than 1," in refusal(path)
+
+
 SPARSE = [
     {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "w", "GNU.sparse.realsize": "9"},
     {"GNU.sparse.map": "0,1" * 5000, "GNU.sparse.size": "9"},

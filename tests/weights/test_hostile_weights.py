@@ -16,6 +16,7 @@ from foreign_weights import asked, less_memory_than, refusal, saved, storage, te
 from ssd300_vgg16 import reading
 from ssd300_vgg16.weights import restricted_pickle
 from ssd300_vgg16.weights.formats import read_contents
+from ssd300_vgg16.weights.oneflow_reader import parts_on_disk
 
 STREAM_HEAD = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
 NUMBERS = np.arange(6, dtype=np.float32).tobytes()
@@ -332,6 +333,19 @@ def test_what_only_looks_like_a_file_is_not_read(tmp_path, name):
     (folder / "tensor_1" / "out").unlink()
     (folder / "tensor_1" / "out").symlink_to(name)
     assert "out" in refusal(folder)
+
+
+def test_a_folder_of_sparse_files_takes_no_more_memory_than_weights_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSD_MAX_WEIGHTS_BYTES", str(1 << 20))
+    (tmp_path / "snapshot_done").touch()
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta").write_text(META.replace("dim: 2", "dim: 33333"))
+        with (tmp_path / name / "out").open("wb") as file:
+            file.truncate(33333 * 3 * 4)
+    assert "(has 1,200,1" in refusal(tmp_path) and "SSD_MAX_WEIGHTS_BYTES moves it" in refusal(tmp_path)
+    with pytest.raises(OSError, match="SSD_MAX_WEIGHTS_BYTES moves it"):  # nor are they hashed
+        parts_on_disk(tmp_path)
 
 
 def test_a_file_larger_than_memory_ends_in_a_message(tmp_path, monkeypatch):

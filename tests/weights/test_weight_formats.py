@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from foreign_weights import refusal
+from foreign_weights import less_memory_than, refusal
 from places import GOLDEN
 from safetensors.numpy import save_file
 
@@ -135,6 +135,14 @@ def test_safetensors_of_a_type_that_numpy_lacks_are_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
     assert "float32" in refusal(path)
+
+
+def test_a_header_that_fills_the_memory_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    header = b'{"__metadata__":{' + b",".join(b'"%d":""' % number for number in range(1_000_000)) + b"}}"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with less_memory_than(50 << 20):
+        assert "not a whole safetensors file (a header of more than 8 MiB)" in refusal(path)
 
 
 def test_a_folder_as_oneflow_saves_it(tmp_path):

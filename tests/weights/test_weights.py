@@ -101,7 +101,7 @@ def test_weights_can_be_read_by_whoever_may_read_other_files(path):
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.with_name("other").stat().st_mode)
 
 
-@pytest.mark.parametrize("place", ["os.fsync", "Path.replace"])
+@pytest.mark.parametrize("place", ["os.fsync", "os.replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_the_former_file_whole(path, tensors, monkeypatch, place, error):
     def fail(*_, **__):
