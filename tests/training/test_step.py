@@ -16,6 +16,7 @@ from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.optimizer import freeze_backbone
 from ssd300_vgg16.training.step import STEP_METRICS, EagerStep, GraphStep, NotFinite, counted_positives, make_step
+from ssd300_vgg16.weights.model import arrays_of
 
 STEPS = 6
 # Warm-up in steps 0 and 1, a tenth from step 4 on.
@@ -47,7 +48,7 @@ def copy_weights(weights, model):
 
 
 def weights_of(model):
-    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    return {name: array.copy() for name, array in arrays_of(model.state_dict()).items()}
 
 
 def state_of(step):
