@@ -111,12 +111,12 @@ def tiny_weights():
 
 @pytest.fixture(scope="module")
 def ssd_batch():
-    """Four images with two objects and one by turns."""
+    """Two images, with two objects and with one."""
     objects = np.array([[20, 20, 200, 200], [100, 150, 160, 190]], dtype=np.float32)
     labels = np.array([1, 2])
-    targets = [training_targets(objects[: 2 - i % 2], labels[: 2 - i % 2], default_boxes()) for i in range(4)]
+    targets = [training_targets(objects[: 2 - i % 2], labels[: 2 - i % 2], default_boxes()) for i in range(2)]
     offsets, labels = (np.stack(column) for column in zip(*targets, strict=True))
-    images = np.random.default_rng(0).integers(0, 256, (4, 3, 300, 300), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 300, 300), dtype=np.uint8)
     return TrainingBatch(images, offsets, labels, [], [])
 
 
@@ -144,7 +144,8 @@ def train_ssd(ssd_batch, ssd_weights):
 @pytest.mark.parametrize(
     ("kind", "settings", "tolerance"),
     [
-        ("sgd", {}, 5e-2),
+        # All layers' gradients are the same below, and the updates of SGD where biases are apart.
+        pytest.param("sgd", {}, 5e-2, marks=pytest.mark.long),
         ("adamw", {}, 2e-1),
         (
             "sgd",

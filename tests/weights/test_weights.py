@@ -211,8 +211,9 @@ def test_published_weights_tell_width_and_classes_by_their_shapes(tmp_path, num_
     else:
         assert [category.label for category in description.categories] == list(range(1, num_classes))
         assert description.names()[1] == "class 1"
+    expected = model_tensors(model)
     for name, array in model_tensors(loaded).items():
-        np.testing.assert_array_equal(array, model_tensors(model)[name])
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def test_the_published_detector_is_known_and_answers_as_it_did(golden, tmp_path):
