@@ -34,7 +34,7 @@ def model_tensors(model: SSD) -> dict[str, np.ndarray]:
     return arrays_of({name: local(tensor) for name, tensor in model.state_dict().items()})
 
 
-def arrays_of(tensors: Mapping[str, flow.Tensor]) -> dict[str, np.ndarray]:
+def arrays_of(tensors: Mapping) -> dict[str, np.ndarray]:
     """Each tensor as an array; those on the CPU share one if they are small.
 
     A network has hundreds, and each read there waits for OneFlow's thread: a millisecond, or seven on busy cores.
