@@ -35,7 +35,7 @@ def model_tensors(model: SSD) -> dict[str, np.ndarray]:
 
 
 def arrays_of(tensors: Mapping) -> dict[str, np.ndarray]:
-    """Each tensor as an array; those on the CPU share one if they are small.
+    """Each tensor as an array; small ones on the CPU are parts of a larger one, read at once.
 
     A network has hundreds, and each read there waits for OneFlow's thread: a millisecond, or seven on busy cores.
     """
