@@ -8,11 +8,47 @@ import signal
 
 import numpy as np
 import pytest
-from places import GOLDEN
+from places import GOLDEN, REPOSITORY
 
 # What runs in the background of a shell is started deaf to Ctrl-C, and tests send it to themselves and to others.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Begun first, and those that take longest first of all: at the end there are short ones for whichever process is free.
+LONG_FILES = (
+    "distributed/test_processes.py",
+    "training/test_step.py",
+    "training/test_training.py",
+    "gpu/test_gpu_training.py",
+    "test_self_test.py",
+    "training/test_checkpoint.py",
+    "training/test_kill.py",
+    "gpu/test_gpu_self_test.py",
+    "gpu/test_gpu_devices.py",
+    "gpu/test_gpu_steps.py",
+    "gpu/test_gpu_detection.py",
+    "network/cpu/test_narrow.py",
+    "distributed/test_two_hosts.py",
+    "detection/test_detection_in_processes.py",
+    "network/test_network.py",
+    "data/test_workers.py",
+    "test_strangers_files.py",
+    "report/test_in_browser.py",
+    "test_tiles.py",
+    "distributed/test_launcher.py",
+    "deploy/test_cache.py",
+    "cli/test_streams.py",
+    "test_setup.py",
+    "test_variant_commands.py",
+    "test_signals.py",
+    "test_names.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {REPOSITORY / "tests" / name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,8 +19,11 @@ has_dev || (
 # No cache, or none needed: the checkout may be read-only.
 (launch -m ruff check --no-cache)
 (launch -m ruff format --no-cache --check)
+# Meanwhile the CPU's kernels are compiled, if they have not been: else each process would do so that needs them first.
+(launch -c 'from ssd300_vgg16.network.cpu import convolution, layers, loss, narrow') &
 (launch -c 'import sys; from importlinter.cli import lint_imports_command; lint_imports_command(["--no-cache"])')
 (launch -m mypy --cache-dir=/dev/null)
-# Two at a time; a file's tests stay together, as they share what is costly to make.
-(($# > 0)) || set -- -n 2 --dist loadfile
+wait
+# Two at a time; a file's tests stay together, as they share what is costly to make. In the order of tests/conftest.py.
+(($# > 0)) || set -- -n 2 --dist loadfile --no-loadscope-reorder
 launch -m pytest -W ignore::pytest.PytestCacheWarning "$@"

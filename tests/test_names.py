@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import pytest
-from small_data import WIDTH, colours, run
+from small_data import WIDTH, colours, environment
 
 from ssd300_vgg16.data.images import ImageError
 from ssd300_vgg16.errors import told
@@ -17,6 +19,18 @@ FILES = [b"caf\xe9", b"a\nb", b"\x1b[31mred", "\u202egpj.exe".encode(), b"=cmd",
 CLASSES = ["\x1b[2Jevil\ntwo", "\u202e=<b>"]
 SHORT = ("--preset", "narrow", "--width", WIDTH, "-b", 3, "-j", 0, "--iterations", 2, "--warmup-steps", 0)
 RULES = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202e\ud800-\udfff]|^two|^b.png", re.MULTILINE)
+
+
+# The command lines in one process.
+ONE_BY_ONE = """
+import importlib, json, sys
+from ssd300_vgg16.cli import command_line
+for module, *sys.argv[1:] in json.loads(sys.argv[1]):
+    try:
+        command_line.run(importlib.import_module(f"ssd300_vgg16.{module}").main, module)
+    except SystemExit as end:
+        print(f"status {end.code} of {module}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +57,18 @@ def test_no_command_stumbles_over_them_or_prints_them(place):
         ("train", *SHORT, *on_data, "--output-dir", "run"),
         ("evaluate", "--weights", "run", "--output-dir", "evaluated", *on_data),
         ("infer", "--weights", "run", "--save-txt", "--save-csv", "--save-crop", data / "images" / "val"),
-        ("data", "inspect", data, "--output-dir", "inspected"),
-        ("report", "run", "run"),
+        ("data.__main__", "inspect", data, "--output-dir", "inspected"),
+        ("report.__main__", "run", "run"),
     ]
-    for module, *arguments in commands:
-        process = run(module, *arguments, folder=place)
-        said = process.stdout + process.stderr
-        assert process.returncode == (module == "infer"), said  # which tells so that a file is broken
-        assert not RULES.search(said), said
+    command = [sys.executable, "-c", ONE_BY_ONE, json.dumps([[*map(str, command)] for command in commands])]
+    process = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True, timeout=300)
+    said = process.stdout + process.stderr
+    assert process.returncode == 0, said
+    assert [line for line in said.splitlines() if line.startswith("status ")] == [
+        f"status {int(module == 'infer')} of {module}"  # which tells so that a file is broken
+        for module, *_ in commands
+    ]
+    assert not RULES.search(said), said
     rows = json.loads((place / "detections" / "detections.json").read_text())
     assert {row["category_name"] for row in rows} <= set(CLASSES)
     assert {Path(row["file_name"]).name for row in rows} == {f"{os.fsdecode(name)}.png" for name in FILES}

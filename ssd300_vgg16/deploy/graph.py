@@ -1,5 +1,6 @@
 """A detector as an ONNX graph: the network, one module after another, and post-processing. Nothing is run or traced."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ssd300_vgg16.network.ssd import SSD, ScoringHead
 from ssd300_vgg16.network.variants import SQUARED_NORM_FLOOR, DefaultBoxLayout, default_boxes
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.weights.model import model_tensors
 
 if TYPE_CHECKING:
     from oneflow import nn
@@ -25,8 +27,13 @@ OPSET, IR_VERSION = 13, 7  # those of ONNX 1.8 (2020), the first with a scale fo
 
 class Graph:
     def __init__(self) -> None:
+        self.parameters: Mapping[str, np.ndarray] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
+
+    def parameter(self, name: str) -> str:
+        """Add one of the network's parameters, as a constant of its name."""
+        return self.constant(name, self.parameters[name])
 
     def constant(self, name: str, array: Array) -> str:
         """Add a constant; returns its name."""
@@ -61,11 +68,13 @@ def add_network(graph: Graph, model: SSD, images: str) -> None:
 
     Convolutions and constants are named as the parameters of published checkpoints.
     """
+    graph.parameters = model_tensors(model)
     pixels = graph.add("Cast", images, to=TensorProto.FLOAT)
     backbone = model.backbone
     x = graph.add("Sub", pixels, graph.constant("pixel_mean", model.pixel_mean.numpy()))
     x = _added(graph, x, backbone.features, "backbone.features")
-    maps = [_rescaled(graph, x, graph.constant("backbone.scale_weight", backbone.scale_weight.numpy()[:, None, None]))]
+    scale = graph.constant("backbone.scale_weight", graph.parameters["backbone.scale_weight"][:, None, None])
+    maps = [_rescaled(graph, x, scale)]
     for number, block in enumerate(backbone.extra):
         x = _added(graph, x, block, f"backbone.extra.{number}")
         maps.append(x)
@@ -90,11 +99,10 @@ def _added(graph: Graph, x: str, layer: nn.Module, name: str) -> str:
 
 
 def _convolution(graph: Graph, x: str, layer: Conv2d, name: str) -> str:
-    parameters = {part: graph.constant(f"{name}.{part}", getattr(layer, part).numpy()) for part in ("weight", "bias")}
     x = graph.add(
         "Conv",
         x,
-        *parameters.values(),
+        *(graph.parameter(f"{name}.{part}") for part in ("weight", "bias")),
         name=name,
         kernel_shape=layer.kernel_size,
         strides=layer.stride,

@@ -19,7 +19,7 @@ from ssd300_vgg16.ports import HELLO_SECONDS, MAX_LINE, Door, enter, listen
 from ssd300_vgg16.text import printable
 
 CONNECT_SECONDS = 5
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = 0.1
 PROBE_SECONDS = 1
 MAX_TEXT = 500
 

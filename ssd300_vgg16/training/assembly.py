@@ -154,9 +154,18 @@ def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool
         batches = evaluation_batches(some, len(some), setup.description.variant.layout.image_size, pool)
         initialise_from_scratch(model, np.concatenate([batch.images for batch in batches]))
         # Another number of threads rounds otherwise, and all processes have to begin with the same weights.
-        tensors = {name: setup.world.broadcast(array) for name, array in sorted(model_tensors(model).items())}
-        load_tensors(model, tensors, Path("the first process's weights"))
+        load_tensors(model, _first_ones(setup.world, model_tensors(model)), Path("the first process's weights"))
     return model
+
+
+def _first_ones(world: World, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first process's weights, in one message: of hundreds, each would be waited for."""
+    if world.world_size == 1:
+        return tensors
+    names = sorted(tensors)
+    whole = world.broadcast(np.concatenate([tensors[name].reshape(-1) for name in names]))
+    parts = np.split(whole, np.cumsum([tensors[name].size for name in names])[:-1])
+    return {name: part.reshape(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
 
 
 def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | None]:
@@ -170,8 +179,7 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
         weights: dict[str, np.ndarray], stopping: Callable[[], bool], dataset: Dataset = setup.val_set
     ) -> Evaluation | None:
         # The moving average is the first process's alone.
-        shared = {name: world.broadcast(weights[name]) for name in sorted(weights)}
-        load_tensors(detector.model, shared, Path("the weights in training"))
+        load_tensors(detector.model, _first_ones(world, weights), Path("the weights in training"))
         try:
             return evaluate(detector.begin, dataset, size, batch_size, pool, options.strict_data, world, stopping)
         finally:

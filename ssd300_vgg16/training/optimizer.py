@@ -8,7 +8,7 @@ import numpy as np
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.training.config import VGG_STAGES, WARMUP_FACTOR, OptimizerConfig, Schedule
-from ssd300_vgg16.weights.model import local
+from ssd300_vgg16.weights.model import arrays_of, local
 
 if TYPE_CHECKING:
     import oneflow as flow
@@ -72,8 +72,8 @@ def _fit_channels(layer: Conv2d, outputs: np.ndarray, target: float) -> None:
     deviation = np.maximum(deviation, MIN_DEVIATION * np.sqrt((deviation**2).mean()))
     deviation[deviation == 0] = target
     scale = (target / deviation).astype(np.float32)
-    layer.weight.copy_(flow.from_numpy(layer.weight.numpy() * scale[:, None, None, None]))
-    layer.bias.copy_(flow.from_numpy((layer.bias.numpy() - mean) * scale))
+    layer.weight.mul_(flow.from_numpy(scale[:, None, None, None]))
+    layer.bias.sub_(flow.from_numpy(mean)).mul_(flow.from_numpy(scale))
     # In place: at full width they are hundreds of megabytes.
     outputs -= mean[:, None, None]
     outputs *= scale[:, None, None]
@@ -163,7 +163,7 @@ class MovingAverage:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The averages by the names of the parameters."""
-        return {name: average.numpy() for name, average in self._averages.items()}
+        return arrays_of(self._averages)
 
     def restore(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Go on from `tensors`."""

@@ -18,6 +18,7 @@ from ssd300_vgg16.network.loss import multibox_loss
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.optimizer import make_optimizer, oneflow_scheduler
+from ssd300_vgg16.weights.model import arrays_of, local
 
 if TYPE_CHECKING:
     import oneflow as flow
@@ -155,12 +156,12 @@ class EagerStep:
 
     def state(self) -> dict[str, np.ndarray]:
         """ "step" and "PARAMETER-SLOT" to arrays."""
-        state = {STEP: np.array(self.steps)}
+        tensors = {}
         for name, parameter in self.model.named_parameters():
             for slot, key in SLOTS.items():
                 if key in _slots(self.optimizer).get(parameter, {}):
-                    state[f"{name}-{slot}"] = _slots(self.optimizer)[parameter][key].numpy()
-        return state
+                    tensors[f"{name}-{slot}"] = _slots(self.optimizer)[parameter][key]
+        return {STEP: np.array(self.steps)} | arrays_of(tensors)
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a `state`."""
@@ -309,12 +310,12 @@ class GraphStep:
 
         OneFlow keeps the graph's own state there, and the other processes cannot read it.
         """
-        state, names = {}, {graph: ours for ours, graph in self._state_names().items()}
+        tensors, names = {}, {graph: ours for ours, graph in self._state_names().items()}
         for name, tensor in self._graph.state_dict().items():
             if isinstance(tensor, flow.Tensor) and (name in names or not name.startswith(GRAPHS_OWN)):
-                array = (tensor.to_local() if tensor.is_global else tensor).numpy()
-                state[names.get(name, name.removeprefix("model."))] = array.reshape(()) if name in names else array
-        return state
+                tensor = local(tensor).reshape(()) if name in names else local(tensor)
+                tensors[names.get(name, name.removeprefix("model."))] = tensor
+        return arrays_of(tensors)
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a `state`; only before the first call."""

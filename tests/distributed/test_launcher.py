@@ -28,19 +28,23 @@ def supervise(job, command, again=(), restarts=0, advice=ADVICE):
     return launcher.supervise(job, command, lambda: list(again), restarts, lambda: advice, [])
 
 
-# Runs the supervisor as the command line does, with the constants given.
+# Runs the supervisor as the command line does, with the constants given, and without the imports of its options.
 DRIVER = """
 import json, sys
-from ssd300_vgg16.cli import command_line
+from ssd300_vgg16.cli.streams import print_plainly
 from ssd300_vgg16.distributed import launcher
 from ssd300_vgg16.distributed.job import Job
+from ssd300_vgg16.errors import UserError
 
-def main(arguments):
-    job, constants, command, restarts, advice, options = json.loads(arguments[0])
-    vars(launcher).update(constants)
-    return launcher.supervise(Job(**job), command, lambda: command, restarts, lambda: advice, options)
-
-command_line.run(main, "train.sh")
+print_plainly()
+job, constants, command, restarts, advice, options = json.loads(sys.argv[1])
+vars(launcher).update(constants)
+try:
+    status = launcher.supervise(Job(**job), command, lambda: command, restarts, lambda: advice, options)
+except UserError as error:
+    status = 2
+    print(f"train.sh: {error}", file=sys.stderr)
+sys.exit(status)
 """
 # A rank appends its process id to a file named after it, once it is ready.
 RANK = """

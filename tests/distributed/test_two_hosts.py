@@ -14,7 +14,7 @@ from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.model import load_model
 
 ADDRESSES = ("10.99.0.1", "10.99.0.2")
-PEER_TIMEOUT = 5
+PEER_TIMEOUT = 3
 END_SECONDS = 30.0  # after the cut, on a machine with other things to do
 
 

@@ -1,8 +1,10 @@
 """Training steps of the published network on the GPU stand-in, with marks in its log: python marked_steps.py KIND..."""
 
 import ctypes
+import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.step import make_step
 
 BATCH, STEPS = 4, 3
-SETTLE = 1.0  # seconds: a step's results may be there before its last kernel is launched
+QUIET = 0.3  # seconds
 # The arguments of make_step that differ: optimizer, passes, amp, eager.
 KINDS = {
     "float32": ("sgd", 1, False, False),
@@ -28,6 +30,13 @@ def batch() -> TrainingBatch:
     """Of the shapes that a step takes; what is in it does not matter."""
     images = np.zeros((BATCH, 3, 300, 300), np.uint8)
     return TrainingBatch(images, np.zeros((BATCH, 8732, 4), np.float32), np.ones((BATCH, 8732), np.int64), [], [])
+
+
+def settle() -> None:
+    """Until nothing more is logged: a step's results may be there before its last kernel is launched."""
+    log, size = Path(os.environ["GPU_STAND_IN_LOG"] + ".0"), -1
+    while size != (size := log.stat().st_size):
+        time.sleep(QUIET)
 
 
 def marked_steps(kind: str) -> None:
@@ -47,10 +56,10 @@ def marked_steps(kind: str) -> None:
         results[-1].numpy()
 
     steps(2)
-    time.sleep(SETTLE)
+    settle()
     mark(b"begin")
     steps(STEPS)
-    time.sleep(SETTLE)
+    settle()
     mark(b"end")
 
 

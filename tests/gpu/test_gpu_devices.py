@@ -84,3 +84,10 @@ def test_a_broken_driver_leaves_the_cpu(place, error):
     process, _ = run_on_gpus([*command, "--device", "cuda"], folder=place, count_error=error)
     assert process.returncode == 2
     assert f"--device cuda: the GPU driver does not work (CUDA error {error}): " in process.stderr
+
+
+def test_the_report_names_each_gpu(place):
+    output, _ = done_on_gpus(["-m", "ssd300_vgg16.runtime"], [Gpu(), Gpu("NVIDIA H100", (9, 0), 80)], folder=place)
+    assert "NVIDIA GeForce RTX 3090; NVIDIA H100\n" in output
+    assert "cuda:0    this OneFlow has code for it" in output
+    assert "no code for NVIDIA H100 (compute capability 9.0)" in output

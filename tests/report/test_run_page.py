@@ -250,7 +250,7 @@ def test_a_page_renews_itself_until_the_run_has_ended(opened, tmp_path):
     path = made_page(tmp_path, state="running")
     path.write_text(path.read_text().replace('"renewed_after":10', '"renewed_after":0.2'))
     page = opened(path)
-    assert "running; written at" in page.js("document.getElementById('state').textContent")
+    page.wait("document.getElementById('state')?.textContent.startsWith('running; written at')")  # between two renewals
     page.js("scrollTo(0, 300)")
     done = path.read_text().replace('"running":true', '"running":false').replace('"state":"running"', '"state":"done"')
     write_atomically(path, done)  # as a run does: a page that is read meanwhile is whole

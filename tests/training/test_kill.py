@@ -18,32 +18,42 @@ from ssd300_vgg16.weights.locate import BEST, LAST
 SETTINGS = ("--preset", "narrow", "--width", WIDTH, "-b", 2, "-j", 0, "--print-freq", 3, "--device", "cpu")
 SETTINGS += ("--epochs", 5, "--save-every", 1, "--ema", 0.9, "--data-path", "shapes", "--eval-every", 2)
 ONE_THREAD = {"OMP_NUM_THREADS": 1}
-SECONDS_OF_TRAINING = 6.0  # about what there is to kill it in, on a machine that has nothing else to do
 
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
-    """A folder in which a training of so many processes was left alone; its run is called `whole`."""
-    folders = {}
+    """A folder in which a training of so many processes was left alone, and how many seconds there were to kill it in.
+
+    Its run is called `whole`.
+    """
+    made = {}
 
     def folder_of(processes):
-        if processes not in folders:
-            folders[processes] = folder = tmp_path_factory.mktemp("kill")
+        if processes not in made:
+            folder = tmp_path_factory.mktemp("kill")
             shapes_folder(folder, 16, 2)
             variables = {**ONE_THREAD, "NPROC": processes}
-            process = run("train", *SETTINGS, "--output-dir", "whole", folder=folder, variables=variables)
-            assert process.returncode == 0, process.stderr
-        return folders[processes]
+            process = start("train", *SETTINGS, "--output-dir", "whole", folder=folder, variables=variables)
+            first_words(process)
+            since = time.monotonic()
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            made[processes] = folder, time.monotonic() - since
+        return made[processes]
 
     return folder_of
+
+
+def first_words(process):
+    for line in process.stdout:
+        if line.startswith("Run folder"):
+            break
 
 
 def kill_in_mid_training(folder, arguments, variables, moment, choose):
     """Kill it, or one of its ranks, that many seconds after its first words; False if it had ended by then."""
     process = start("train", *arguments, "--restarts", 0, folder=folder, variables=variables)
-    for line in process.stdout:
-        if line.startswith("Run folder"):
-            break
+    first_words(process)
     time.sleep(moment)
     ranks = []
     if variables["NPROC"] > 1:  # the children of a process alone are no ranks
@@ -62,12 +72,12 @@ def test_a_training_killed_again_and_again_ends_as_one_left_alone(left_alone, ki
     seed = random.randrange(1 << 32)
     print(f"moments of death: seed {seed}")
     moments = random.Random(seed)
-    folder, variables = left_alone(processes), {**ONE_THREAD, "NPROC": processes}
+    (folder, seconds), variables = left_alone(processes), {**ONE_THREAD, "NPROC": processes}
     name = f"killed-{kills}"
     begin, go_on = [*SETTINGS, "--output-dir", name], ["--resume", name, "-j", 0, "--device", "cpu"]
     arguments = begin
     for _ in range(kills):
-        moment = moments.uniform(0, SECONDS_OF_TRAINING / kills * 1.5)
+        moment = moments.uniform(0, seconds / kills * 1.5)
         if not kill_in_mid_training(folder, arguments, variables, moment, moments.choice):
             break
         arguments = go_on

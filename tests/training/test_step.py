@@ -16,6 +16,7 @@ from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.config import OptimizerConfig, Schedule
 from ssd300_vgg16.training.optimizer import freeze_backbone
 from ssd300_vgg16.training.step import STEP_METRICS, EagerStep, GraphStep, NotFinite, counted_positives, make_step
+from ssd300_vgg16.weights.model import arrays_of
 
 STEPS = 6
 # Warm-up in steps 0 and 1, a tenth from step 4 on.
@@ -47,7 +48,7 @@ def copy_weights(weights, model):
 
 
 def weights_of(model):
-    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    return {name: array.copy() for name, array in arrays_of(model.state_dict()).items()}
 
 
 def state_of(step):
@@ -110,12 +111,12 @@ def tiny_weights():
 
 @pytest.fixture(scope="module")
 def ssd_batch():
-    """Four images with two objects and one by turns."""
+    """Two images, with two objects and with one."""
     objects = np.array([[20, 20, 200, 200], [100, 150, 160, 190]], dtype=np.float32)
     labels = np.array([1, 2])
-    targets = [training_targets(objects[: 2 - i % 2], labels[: 2 - i % 2], default_boxes()) for i in range(4)]
+    targets = [training_targets(objects[: 2 - i % 2], labels[: 2 - i % 2], default_boxes()) for i in range(2)]
     offsets, labels = (np.stack(column) for column in zip(*targets, strict=True))
-    images = np.random.default_rng(0).integers(0, 256, (4, 3, 300, 300), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 300, 300), dtype=np.uint8)
     return TrainingBatch(images, offsets, labels, [], [])
 
 
@@ -143,7 +144,8 @@ def train_ssd(ssd_batch, ssd_weights):
 @pytest.mark.parametrize(
     ("kind", "settings", "tolerance"),
     [
-        ("sgd", {}, 5e-2),
+        # All layers' gradients are the same below, and the updates of SGD where biases are apart.
+        pytest.param("sgd", {}, 5e-2, marks=pytest.mark.long),
         ("adamw", {}, 2e-1),
         (
             "sgd",

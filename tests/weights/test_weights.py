@@ -17,7 +17,7 @@ from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD300_VGG16
 from ssd300_vgg16.network.vgg import parameters_left_empty
 from ssd300_vgg16.runtime import flow
-from ssd300_vgg16.weights.model import build_model, load_model, load_tensors, model_tensors
+from ssd300_vgg16.weights.model import SMALL, arrays_of, build_model, load_model, load_tensors, model_tensors
 from ssd300_vgg16.weights.recognise import read_as_ssd
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
 
@@ -198,6 +198,24 @@ def test_a_network_that_weights_do_not_fit_stays_as_it_was(model, tensors, path)
         np.testing.assert_array_equal(array, tensors[name])
 
 
+def test_small_tensors_are_read_together_and_as_they_are(monkeypatch):
+    given = {
+        "scalar": 3,
+        "numbers": [1, 2],
+        "row": [[1.5, -0.0]],
+        "large": [0.5] * (SMALL + 1),
+        "column": [[2.0], [4.0]],
+    }
+    tensors = {name: flow.tensor(value) for name, value in given.items()} | {"none": flow.zeros(0, 2)}
+    expected = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
+    reads, real = [], flow.Tensor.numpy
+    monkeypatch.setattr(flow.Tensor, "numpy", lambda tensor: reads.append(tensor.numel()) or real(tensor))
+    found = arrays_of(tensors)
+    assert [*found] == [*given, "none"] and reads == [3, 4, SMALL + 1]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+
+
 @pytest.mark.parametrize("num_classes", [91, 2])
 def test_published_weights_tell_width_and_classes_by_their_shapes(tmp_path, num_classes):
     path = tmp_path / "published.safetensors"
@@ -211,8 +229,9 @@ def test_published_weights_tell_width_and_classes_by_their_shapes(tmp_path, num_
     else:
         assert [category.label for category in description.categories] == list(range(1, num_classes))
         assert description.names()[1] == "class 1"
+    expected = model_tensors(model)
     for name, array in model_tensors(loaded).items():
-        np.testing.assert_array_equal(array, model_tensors(model)[name])
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def test_the_published_detector_is_known_and_answers_as_it_did(golden, tmp_path):

@@ -9,6 +9,7 @@ from ssd300_vgg16 import SSD300, SSD512
 from ssd300_vgg16.network.cpu import narrow, ops
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.weights.model import arrays_of
 
 OUTPUTS = 5
 GRADIENTS = 1e-4  # of the largest: float32 summed in other orders over all of an image's cells
@@ -35,8 +36,11 @@ def answers_and_gradients(model, count):
     rng = np.random.default_rng(1)
     shares = [flow.from_numpy(rng.standard_normal(tuple(each.shape), dtype=np.float32)) for each in answers]
     sum((answer * share).sum() for answer, share in zip(answers, shares, strict=True)).backward()
-    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    return [each.numpy() for each in answers], gradients
+    return [each.numpy() for each in answers], gradients_of(model)
+
+
+def gradients_of(model):
+    return arrays_of({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 def assert_close(found, expected, tolerance=2e-5):
@@ -128,10 +132,10 @@ def test_the_same_sums_every_time(model):
 def test_going_back_twice_gives_twice_the_gradients(model):
     total = sum(each.sum() for each in model(images(1)))
     total.backward(retain_graph=True)
-    once = [parameter.grad.numpy().copy() for parameter in model.parameters()]
+    once = {name: array.copy() for name, array in gradients_of(model).items()}
     total.backward()
-    for parameter, gradient in zip(model.parameters(), once, strict=True):
-        assert_close(parameter.grad.numpy(), 2 * gradient)
+    for name, gradient in gradients_of(model).items():
+        assert_close(gradient, 2 * once[name])
 
 
 def test_changed_parameters_are_seen(model):
@@ -178,10 +182,11 @@ def test_the_loss_counts_few_boxes(model, monkeypatch):
         (
             (offsets.sum(dim=2, keepdim=True) + (logits * logits).sum(dim=2, keepdim=True)) * flow.tensor(counted)
         ).sum().backward()
-        found.append([parameter.grad.numpy() for parameter in model.parameters()])
+        found.append(gradients_of(model))
         layer_after_layer(monkeypatch)
-    for one, other in zip(*found, strict=True):
-        assert_close(one, other)
+    assert len(found[0]) == len(list(model.parameters())) and found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert_close(gradient, found[1][name])
 
 
 def with_hook(model):
