@@ -1,16 +1,20 @@
 """Tiles: every object of a large image is found exactly once, wherever the seams are."""
 
 import json
+import os
+import signal
 
 import cv2
 import numpy as np
 import pytest
 from small_data import colours, shapes_folder, untrained_run
 from small_data import run as run_command
+from tqdm import tqdm
 
 from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.boxes import iou, xywh_to_xyxy
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.data.images import read_image
+from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import _on_tiles
 from ssd300_vgg16.tiles import Tiling, begin_on_tiles, join, tile_windows
 
@@ -143,7 +147,7 @@ def test_objects_of_other_classes_are_not_joined():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("tiles") / "run")
+    return untrained_run(tmp_path_factory.mktemp("tiles") / "run", tile_side=200)
 
 
 def test_a_detector_sees_a_large_image_in_tiles_and_a_small_one_as_ever(run):
@@ -167,6 +171,11 @@ def test_tiles_that_make_no_sense_are_refused(run, numbers):
         Detector.load(run, "cpu", tiles=numbers[0], tile_overlap=numbers[1])
 
 
+def test_auto_is_refused_for_weights_that_do_not_say_what_they_were_trained_on(tmp_path):
+    with pytest.raises(UserError, match=r"--tiles auto: these weights do not say .* as in --tiles 640"):
+        Detector.load(untrained_run(tmp_path / "run"), "cpu", tiles="auto")
+
+
 @pytest.fixture(scope="module")
 def place(run):
     """A folder with the run, its exported model, and shapes: images of 300 to 420 pixels, one of which is broken."""
@@ -185,10 +194,18 @@ def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place, monkeyp
     detector = Detector.load(place / "run", "cpu", 0.1, tiles=200, tile_overlap=0.1)
     expected = [detector(place / "shapes" / "val" / f"{number:06}.jpg") for number in (1, 3, 4)]
     assert max(map(len, expected)) > 200, "the limit is for each tile"
+    told = []
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text, refresh: told.append(text))
     options = (*TILES, "--weights", "run", "--score-threshold", "0.1", "shapes/val")
     assert infer.main([*options, "--output-dir", "found1"]) == 1
-    done = run_command("infer", *options, "--output-dir", "found2", folder=place, variables={"NPROC": 2})
+    counts = [len(detector.tiling.windows(*read_image(detections.source).shape[:2])) for detections in expected]
+    progress = [f"tile {min(done + 3, count)} of {count}" for count in counts for done in range(0, count, 3)]
+    assert told == progress
+    told.clear()
+    auto = ("--tiles", "auto", "--output-dir", "found2")
+    done = run_command("infer", *options, *auto, folder=place, variables={"NPROC": 2})
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--tiles auto: tiles of 200 pixels" in done.stdout
     files = [(place / f"found{count}" / "detections.json").read_bytes() for count in (1, 2)]
     rows = json.loads(files[0])
     assert files[1] == files[0]
@@ -199,22 +216,42 @@ def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place, monkeyp
         np.testing.assert_allclose(boxes, each.boxes, atol=0.1)
     options = (*TILES, "--weights", "run", "--data-path", "shapes")
     assert evaluate.main([*options, "-j", "0", "--output-dir", "measured1"]) == 1
+    assert told == progress
     output = capsys.readouterr().out
-    assert "on tiles of 200 pixels too" in output and "000002.jpg" in output
-    measured2 = ("-j", 1, "--output-dir", "measured2")
-    assert run_command("evaluate", *options, *measured2, folder=place, variables={"NPROC": 2}).returncode == 1
+    assert "on tiles of 200 pixels that overlap by 0.1 too" in output and "000002.jpg" in output
+    assert "on tiles of 200 pixels that overlap by 0.1" in (place / "measured1" / "report.html").read_text()
+    measured2 = ("-j", 1, "--output-dir", "measured2", "--tiles", "auto")
+    done = run_command("evaluate", *options, *measured2, folder=place, variables={"NPROC": 2})
+    assert done.returncode == 1 and done.stdout.count("--tiles auto: tiles of 200 pixels") == 1
     names = ("detections.json", "coco_metrics.json")
     files = [[(place / f"measured{count}" / name).read_bytes() for name in names] for count in (1, 2)]
     assert files[1] == files[0]
+    assert json.loads(files[0][1])["tiles"] == {"side": 200, "overlap": 0.1}
     for image_id, each in zip((1, 3, 4), expected, strict=True):
         scores = [row["score"] for row in json.loads(files[0][0]) if row["image_id"] == image_id]
         shared = [score for score in scores if score > 0.11]
         np.testing.assert_allclose(shared, each.scores[each.scores > 0.11], atol=1e-4)
 
 
+def test_a_stop_between_the_tiles_of_an_image_is_heeded(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    tiles = []
+
+    def stop(bar, done, count):
+        tiles.append(done)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("ssd300_vgg16.detection.run.show_on", stop)
+    with pytest.raises(Stopped):
+        infer.main([*TILES, "--weights", "run", "shapes/val/000001.jpg", "--output-dir", "stopped"])
+    assert tiles == [3]
+    assert "Stopped after 0 of 1 images. Go on with: the same, and --resume" in capsys.readouterr().out
+
+
 def test_an_exported_model_that_holds_its_post_processing_takes_tiles_too(place):
     image = place / "shapes" / "val" / "000001.jpg"
-    expected, found = (Detector.load(place / name, "cpu", 0.2, tiles=200)(image) for name in ("run", "whole.onnx"))
+    tiles = {"run": 200, "whole.onnx": "auto"}
+    expected, found = (Detector.load(place / name, "cpu", 0.2, tiles=tiles[name])(image) for name in tiles)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
     # Of scores that differ in the last bit, two may change places.
     assert np.isclose(found.boxes, expected.boxes, atol=0.02).all(axis=1).mean() > 0.99
