@@ -23,8 +23,8 @@ Tell = Callable[[int, int], object]  # of how many tiles are done, and how many 
 MIN_SIDE, MAX_OVERLAP = 32, 0.9
 DEFAULT_OVERLAP = 0.2
 SAME = 0.45  # overlap above which two boxes are of one object: the IoU of NMS
-NEAR_EDGE = 0.02  # of a tile's side: a box that ends nearer to the edge may be cut off there
-WHOLE_ABOVE = 0.5  # of a tile's sides: what is smaller in both is left to the tiles
+NEAR_EDGE = 0.03  # of a tile's side: a box that ends nearer to the edge may be cut off there
+WHOLE_ABOVE = 0.75  # of a tile's sides: what is smaller in both is left to the tiles
 MIN_RATIO = 9 / 16  # of a tile's sides: a panorama's shape is not that of the images that were trained on
 TRUSTED = 0.5  # of the best score of an object: boxes of less do not say where it ends
 
@@ -122,13 +122,14 @@ def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
 
     Greedy as SAHI's GREEDYNMM: the best box of a class takes in the others of its object, and has their best score.
     Other than there:
-    - What is no larger than half a tile is left to the tiles: the whole image has it smaller, and size is a part of
+    - What is no larger than most of a tile is left to the tiles: the whole image has it smaller, and size is a part of
       what an object looks like. Three times smaller, a white blood cell is a platelet.
+    - A box that ends at a tile's edge within the image is a part. What another tile sees away from its edges is left
+      to that tile: the tip of a star may look like a circle.
     - What a window says of itself stays: NMS has decided in it. So objects within objects, and neighbours, stay.
     - Two whole boxes are of one object by IoU, as in NMS. SAHI's share of the smaller takes a small object in a large
       one for a part of it.
-    - A box that ends at a tile's edge within the image is a part. It belongs to a whole box that covers it, and to
-      another part if the two agree where both tiles look.
+    - A part is of the object of another box if the two agree where both windows look.
     - The box of an object is the best whole one. SAHI's, the smallest around all, grows with each that is taken in.
       Only parts that no window sees whole become the box around them.
     There are at most as many as the windows have, each 200.
@@ -141,13 +142,16 @@ def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
     )
     edges = np.array(windows, dtype=boxes.dtype)[views]
     boxes += edges[:, [0, 1, 0, 1]]
-    half_tile = WHOLE_ABOVE * np.subtract(windows[1][2:], windows[1][:2])
-    left_to_tiles = (views == 0) & (boxes[:, 2:] - boxes[:, :2] <= half_tile).all(axis=1)
+    tile = np.subtract(windows[1][2:], windows[1][:2])
+    is_cut = (np.abs(boxes - edges) < NEAR_EDGE * np.tile(tile, 2)) & (edges != windows[0])
+    left_to_tiles = (views == 0) & (boxes[:, 2:] - boxes[:, :2] <= WHOLE_ABOVE * tile).all(axis=1)
+    parts = np.flatnonzero(is_cut.any(axis=1))
+    left_to_tiles[parts[_seen_whole(boxes[parts], windows)]] = True
     order = np.argsort(-scores, kind="stable")
     order = order[~left_to_tiles[order]]
-    boxes, scores, labels, views, edges = (column[order] for column in (boxes, scores, labels, views, edges))
-    sides = (edges[:, 2:] - edges[:, :2])[:, [0, 1, 0, 1]]
-    is_cut = (np.abs(boxes - edges) < NEAR_EDGE * sides) & (edges != windows[0])
+    boxes, scores, labels, views, edges, is_cut = (
+        column[order] for column in (boxes, scores, labels, views, edges, is_cut)
+    )
     # Beyond such an edge an object may go on, where its window does not look.
     limits = np.where(is_cut, edges, np.array([-np.inf, -np.inf, np.inf, np.inf], dtype=boxes.dtype))
     pairs = _pairs_of_one_object(boxes, limits, labels, views)
@@ -160,10 +164,29 @@ def join(found: Sequence[Detected], windows: Sequence[Window]) -> Detected:
     return {"boxes": around, "scores": scores[rows], "labels": labels[rows]}
 
 
+def _seen_whole(boxes: np.ndarray, windows: Sequence[Window]) -> np.ndarray:
+    """Whether a tile has each box away from its edges, as far as they are not the image's: bool [N]."""
+    left, top, right, bottom = np.ascontiguousarray(boxes.T)
+    tiles = np.array(windows[1:], dtype=np.float64)
+    margins = NEAR_EDGE * np.tile(tiles[0, 2:] - tiles[0, :2], 2) * (1, 1, -1, -1)
+    insides = np.where(tiles == windows[0], (-np.inf, -np.inf, np.inf, np.inf), tiles + margins)
+    seen = np.zeros(len(boxes), dtype=bool)
+    for x1, y1, x2, y2 in insides.tolist():
+        seen |= (left >= x1) & (top >= y1) & (right <= x2) & (bottom <= y2)
+    return seen
+
+
 def _pairs_of_one_object(boxes: np.ndarray, limits: np.ndarray, labels: np.ndarray, views: np.ndarray) -> np.ndarray:
     """Pairs int64 [P, 2] of boxes of different windows that are of one object, each seen within its limits."""
     is_part, areas = np.isfinite(limits).any(axis=1), box_math.area(boxes)
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+
+    def seen_areas(these: np.ndarray, by: np.ndarray) -> np.ndarray:
+        """Areas of what the windows of those boxes see of these."""
+        seen, parts = areas[these], np.flatnonzero(is_part[by])
+        seen[parts] = box_math.area(_clipped(boxes[these[parts]], limits[by[parts]]))
+        return seen
+
     pairs = [np.empty((0, 2), dtype=np.int64)]
     for view in np.unique(views):
         # By window, so that this takes memory for the boxes of one with those that it overlaps.
@@ -179,13 +202,7 @@ def _pairs_of_one_object(boxes: np.ndarray, limits: np.ndarray, labels: np.ndarr
         a, b = ours[rows], others[columns]
         shared = np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b])
         shared *= np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b])
-        # A part is held against a whole box by its own area, else it is IoU; of two parts, of what both windows see.
-        area_a, area_b = areas[a], areas[b]
-        both = np.flatnonzero(is_part[a] & is_part[b])
-        area_a[both] = box_math.area(_clipped(boxes[a[both]], limits[b[both]]))
-        area_b[both] = box_math.area(_clipped(boxes[b[both]], limits[a[both]]))
-        of_part = np.where(is_part[a], area_a, area_b)
-        same = shared > SAME * np.where(is_part[a] != is_part[b], of_part, area_a + area_b - shared)
+        same = shared > SAME * (seen_areas(a, b) + seen_areas(b, a) - shared)
         pairs.append(np.column_stack((a[same], b[same])))
     return np.concatenate(pairs)
 

@@ -119,12 +119,14 @@ WINDOWS = [(0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)]  # the whole, 
             [(40, 10, 90, 50, 0.9), (70, 20, 100, 40, 0.8)],
         ),
         # The same object in two tiles: the better box. The whole image has no say on one so small.
-        ([[], [(82, 10, 97, 50, 0.7)], [(2, 11, 16, 51, 0.9)]], [(82, 11, 96, 51, 0.9)]),
+        ([[], [(84, 10, 96, 50, 0.7)], [(4, 11, 16, 51, 0.9)]], [(84, 11, 96, 51, 0.9)]),
         ([[(12, 10, 52, 50, 0.9)], [(10, 10, 50, 50, 0.7)], []], [(10, 10, 50, 50, 0.7)]),
         # A part with the better score does not outlive the whole object, nor does a second one of the same tile.
-        ([[], [(70, 10, 95, 50, 0.6)], [(0, 10, 16, 50, 0.9), (0, 12, 9, 48, 0.5)]], [(70, 10, 95, 50, 0.9)]),
+        ([[(60, 10, 170, 90, 0.6)], [(60, 10, 100, 90, 0.9), (62, 12, 100, 84, 0.5)], []], [(60, 10, 170, 90, 0.9)]),
+        # What the other tile sees well inside is left to it, whatever the score; of the image's edge it need not be.
+        ([[], [(70, 10, 95, 50, 0.6)], [(0, 10, 16, 50, 0.9), (0, 0, 9, 30, 0.8)]], [(70, 10, 95, 50, 0.6)]),
         # Nor what a box of hardly any score says of it.
-        ([[(60, 0, 170, 60, 0.05)], [], [(0, 10, 60, 50, 0.9)]], [(80, 10, 140, 50, 0.9)]),
+        ([[(60, 5, 150, 55, 0.05)], [], [(0, 10, 60, 50, 0.9)]], [(80, 10, 140, 50, 0.9)]),
         # Seen whole by no window; as whole by the tiles as they can tell.
         ([[], [(50, 10, 100, 50, 0.6)], [(0, 11, 60, 50, 0.7)]], [(50, 10, 140, 50, 0.7)]),
         # Two neighbours that both reach into what the tiles share are no parts of one.
