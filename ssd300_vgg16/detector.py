@@ -92,8 +92,9 @@ class Detector:
         engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
         model: SSD | Path = weights
+        network: Callable | None = None
         if engine == ONEFLOW:
-            network, (model, description) = None, _load_model(weights, in_half=amp)
+            model, description = _load_model(weights, in_half=amp)
         else:
             network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
         if tiles == AUTO:
