@@ -36,8 +36,9 @@ class Windows:
         """One file of them: an image and a window for each box, in pixels of its window."""
         import numpy as np
 
-        places = [(image, *window) for image, (_, windows) in enumerate(self._kept) for window in windows]
-        found = [one for of_image, _ in self._kept for one in of_image]
+        kept = [one for one in self._kept if len(one[1]) == len(self._kept[0][1])]  # those of the first's size
+        places = [(image, *window) for image, (_, windows) in enumerate(kept) for window in windows]
+        found = [one for of_image, _ in kept for one in of_image]
         columns = {name: np.concatenate([one[name] for one in found]) for name in ("boxes", "scores", "labels")}
         np.savez(path, places=places, counts=[len(one["scores"]) for one in found], **columns)
 
@@ -97,7 +98,6 @@ def measured(path: str, joined: str, run: str, data: str) -> dict[str, list[floa
     from ssd300_vgg16.tiles import join
 
     dataset = DataSource(path=Path(data)).load("val", Detector.load(run, "cpu").description.categories)
-    mosaics = len(dataset.samples) // GRID**2
     size = dataset.samples[0].height, dataset.samples[0].width
     rows = np.load(Path(joined).with_suffix(".npy"))
 
@@ -106,10 +106,10 @@ def measured(path: str, joined: str, run: str, data: str) -> dict[str, list[floa
 
     figures: dict[str, list[float]] = {"here": [], **{way: [] for way in WAYS}}
     for threshold_number, threshold in enumerate(THRESHOLDS):
-        figures["here"].append(of_mosaics([join(*each) for each in _images(path, threshold)[:mosaics]]))
+        figures["here"].append(of_mosaics([join(*each) for each in _images(path, threshold)]))
         for number, way in enumerate(WAYS):
             found = []
-            for image in range(mosaics):
+            for image in range(len(dataset.samples) // GRID**2):
                 its = rows[(rows[:, :3] == (threshold_number, number, image)).all(axis=1)]
                 its = its[np.argsort(-its[:, 7], kind="stable")].astype(np.float32)
                 found.append({"boxes": its[:, 3:7], "scores": its[:, 7], "labels": its[:, 8].astype(np.int64)})
