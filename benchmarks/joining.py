@@ -62,7 +62,7 @@ def compared(path: Path, run: Path, options: Options) -> Figures | None:
     """AP by way and threshold, of the mosaics of nine; None where SAHI is not there."""
     if SAHI not in options.peers:
         return None
-    joined = path.with_name(f"joined-{path.name}")
+    joined = path.with_name(f"{path.stem}-joined.npy")
     in_fresh_process(join_by_sahi, path, joined, python=options.peers.python, package=False)
     return {"version": options.peers.name(SAHI), "AP": in_fresh_process(measured, path, joined, run, options.data)}
 
@@ -85,7 +85,7 @@ def join_by_sahi(path: str, joined: str) -> None:
                 for one in GreedyNMMPostprocess(0.5, metric, class_agnostic=False)(predictions):
                     where = (threshold_number, way, image)
                     rows.append((*where, *one.bbox.to_xyxy(), one.score.value, one.category.id))
-    np.save(Path(joined).with_suffix(".npy"), np.array(rows, dtype=np.float64))
+    np.save(joined, np.array(rows, dtype=np.float64))
 
 
 def measured(path: str, joined: str, run: str, data: str) -> dict[str, list[float]]:
@@ -99,7 +99,7 @@ def measured(path: str, joined: str, run: str, data: str) -> dict[str, list[floa
 
     dataset = DataSource(path=Path(data)).load("val", Detector.load(run, "cpu").description.categories)
     size = dataset.samples[0].height, dataset.samples[0].width
-    rows = np.load(Path(joined).with_suffix(".npy"))
+    rows = np.load(joined)
 
     def of_mosaics(found: list[dict]) -> float:
         return ap(dataset, [one for mosaic in found for one in in_pictures(mosaic, GRID, *size)])["AP"]
