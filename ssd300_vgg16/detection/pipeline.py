@@ -228,7 +228,7 @@ class _Failure(NamedTuple):
 
 class _TilesDone(NamedTuple):
     done: int
-    count: int
+    of: int
 
 
 class _Worker:
@@ -274,8 +274,8 @@ def _work(connection: Connection, load: tuple) -> None:
         connection.send(detector.description)
         files, max_detections, batch_size = connection.recv()
 
-        def tell(done: int, count: int) -> None:
-            connection.send(_TilesDone(done, count))
+        def tell(done: int, of: int) -> None:
+            connection.send(_TilesDone(done, of))
 
         with closing(detect_each(detector, files, max_detections, batch_size, tell)) as results:
             for result in results:
