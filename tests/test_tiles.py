@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -13,7 +15,9 @@ from tqdm import tqdm
 
 from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.boxes import iou, xywh_to_xyxy
-from ssd300_vgg16.data.images import read_image
+from ssd300_vgg16.data.images import decode_image, read_image
+from ssd300_vgg16.detection import pipeline
+from ssd300_vgg16.detection.files import image_files
 from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import _on_tiles
 from ssd300_vgg16.tiles import Tiling, begin_on_tiles, join, tile_windows
@@ -248,6 +252,24 @@ def test_a_stop_between_the_tiles_of_an_image_is_heeded(place, monkeypatch, caps
         infer.main([*TILES, "--weights", "run", "shapes/val/000001.jpg", "--output-dir", "stopped"])
     assert tiles == [3]
     assert "Stopped after 0 of 1 images. Go on with: the same, and --resume" in capsys.readouterr().out
+
+
+def test_few_large_images_are_in_memory(place, monkeypatch):
+    """Whatever the batch, of which one image's tiles are more than enough, and the cores."""
+    paths = [place / "many" / f"{number}.jpg" for number in range(12)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        shutil.copy(place / "shapes" / "val" / "000001.jpg", path)
+    read = []
+    monkeypatch.setattr(
+        pipeline, "decode_image", lambda path, upright: read.append(path) or decode_image(path, upright)
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    files = image_files({path: number for number, path in enumerate(paths)}, place / "drawn", False, False)
+    detector = Detector.load(place / "run", "cpu", tiles=200)
+    with closing(pipeline.detect_each(detector, files, None, batch_size=4)) as results:
+        for number, (_, found) in zip(range(3), results, strict=False):
+            assert len(found) and len(read) <= number + 4
 
 
 def test_an_exported_model_that_holds_its_post_processing_takes_tiles_too(place):
