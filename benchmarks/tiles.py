@@ -201,6 +201,12 @@ def found_by_seam(dataset, detections: list[dict], seams: list) -> list[list[int
 def table(figures: Figures) -> str:
     """The same as text: means of the seeds, and of what is kept the AP of each."""
     seeds, rows = figures["seeds"], []
+    header = ["", "AP", "AP50", "AP kept, by seed", "objects on seams"]
+    header += ["found of them", "in single pictures", "found of the others", "in single pictures"]
+
+    def milliseconds(way: str) -> float:
+        those = [seed[PHOTOGRAPHS][way] for seed in seeds]
+        return sum(one["all"] for one in those) / sum(one["images"] for one in those) * 1000
 
     def share(of_seeds: list, row: int) -> str:
         return f"{mean(found[row][0] / found[row][1] for found in of_seeds):.3f}" if all(of_seeds) else "-"
@@ -214,21 +220,18 @@ def table(figures: Figures) -> str:
                 cells.append(f"{those[0]['found'][0][1]} of {sum(count for _, count in those[0]['found'])}")
                 found = [[one[name] for one in those] for name in ("found", "found in pictures")]
                 cells += [share(of_seeds, row) for row in (0, 1) for of_seeds in found]
-            rows.append([_name(kind, way), *cells, *[""] * (7 - len(cells))])
-    header = ["", "AP", "AP50", "AP kept, by seed", "objects on seams", "found of them", "in single pictures"]
-    tiled = [seed[PHOTOGRAPHS]["3, tiles"] for seed in seeds]
-    seconds = {name: sum(one[name] for one in tiled) for name in ("all", "inside", "images")}
+            rows.append([_name(kind, way), *cells, *[""] * (len(header) - 1 - len(cells))])
+    inside, everything = (sum(seed[PHOTOGRAPHS]["3, tiles"][name] for seed in seeds) for name in ("inside", "all"))
     told = (
-        f"A mosaic of nine with tiles takes {seconds['all'] / seconds['images'] * 1000:.0f} ms, of which "
-        f"{1 - seconds['inside'] / seconds['all']:.1%} are outside the network and its post-processing."
+        f"A photograph seen once takes {milliseconds('pictures'):.0f} ms, a mosaic of nine with tiles "
+        f"{milliseconds('3, tiles'):.0f} ms, of which {1 - inside / everything:.1%} are outside the network and its "
+        "post-processing."
     )
     about = (
         f"An eighth of the channels, {EPOCHS} epochs; means of {len(seeds)} seeds. Tiles are those of `--tiles auto`. "
         f"Found: at IoU 0.5 by a detection scored above {SHOWN}. An object is on a seam if an edge of a tile cuts it. "
         "The AP of scenes is held against that of the small pictures of shapes."
     )
-    header += ["found of the others", "in single pictures"]
-    rows = [[*row, *[""] * (len(header) - len(row))] for row in rows]
     return paragraphs(about, markdown(header, rows), told, joining.table(figures["sahi"]))
 
 
