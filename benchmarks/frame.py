@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PEER_PYTHON = ROOT / "benchmarks" / ".peers" / "bin" / "python"
-MAKE_PEERS = (".venv/bin/python -m venv benchmarks/.peers", "benchmarks/.peers/bin/pip install -r benchmarks/peers.txt")
-PEER_PACKAGES = ("torch", "torchvision", "pycocotools", "faster-coco-eval")
+MAKE_PEERS = (
+    ".venv/bin/python -m venv benchmarks/.peers",
+    "benchmarks/.peers/bin/pip install -r benchmarks/peers.txt",
+    # Without the OpenCV that it names, whose files would be mixed with those of the one there.
+    "benchmarks/.peers/bin/pip install --no-deps sahi==0.12.8",
+)
+PEER_PACKAGES = ("torch", "torchvision", "pycocotools", "faster-coco-eval", "sahi")
 TORCHVISION = "torchvision"
 
 

@@ -153,3 +153,41 @@ def _background_shift(logits, candidates: int) -> float:
         many = np.count_nonzero(others > SCORE_THRESHOLD * total) > candidates
         low, high = (middle, high) if many else (low, middle)
     return high
+
+
+def shapes_scene(width: int, height: int, objects: int, seed: int):
+    """Generated shapes anywhere in an image of any size: uint8 [H, W, 3] RGB, boxes xyxy [N, 4] and N names.
+
+    As many objects as have found a place: at least as much of each is seen as in `write_shapes`.
+    """
+    import numpy as np
+
+    from ssd300_vgg16.data import shapes
+
+    rng = np.random.default_rng(seed)
+    image = shapes._background(height, width, rng)
+    owners = np.full((height, width), -1)  # the object that each pixel shows
+    names, windows, areas, visible = [], [], np.empty(0), np.empty(0)
+    for _ in range(objects):
+        name = str(rng.choice(list(shapes.CATEGORY_IDS)))
+        for _ in range(shapes.PLACEMENT_TRIALS):
+            size = rng.uniform(*(shapes.SMALL_SIZES if rng.random() < shapes.SMALL_SHARE else shapes.SIZES))
+            patch = shapes._shape_patch(name, size, rng)
+            top, left = rng.integers(0, (height - len(patch) + 1, width - len(patch) + 1))
+            window = slice(top, top + len(patch)), slice(left, left + len(patch))
+            solid = patch >= 0.5
+            below = owners[window][solid]
+            left_over = visible - np.bincount(below[below >= 0], minlength=len(names))
+            if (left_over >= shapes.MIN_VISIBLE * areas).all():
+                image[window] = shapes._paint(image[window], patch, shapes._colour(name, rng), rng)
+                owners[window][solid] = len(names)
+                names.append(name)
+                windows.append(window)
+                areas, visible = (np.append(counts, np.count_nonzero(solid)) for counts in (areas, left_over))
+                break
+    boxes = []
+    for number, window in enumerate(windows):
+        rows, columns = np.nonzero(owners[window] == number)
+        top, left = (side.start for side in window)
+        boxes.append((left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1))
+    return np.rint(np.clip(image, 0, 255)).astype(np.uint8), np.array(boxes, dtype=np.float64).reshape(-1, 4), names

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,13 +15,13 @@ from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD, best_to_host, post
 import numpy as np
 from PIL import Image
 
-from ssd300_vgg16.data.images import ImageLike, network_input, rgb
+from ssd300_vgg16.data.images import ImageLike, network_inputs, rgb
 from ssd300_vgg16.deploy.cache import onnx_runtime_network
 from ssd300_vgg16.deploy.session import AUTO, ONEFLOW, exported_network, is_exported, resolve_engine, split_detections
 from ssd300_vgg16.detections import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
-from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tiling, begin_on_tiles
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tell, Tiling, begin_on_tiles, tell_nobody
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -70,7 +71,7 @@ class Detector:
         score_threshold: float = SCORE_THRESHOLD,
         engine: str = AUTO,
         amp: bool = False,
-        tiles: int | None = None,
+        tiles: int | str | None = None,
         tile_overlap: float = DEFAULT_OVERLAP,
     ) -> "Detector":
         """A detector from a file of weights, a run's folder or an exported ONNX model.
@@ -84,16 +85,22 @@ class Detector:
         amp: convolutions in half precision, by OneFlow on a GPU. Raises UserError elsewhere.
 
         tiles: the longer side in pixels of overlapping tiles, in which an image that is larger is seen besides as a
-        whole: for objects that are too small there. tile_overlap: the part that neighbours share, 0 to 0.9.
+        whole: for objects that are too small there; "auto": that of the images that the model was trained on, for
+        objects as large in pixels as there. tile_overlap: the part that neighbours share, 0 to 0.9.
         """
-        tiling = None if tiles is None else Tiling(tiles, tile_overlap)
         exported = is_exported(Path(path))
         engine, device = resolve_engine(engine, device, exported=exported, amp=amp)
         weights = find_weights(Path(path))
+        model: SSD | Path = weights
+        network: Callable | None = None
         if engine == ONEFLOW:
-            return cls(*_load_model(weights, in_half=amp), device, score_threshold, tiling=tiling)
-        network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
-        return cls(weights, description, device, score_threshold, network, tiling)
+            model, description = _load_model(weights, in_half=amp)
+        else:
+            network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
+        if tiles == AUTO:
+            tiles, description = _auto_side(description)
+        tiling = None if tiles is None else Tiling(int(tiles), tile_overlap)
+        return cls(model, description, device, score_threshold, network, tiling)
 
     @property
     def model(self) -> "SSD":
@@ -136,7 +143,8 @@ class Detector:
             return self._of_batch({"the image": image}, keep_image)[0]
         named = ((f"images[{number}]", one) for number, one in enumerate(several))
         results: list[Detections] = []
-        while batch := dict(islice(named, self._batch_size)):
+        at_a_time = 1 if self.tiling else self._batch_size  # large ones are batches of tiles by themselves
+        while batch := dict(islice(named, at_a_time)):
             results += self._of_batch(batch, keep_image)
         return results
 
@@ -153,15 +161,16 @@ class Detector:
             return lambda: self._chosen(self._network(images), sizes_hw)
         return partial(self._chosen, best_to_host(*self._network(images)), sizes_hw)
 
-    def begin_on(self, images: Sequence[np.ndarray], batch_size: int) -> Callable[[], list[dict[str, np.ndarray]]]:
+    def begin_on(
+        self, images: Sequence[np.ndarray], batch_size: int, tell: Tell = tell_nobody
+    ) -> Callable[[], list[dict[str, np.ndarray]]]:
         """As `begin`, on images uint8 [H, W, 3] of any sizes, in tiles if the detector has some.
 
-        batch_size: of tiles; without them the images are one batch.
+        batch_size: of tiles; without them the images are one batch. tell: of the tiles that are done.
         """
         if self.tiling:
-            return begin_on_tiles(self.begin, images, self.image_size, self.tiling, batch_size)
-        prepared = np.stack([network_input(image, self.image_size) for image in images])
-        return self.begin(prepared, np.array([image.shape[:2] for image in images]))
+            return begin_on_tiles(self.begin, images, self.image_size, self.tiling, batch_size, tell)
+        return self.begin(network_inputs(images, self.image_size), np.array([image.shape[:2] for image in images]))
 
     def _chosen(self, answers: Sequence, sizes_hw: np.ndarray) -> list[dict[str, np.ndarray]]:
         if len(answers) > 2:
@@ -189,6 +198,18 @@ class Detector:
         of_each = self.begin_on(pixels, self._batch_size)()
         sources = images.values() if keep_image else [None] * len(pixels)
         return [self.named(one, source=source) for one, source in zip(of_each, sources, strict=True)]
+
+
+def _auto_side(description: ModelDescription) -> tuple[int, ModelDescription]:
+    """The side of tiles that suits the model, and its description with a note of it."""
+    side = description.tile_side
+    if side is None:
+        raise UserError(
+            f"--tiles {AUTO}: these weights do not say how large the images were that they were trained on: give the "
+            "longer side of those in pixels, as in --tiles 640"
+        )
+    note = f"--tiles {AUTO}: tiles of {side} pixels, the size of the images in which this model learned its objects"
+    return side, replace(description, notes=(*description.notes, note))
 
 
 def _several(image: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike] | None:

@@ -13,6 +13,7 @@ Colour = tuple[int, int, int]
 
 LINE_WIDTH = 1 / 220  # of the image's size, the square root of its area
 FONT_SIZE = 1 / 40
+CROWD = 32  # boxes: of more than these, lines and tags are smaller, and leave something of the image to be seen
 MIN_FONT = 11  # in pixels
 MIN_LEGIBLE_FONT = 7  # only for a tag that would not fit into the image otherwise
 # Hues that are steps of the golden ratio apart never come round to one another; with three lightnesses in turn,
@@ -38,12 +39,13 @@ def draw_detections(
     colours = {index: label_colour(int(labels[index])) for index in shown}
     texts = {index: names[index] if scores is None else f"{names[index]} {scores[index]:.0%}" for index in shown}
 
+    scale = np.sqrt(height * width * min(1, CROWD / max(1, len(shown))))
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture)
     for index in shown:
-        _draw_box(canvas, clipped[index], colours[index], picture.size)
+        _draw_box(canvas, clipped[index], colours[index], picture.size, scale)
     # After all boxes, which would be drawn across them.
-    for index, place, font in _arrange_tags(clipped, texts, picture.size):
+    for index, place, font in _arrange_tags(clipped, texts, picture.size, scale):
         _draw_tag(canvas, place, texts[index], font, colours[index])
     return np.array(picture)
 
@@ -54,9 +56,11 @@ def label_colour(label: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, size: tuple[int, int]) -> None:
+def _draw_box(
+    canvas: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, size: tuple[int, int], scale: float
+) -> None:
     width, height = size
-    line = max(1, round(LINE_WIDTH * np.sqrt(width * height)))
+    line = max(1, round(LINE_WIDTH * scale))
     x1, y1, x2, y2 = np.rint(box).astype(int).tolist()
     x1, y1 = min(x1, width - 1), min(y1, height - 1)
     x2, y2 = max(x1, x2 - 1), max(y1, y2 - 1)
@@ -66,13 +70,13 @@ def _draw_box(canvas: ImageDraw.ImageDraw, box: np.ndarray, colour: Colour, size
 
 
 def _arrange_tags(
-    boxes: np.ndarray, texts: dict[int, str], size: tuple[int, int]
+    boxes: np.ndarray, texts: dict[int, str], size: tuple[int, int], scale: float
 ) -> list[tuple[int, np.ndarray, ImageFont.FreeTypeFont]]:
     """Index, place and font of the tags, in the order of texts."""
     tags = []
     taken = np.zeros((0, 4), dtype=np.int64)
     for index in reversed(texts):  # the last, which lies on top, has the first choice of its place
-        font = _fitting_font(texts[index], size)
+        font = _fitting_font(texts[index], size, scale)
         if font is not None:
             place = _free_place(boxes[index], _tag_size(texts[index], font), taken, size)
             taken = np.concatenate((taken, place[None]))
@@ -93,9 +97,9 @@ def _free_place(box: np.ndarray, tag_size: tuple[int, int], taken: np.ndarray, s
     return places[np.argmax(free)]  # the preferred one where none is free
 
 
-def _fitting_font(text: str, size: tuple[int, int]) -> ImageFont.FreeTypeFont | None:
+def _fitting_font(text: str, size: tuple[int, int], scale: float) -> ImageFont.FreeTypeFont | None:
     """The font for an image of this width and height, smaller if the tag asks for it; None if illegibly small."""
-    font_size = max(MIN_FONT, round(FONT_SIZE * np.sqrt(size[0] * size[1])))
+    font_size = max(MIN_FONT, round(FONT_SIZE * scale))
     for candidate in range(font_size, MIN_LEGIBLE_FONT - 1, -1):
         font = fonts.font_of(candidate)
         if all(tag <= side for tag, side in zip(_tag_size(text, font), size, strict=True)):

@@ -1,6 +1,7 @@
 """Weights on the validation split of a data set: tables printed, metrics and detections written."""
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from ssd300_vgg16.data.dataset import Dataset
@@ -16,8 +17,10 @@ from ssd300_vgg16.metrics.verification import verification_of
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.report.run_page import Environment
 from ssd300_vgg16.schema import read_json_as
-from ssd300_vgg16.tiles import DEFAULT_OVERLAP
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tiling
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name, refuse_run
+
+TILED_IMAGES_READ = 2  # by so many workers: more are no faster than what detects on their tiles, and take memory
 
 
 def evaluate_weights(
@@ -30,7 +33,7 @@ def evaluate_weights(
     engine: str = AUTO,
     verify: bool = False,
     amp: bool = False,
-    tiles: int | None = None,
+    tiles: int | str | None = None,
     tile_overlap: float = DEFAULT_OVERLAP,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON.
@@ -60,14 +63,17 @@ def evaluate_weights(
     make_folder(output, named)
     busy = f"{output}: another eval.sh or infer.sh is at work there: wait for its end, or name another --output-dir"
     with held(output, busy) if world.is_first else nullcontext():
-        with WorkerPool(workers_for(device, workers)) as pool:
+        count = workers_for(device, workers)
+        if detector.tiling and workers is None:
+            count = min(count, TILED_IMAGES_READ)
+        with WorkerPool(count) as pool:
             size = detector.image_size
             evaluation = evaluate(
                 detector.begin, dataset, size, batch_size, pool, source.strict, world, tiling=detector.tiling
             )
         complete = True
         if evaluation is not None:  # in the first process
-            _report(evaluation, weights, dataset, output, tiles)
+            _report(evaluation, weights, dataset, output, detector.tiling)
             complete = not evaluation.unreadable
             if verify:
                 verification = verification_of(evaluation.metrics, evaluation.results, dataset)
@@ -88,11 +94,11 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
     return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]
 
 
-def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiles: int | None) -> None:
+def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiling: Tiling | None) -> None:
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
-    about += f", on tiles of {tiles} pixels too" if tiles else ""
+    about += f", on {tiling} too" if tiling else ""
     print(f"{about}\n{evaluation.table()}")
-    metrics = evaluation.as_json()
+    metrics = evaluation.as_json() | ({"tiles": asdict(tiling)} if tiling else {})
     if not evaluation.nothing_to_find:
         best = metrics["best_f1"]
         print(

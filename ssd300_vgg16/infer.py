@@ -20,6 +20,7 @@ from ssd300_vgg16.cli.streams import outlive_readers
 # isort: split
 from ssd300_vgg16.data.image_files import find_images
 from ssd300_vgg16.data.videos import VIDEO_SUFFIXES, find_videos
+from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.detection.run import TABLE, DetectionOptions, detect
 from ssd300_vgg16.detector import BATCH_ON_CPU, BATCH_ON_GPU
 from ssd300_vgg16.errors import UserError
@@ -27,6 +28,7 @@ from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE
 from ssd300_vgg16.report.run_page import Metrics
 from ssd300_vgg16.schema import read_json_as
 from ssd300_vgg16.text import listed
+from ssd300_vgg16.tiles import Tiling
 from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
 
@@ -109,7 +111,7 @@ def main(arguments: list[str]) -> int:
     if not paths:
         images = samples_of(weights)
     if threshold == BEST:
-        threshold = _best_threshold(weights)
+        threshold = _best_threshold(weights, given["tiles"], given["tile_overlap"])
     return detect(DetectionOptions(images, videos, weights, threshold, **given))
 
 
@@ -137,17 +139,26 @@ def samples_of(weights: Path) -> list[Path]:
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
-def _best_threshold(weights: Path) -> float:
-    """The score threshold of the best F1 in the last evaluation of these weights."""
+def _best_threshold(weights: Path, tiles: int | str | None, overlap: float) -> float:
+    """The score threshold of the best F1 in the last evaluation of these weights, and what is to be said of it."""
     beside = weights if weights.is_dir() else weights.parent
     metrics = (EVALUATIONS / weights if is_published_name(weights) else beside) / "coco_metrics.json"
     try:
-        return command_line.fraction(str(read_json_as(metrics, Metrics)["best_f1"]["score_threshold"]))
-    except (OSError, ValueError, KeyError, argparse.ArgumentTypeError) as error:
+        found = read_json_as(metrics, Metrics)
+        threshold = command_line.fraction(str(found["best_f1"]["score_threshold"]))
+        found_on = Tiling(found["tiles"]["side"], found["tiles"]["overlap"]) if "tiles" in found else None
+    except (OSError, ValueError, KeyError, argparse.ArgumentTypeError, UserError) as error:
         raise UserError(
             f"--score-threshold {BEST}: {metrics} is not there or has no threshold; "
             f"bash eval.sh --weights {weights} writes it"
         ) from error
+    print(f"--score-threshold {BEST}: {threshold:g}, found {f'on {found_on}' if found_on else 'without tiles'}")
+    # Of auto's side a line of its own tells, once the model is known.
+    asked = found_on if tiles == AUTO else tiles and Tiling(int(tiles), overlap)
+    if asked != found_on or (tiles and not found_on):
+        same = f" --tiles {tiles} --tile-overlap {overlap:g}" if tiles else ""
+        print(f"  which need not be the best here; bash eval.sh --weights {weights}{same} finds that one")
+    return threshold
 
 
 def _fraction_or_best(text: str) -> float | str:

@@ -7,14 +7,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from places import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks are run from there, and never installed
 
 from benchmarks import __main__ as command
-from benchmarks import coco_ap, engines, made_up, page
+from benchmarks import coco_ap, engines, made_up, page, tiles
 from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process, in_turn, trained
+from ssd300_vgg16.data.dataset import Category
+from ssd300_vgg16.tiles import Tiling
 
 BENCHMARKS = command.benchmarks()
 
@@ -175,6 +178,18 @@ def test_what_the_benchmarks_import_from_the_package_exists():
     # With fromlist, a module of a package is loaded with it.
     missing = [name for name in names if not hasattr(__import__(name[0], fromlist=name[1:]), name[1])]
     assert missing == [] and len(names) > 20
+
+
+def test_objects_on_seams_are_told_and_each_is_found_once():
+    """A picture of 300 x 300, whose tiles of 200 begin at 0 and 100."""
+    image, names = np.zeros((300, 300, 3), dtype=np.uint8), ["cat", "cat", "cat"]
+    boxes = np.array([(10, 10, 50, 50), (90, 10, 110, 40), (210, 210, 290, 290)], dtype=np.float64)
+    dataset = tiles.dataset_of([(image, boxes, names)], (Category(1, 1, "cat"),))
+    seams = tiles.on_seams(dataset.samples[0], 0, 1, Tiling(200))
+    assert seams.tolist() == [False, True, False]
+    scores, labels = np.array([0.9, 0.8, 0.7, 0.2], dtype=np.float32), np.ones(4, dtype=np.int64)
+    found = {"boxes": boxes[[0, 0, 1, 2]].astype(np.float32), "scores": scores, "labels": labels}
+    assert tiles.found_by_seam(dataset, [found], [seams]) == [[1, 1], [1, 2]]
 
 
 def test_peers_are_known_by_what_their_python_has():

@@ -75,6 +75,16 @@ def test_tag_stays_inside_at_every_border(tags, box, shape):
     assert x2 - x1 > 20 and y2 - y1 >= draw.MIN_LEGIBLE_FONT
 
 
+@pytest.mark.parametrize("count", [1, 20, 700])
+def test_most_of_a_large_image_is_seen_between_its_tags(tags, count):
+    """And of one with few boxes the tags are large enough to be read when it is shown reduced."""
+    corners = np.random.default_rng(0).uniform(0, (3900, 2900), (count, 2))
+    drawn(*np.concatenate((corners, corners + 100), axis=1), scores=[0.5] * count, image=blank(3000, 4000))
+    sizes = np.array([(x2 - x1, y2 - y1) for (x1, y1, x2, y2), _ in tags])
+    assert sizes.prod(axis=1).sum() < 0.2 * 3000 * 4000
+    assert sizes[:, 1].min() > (80 if count < 30 else 15)
+
+
 def test_box_beyond_the_border_is_closed_at_it():
     rows, columns = pixels_of(drawn([-50, 150, 400, 400]), 1)
     assert (columns.min(), columns.max(), rows.max()) == (0, 299, 199)

@@ -216,11 +216,12 @@ def test_the_score_threshold(place, photos):
         assert [result["score"] for result in detections()] == [score for score in scores if score > threshold]
 
 
-def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch):
+def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch, capsys):
     run_folder = shutil.copytree(place / "runs" / "untrained", tmp_path / "run")
     arguments = ["--weights", "run", "photos/a.jpg", "--device", "cpu", "--score-threshold", "best"]
     contents = [None, "{}", "[]", "not JSON"]
     contents += [f'{{"best_f1": {{"score_threshold": {value}}}}}' for value in ("1", '"x"')]
+    contents += [f'{{"best_f1": {{"score_threshold": 0.5}}, "tiles": {{"side": {side}}}}}' for side in ("640", '"x"')]
     for content in contents:
         if content:
             (run_folder / "coco_metrics.json").write_text(content)
@@ -229,6 +230,23 @@ def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch
     (run_folder / "coco_metrics.json").write_text('{"best_f1": {"score_threshold": 0.59}}')
     monkeypatch.setattr(infer, "detect", lambda options: options.score_threshold)
     assert infer.main(arguments) == 0.59
+    tiles, other = "tiles of 640 pixels that overlap by 0.2", "need not be the best here; bash eval.sh --weights run"
+    for found_on, *given in (
+        ("without tiles", None),
+        ("without tiles", f"{other} --tiles auto --tile-overlap 0.2 finds", "--tiles", "auto"),
+        (tiles, None, "--tiles", "640"),
+        (tiles, None, "--tiles", "auto"),
+        (tiles, f"{other} --tiles 320", "--tiles", "320"),
+        (tiles, f"{other} --tiles 640 --tile-overlap 0.3", "--tiles", "640", "--tile-overlap", "0.3"),
+        (tiles, f"{other} finds"),
+    ):
+        on = "" if found_on != tiles else ', "tiles": {"side": 640, "overlap": 0.2}'
+        (run_folder / "coco_metrics.json").write_text(f'{{"best_f1": {{"score_threshold": 0.59}}{on}}}')
+        advice, *given = given or [None]
+        assert infer.main([*arguments, *given]) == 0.59
+        said = capsys.readouterr().out
+        assert f"best: 0.59, found {'on ' * (found_on == tiles)}{found_on}\n" in said
+        assert (advice in said) if advice else ("need not" not in said)
 
 
 def test_nothing_but_broken_images(place, photos, capsys):

@@ -244,7 +244,7 @@ def test_weights(tmp_path, kind, how_many):
 
 
 CATEGORIES = (Category(1, 5, "cat"), Category(2, 7, "dog"))
-DESCRIPTION = ModelDescription(3, 0.125, CATEGORIES).as_json()
+DESCRIPTION = ModelDescription(3, 0.125, CATEGORIES, tile_side=640).as_json()
 
 
 @BOTH
@@ -255,6 +255,7 @@ def test_descriptions(how_many):
         except (KeyError, TypeError, ValueError):  # which say what is wrong, to whoever knows the file
             return
         assert 2 <= description.num_classes <= 30_000 and 0 < description.width <= 8
+        assert description.tile_side is None or description.tile_side > 0
         assert all(type(category.id) is int and len(category.name) <= 1000 for category in description.categories)
 
     tried(run, changed_values(DESCRIPTION), 300, how_many)
@@ -274,7 +275,11 @@ def run_files(folder):
             {"kind": "training", "step": 1, "seconds_left": 61, **figures},
             {"kind": "evaluation", "step": 1, "epoch": 1, "AP": 0.5, "AP50": 0.8},
         ],
-        "coco_metrics.json": {"per_class": {"cat": {"AP": 0.5, "AP50": 0.8, "objects": 9}}, "best_f1": {"f1": 0.5}},
+        "coco_metrics.json": {
+            "per_class": {"cat": {"AP": 0.5, "AP50": 0.8, "objects": 9}},
+            "best_f1": {"f1": 0.5},
+            "tiles": {"side": 9},
+        },
         "run_page.json": {
             "samples": [picture],
             "validation": [picture],

@@ -1,16 +1,24 @@
 """Tiles: every object of a large image is found exactly once, wherever the seams are."""
 
 import json
+import os
+import shutil
+import signal
+from contextlib import closing
 
 import cv2
 import numpy as np
 import pytest
 from small_data import colours, shapes_folder, untrained_run
 from small_data import run as run_command
+from tqdm import tqdm
 
 from ssd300_vgg16 import Detector, evaluate, export, infer
 from ssd300_vgg16.boxes import iou, xywh_to_xyxy
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.data.images import decode_image, read_image
+from ssd300_vgg16.detection import pipeline
+from ssd300_vgg16.detection.files import image_files
+from ssd300_vgg16.errors import Stopped, UserError
 from ssd300_vgg16.metrics.evaluation import _on_tiles
 from ssd300_vgg16.tiles import Tiling, begin_on_tiles, join, tile_windows
 
@@ -115,12 +123,14 @@ WINDOWS = [(0, 0, 180, 100), (0, 0, 100, 100), (80, 0, 180, 100)]  # the whole, 
             [(40, 10, 90, 50, 0.9), (70, 20, 100, 40, 0.8)],
         ),
         # The same object in two tiles: the better box. The whole image has no say on one so small.
-        ([[], [(82, 10, 97, 50, 0.7)], [(2, 11, 16, 51, 0.9)]], [(82, 11, 96, 51, 0.9)]),
+        ([[], [(84, 10, 96, 50, 0.7)], [(4, 11, 16, 51, 0.9)]], [(84, 11, 96, 51, 0.9)]),
         ([[(12, 10, 52, 50, 0.9)], [(10, 10, 50, 50, 0.7)], []], [(10, 10, 50, 50, 0.7)]),
         # A part with the better score does not outlive the whole object, nor does a second one of the same tile.
-        ([[], [(70, 10, 95, 50, 0.6)], [(0, 10, 16, 50, 0.9), (0, 12, 9, 48, 0.5)]], [(70, 10, 95, 50, 0.9)]),
+        ([[(60, 10, 170, 90, 0.6)], [(60, 10, 100, 90, 0.9), (62, 12, 100, 84, 0.5)], []], [(60, 10, 170, 90, 0.9)]),
+        # What the other tile sees well inside is left to it, whatever the score; of the image's edge it need not be.
+        ([[], [(70, 10, 95, 50, 0.6)], [(0, 10, 16, 50, 0.9), (0, 0, 9, 30, 0.8)]], [(70, 10, 95, 50, 0.6)]),
         # Nor what a box of hardly any score says of it.
-        ([[(60, 0, 170, 60, 0.05)], [], [(0, 10, 60, 50, 0.9)]], [(80, 10, 140, 50, 0.9)]),
+        ([[(60, 5, 150, 55, 0.05)], [], [(0, 10, 60, 50, 0.9)]], [(80, 10, 140, 50, 0.9)]),
         # Seen whole by no window; as whole by the tiles as they can tell.
         ([[], [(50, 10, 100, 50, 0.6)], [(0, 11, 60, 50, 0.7)]], [(50, 10, 140, 50, 0.7)]),
         # Two neighbours that both reach into what the tiles share are no parts of one.
@@ -143,7 +153,7 @@ def test_objects_of_other_classes_are_not_joined():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return untrained_run(tmp_path_factory.mktemp("tiles") / "run")
+    return untrained_run(tmp_path_factory.mktemp("tiles") / "run", tile_side=200)
 
 
 def test_a_detector_sees_a_large_image_in_tiles_and_a_small_one_as_ever(run):
@@ -167,6 +177,11 @@ def test_tiles_that_make_no_sense_are_refused(run, numbers):
         Detector.load(run, "cpu", tiles=numbers[0], tile_overlap=numbers[1])
 
 
+def test_auto_is_refused_for_weights_that_do_not_say_what_they_were_trained_on(tmp_path):
+    with pytest.raises(UserError, match=r"--tiles auto: these weights do not say .* as in --tiles 640"):
+        Detector.load(untrained_run(tmp_path / "run"), "cpu", tiles="auto")
+
+
 @pytest.fixture(scope="module")
 def place(run):
     """A folder with the run, its exported model, and shapes: images of 300 to 420 pixels, one of which is broken."""
@@ -185,10 +200,18 @@ def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place, monkeyp
     detector = Detector.load(place / "run", "cpu", 0.1, tiles=200, tile_overlap=0.1)
     expected = [detector(place / "shapes" / "val" / f"{number:06}.jpg") for number in (1, 3, 4)]
     assert max(map(len, expected)) > 200, "the limit is for each tile"
+    told = []
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text, refresh: told.append(text))
     options = (*TILES, "--weights", "run", "--score-threshold", "0.1", "shapes/val")
     assert infer.main([*options, "--output-dir", "found1"]) == 1
-    done = run_command("infer", *options, "--output-dir", "found2", folder=place, variables={"NPROC": 2})
+    counts = [len(detector.tiling.windows(*read_image(detections.source).shape[:2])) for detections in expected]
+    progress = [f"tile {min(done + 3, count)} of {count}" for count in counts for done in range(0, count, 3)]
+    assert told == progress
+    told.clear()
+    auto = ("--tiles", "auto", "--output-dir", "found2")
+    done = run_command("infer", *options, *auto, folder=place, variables={"NPROC": 2})
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "--tiles auto: tiles of 200 pixels" in done.stdout
     files = [(place / f"found{count}" / "detections.json").read_bytes() for count in (1, 2)]
     rows = json.loads(files[0])
     assert files[1] == files[0]
@@ -199,22 +222,60 @@ def test_infer_and_eval_detect_on_tiles_in_one_process_and_in_two(place, monkeyp
         np.testing.assert_allclose(boxes, each.boxes, atol=0.1)
     options = (*TILES, "--weights", "run", "--data-path", "shapes")
     assert evaluate.main([*options, "-j", "0", "--output-dir", "measured1"]) == 1
+    assert told == progress
     output = capsys.readouterr().out
-    assert "on tiles of 200 pixels too" in output and "000002.jpg" in output
-    measured2 = ("-j", 1, "--output-dir", "measured2")
-    assert run_command("evaluate", *options, *measured2, folder=place, variables={"NPROC": 2}).returncode == 1
+    assert "on tiles of 200 pixels that overlap by 0.1 too" in output and "000002.jpg" in output
+    assert "on tiles of 200 pixels that overlap by 0.1" in (place / "measured1" / "report.html").read_text()
+    measured2 = ("-j", 1, "--output-dir", "measured2", "--tiles", "auto")
+    done = run_command("evaluate", *options, *measured2, folder=place, variables={"NPROC": 2})
+    assert done.returncode == 1 and done.stdout.count("--tiles auto: tiles of 200 pixels") == 1
     names = ("detections.json", "coco_metrics.json")
     files = [[(place / f"measured{count}" / name).read_bytes() for name in names] for count in (1, 2)]
     assert files[1] == files[0]
+    assert json.loads(files[0][1])["tiles"] == {"side": 200, "overlap": 0.1}
     for image_id, each in zip((1, 3, 4), expected, strict=True):
         scores = [row["score"] for row in json.loads(files[0][0]) if row["image_id"] == image_id]
         shared = [score for score in scores if score > 0.11]
         np.testing.assert_allclose(shared, each.scores[each.scores > 0.11], atol=1e-4)
 
 
+def test_a_stop_between_the_tiles_of_an_image_is_heeded(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    tiles = []
+
+    def stop(bar, done, count):
+        tiles.append(done)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("ssd300_vgg16.detection.run.show_on", stop)
+    with pytest.raises(Stopped):
+        infer.main([*TILES, "--weights", "run", "shapes/val/000001.jpg", "--output-dir", "stopped"])
+    assert tiles == [3]
+    assert "Stopped after 0 of 1 images. Go on with: the same, and --resume" in capsys.readouterr().out
+
+
+def test_few_large_images_are_in_memory(place, monkeypatch):
+    """Whatever the batch, of which one image's tiles are more than enough, and the cores."""
+    paths = [place / "many" / f"{number}.jpg" for number in range(12)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        shutil.copy(place / "shapes" / "val" / "000001.jpg", path)
+    read = []
+    monkeypatch.setattr(
+        pipeline, "decode_image", lambda path, upright: read.append(path) or decode_image(path, upright)
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    files = image_files({path: number for number, path in enumerate(paths)}, place / "drawn", False, False)
+    detector = Detector.load(place / "run", "cpu", tiles=200)
+    with closing(pipeline.detect_each(detector, files, None, batch_size=4)) as results:
+        for number, (_, found) in zip(range(3), results, strict=False):
+            assert len(found) and len(read) <= number + 4
+
+
 def test_an_exported_model_that_holds_its_post_processing_takes_tiles_too(place):
     image = place / "shapes" / "val" / "000001.jpg"
-    expected, found = (Detector.load(place / name, "cpu", 0.2, tiles=200)(image) for name in ("run", "whole.onnx"))
+    tiles = {"run": 200, "whole.onnx": "auto"}
+    expected, found = (Detector.load(place / name, "cpu", 0.2, tiles=tiles[name])(image) for name in tiles)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
     # Of scores that differ in the last bit, two may change places.
     assert np.isclose(found.boxes, expected.boxes, atol=0.02).all(axis=1).mean() > 0.99

@@ -128,6 +128,13 @@ not_negative = _number(float, lambda value: 0 <= value < INFINITY, "a number fro
 fraction = _number(float, lambda value: 0 <= value < 1, "a number from 0 up to, but not including, 1")
 tile_side = _number(int, lambda value: value >= MIN_SIDE, f"a whole number of pixels from {MIN_SIDE} up")
 tile_overlap = _number(float, lambda value: 0 <= value <= MAX_OVERLAP, f"a number from 0 to {MAX_OVERLAP}")
+
+
+def tile_side_or_auto(text: str) -> int | str:
+    """For `type=`: the side of a tile, or that it follows from the model."""
+    return text if text == AUTO else tile_side(text)
+
+
 share = _number(float, lambda value: 0 < value <= 1, "a number above 0, up to 1")
 
 
@@ -202,9 +209,10 @@ def add_tile_options(parser: argparse._ActionsContainer) -> None:
     """Tiles for a detector of small objects in large images."""
     parser.add_argument(
         "--tiles",
-        type=tile_side,
+        type=tile_side_or_auto,
         metavar="SIDE",
-        help="detect on overlapping tiles too, so many pixels of the image long: for objects that are small in it",
+        help="detect on overlapping tiles too, so many pixels of the image long: for objects that are small in it; "
+        "auto: as long as the images that the model was trained on",
     )
     parser.add_argument(
         "--tile-overlap",

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -206,6 +206,13 @@ class Dataset:
                 digest.update(b"difficult" + np.ascontiguousarray(sample.difficult).tobytes())
         objects = sum(len(sample.labels) for sample in self.samples)
         return {"images": len(self.samples), "objects": objects, "sha256": digest.hexdigest()}
+
+
+def usual_side(samples: Sequence[Sample]) -> int | None:
+    """The longer side in pixels of the image that an object to train on is in: the median of them; None: no objects."""
+    counts = [len(sample.objects(sample.height, sample.width)[1]) for sample in samples]
+    sides = np.repeat([max(sample.height, sample.width) for sample in samples], counts)
+    return int(np.median(sides)) if len(sides) else None
 
 
 def shared_images(train: Dataset, val: Dataset) -> str | None:

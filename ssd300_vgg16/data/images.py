@@ -5,7 +5,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import BinaryIO, NamedTuple
@@ -140,7 +140,16 @@ def reduction(height: int, width: int, min_side: int) -> int:
 
 def network_input(image: np.ndarray, image_size: int) -> np.ndarray:
     """An image uint8 [H, W, 3] resized and laid out as the network takes it: uint8 [3, image_size, image_size]."""
-    return np.stack(cv2.split(cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_LINEAR)))
+    return network_inputs([image], image_size)[0]
+
+
+def network_inputs(images: Sequence[np.ndarray], image_size: int) -> np.ndarray:
+    """The same of several, of any sizes: uint8 [B, 3, image_size, image_size]."""
+    batch = np.empty((len(images), 3, image_size, image_size), dtype=np.uint8)
+    for image, planes in zip(images, batch, strict=True):
+        # Into the batch itself: a copy would take longer than this.
+        cv2.split(cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_LINEAR), list(planes))
+    return batch
 
 
 def image_size(path: str | os.PathLike, upright: bool = False) -> tuple[int, int]:

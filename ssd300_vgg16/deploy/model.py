@@ -119,6 +119,7 @@ def _metadata(description: ModelDescription, score_threshold: float) -> dict[str
         "image_size": str(layout.image_size),
         "pixel_format": _PIXEL_FORMAT,
         "num_classes": str(description.num_classes),
+        **({} if description.tile_side is None else {"tile_side": str(description.tile_side)}),
         "categories": json.dumps([asdict(category) for category in description.categories]),
         "score_threshold": f"{score_threshold:g}",
         "candidates_per_class": str(CANDIDATES_PER_CLASS),

@@ -174,6 +174,7 @@ def _description(path: Path, about: dict[str, str]) -> ModelDescription | None:
             "width": float(about["width"]),
             "categories": json.loads(about["categories"]),
             "variant": about["variant"],
+            "tile_side": int(about["tile_side"]) if "tile_side" in about else None,
         }
         return replace(ModelDescription.from_json(value), notes=(note,) if threshold > SCORE_THRESHOLD else ())
     except (KeyError, TypeError, ValueError, RecursionError):

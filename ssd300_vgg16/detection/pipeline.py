@@ -5,10 +5,10 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -24,7 +24,7 @@ from ssd300_vgg16.detector import Detections, Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import refuse_shortage
 from ssd300_vgg16.signals import STOP_SIGNALS
-from ssd300_vgg16.tiles import DEFAULT_OVERLAP
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tell, Tiling, tell_nobody
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,18 +41,24 @@ class _Image(NamedTuple):
 
 
 def detect_each(
-    detector: Detector, files: Iterable[ImageFile], max_detections: int | None, batch_size: int = 1
+    detector: Detector,
+    files: Iterable[ImageFile],
+    max_detections: int | None,
+    batch_size: int = 1,
+    tell: Tell = tell_nobody,
 ) -> Results:
-    """Each file, in order, with its best detections, or why it could not be read.
+    """Each file, in order, with its best detections, or why it could not be read. tell: of the tiles that are done.
 
     Pictures are drawn meanwhile: all are there at the end, or when the generator is closed. Raises OSError if one
     could not be written. How many images are in memory depends on the threads and the batch, not on how many there are.
     """
     # Decoding, the network, and encoding all run without Python's lock: threads are enough to do them side by side.
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
-    images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, batch_size)
-    batches = iter(lambda: list(islice(images, batch_size)), [])
-    begun = ((batch, _begin(detector, [image for _, image in batch], batch_size)) for batch in batches)
+    threads, ahead = min(MAX_THREADS, len(os.sched_getaffinity(0))), batch_size
+    if detector.tiling:  # a large image's tiles take longer than to read and draw it, and its pixels much memory
+        threads = ahead = 1
+    images = read_ahead(lambda file: (file, _read(file.path, detector.image_size)), files, threads, ahead)
+    batches = _batches(images, batch_size, detector.tiling)
+    begun = ((batch, _begin(detector, [image for _, image in batch], batch_size, tell)) for batch in batches)
     notes = Notes(tqdm.write)
     with closing(images), Behind(threads) as drawing:
         # A pair is there when its second is: a GPU has begun on the next batch before this one's detections are chosen.
@@ -66,6 +72,22 @@ def detect_each(
                 detections = detector.named(next(results), max_detections)
                 drawing.do(_write, image.pixels, detections, file, detector.description.categories)
                 yield file, detections
+
+
+def _batches(
+    images: Iterable[tuple[ImageFile, _Image | ImageError]], batch_size: int, tiling: Tiling | None
+) -> Iterator[list[tuple[ImageFile, _Image | ImageError]]]:
+    """As many images as a batch has; as few as have its tiles."""
+    batch, tiles = [], 0
+    for number, (file, image) in enumerate(images, start=1):
+        batch.append((file, image))
+        tiles += len(tiling.windows(*image.pixels.shape[:2])) if tiling and isinstance(image, _Image) else 1
+        # Not beyond what is a batch without tiles: several processes share those out.
+        if tiles >= batch_size or number % batch_size == 0:
+            yield batch
+            batch, tiles = [], 0
+    if batch:
+        yield batch
 
 
 def read_ahead(
@@ -118,13 +140,13 @@ def _read(path: Path, image_size: int) -> _Image | ImageError:
     return _Image(pixels, network_input(pixels, image_size), notes)
 
 
-def _begin(detector: Detector, images: list[_Image | ImageError], batch_size: int) -> Callable[[], list]:
+def _begin(detector: Detector, images: list[_Image | ImageError], batch_size: int, tell: Tell) -> Callable[[], list]:
     """Set the detector to work on those that could be read; what this returns waits for their detections."""
     readable = [image for image in images if isinstance(image, _Image)]
     if not readable:
         return list
     if detector.tiling:
-        return detector.begin_on([image.pixels for image in readable], batch_size)
+        return detector.begin_on([image.pixels for image in readable], batch_size, tell)
     sizes_hw = np.array([image.pixels.shape[:2] for image in readable])
     return detector.begin(np.stack([image.prepared for image in readable]), sizes_hw)
 
@@ -149,7 +171,7 @@ class DetectorProcesses:
         score_threshold: float,
         engine: str,
         amp: bool = False,
-        tiles: int | None = None,
+        tiles: int | str | None = None,
         tile_overlap: float = DEFAULT_OVERLAP,
     ):
         """device: "cpu", or "cuda" for GPUs 0 to count - 1. Raises what loading the detector raises in one of them."""
@@ -172,7 +194,9 @@ class DetectorProcesses:
             if threads is None:
                 del os.environ["OMP_NUM_THREADS"]
 
-    def detect_each(self, files: Iterable[ImageFile], max_detections: int | None, batch_size: int) -> Results:
+    def detect_each(
+        self, files: Iterable[ImageFile], max_detections: int | None, batch_size: int, tell: Tell = tell_nobody
+    ) -> Results:
         """As `detect_each`. Raises UserError if a process dies."""
         files = list(files)
         # The same batches as in one process: on a GPU a result could depend on its neighbours in the last bit.
@@ -183,7 +207,7 @@ class DetectorProcesses:
                 worker.send((list(chain(*batches[number::count])), max_detections, batch_size))
             for number, batch in enumerate(batches):
                 for _ in batch:
-                    yield self._workers[number % count].receive()
+                    yield self._workers[number % count].receive(tell)
             for worker in self._workers:  # pictures are drawn behind the results
                 worker.receive()
         finally:
@@ -200,6 +224,11 @@ class DetectorProcesses:
 class _Failure(NamedTuple):
     error: Exception
     trace: str
+
+
+class _TilesDone(NamedTuple):
+    done: int
+    of: int
 
 
 class _Worker:
@@ -220,18 +249,22 @@ class _Worker:
         with suppress(BrokenPipeError):  # told by `receive`
             self.connection.send(message)
 
-    def receive(self):
-        """The next message; raises the error that it is, if it is one that ended the process."""
+    def receive(self, tell: Tell = tell_nobody):
+        """The next message but those for tell; raises the error that it is, if it is one that ended the process."""
+        while isinstance(message := self._received(), _TilesDone):
+            tell(*message)
+        if isinstance(message, _Failure):
+            raise message.error from RuntimeError(message.trace)  # where it came from there
+        return message
+
+    def _received(self):
         try:
-            message = self.connection.recv()
+            return self.connection.recv()
         except (EOFError, ConnectionError) as error:
             self.process.join()
             status = self.process.exitcode or 0
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
             raise UserError(f"{self._name} {how}: if memory is short, run again with a smaller NPROC") from error
-        if isinstance(message, _Failure):
-            raise message.error from RuntimeError(message.trace)  # where it came from there
-        return message
 
 
 def _work(connection: Connection, load: tuple) -> None:
@@ -240,7 +273,11 @@ def _work(connection: Connection, load: tuple) -> None:
         detector = Detector.load(*load)
         connection.send(detector.description)
         files, max_detections, batch_size = connection.recv()
-        with closing(detect_each(detector, files, max_detections, batch_size)) as results:
+
+        def tell(done: int, of: int) -> None:
+            connection.send(_TilesDone(done, of))
+
+        with closing(detect_each(detector, files, max_detections, batch_size, tell)) as results:
             for result in results:
                 connection.send(result)
         connection.send(None)  # all pictures are there

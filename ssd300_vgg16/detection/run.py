@@ -34,6 +34,7 @@ from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.report.results_page import DetectionsPage
 from ssd300_vgg16.signals import StopRequest
 from ssd300_vgg16.text import listed
+from ssd300_vgg16.tiles import show_on
 from ssd300_vgg16.weights.locate import refuse_run
 
 DETECTIONS, TABLE = "detections.json", "detections.csv"
@@ -58,7 +59,7 @@ class DetectionOptions:
     batch_size: int | None  # None: what suits the device
     engine: str
     amp: bool
-    tiles: int | None
+    tiles: int | str | None
     tile_overlap: float
 
 
@@ -177,12 +178,18 @@ def _detect_on(
     left = [file for file in files if file not in progress.rows]
     each = detector.detect_each if isinstance(detector, DetectorProcesses) else partial(detect_each, detector)
     results = JsonList(output / DETECTIONS, progress.end, sum(map(len, progress.rows.values())))
-    bar = tqdm(total=len(files), initial=done, unit="image", disable=None)
+    bar = tqdm(total=len(files), initial=done, unit="image", miniters=0, disable=None)
+
+    def after_tiles(tiles: int, count: int) -> None:
+        show_on(bar, tiles, count)
+        if stop.signal_number is not None and tiles < count:
+            raise Stopped(stop.signal_number)
+
     with (
         StopRequest() as stop,
         suppress(Stopped),
         results,
-        closing(each(left, options.max_detections, batch_size)) as detections_of_each,
+        closing(each(left, options.max_detections, batch_size, after_tiles)) as detections_of_each,
         bar,
     ):
         for file, detections in detections_of_each:

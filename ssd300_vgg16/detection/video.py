@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from itertools import count, islice, takewhile
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ssd300_vgg16.errors import Stopped, UserError, told
 from ssd300_vgg16.files import GrowingFile, new_file
 from ssd300_vgg16.folders import held, make_folder
 from ssd300_vgg16.signals import StopRequest
+from ssd300_vgg16.tiles import show_on
 
 CODEC = "mp4v"  # the one for MP4 that OpenCV's wheel encodes fast; it has no H.264
 MAX_PAUSE = 10.0  # seconds for which a frame may stand still; more is a fault of the clock
@@ -80,12 +82,12 @@ def _detect_on(
     decoded = video.frames(detector.image_size)
     # One thread each: a video is decoded and encoded in order.
     batches = read_ahead(lambda _: list(islice(decoded, batch_size)), count(), 1, 1)
-    bar = tqdm(total=video.frame_count or None, unit="frame", desc=video.source, disable=None)
+    bar = tqdm(total=video.frame_count or None, unit="frame", desc=video.source, miniters=0, disable=None)
     done, seconds, full, start = 0, 0.0, False, time.perf_counter()
     with _Results(place, video.rate) as results, bar, closing(batches), Behind(1) as drawing:
         for batch in takewhile(len, batches):
             if detector.tiling:
-                detected = detector.begin_on([frame.pixels for frame in batch], batch_size)()
+                detected = detector.begin_on([frame.pixels for frame in batch], batch_size, partial(show_on, bar))()
             else:
                 sizes_hw = np.array([frame.pixels.shape[:2] for frame in batch])
                 detected = detector.detect(np.stack([frame.prepared for frame in batch]), sizes_hw)

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from ssd300_vgg16.metrics.coco_results import CocoResults, coco_results, object_
 from ssd300_vgg16.metrics.errors import Judgement, error_figures, judge
 from ssd300_vgg16.metrics.operating_point import operating_points
 from ssd300_vgg16.metrics.voc_ap import VocMetrics, voc_ap
-from ssd300_vgg16.tiles import Begin, Tiling, begin_on_tiles
+from ssd300_vgg16.tiles import Begin, Tell, Tiling, begin_on_tiles, show_on, tell_nobody
 
 DETECTION_COLUMNS = ("boxes", "scores", "labels")
 # Images that a training's evaluation takes at a time: more take memory that the training needs, and are no faster.
@@ -112,15 +112,20 @@ def evaluate(
     """
     own_batches = slice(world.rank, None, world.world_size)
     share, trouble = _Share([], [], []), None
+    hidden = None if world.is_first else True
+    bar = tqdm(total=len(dataset.samples), desc="evaluate", unit="image", miniters=0, disable=hidden, leave=False)
     try:
-        share = _detect_share(
-            _on_tiles(begin, image_size, batch_size, tiling) if tiling else begin,
-            # Held by nobody else: when the evaluation stops, it takes its tasks out of the pool.
-            evaluation_batches(dataset.samples, batch_size, None if tiling else image_size, pool, strict, own_batches),
-            len(dataset.samples),
-            world,
-            stopping,
-        )
+        with bar:
+            share = _detect_share(
+                _on_tiles(begin, image_size, batch_size, tiling, partial(show_on, bar)) if tiling else begin,
+                # Held by nobody else: when the evaluation stops, it takes its tasks out of the pool.
+                evaluation_batches(
+                    dataset.samples, batch_size, None if tiling else image_size, pool, strict, own_batches
+                ),
+                bar,
+                world,
+                stopping,
+            )
     except UserError as error:
         trouble = error
     stopped, troubled = world.all_reduce(stopping(), trouble is not None)
@@ -146,11 +151,11 @@ def evaluate(
     return Evaluation(metrics, results, unreadable, voc, nothing_to_find)
 
 
-def _on_tiles(begin: Begin, image_size: int, batch_size: int, tiling: Tiling) -> Begin:
+def _on_tiles(begin: Begin, image_size: int, batch_size: int, tiling: Tiling, tell: Tell = tell_nobody) -> Begin:
     """As begin, for images uint8 [B, H, W, 3] and the sizes that their boxes refer to."""
 
     def begin_on(images: np.ndarray, sizes_hw: np.ndarray) -> Callable[[], list[dict[str, np.ndarray]]]:
-        finish = begin_on_tiles(begin, list(images), image_size, tiling, batch_size)
+        finish = begin_on_tiles(begin, list(images), image_size, tiling, batch_size, tell)
         height, width = images.shape[1:3]
         return lambda: [
             {**each, "boxes": scaled(each["boxes"], (height, width), tuple(annotated))}
@@ -188,25 +193,23 @@ class _Share(NamedTuple):
 
 
 def _detect_share(
-    begin: Begin, batches: Iterable[EvaluationBatch], images: int, world: World, stopping: Callable[[], bool]
+    begin: Begin, batches: Iterable[EvaluationBatch], bar: tqdm, world: World, stopping: Callable[[], bool]
 ) -> _Share:
-    """Detect on this process's batches, to their end or until stopping() is true; images: of all processes."""
+    """Detect on this process's batches, to their end or until stopping() is true; bar: of all processes' images."""
     share = _Share([], [], [])
-    hidden = None if world.is_first else True
-    with tqdm(total=images, desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
-        former: Callable[[], list] = list
-        for number, batch in enumerate(batches):
-            share.unreadable.extend((number * world.world_size + world.rank, message) for message in batch.unreadable)
-            if len(batch.positions):
-                begun = begin(batch.images, batch.sizes_hw)
-                share.detections.extend(former())  # while a GPU computes this batch
-                share.positions.extend(batch.positions.tolist())
-                former = begun
-            bar.update((len(batch.positions) + len(batch.unreadable)) * world.world_size)
-            if stopping():
-                break
-        else:
-            share.detections.extend(former())
+    former: Callable[[], list] = list
+    for number, batch in enumerate(batches):
+        share.unreadable.extend((number * world.world_size + world.rank, message) for message in batch.unreadable)
+        if len(batch.positions):
+            begun = begin(batch.images, batch.sizes_hw)
+            share.detections.extend(former())  # while a GPU computes this batch
+            share.positions.extend(batch.positions.tolist())
+            former = begun
+        bar.update((len(batch.positions) + len(batch.unreadable)) * world.world_size)
+        if stopping():
+            break
+    else:
+        share.detections.extend(former())
     return share
 
 

@@ -55,11 +55,17 @@ class _Best(TypedDict, total=False):
     score_threshold: float | None
 
 
+class _Tiles(TypedDict, total=False):
+    side: int
+    overlap: float
+
+
 class Metrics(TypedDict, total=False):
     """Of coco_metrics.json, what is read again."""
 
     per_class: dict[str, _ClassFigures]
     best_f1: _Best
+    tiles: _Tiles
 
 
 _Marks = list[list[float | str | None]]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
-from ssd300_vgg16.data.dataset import Dataset, shared_images
+from ssd300_vgg16.data.dataset import Dataset, shared_images, usual_side
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import World, this_world
@@ -156,6 +156,7 @@ def _description(options: TrainOptions, train_set: Dataset, weights: Weights | N
         width if options.width is None else options.width,
         train_set.categories,
         variant_of(options.model or model, options.default_boxes or boxes),
+        usual_side(train_set.samples),
     )
 
 

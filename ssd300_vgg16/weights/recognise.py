@@ -26,8 +26,8 @@ COCO_WITHOUT_GAPS = tuple(replace(category, label=label) for label, category in 
 # About those of SSD300 at width 1, without class scores; and those that score a class.
 PARAMETERS, PARAMETERS_PER_CLASS = 23_000_000, 130_000
 FEW_PARAMETERS = 100_000_000  # a network of no more is built for comparison even if most of it is missing
-# Outputs, background included, to whose classes these are.
-KNOWN_CLASSES = {91: COCO_CATEGORIES, 81: COCO_WITHOUT_GAPS, 21: VOC_CATEGORIES}
+# Outputs, background included, to whose classes these are, and how long in pixels most of its photographs are.
+KNOWN_CLASSES = {91: (COCO_CATEGORIES, 640), 81: (COCO_WITHOUT_GAPS, 640), 21: (VOC_CATEGORIES, 500)}
 # What torchvision's and flowvision's classifiers take: RGB in 0..1, minus this mean, divided by this deviation.
 CLASSIFIER_MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float64)
 CLASSIFIER_DEVIATION = np.array((0.229, 0.224, 0.225), dtype=np.float64)
@@ -185,7 +185,7 @@ def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project
     model = "ssd300_vgg16" if maps < MAX_MAPS else project.ssd512
     boxes = project.boxes.get(num_classes, project.boxes[None])
     width = len(tensors[f"{CONV1_1}.weight"]) / TRUNK_CHANNELS
-    categories = KNOWN_CLASSES.get(num_classes)
+    categories, tile_side = KNOWN_CLASSES.get(num_classes, (None, None))
     names = {VOC_CATEGORIES: "VOC's", None: "unknown"}.get(categories, "COCO's")
     notes = [
         f"{num_classes} outputs by {project.name}'s names: class names taken to be {names}, default boxes to be of "
@@ -193,7 +193,8 @@ def _description_from_shapes(tensors: Mapping[str, np.ndarray], project: Project
     ]
     if model != "ssd300_vgg16":
         notes.append(f"seven feature maps by {project.name}'s names: taken for {model}")
-    return ModelDescription(num_classes, width, categories or _unnamed(num_classes), variant_of(model, boxes)), notes
+    variant = variant_of(model, boxes)
+    return ModelDescription(num_classes, width, categories or _unnamed(num_classes), variant, tile_side), notes
 
 
 def is_unnamed(categories: tuple[Category, ...]) -> bool:

@@ -30,19 +30,22 @@ class _Description(TypedDict, total=False):
     width: float
     categories: list[Category]
     variant: str
+    tile_side: int | None
 
 
 @dataclass(frozen=True)
 class ModelDescription:
     """What a file of weights does not say by itself: how wide the network is, and what its outputs mean.
 
-    notes: what was assumed of a file that does not say, as sentences; they are not kept.
+    tile_side: the longer side, in pixels, of the images (or tiles) in which it was shown its objects, the median of
+    the objects; None: not known. notes: what was assumed of a file that does not say, as sentences; they are not kept.
     """
 
     num_classes: int
     width: float
     categories: tuple[Category, ...]
     variant: Variant = SSD300_VGG16
+    tile_side: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def names(self) -> dict[int, str]:
@@ -57,6 +60,7 @@ class ModelDescription:
             "width": self.width,
             "categories": categories,
             "variant": self.variant.name,
+            **({} if self.tile_side is None else {"tile_side": self.tile_side}),
         }
 
     @classmethod
@@ -65,7 +69,7 @@ class ModelDescription:
         check(value, _Description)
         categories = tuple(Category(**category) for category in value["categories"])
         variant = VARIANTS[value.get("variant", SSD300_VGG16.name)]  # the first files did not name it
-        description = cls(value["num_classes"], value["width"], categories, variant)
+        description = cls(value["num_classes"], value["width"], categories, variant, value.get("tile_side"))
         description.refuse_impossible()
         return description
 
@@ -75,6 +79,8 @@ class ModelDescription:
             raise ValueError(f"{self.num_classes} outputs")
         if not 0 < self.width <= MAX_WIDTH:
             raise ValueError(f"width {self.width:g}")
+        if self.tile_side is not None and self.tile_side < 1:
+            raise ValueError(f"tiles of {self.tile_side} pixels")
         for category in self.categories:
             if not BACKGROUND < category.label < self.num_classes or len(category.name) > MAX_NAME_LETTERS:
                 raise ValueError(f"category {category.label}, {category.name!r:.80}, among {self.num_classes} outputs")

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from small_data import colours
 
 from ssd300_vgg16.data import decoder, images
 from ssd300_vgg16.data.dataset import Note, Notes
@@ -25,6 +26,7 @@ from ssd300_vgg16.data.images import (
     decode_image,
     exif_orientation,
     image_size,
+    network_inputs,
     read_image,
     reduction,
 )
@@ -524,3 +526,11 @@ def test_what_is_no_file_is_named(tmp_path, read):
 def test_an_error_is_the_same_in_the_parent_of_a_worker():
     again = pickle.loads(pickle.dumps(ImageError(Path("a.jpg"), "the file is empty")))
     assert (type(again), str(again)) == (ImageError, "a.jpg: the file is empty")
+
+
+def test_images_of_any_sizes_become_one_batch():
+    several = [colours(60, 90), colours(200, 130)[20:, :100], colours(31, 31)]
+    batch = network_inputs(several, 48)
+    assert batch.dtype == np.uint8 and batch.flags.c_contiguous
+    for planes, image in zip(batch, several, strict=True):
+        np.testing.assert_array_equal(planes, cv2.resize(image, (48, 48)).transpose(2, 0, 1))

@@ -144,7 +144,7 @@ def test_it_is_made_anew_where_anything_is_different(weights, made, kept_models,
 
 
 # The exported graph of a small network with weights of a formula, by MODEL_VERSION.
-GRAPHS = {1: "4f26d5130d59e615", 2: "dc5b0e5b83832f5c"}
+GRAPHS = {1: "4f26d5130d59e615", 2: "dc5b0e5b83832f5c", 3: "dc5b0e5b83832f5c"}
 
 
 def test_the_version_is_raised_with_the_graph():

@@ -186,12 +186,18 @@ def test_a_score_at_the_threshold_is_not_above_it():
 
 def test_metadata_says_what_a_program_needs():
     model, description = network(VARIANTS["ssd512_vgg16_voc"], 91, 0.02)
-    description = ModelDescription(91, 0.02, COCO_CATEGORIES, description.variant)
+    description = ModelDescription(91, 0.02, COCO_CATEGORIES, description.variant, tile_side=640)
     made = onnx_model(model, description, score_threshold=0.3)
     about = session_of(made).get_modelmeta().custom_metadata_map
     assert json.loads(about["categories"])[16] == {"label": 18, "id": 18, "name": "dog"}
     expected = {"variant": "ssd512_vgg16_voc", "width": "0.02", "image_size": "512", "num_classes": "91"}
-    expected |= {"score_threshold": "0.3", "nms_iou": "0.45", "package": "ssd300_vgg16", "version": "0.1.0"}
+    expected |= {
+        "score_threshold": "0.3",
+        "nms_iou": "0.45",
+        "package": "ssd300_vgg16",
+        "version": "0.1.0",
+        "tile_side": "640",
+    }
     assert expected.items() <= about.items()
     assert about["pixel_format"].startswith("RGB, uint8")
     assert made.opset_import[0].version >= 13 and len(made.opset_import) == 1

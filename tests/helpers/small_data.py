@@ -44,7 +44,7 @@ def shapes(folder: Path, split: str):
     return load_coco(*find_coco_splits(folder)[split])
 
 
-def untrained_run(folder: Path, seed: int = 0, width: float = WIDTH) -> Path:
+def untrained_run(folder: Path, seed: int = 0, width: float = WIDTH, tile_side: int | None = None) -> Path:
     """A run's folder with the weights of a small untrained network for the shapes, which sees objects everywhere."""
     from ssd300_vgg16.data.dataset import Category
     from ssd300_vgg16.runtime import flow
@@ -54,7 +54,7 @@ def untrained_run(folder: Path, seed: int = 0, width: float = WIDTH) -> Path:
 
     names = enumerate(CATEGORY_IDS.items(), start=1)
     categories = tuple(Category(label, id_, name) for label, (name, id_) in names)
-    description = ModelDescription(len(categories) + 1, width, categories)
+    description = ModelDescription(len(categories) + 1, width, categories, tile_side=tile_side)
     flow.manual_seed(seed)
     tensors = model_tensors(build_model(description))
     for name in tensors:

@@ -100,7 +100,7 @@ def test_the_same_classes_start_from_all_the_weights_of_a_run(place, begin, tmp_
     tensors, description = begin("--load", place / "theirs")
     expected, header = read_weights(place / "theirs" / BEST)
     assert_same(tensors, expected)
-    assert description == header["model"]
+    assert description == header["model"] | {"tile_side": 404}
     assert "class scores                12 tensors  from the file" in capsys.readouterr().out
     assert (options_of(tmp_path / "run")["width"], options_of(tmp_path / "run")["default_boxes"]) == (WIDTH, "coco")
     after = load_checkpoint(tmp_path / "run" / LAST)
@@ -124,6 +124,7 @@ def test_network_width_and_default_boxes_follow_the_weights(
     assert_taken_but_for_scores(tensors, by_published_names(theirs, size))
     assert (description["variant"], description["width"]) == (f"{model}_{boxes}", FOREIGN_WIDTH)
     assert description["num_classes"] == 6
+    assert description["tile_side"] == 404, "of the shapes, not of the photographs that the weights are of"
     options = options_of(tmp_path / "run")
     assert (options["model"], options["width"], options["default_boxes"]) == (model, FOREIGN_WIDTH, boxes)
     output = capsys.readouterr().out

@@ -99,6 +99,7 @@ def test_a_run_leaves_its_files(trained):
     for name in (BEST, LAST):
         _, description = load_model(folder / name)
         assert (description.num_classes, description.width) == (6, WIDTH)
+        assert description.tile_side == 397
         assert [category.name for category in description.categories][:2] == ["circle", "square"]
 
 

@@ -83,7 +83,7 @@ def test_the_two_ssd512_are_told_apart_by_their_names():
 
 
 def test_a_header_goes_before_what_shapes_say():
-    said = ModelDescription(91, 1 / 16, (Category(1, 7, "cell"),), VARIANTS["ssd512_vgg16_voc"])
+    said = ModelDescription(91, 1 / 16, (Category(1, 7, "cell"),), VARIANTS["ssd512_vgg16_voc"], tile_side=1300)
     assert read(published_detector(512, 91), {"model": said.as_json()}).description == said
 
 
@@ -94,6 +94,7 @@ def test_a_header_goes_before_what_shapes_say():
         {"categories": None},
         {"variant": 3},
         *({"width": width} for width in (1e200, 10**400, -1, 0, float("nan"), "1", True)),
+        *({"tile_side": side} for side in (0, -5, 2.5, 10**30, "640", True)),
         {"num_classes": 1},
         {"num_classes": "3"},
         {"num_classes": 10**9},

@@ -244,7 +244,7 @@ def test_the_published_detector_is_known_and_answers_as_it_did(golden, tmp_path)
     assert 142_500_000 < published_file.stat().st_size < 142_700_000
     weights = read_as_ssd(published_file)
     assert (weights.format, weights.names, weights.unused) == ("PyTorch zip", "torchvision", ())
-    assert weights.description == ModelDescription(91, 1, COCO_CATEGORIES, SSD300_VGG16)
+    assert weights.description == ModelDescription(91, 1, COCO_CATEGORIES, SSD300_VGG16, tile_side=640)
     with weights_left_unset():
         model, _ = load_model(published_file)
     reference = golden("forward")
