@@ -18,6 +18,7 @@ from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
 from ssd300_vgg16.errors import SAID
 from ssd300_vgg16.machine import refuse_tight_limits
+from ssd300_vgg16.ports import listen
 from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
@@ -43,9 +44,11 @@ def supervise(
 
     `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with what
     `restart_command` returns then, `restarts` times at most. `advice` is asked for what to tell the user whose run has
-    failed; it may be empty. `options` is what must be the same on all hosts.
+    failed; it may be empty. `options` is what must be the same on all hosts. Raises UserError if they cannot begin.
     """
     refuse_tight_limits()  # which each of the processes would say
+    if job.port and job.host_rank == 0:  # where OneFlow would abort if it is taken
+        listen("", job.port).close()
     with open_links(job, options) as links, _caught_signals() as signals, TemporaryDirectory() as said:
         port = job.port or _free_port()
         for restart in range(restarts + 1):
@@ -55,10 +58,10 @@ def supervise(
                 return status
             if not ranks.crashed or job.hosts > 1 or restart == restarts:
                 break
-            _say(f"starting again from the last checkpoint ({restart + 1} of {restarts})")
+            _say(job, f"starting again from the last checkpoint ({restart + 1} of {restarts})")
             command, port = restart_command(), _free_port()
     if text := advice():
-        _say(text)
+        _say(job, text)
     return 1
 
 
@@ -135,7 +138,7 @@ class _Ranks:
         if self._running and time.monotonic() > self._deadline:
             if self._end is None or self._end.status != 2:  # which has said why
                 left, all_here = len(self._running), self._job.processes
-                _say(f"{left} of {all_here} processes were killed: they had not ended {self._grace}")
+                _say(self._job, f"{left} of {all_here} processes were killed: they had not ended {self._grace}")
             self._conclude(End(128 + self._stop))
             self._kill()
 
@@ -177,7 +180,7 @@ class _Ranks:
         self._end = end
         self._links.tell(end)
         if end.text and not said:
-            _say(end.text)
+            _say(self._job, end.text)
         if end.status in ORDERLY:
             # All ranks come to the same end by themselves; one that is late may be writing the checkpoint.
             self._allow(END_GRACE, "after the first")
@@ -198,7 +201,8 @@ class _Ranks:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _say(f"rank {rank} (pid {process.pid}) cannot be killed: a device or a network drive does not answer")
+                what = f"rank {rank} (pid {process.pid}) cannot be killed"
+                _say(self._job, f"{what}: a device or a network drive does not answer")
         self._running.clear()
 
 
@@ -222,5 +226,5 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _say(message: str) -> None:
-    print(f"train.sh: {message}", file=sys.stderr, flush=True)
+def _say(job: Job, message: str) -> None:
+    print(f"{job.program}: {message}", file=sys.stderr, flush=True)
