@@ -131,10 +131,6 @@ class Door:
         with contextlib.suppress(OSError):
             while True:
                 self._greet(self._listener.accept()[0])
-        while len(self._unfinished) > UNFINISHED:
-            oldest = next(iter(self._unfinished))
-            del self._unfinished[oldest]
-            oldest.close()
         for connection, (since, number, said) in list(self._unfinished.items()):
             gone = time.monotonic() - since > HELLO_SECONDS
             try:
@@ -156,6 +152,10 @@ class Door:
                 connection.close()
             else:
                 yield connection, words
+        while len(self._unfinished) > UNFINISHED:
+            oldest = next(iter(self._unfinished))
+            del self._unfinished[oldest]
+            oldest.close()
 
     def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)

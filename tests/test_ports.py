@@ -83,6 +83,14 @@ def test_who_says_nothing_makes_room(door, monkeypatch):
         assert len(door.sockets) == 1
 
 
+def test_who_has_answered_makes_room_for_nobody(door):
+    with connect(door) as connection, contextlib.ExitStack() as strangers:
+        connection.sendall(hello(connection))
+        for _ in range(ports.UNFINISHED + 5):
+            strangers.enter_context(socket.create_connection(door.sockets[0].getsockname(), timeout=10))
+        assert seen(door, connection) == [b"hello"]
+
+
 def test_a_line_without_end_is_cut_off(door):
     with connect(door) as connection:
         connection.sendall(b"x" * ports.MAX_LINE)
