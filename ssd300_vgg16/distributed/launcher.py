@@ -16,9 +16,8 @@ from tempfile import TemporaryDirectory
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
-from ssd300_vgg16.errors import SAID
+from ssd300_vgg16.errors import SAID, UserError
 from ssd300_vgg16.machine import refuse_tight_limits
-from ssd300_vgg16.ports import listen
 from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
 
 # Ended on request, or (2) with a message for the user: no other process needs to be killed on the spot.
@@ -47,10 +46,8 @@ def supervise(
     failed; it may be empty. `options` is what must be the same on all hosts. Raises UserError if they cannot begin.
     """
     refuse_tight_limits()  # which each of the processes would say
-    if job.port and job.host_rank == 0:  # where OneFlow would abort if it is taken
-        listen("", job.port).close()
+    port = job.port if job.host_rank else _free_port(job.port)
     with open_links(job, options) as links, _caught_signals() as signals, TemporaryDirectory() as said:
-        port = job.port or _free_port()
         for restart in range(restarts + 1):
             ranks = _Ranks(job, links, signals, said)
             status = ranks.run(command, port)
@@ -59,7 +56,7 @@ def supervise(
             if not ranks.crashed or job.hosts > 1 or restart == restarts:
                 break
             _say(job, f"starting again from the last checkpoint ({restart + 1} of {restarts})")
-            command, port = restart_command(), _free_port()
+            command, port = restart_command(), _free_port(0)
     if text := advice():
         _say(job, text)
     return 1
@@ -220,9 +217,14 @@ def _caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """This port, or, for 0, any; UserError if it is taken, where OneFlow would abort."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a connection of a former job would hold it
+        try:
+            probe.bind(("", wanted))
+        except OSError as error:
+            raise UserError(f"cannot listen at port {wanted} ({error.strerror}): set another MASTER_PORT") from error
         return probe.getsockname()[1]
 
 
