@@ -44,10 +44,10 @@ _SO_ATTACH_FILTER, _SO_ATTACH_REUSEPORT_CBPF = 26, 51
 
 @contextlib.contextmanager
 def kept_on_loopback(port: int | None) -> Iterator[None]:
-    """Have what listens in this block, and what is connected after it, deal with this machine alone.
+    """From the end of the block on, all sockets that this process has by then hear this machine alone.
 
-    OneFlow listens at all of the machine's addresses, and believes whoever calls. There is no option for it.
-    port: one that OneFlow is about to take, where nobody else is answered from the beginning.
+    For the import of OneFlow, which listens at all of the machine's addresses, believes whoever calls, and has no
+    option for it. port: where it is about to listen, if that is known: nobody else is heard there within the block.
     """
     with contextlib.nullcontext() if port is None else _guard(port):
         yield
@@ -70,7 +70,7 @@ def _guard(port: int) -> socket.socket:
             guard.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _attach(guard, _SO_ATTACH_FILTER, _NONE)
-        # It returns a number in the order of listening.
+        # What it returns is a place in the order of listening.
         _attach(guard, _SO_ATTACH_REUSEPORT_CBPF, *_FROM_LOOPBACK, (_RETURN, 0, 0, 1), _NONE)
         guard.bind(("", port))
         guard.listen()
@@ -83,7 +83,7 @@ def _attach(own: socket.socket, option: int, *lines: tuple[int, int, int, int]) 
 
 
 def internet_sockets() -> Iterator[socket.socket]:
-    """Those of this process, OneFlow's included: each is good for one turn of a loop."""
+    """Those of this process, OneFlow's included; each is good for one turn of a loop."""
     for file in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):  # closed by now, as the list itself is
             if stat.S_ISSOCK(os.fstat(int(file.name)).st_mode):
