@@ -21,6 +21,7 @@ from ssd300_vgg16.distributed.launcher import supervise
 from ssd300_vgg16.training.run_folder import OPTIONS, newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS
 
+PROGRAM = "eval.sh"
 # The options that name data, as they are where none is named.
 DATA = {
     "dataset": TOLD_BY_CONTENT,
@@ -33,7 +34,7 @@ DATA = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of eval.sh."""
-    parser = command_line.Parser(prog="eval.sh", description=__doc__)
+    parser = command_line.Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -61,11 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Evaluate; returns the exit status: 0, or 1 if images could not be read or numbers differ from pycocotools'."""
     options = build_parser().parse_args(arguments)
-    outlive_readers("eval.sh")
+    outlive_readers(PROGRAM)
     weights = newest_run() if options.weights is None else Path(options.weights)
     source = _source(options, weights)
     output = Path(options.output_dir) if options.output_dir else None
-    job = job_from(os.environ)
+    job = job_from(os.environ, PROGRAM)
     if job:
         source.locate("val")  # what is missing is said once
         command = [*start.command("ssd300_vgg16.evaluate"), *arguments]
@@ -105,4 +106,4 @@ def _source(options: argparse.Namespace, weights: Path) -> DataSource:
 
 
 if __name__ == "__main__":
-    command_line.run(main, "eval.sh")
+    command_line.run(main, PROGRAM)

@@ -52,10 +52,12 @@ SHARED_MEMORY = "/dev/shm"
 
 def refuse_tight_limits() -> None:
     """Raise UserError if this process may not have the memory and the open files that it takes to load OneFlow."""
-    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files < MIN_OPEN_FILES:
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files < MIN_OPEN_FILES <= most:  # what `ulimit -Sn` has set, any process may raise
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most < MIN_OPEN_FILES:
         raise UserError(
-            f"only {files} files may be open at a time (ulimit -n), and the libraries and their processes take "
+            f"only {most} files may be open at a time (ulimit -n), and the libraries and their processes take "
             f"{MIN_OPEN_FILES}: raise the limit, as with ulimit -n 1024"
         )
     refuse_little_memory(MIN_FOR_ONEFLOW)

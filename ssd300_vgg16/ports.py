@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ssd300_vgg16.errors import UserError
 
+LOOPBACK = "127.0.0.1"
 MAX_LINE = 4096
 # Connections whose first line has not come. Whoever has waited longest makes room: strangers may come at any rate
 # without keeping out those who answer at once.
@@ -30,36 +31,65 @@ REFUSED = b"refused\n"
 # struct sock_filter[] of linux/filter.h, for packets from 127.0.0.0/8 and ::1: code, jumps if true and false, value.
 _NET = 0xFFF00000  # SKF_NET_OFF: from the network header on
 _BYTE, _WORD, _RIGHT, _EQUAL, _RETURN = 0x30, 0x20, 0x74, 0x15, 0x06
+_ALL = 0xFFFFFFFF
+_NONE = (_RETURN, 0, 0, 0)
 _FROM_LOOPBACK = [
     (_BYTE, 0, 0, _NET), (_RIGHT, 0, 0, 4), (_EQUAL, 0, 2, 4),  # the version; IPv4's first byte of the source:
     (_BYTE, 0, 0, _NET + 12), (_EQUAL, 8, 9, 127),
     (_WORD, 0, 0, _NET + 8), (_EQUAL, 0, 7, 0), (_WORD, 0, 0, _NET + 12), (_EQUAL, 0, 5, 0),
     (_WORD, 0, 0, _NET + 16), (_EQUAL, 0, 3, 0), (_WORD, 0, 0, _NET + 20), (_EQUAL, 0, 1, 1),
-    (_RETURN, 0, 0, 0xFFFFFFFF), (_RETURN, 0, 0, 0),
 ]  # fmt: skip
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_ATTACH_REUSEPORT_CBPF = 26, 51
 
 
-def keep_on_loopback() -> None:
-    """Have all ports at which this process listens now answer this machine alone.
+@contextlib.contextmanager
+def kept_on_loopback(port: int | None) -> Iterator[None]:
+    """From the end of the block on, all sockets that this process has by then hear this machine alone.
 
-    OneFlow listens at all of the machine's addresses, and believes whoever calls. There is no option for it.
+    For the import of OneFlow, which listens at all of the machine's addresses, believes whoever calls, and has no
+    option for it. port: where it is about to listen, if that is known: nobody else is heard there within the block.
     """
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _FROM_LOOPBACK))
-    program = struct.pack("HP", len(_FROM_LOOPBACK), ctypes.addressof(code))
-    with contextlib.suppress(OSError):  # a sandbox without /proc or filters
-        for own in listening():
-            own.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    with contextlib.nullcontext() if port is None else _guard(port):
+        yield
+        with contextlib.suppress(OSError):  # a sandbox without /proc or filters
+            for own in internet_sockets():
+                _attach(own, _SO_ATTACH_FILTER, *_FROM_LOOPBACK, (_RETURN, 0, 0, _ALL), _NONE)
 
 
-def listening() -> Iterator[socket.socket]:
-    """The sockets at which this process, OneFlow included, waits for others: each is good for one turn of a loop."""
+def _guard(port: int) -> socket.socket:
+    """A socket to which the kernel gives what comes to the port from elsewhere, and which drops all that it gets.
+
+    What comes from this machine is for the next one that listens there with SO_REUSEPORT, as gRPC does.
+    """
+    family = socket.AF_INET
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        family = socket.AF_INET6  # so chooses gRPC; only sockets of one family share a port so
+    guard = socket.socket(family)
+    with contextlib.suppress(OSError):  # a sandbox again, or the port is taken, which OneFlow says
+        if family == socket.AF_INET6:
+            guard.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _attach(guard, _SO_ATTACH_FILTER, _NONE)
+        # What it returns is a place in the order of listening.
+        _attach(guard, _SO_ATTACH_REUSEPORT_CBPF, *_FROM_LOOPBACK, (_RETURN, 0, 0, 1), _NONE)
+        guard.bind(("", port))
+        guard.listen()
+    return guard
+
+
+def _attach(own: socket.socket, option: int, *lines: tuple[int, int, int, int]) -> None:
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+    own.setsockopt(socket.SOL_SOCKET, option, struct.pack("HP", len(lines), ctypes.addressof(code)))
+
+
+def internet_sockets() -> Iterator[socket.socket]:
+    """Those of this process, OneFlow's included; each is good for one turn of a loop."""
     for file in list(Path("/proc/self/fd").iterdir()):
-        # The list itself is closed by now.
-        if file.exists() and stat.S_ISSOCK(os.fstat(int(file.name)).st_mode):
-            with socket.socket(fileno=os.dup(int(file.name))) as own:
-                if own.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    yield own
+        with contextlib.suppress(OSError):  # closed by now, as the list itself is
+            if stat.S_ISSOCK(os.fstat(int(file.name)).st_mode):
+                with socket.socket(fileno=os.dup(int(file.name))) as own:
+                    if own.family in (socket.AF_INET, socket.AF_INET6):
+                        yield own
 
 
 def listen(address: str, port: int) -> socket.socket:
@@ -101,10 +131,6 @@ class Door:
         with contextlib.suppress(OSError):
             while True:
                 self._greet(self._listener.accept()[0])
-        while len(self._unfinished) > UNFINISHED:
-            oldest = next(iter(self._unfinished))
-            del self._unfinished[oldest]
-            oldest.close()
         for connection, (since, number, said) in list(self._unfinished.items()):
             gone = time.monotonic() - since > HELLO_SECONDS
             try:
@@ -126,6 +152,10 @@ class Door:
                 connection.close()
             else:
                 yield connection, words
+        while len(self._unfinished) > UNFINISHED:
+            oldest = next(iter(self._unfinished))
+            del self._unfinished[oldest]
+            oldest.close()
 
     def _greet(self, connection: socket.socket) -> None:
         connection.setblocking(False)

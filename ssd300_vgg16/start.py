@@ -58,4 +58,7 @@ def _search_path() -> list[str]:
 if __name__ == "__main__":
     sys.path[:0] = _search_path()
     del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # while modules are imported: from then on the command line says it
+        sys.exit(130)

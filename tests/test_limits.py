@@ -54,6 +54,16 @@ def test_tight_limits_are_told_before_libraries_are_loaded(monkeypatch, kind, li
             refuse_tight_limits()
 
 
+def test_a_soft_limit_of_open_files_is_raised():
+    former = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (63, former[1]))
+    try:
+        refuse_tight_limits()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (former[1], former[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, former)
+
+
 @pytest.mark.parametrize(
     ("module", "processes", "kind", "limit", "told"),
     [

@@ -83,6 +83,14 @@ def test_who_says_nothing_makes_room(door, monkeypatch):
         assert len(door.sockets) == 1
 
 
+def test_who_has_answered_makes_room_for_nobody(door):
+    with connect(door) as connection, contextlib.ExitStack() as strangers:
+        connection.sendall(hello(connection))
+        for _ in range(ports.UNFINISHED + 5):
+            strangers.enter_context(socket.create_connection(door.sockets[0].getsockname(), timeout=10))
+        assert seen(door, connection) == [b"hello"]
+
+
 def test_a_line_without_end_is_cut_off(door):
     with connect(door) as connection:
         connection.sendall(b"x" * ports.MAX_LINE)
@@ -123,18 +131,47 @@ def test_it_listens_at_the_address_alone():
         ports.listen("127.0.0.1", taken)
 
 
-def test_what_is_kept_on_loopback_answers_nobody_else():
-    outside = own_address()
-    if outside.startswith("127."):
+@pytest.fixture
+def outside():
+    """An address of this machine from which strangers seem to come."""
+    address = own_address()
+    if address.startswith("127."):
         pytest.skip("this machine has no network")
-    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    return address
+
+
+def answers(address, port) -> bool:
+    with contextlib.suppress(TimeoutError), socket.create_connection((address, port), timeout=0.2):
+        return True
+    return False
+
+
+BOTH = {"family": socket.AF_INET6, "dualstack_ipv6": True}
+
+
+def test_what_is_kept_on_loopback_answers_nobody_else(outside):
+    """Those who came in before are heard no more."""
+    with socket.create_server(("", 0), **BOTH) as server:
         port = server.getsockname()[1]
-        with socket.create_connection((outside, port), timeout=5), server.accept()[0]:
-            pass
-        ports.keep_on_loopback()
+        with socket.create_connection((outside, port), timeout=5) as stranger, server.accept()[0] as theirs:
+            with ports.kept_on_loopback(None):
+                pass
+            stranger.send(b"x")
+            theirs.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                theirs.recv(1)
         for address in ("127.0.0.1", "::1"):
             with socket.create_connection((address, port), timeout=5) as own, server.accept()[0] as accepted:
                 own.sendall(b"x" * 100_000)
                 assert accepted.recv(1) == b"x"
-        with pytest.raises(TimeoutError):
-            socket.create_connection((outside, port), timeout=0.5)
+        assert not answers(outside, port)
+
+
+def test_a_port_that_is_known_before_answers_nobody_else_at_any_time(outside):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with ports.kept_on_loopback(port):
+        assert not answers("127.0.0.1", port), "nobody is there yet"
+        with socket.create_server(("", port), reuse_port=True, **BOTH):
+            found = {address: answers(address, port) for address in (outside, "127.0.0.1", "::1")}
+    assert found == {outside: False, "127.0.0.1": True, "::1": True}

@@ -1,5 +1,6 @@
 """Worker processes that prepare data: ordered, a bounded number of tasks ahead, and never silent about a death."""
 
+import errno
 import mmap
 import multiprocessing
 import os
@@ -308,6 +309,11 @@ class SharedMemory:
                 # An older, smaller mapping stays valid for the arrays in it.
                 self._maps[slot] = mmap.mmap(self.descriptor, total, offset=start)
             except OSError as error:  # which would look like a pipe's, or a disk's
+                if error.errno == errno.EFBIG:
+                    raise UserError(
+                        "data workers share a file, in memory, that is longer than ulimit -f allows: lift that with "
+                        "ulimit -f unlimited, or take no workers (-j 0)"
+                    ) from error
                 raise MemoryError(f"no {total:,} bytes for a batch") from error
         whole = np.frombuffer(self._maps[slot], dtype=np.uint8)
         return [whole[start : start + size] for start, size in zip(starts, sizes, strict=True)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.ports import LOOPBACK
 
 DEFAULT_PORT = 29500
 MAX_COUNT = 100_000  # processes of a host, or hosts
@@ -19,15 +20,16 @@ class Job:
     processes: int  # on this host
     hosts: int = 1
     host_rank: int = 0
-    address: str = "127.0.0.1"  # of the host with host_rank 0
+    address: str = LOOPBACK  # of the host with host_rank 0
     port: int = 0  # on it, for OneFlow; the one above is for the supervisors' links. 0: any free one (one host only)
     first_local_rank: int = 0  # LOCAL_RANK of the first process here: srun may start several supervisors on a host
     join_timeout: int = 300  # seconds for all hosts to come
     peer_timeout: int = 30  # seconds after which a silent host is lost
     secret: str = field(default="", repr=False)  # by which several hosts know one another
+    program: str = "train.sh"  # as messages call it
 
 
-def job_from(environment: Mapping[str, str]) -> Job | None:
+def job_from(environment: Mapping[str, str], program: str = Job.program) -> Job | None:
     """The job the environment asks for; None for a single process, and for a process that is part of a job.
 
     Raises UserError naming every variable that is missing or wrong.
@@ -44,7 +46,7 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     port = _number(given, "MASTER_PORT", 1, MAX_PORT, problems, default=DEFAULT_PORT if hosts > 1 else 0)
     if hosts == 1:
         _refuse(problems)
-        return Job(processes, port=port) if processes > 1 else None
+        return Job(processes, port=port, program=program) if processes > 1 else None
     host_rank = _number(given, "NODE_RANK", 0, hosts - 1, problems)
     if "MASTER_ADDR" not in given:
         problems.append("MASTER_ADDR is missing (name or address of the host with NODE_RANK=0)")
@@ -53,7 +55,7 @@ def job_from(environment: Mapping[str, str]) -> Job | None:
     _refuse(problems, f" (NNODES={hosts})")
     first_local_rank = (_count(given, "SLURM_LOCALID") or 0) * processes if by_srun else 0
     place = processes, hosts, host_rank, given["MASTER_ADDR"], port, first_local_rank
-    return Job(*place, join_timeout, peer_timeout, given.get("SSD_JOB_SECRET", ""))
+    return Job(*place, join_timeout, peer_timeout, given.get("SSD_JOB_SECRET", ""), program)
 
 
 def _number(

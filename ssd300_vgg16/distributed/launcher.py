@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Links, open_links
-from ssd300_vgg16.errors import SAID
+from ssd300_vgg16.errors import SAID, UserError
 from ssd300_vgg16.machine import refuse_tight_limits
 from ssd300_vgg16.signals import REPEAT_SECONDS, STOP_SIGNALS, end_of, heeded
 
@@ -43,11 +43,11 @@ def supervise(
 
     `command` is run for each rank. On one host, when a rank is killed by a signal, all are started again with what
     `restart_command` returns then, `restarts` times at most. `advice` is asked for what to tell the user whose run has
-    failed; it may be empty. `options` is what must be the same on all hosts.
+    failed; it may be empty. `options` is what must be the same on all hosts. Raises UserError if they cannot begin.
     """
     refuse_tight_limits()  # which each of the processes would say
+    port = job.port if job.host_rank else _free_port(job.port)
     with open_links(job, options) as links, _caught_signals() as signals, TemporaryDirectory() as said:
-        port = job.port or _free_port()
         for restart in range(restarts + 1):
             ranks = _Ranks(job, links, signals, said)
             status = ranks.run(command, port)
@@ -55,10 +55,10 @@ def supervise(
                 return status
             if not ranks.crashed or job.hosts > 1 or restart == restarts:
                 break
-            _say(f"starting again from the last checkpoint ({restart + 1} of {restarts})")
-            command, port = restart_command(), _free_port()
+            _say(job, f"starting again from the last checkpoint ({restart + 1} of {restarts})")
+            command, port = restart_command(), _free_port(0)
     if text := advice():
-        _say(text)
+        _say(job, text)
     return 1
 
 
@@ -135,7 +135,7 @@ class _Ranks:
         if self._running and time.monotonic() > self._deadline:
             if self._end is None or self._end.status != 2:  # which has said why
                 left, all_here = len(self._running), self._job.processes
-                _say(f"{left} of {all_here} processes were killed: they had not ended {self._grace}")
+                _say(self._job, f"{left} of {all_here} processes were killed: they had not ended {self._grace}")
             self._conclude(End(128 + self._stop))
             self._kill()
 
@@ -177,7 +177,7 @@ class _Ranks:
         self._end = end
         self._links.tell(end)
         if end.text and not said:
-            _say(end.text)
+            _say(self._job, end.text)
         if end.status in ORDERLY:
             # All ranks come to the same end by themselves; one that is late may be writing the checkpoint.
             self._allow(END_GRACE, "after the first")
@@ -198,7 +198,8 @@ class _Ranks:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _say(f"rank {rank} (pid {process.pid}) cannot be killed: a device or a network drive does not answer")
+                what = f"rank {rank} (pid {process.pid}) cannot be killed"
+                _say(self._job, f"{what}: a device or a network drive does not answer")
         self._running.clear()
 
 
@@ -216,11 +217,16 @@ def _caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """This port, or, for 0, any; UserError if it is taken, where OneFlow would abort."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a connection of a former job would hold it
+        try:
+            probe.bind(("", wanted))
+        except OSError as error:
+            raise UserError(f"cannot listen at port {wanted} ({error.strerror}): set another MASTER_PORT") from error
         return probe.getsockname()[1]
 
 
-def _say(message: str) -> None:
-    print(f"train.sh: {message}", file=sys.stderr, flush=True)
+def _say(job: Job, message: str) -> None:
+    print(f"{job.program}: {message}", file=sys.stderr, flush=True)

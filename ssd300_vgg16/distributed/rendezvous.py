@@ -77,7 +77,7 @@ class Links:
 
     def __init__(self, job: Job, links: list[Link]):
         self._links, self._open, self._unended = links, set(links), set(links)
-        self._is_hub, self._peer_timeout = job.host_rank == 0, job.peer_timeout
+        self._is_hub, self._peer_timeout, self._program = job.host_rank == 0, job.peer_timeout, job.program
         self.here = f"host {job.host_rank} ({job.address if self._is_hub else links[0].own_address})"
 
     def poll(self) -> End | None:
@@ -92,7 +92,7 @@ class Links:
                     continue
                 how = f"has not been heard from for {self._peer_timeout} s"
                 if isinstance(error, ConnectionError):  # a killed process closes its link
-                    how = "is gone: train.sh was killed there, or the host went down"
+                    how = f"is gone: {self._program} was killed there, or the host went down"
                 end = End(1, f"host {link.host} ({link.address}) {how}")
             self._unended.discard(link)
             if end.status:
@@ -138,8 +138,8 @@ def _gather(job: Job, settings: dict[str, str], deadline: float) -> list[Link]:
     """Host 0: wait for the others, then let all begin."""
     if not job.secret:
         print(
-            f"train.sh: SSD_JOB_SECRET is not set: whoever reaches port {job.port + 1} here can take a host's place. "
-            "Give all hosts the same, of 16 characters or more",
+            f"{job.program}: SSD_JOB_SECRET is not set: whoever reaches port {job.port + 1} here can take a host's "
+            "place. Give all hosts the same, of 16 characters or more",
             file=sys.stderr,
             flush=True,
         )
@@ -188,7 +188,7 @@ def _welcome(
     else:
         return link
     refusal = End(2, f"host {link.host} ({link.address}) {problem}")
-    print(f"train.sh: refused: {refusal.text}", file=sys.stderr)
+    print(f"{job.program}: refused: {refusal.text}", file=sys.stderr)
     link.send_end(refusal)
     link.close()
     return None
@@ -223,7 +223,7 @@ def _join(job: Job, settings: dict[str, str], deadline: float) -> Link:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"host 0 could not be reached at {job.address} port {job.port + 1} within {job.join_timeout} s "
-                    f"({error.strerror or error}): see that train.sh runs there with the same MASTER_ADDR and "
+                    f"({error.strerror or error}): see that {job.program} runs there with the same MASTER_ADDR and "
                     "MASTER_PORT, and that no firewall is between"
                 ) from error
             time.sleep(RETRY_SECONDS)

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 
 import numpy as np
 
-from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.errors import SAID, UserError
 from ssd300_vgg16.ports import Door, enter, listen
 from ssd300_vgg16.runtime import flow
 
@@ -97,6 +97,8 @@ class World:
         """This world with sockets to the first process, at MASTER_ADDR; UserError if it cannot be reached there."""
         if self.world_size == 1:
             return self
+        if SAID in os.environ:  # a supervisor of ours sees who is lost, and says it in words
+            _stop_heartbeat()
         address = os.environ["MASTER_ADDR"]
         sockets: list[socket.socket] = []
         try:
@@ -131,7 +133,7 @@ class World:
 
     def last_barrier(self) -> None:
         """Return when all processes have called this, the last that they do together: each may end from then on."""
-        self.all_reduce(0)  # while one is waited for, the heartbeat tells whether it is lost
+        self.all_reduce(0)
         if self.sockets:
             _stop_heartbeat()
             # OneFlow's messages are answered by a thread, which a process that ends at once would take along.

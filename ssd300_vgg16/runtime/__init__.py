@@ -13,14 +13,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpus import NONE_VISIBLE, VISIBLE, WHEEL_VERSION, ask_driver, gpu_driver, oneflow_version
 from ssd300_vgg16.machine import cpuinfo, is_one_of_several, refuse_tight_limits, use_widest_kernels
-from ssd300_vgg16.ports import keep_on_loopback
+from ssd300_vgg16.ports import LOOPBACK, kept_on_loopback
 
 # OneFlow 0.9.0 links against these, on the CPU too, and its wheel does not bring them. In the order of their needs.
 CUDA_LIBRARIES = (
@@ -120,14 +120,27 @@ def _choose_computing_thread() -> None:
         os.environ.setdefault(COMPUTE_ON_WORKER_THREAD, "0")
 
 
+def _is_all_on_one_host() -> bool:
+    """Whether this is one of several processes, and all of them are on this machine, as they meet at its loopback."""
+    return is_one_of_several() and os.environ["MASTER_ADDR"] == LOOPBACK
+
+
+def _ports_kept() -> AbstractContextManager[None]:
+    """Of several processes on one machine; the first of them listens at MASTER_PORT while OneFlow is imported."""
+    if not _is_all_on_one_host():
+        return nullcontext()
+    return kept_on_loopback(int(os.environ["MASTER_PORT"]) if os.environ["RANK"] == "0" else None)
+
+
 def _wait_for_first_process() -> None:
     """Wait until the first of several processes answers at MASTER_PORT: OneFlow would sleep for ten seconds."""
     if not is_one_of_several() or os.environ.get("RANK") == "0":
         return
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    timeout = 0.1 if _is_all_on_one_host() else 1  # there the port is silent, and not closed, until OneFlow listens
     deadline = time.monotonic() + FIRST_PROCESS_SECONDS
     while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=timeout):
             return
         time.sleep(0.05)
 
@@ -136,7 +149,7 @@ def _import_oneflow() -> ModuleType:
     _wait_for_first_process()
     os.environ.setdefault("GLOG_minloglevel", "3")
     _choose_computing_thread()
-    with _native_stderr_held_back(), _process_kept():
+    with _native_stderr_held_back(), _process_kept(), _ports_kept():
         try:
             return importlib.import_module("oneflow")
         except ImportError as error:
@@ -153,8 +166,6 @@ if "oneflow" not in sys.modules:
 MKL_IN_USE = "oneflow" not in sys.modules and _put_mkl_before_bundled_blas()
 _load_cuda_libraries()
 flow = _import_oneflow()
-if is_one_of_several() and os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
-    keep_on_loopback()
 
 
 def cuda_problem() -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small_data import environment
 
-from ssd300_vgg16 import evaluate, infer, train
+from ssd300_vgg16 import evaluate, infer, start, train
 from ssd300_vgg16.cli import command_line, train_options
 from ssd300_vgg16.cli.train_parser import build_parser
 from ssd300_vgg16.data import formats as data_source
@@ -684,6 +684,13 @@ def test_how_a_command_line_ends(monkeypatch, capsys, raised, status, message):
     ignored = signal.signal(signal.SIGINT, handler) == signal.SIG_IGN
     assert (caught.value.code, capsys.readouterr().err) == (status, message)
     assert ignored == isinstance(raised, KeyboardInterrupt)
+
+
+def test_an_interruption_before_the_command_line_is_no_traceback(tmp_path):
+    (tmp_path / "interrupted.py").write_text("raise KeyboardInterrupt")
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(start.command("interrupted"), env=variables, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_a_bug_is_told_as_one(monkeypatch, capsys):

@@ -7,8 +7,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 
 from ssd300_vgg16.data.workers import ALIGNMENT, SharedMemory, WorkerPool
+from ssd300_vgg16.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_hang")
 
@@ -129,6 +131,13 @@ def test_memory_that_is_short_is_an_error_of_the_task():
         with pytest.raises(MemoryError, match=r"no [\d,]+ bytes for a batch"):
             list(pool.map(without_memory, [True]))
         assert list(pool.map(without_memory, [False])) == [0]
+
+
+def test_a_limit_on_the_size_of_files_is_no_lack_of_memory():
+    memory = SharedMemory()
+    with pytest.raises(UserError, match=r"ulimit -f unlimited.*-j 0"), full_disk(at=LARGE // 2):
+        memory.pack(np.zeros(LARGE), memory.free_slot())
+    memory.close()
 
 
 def test_memory_that_is_short_here_is_not_taken_for_a_dead_worker(monkeypatch):

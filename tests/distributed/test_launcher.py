@@ -17,6 +17,7 @@ from small_data import environment
 from ssd300_vgg16.distributed import launcher
 from ssd300_vgg16.distributed.job import Job
 from ssd300_vgg16.distributed.rendezvous import End, Link, Links
+from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.ports import UNFINISHED, Door, enter, listen
 
 ADVICE = "go on with --resume"
@@ -178,12 +179,17 @@ with open(f"{folder}/{rank}", "w") as file:
 def test_a_failed_rank_ends_all(tmp_path, capfd, last, restarts, advice, how):
     body = f"ready()\nif rank == 1: wait_for(0); wait_for(2); {last}\ntime.sleep(60)"
     began = time.monotonic()
-    assert supervise(Job(3), rank_command(tmp_path, body), rank_command(tmp_path, FINISH), restarts, advice) == 1
+    assert (
+        supervise(
+            Job(3, program="eval.sh"), rank_command(tmp_path, body), rank_command(tmp_path, FINISH), restarts, advice
+        )
+        == 1
+    )
     assert time.monotonic() - began < 5
     ranks = pids(tmp_path, range(3))
     assert len(ranks) == 3 and not any(map(alive, ranks))
     lines = [f"process 2 of 3 (rank 1, pid {ranks[1]}) {how}", advice]
-    assert capfd.readouterr().err.splitlines() == [f"train.sh: {line}" for line in lines if line]
+    assert capfd.readouterr().err.splitlines() == [f"eval.sh: {line}" for line in lines if line]
 
 
 @pytest.mark.parametrize("status", [2, 130, 138, 143])
@@ -204,6 +210,14 @@ def test_after_an_orderly_end_the_others_are_not_waited_for_for_ever(tmp_path, s
     status, said = end(start({"processes": 2}, body, constants={"END_GRACE": 0.3}))
     assert (status, said) == (2, ""), "the first has said why"
     assert not any(map(alive, pids(tmp_path, range(2))))
+
+
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"cannot listen at port {port} \(.*\): set another MASTER_PORT"):
+            supervise(Job(2, port=port), rank_command(tmp_path, FINISH))
+    assert not (tmp_path / "0").exists()
 
 
 def test_crashes_start_the_job_again_with_a_fresh_port(tmp_path, capfd):
