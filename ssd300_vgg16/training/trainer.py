@@ -38,7 +38,7 @@ _Taken = tuple[TrainingBatch | None, Exception | None]
 
 # So short that the time left is seen on a terminal of 80 columns.
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
-# Images of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
+# Image files of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 3, 0.05
 PROBED_IMAGES = 20
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
@@ -77,6 +77,7 @@ class Trainer:
         self.metrics = StepMetrics(self.step.metric_names, kept.get("values", []))
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._images = self._unreadable = 0  # of the epoch so far
+        self._tiles_per_file = math.ceil(len(self.samples) / len({sample.path for sample in self.samples}))
         self._following: _Taken | None = None
 
     def train(self) -> Evaluation | None:
@@ -126,7 +127,7 @@ class Trainer:
         since = time.perf_counter()
         batch, trouble = self._following or _next(batches) or (None, None)
         waited = time.perf_counter() - since
-        for message in batch.unreadable if batch else ():
+        for message in dict.fromkeys(batch.unreadable if batch else ()):  # tiles of one file have the same
             tqdm.write(f"skipped: {message}")
         positives = self._agree(batch, trouble)
         assert batch is not None  # without one, _agree has raised what kept it from being made
@@ -178,7 +179,7 @@ class Trainer:
             self._save()
         self._unreadable += blank
         self._images += images
-        few = min(MAX_UNREADABLE, self.steps_per_epoch * self.batch.batch_size - 1)
+        few = min(MAX_UNREADABLE * self._tiles_per_file, self.steps_per_epoch * self.batch.batch_size - 1)
         if gone or self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
             self.world.last_barrier()
             raise UserError(
