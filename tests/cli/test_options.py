@@ -353,7 +353,7 @@ def test_the_share_of_backgrounds(tmp_path, given):
     assert parse("--resume", "run").background_images == given
 
 
-def test_a_run_of_before_goes_on_without_backgrounds_and_tiles(tmp_path):
+def test_a_run_of_before_goes_on_without_backgrounds(tmp_path):
     saved_run(tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "options.json").read_text())
     for name in ("background_images", "tiles", "tile_overlap"):
