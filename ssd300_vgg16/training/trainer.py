@@ -77,7 +77,6 @@ class Trainer:
         self.metrics = StepMetrics(self.step.metric_names, kept.get("values", []))
         self._saved_step, self._saved_at = self.progress.step, time.monotonic()
         self._images = self._unreadable = 0  # of the epoch so far
-        self._tiles_per_file = math.ceil(len(self.samples) / len({sample.path for sample in self.samples}))
         self._following: _Taken | None = None
 
     def train(self) -> Evaluation | None:
@@ -179,7 +178,10 @@ class Trainer:
             self._save()
         self._unreadable += blank
         self._images += images
-        few = min(MAX_UNREADABLE * self._tiles_per_file, self.steps_per_epoch * self.batch.batch_size - 1)
+        if not self._unreadable:
+            return
+        tiles = math.ceil(len(self.samples) / len({sample.path for sample in self.samples}))  # of a file
+        few = min(MAX_UNREADABLE * tiles, self.steps_per_epoch * self.batch.batch_size - 1)
         if gone or self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
             self.world.last_barrier()
             raise UserError(
