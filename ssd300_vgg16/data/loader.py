@@ -24,10 +24,9 @@ from ssd300_vgg16.machine import refuse_shortage
 class TrainingBatch:
     """What one training step takes, and which files it came from.
 
-    images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image, for
-    a tile with its place;
-    unreadable: messages about images that could not be read. Such an image is blank, with no object: it counts as a
-    background where these are trained on, and else its loss is zero.
+    images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image, of
+    a tile with its place; unreadable: messages about images that could not be read. Such an image is blank, with no
+    object: it counts as a background where these are trained on, and else its loss is zero.
     notes: what is odd about the others; whoever takes the batch has been told.
     """
 

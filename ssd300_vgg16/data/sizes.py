@@ -1,5 +1,5 @@
-"""Images as their annotations see them: tiles cut out, and files of another size than declared, turned by EXIF or
-resized after labelling.
+"""Images as their annotations see them: tiles, and files of another size than declared, turned by EXIF or resized after
+labelling.
 """
 
 import math
@@ -56,24 +56,20 @@ def read_as_annotated(sample: Sample, min_side: int | None = None) -> tuple[Deco
 
 
 def _cut_out(tile: Tile, min_side: int | None) -> tuple[DecodedImage, tuple[int, int]]:
-    image = tile.image
-    declared = image.height, image.width
-    corner, end = np.split(np.array(tile.window), 2)
+    image, (left, top, right, bottom) = tile.image, tile.window
+    declared, size = (image.height, image.width), (bottom - top, right - left)
     if min_side:  # the tile is to keep so many pixels
-        min_side = math.ceil(min_side * min(declared) / (end - corner).min())
+        min_side = math.ceil(min_side * min(declared) / min(size))
     decoded, annotated = _kept.read(image, min_side)
     if annotated != declared:
         height, width = decoded.size
         what = f"{width} x {height} pixels, by the annotations {image.width} x {image.height}, to which its boxes do "
         raise _WrongSize(image.path, f"{what}not fit: of such an image no tiles are cut; correct width and height")
-    x1, y1, x2, y2 = np.rint(scaled(np.array(tile.window, dtype=float), declared, decoded.size)).astype(int).tolist()
-    rows, columns = (
-        _reduced(*ends, side, decoded.factor)
-        for ends, side in zip(((y1, y2), (x1, x2)), decoded.pixels.shape, strict=False)
-    )
-    size = y2 - y1, x2 - x1
-    tile_size = int(end[1] - corner[1]), int(end[0] - corner[0])
-    return decoded._replace(pixels=decoded.pixels[rows, columns], size=size), tile_size
+    window = np.rint(scaled(np.array(tile.window, dtype=float), declared, decoded.size))
+    x1, y1, x2, y2 = window.astype(int).tolist()
+    height, width, _ = decoded.pixels.shape
+    rows, columns = _reduced(y1, y2, height, decoded.factor), _reduced(x1, x2, width, decoded.factor)
+    return decoded._replace(pixels=decoded.pixels[rows, columns], size=(y2 - y1, x2 - x1)), size
 
 
 def _reduced(start: int, stop: int, length: int, factor: int) -> slice:

@@ -101,7 +101,7 @@ def tile_advice(objects: InputObjects, samples: Sequence[Sample], chosen: Candid
     size, median = chosen.image_size, np.median(objects.sides)
     there = float(np.median(objects.sides * np.maximum(longer / side, 1)))
     return [
-        f"the median object is {median:.0f} pixels wide at {size} x {size}, on tiles of {side} pixels {there:.0f}: "
+        f"the median side is {median:.0f} pixels at {size} x {size}, on tiles of {side} pixels {there:.0f}: "
         f"{train} --tiles {side} (with inspect, --tiles {side} shows what that does)"
     ]
 

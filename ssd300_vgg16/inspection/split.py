@@ -123,7 +123,8 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     seen = objects_at_input(tiled, size) if tiling else objects
     fit = _fit(seen, settings, candidates) if len(seen) else None
     if fit and candidates and not tiling:
-        fit.advice.extend(report.tile_advice(objects, dataset.samples, settings.chosen, settings.train))
+        advised = report.tile_advice(objects, dataset.samples, settings.chosen, settings.train)
+        fit = replace(fit, advice=[*fit.advice, *advised])
     names = {category.label: category.name for category in dataset.categories}
     chosen = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples, findings = [], []

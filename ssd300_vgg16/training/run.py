@@ -55,8 +55,16 @@ def run(options: TrainOptions) -> int:
         weights = Path(options.load or options.resume or "")  # the command line refuses --test-only without either
         batch_size = evaluation_batch_size(options.batch_size, this_world())
         source = options.source()
-        how = {"amp": options.amp, "tiles": options.tiles, "tile_overlap": options.tile_overlap}
-        return evaluate_weights(weights, source, options.device, batch_size, options.workers, **how)
+        return evaluate_weights(
+            weights,
+            source,
+            options.device,
+            batch_size,
+            options.workers,
+            amp=options.amp,
+            tiles=options.tiles,
+            tile_overlap=options.tile_overlap,
+        )
     return train(options)
 
 
