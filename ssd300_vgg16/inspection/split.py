@@ -173,8 +173,8 @@ def _fit(all_objects: InputObjects, settings: Settings, candidates: Sequence[Can
 
 def _tiles(whole: InputObjects, tiled: InputObjects, fit: Fit, settings: Settings, tiling: Tiling) -> str:
     some, chosen = some_images(whole, OBJECTS_MATCHED, settings.seed), settings.chosen
-    shares = (report.share_fitting(ious) for ious in (fit.ious[chosen], best_iou(some.boxes, chosen.default_boxes)))
-    return report.describe_tiles(tiling.side, chosen.image_size, (tiled, whole), tuple(shares))
+    shares = report.share_fitting(fit.ious[chosen]), report.share_fitting(best_iou(some.boxes, chosen.default_boxes))
+    return report.describe_tiles(tiling.side, chosen.image_size, (tiled, whole), shares)
 
 
 def _sample_picture(sample: Sample, image: np.ndarray | None, fault: str | None, names: Mapping[int, str]) -> Picture:

@@ -39,6 +39,7 @@ RECIPE = {
     "lr_gamma": 0.1,
     "warmup_steps": 1000,
     "data_augmentation": "ssd",
+    "tile_overlap": 0.2,
     "print_freq": 20,
     "eval_every": 1,
     "seed": 0,
