@@ -50,14 +50,14 @@ def test_the_windows_are_those_of_detection():
     ("box", "learnt"),
     [
         ((10, 20, 40, 60), (10, 20, 40, 60)),
-        ((280, 20, 320, 60), (280, 20, 300, 60)),  # half of it is seen
-        ((281, 20, 321, 60), None),
-        ((280, 180, 320, 220), None),  # a quarter
+        ((270, 20, 310, 60), (270, 20, 300, 60)),  # three quarters of it are seen
+        ((271, 20, 311, 60), None),
+        ((270, 170, 310, 210), None),  # nine sixteenths
         ((-60, 20, 40, 60), (0, 20, 40, 60)),  # of what is in the image, all
         ((301, 20, 321, 60), None),
     ],
 )
-def test_an_object_is_learnt_in_a_tile_where_half_of_it_is_seen(box, learnt):
+def test_an_object_is_learnt_in_a_tile_where_three_quarters_of_it_are_seen(box, learnt):
     part = by_window(box)[0, 0, 300, 200]
     boxes, labels = part.objects(part.height, part.width)
     assert boxes.tolist() == ([list(learnt)] if learnt else []) and len(labels) == (learnt is not None)
