@@ -9,7 +9,7 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.dataset import Sample, Tile
 from ssd300_vgg16.tiles import WHOLE_ABOVE, Tiling, Window
 
-KEPT_ABOVE = 0.75  # of an object's area: docs/tiles.md has what other shares give
+KEPT_ABOVE = 0.75  # of an object's area: docs/tiles.md has what others give
 
 
 def tile_samples(samples: Sequence[Sample], tiling: Tiling) -> list[Sample]:
