@@ -59,6 +59,7 @@ NAMES = (
     "schedules",
     "backgrounds",
     "tiles",
+    "tiles_input",
 )
 ALL, PAGE = "all", "page"
 OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")

@@ -4,6 +4,7 @@ python -I -m ssd300_vgg16.data inspect DIR
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
@@ -19,6 +20,7 @@ from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
 from ssd300_vgg16.inspection.page import PAGE, inspection_page
 from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split
 from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, default_boxes, variant_of
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tiling
 
 PROGRAM = "python -I -m ssd300_vgg16.data"
 DESCRIPTION = """A page (inspection.html) about a labelled data set: images, classes, sizes of objects, how they fit the
@@ -26,6 +28,7 @@ network's default boxes, and what is wrong with it.
 
 python -I -m ssd300_vgg16.data inspect DIR                          a folder in a layout that training takes
 python -I -m ssd300_vgg16.data inspect DIR --model ssd512_vgg16     against another network's default boxes
+python -I -m ssd300_vgg16.data inspect DIR --tiles 640              as training on tiles sees it
 python -I -m ssd300_vgg16.data inspect DIR --read-all               and decode every image
 
 Without --dataset, the kind of data set is found by its content. Sizes are those of images resized as they are, without
@@ -50,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples shown (default: %(default)s)")
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
+    tiles = "see objects on tiles of larger images, so many pixels of the image long, as training with --tiles does"
+    inspect.add_argument("--tiles", type=command_line.tile_side, metavar="SIDE", help=tiles)
+    overlap = "part of a tile that the next one shares (default: %(default)s)"
+    inspect.add_argument(
+        "--tile-overlap", type=command_line.tile_overlap, default=DEFAULT_OVERLAP, metavar="X", help=overlap
+    )
     inspect.add_argument("--seed", type=command_line.natural, default=0, help="of the samples (default: %(default)s)")
     inspect.add_argument(
         "--output-dir", type=command_line.folder, metavar="DIR", help=f"the page's folder (default: {FOLDER})"
@@ -78,7 +87,10 @@ def main(arguments: list[str]) -> int:
     output = _output(options, source)
     box_sizes = options.default_boxes or ("voc" if source.format == "voc" else "coco")
     chosen, candidates = _candidates(options.model, box_sizes)
-    settings = Settings(chosen, options.images, options.seed, options.read_all)
+    tiling = None if options.tiles is None else Tiling(options.tiles, options.tile_overlap)
+    named = options.folder or options.data_path
+    train = f"bash train.sh --data-path {shlex.quote(named)}" if named else "bash train.sh"
+    settings = Settings(chosen, options.images, options.seed, options.read_all, tiling, train)
     inspected: list[Inspected] = []
     for split in splits:
         others = [] if inspected else candidates  # val is held against the chosen ones alone
@@ -98,6 +110,8 @@ def _print(inspected: Inspected, chosen: Candidate) -> None:
     print(f"\n{inspected.split}: {inspected.dataset.name}")
     print(report.describe_contents(inspected.contents))
     print(report.describe_classes(inspected.classes))
+    if inspected.tiles:
+        print(inspected.tiles)
     if fit := inspected.fit:
         print(report.describe_fit(fit.ious[chosen], fit.lost, chosen))
         for line in fit.advice:

@@ -18,6 +18,7 @@ from ssd300_vgg16.cli.train_parser import (
 from ssd300_vgg16.data.formats import DEFAULT_COCO
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.variants import SSD300_VGG16
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES, TrainOptions, with_absolute_paths
 from ssd300_vgg16.training.run_folder import OPTIONS, newest_training, read_options, run_of
 from ssd300_vgg16.weights.published import PUBLISHED
@@ -30,6 +31,7 @@ NOT_RESUMED = ("resume", "output_dir", "test_only", "pretrained", "workers", "ch
 FIXED = (
     *("preset", "model", "default_boxes", "width", "num_classes"),
     *("optimizer", "batch_size", "seed", "trainable_backbone_layers", "background_images"),
+    *("tiles", "tile_overlap"),
 )
 _NOT_GIVEN = object()
 
@@ -83,7 +85,8 @@ def _options_of(run: Path, parser: argparse.ArgumentParser) -> dict:
     Raises UserError for a value that the command line would refuse.
     """
     known = {field.name for field in fields(TrainOptions)} - {*NOT_RESUMED, "notices"}
-    options = {"background_images": 0.0} | read_options(run_of(run))
+    former = {"background_images": 0.0, "tiles": None, "tile_overlap": DEFAULT_OVERLAP}
+    options = former | read_options(run_of(run))
     options = {name: value for name, value in options.items() if name in known}
     for action in parser._actions:
         value = options.get(action.dest)

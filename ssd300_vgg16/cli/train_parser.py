@@ -5,9 +5,19 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ssd300_vgg16.cli import command_line
-from ssd300_vgg16.cli.command_line import Number, fraction, natural, not_negative, positive, positive_int
+from ssd300_vgg16.cli.command_line import (
+    Number,
+    fraction,
+    natural,
+    not_negative,
+    positive,
+    positive_int,
+    tile_overlap,
+    tile_side,
+)
 from ssd300_vgg16.data.augment import POLICIES
 from ssd300_vgg16.network.variants import BOX_SIZES, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
 
 # What --pretrained loads, by model; and what VGG16 starts from otherwise.
@@ -148,6 +158,13 @@ def build_parser() -> argparse.ArgumentParser:
         "VOC's classes, and in the paper's presets, 0)"
     )
     add("--background-images", type=not_negative, metavar="FRACTION", help=empty)
+    tiles = (
+        "train on overlapping tiles of larger images, so many pixels of the image long, and evaluate on them: for "
+        "objects that are small in it (docs/tiles.md)"
+    )
+    add("--tiles", type=tile_side, metavar="SIDE", help=tiles)
+    overlap = "part of a tile that the next one shares (default: %(default)s)"
+    add("--tile-overlap", type=tile_overlap, default=DEFAULT_OVERLAP, metavar="X", help=overlap)
     add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
 
     add = parser.add_argument_group("update of the weights").add_argument

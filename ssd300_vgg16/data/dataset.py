@@ -33,6 +33,13 @@ class Category:
     name: str
 
 
+class Tile(NamedTuple):
+    """A part of an image: its window, xyxy in whole pixels of the image as declared."""
+
+    window: tuple[int, int, int, int]
+    image: "Sample"
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image and its annotations as the file gives them, crowds and all.
@@ -44,6 +51,7 @@ class Sample:
     height, width: as declared by the annotation file, in pixels.
     upright: whether boxes and size are those of the upright image, and `read_image` is to give it so.
     incomplete: whether more was annotated on it, and left out.
+    tile: of what this is a part, if it is one; then boxes and size are those of the part, and the path is the image's.
     """
 
     id: int
@@ -57,6 +65,13 @@ class Sample:
     difficult: np.ndarray
     upright: bool = False
     incomplete: bool = False
+    tile: Tile | None = None
+
+    def __str__(self) -> str:
+        if self.tile is None:
+            return str(self.path)
+        left, top, _, _ = self.tile.window
+        return f"{self.path} (tile of {self.width} x {self.height} at {left}, {top})"
 
     def objects(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes float32 [M, 4] and labels [M] to train on: no crowds, clipped to the image, none without area."""

@@ -6,6 +6,7 @@ Images are decoded anew in each epoch: workers outrun a GPU, and the system's pa
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ssd300_vgg16.data.augment import POLICIES, augment
 from ssd300_vgg16.data.dataset import Note, Sample
 from ssd300_vgg16.data.images import DecodedImage, ImageError, network_input
 from ssd300_vgg16.data.matching import DefaultBoxIndex, write_targets
-from ssd300_vgg16.data.sizes import read_as_annotated, scaled
+from ssd300_vgg16.data.sizes import MAX_BYTES_KEPT, read_as_annotated, scaled
 from ssd300_vgg16.data.workers import WorkerPool
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.machine import refuse_shortage
@@ -23,9 +24,9 @@ from ssd300_vgg16.machine import refuse_shortage
 class TrainingBatch:
     """What one training step takes, and which files it came from.
 
-    images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image;
-    unreadable: messages about images that could not be read. Such an image is blank, with no object: it counts as a
-    background where these are trained on, and else its loss is zero.
+    images uint8 [B, 3, S, S] RGB; offsets float32 [B, D, 4]; labels int64 [B, D]; files: paths, a text per image, of
+    a tile with its place; unreadable: messages about images that could not be read. Such an image is blank, with no
+    object: it counts as a background where these are trained on, and else its loss is zero.
     notes: what is odd about the others; whoever takes the batch has been told.
     """
 
@@ -89,6 +90,26 @@ def epoch_order(
     return np.resize(order, (steps, batch_size))
 
 
+def tiles_together(order: np.ndarray, samples: Sequence[Sample]) -> np.ndarray:
+    """Sample indices [N] in another order: tiles of some images, then those of others, so that each is decoded once.
+
+    Some: as many as `read_as_annotated` keeps; their tiles are mixed as before. What is no tile stays near its place.
+    """
+    block_of: dict[Path, int] = {}
+    block = used = 0
+    for sample in (samples[index] for index in order):
+        if sample.tile and sample.path not in block_of:
+            needed = 3 * sample.tile.image.height * sample.tile.image.width
+            if used and used + needed > MAX_BYTES_KEPT:
+                block, used = block + 1, 0
+            block_of[sample.path], used = block, used + needed
+    if not block_of:
+        return order
+    near = np.arange(len(order)) * (block + 1) // len(order)
+    blocks = [block_of[samples[index].path] if samples[index].tile else near[at] for at, index in enumerate(order)]
+    return order[np.argsort(blocks, kind="stable")]
+
+
 def training_batches(
     samples: Sequence[Sample],
     config: BatchConfig,
@@ -99,7 +120,8 @@ def training_batches(
 ) -> Iterator[TrainingBatch]:
     """The batches of one epoch, in order, from batch number `start` on; of each, the images of this share."""
     counts = config.labelled, config.backgrounds
-    rows = epoch_order(len(samples), config.batch_size, config.seed, epoch, *counts)[start:, share]
+    rows = epoch_order(len(samples), config.batch_size, config.seed, epoch, *counts)
+    rows = tiles_together(rows.ravel(), samples).reshape(rows.shape)[start:, share]
     for batch in pool.map(partial(_training_batch, config, epoch), _tasks(samples, rows)):
         pool.notes.add(batch.notes)
         yield batch
@@ -113,7 +135,7 @@ class _Task:
     samples: list[Sample]
 
     def __str__(self) -> str:
-        return ", ".join(str(sample.path) for sample in self.samples)
+        return ", ".join(map(str, self.samples))
 
 
 def _tasks(samples: Sequence[Sample], rows: Iterable[np.ndarray]) -> Iterator[_Task]:
@@ -129,7 +151,7 @@ def _training_batch(config: BatchConfig, epoch: int, task: _Task) -> TrainingBat
         images=np.zeros((count, 3, size, size), dtype=np.uint8),
         offsets=np.zeros((count, len(config.default_boxes), 4), dtype=np.float32),
         labels=np.zeros((count, len(config.default_boxes)), dtype=np.int64),
-        files=[str(sample.path) for sample in task.samples],
+        files=[str(sample) for sample in task.samples],
         unreadable=[],
         notes=[],
     )

@@ -1,11 +1,15 @@
-"""Image files of another size than their annotations declare: turned by EXIF, or resized after labelling."""
+"""Images as their annotations see them: tiles, and files of another size than declared, turned by EXIF or resized after
+labelling.
+"""
 
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Fate, Problems, Sample
+from ssd300_vgg16.data.dataset import PIXELS_BEYOND_IMAGE, Fate, Problems, Sample, Tile
 from ssd300_vgg16.data.images import LYING, DecodedImage, ImageError, decode_image, exif_orientation, image_size
 from ssd300_vgg16.errors import UserError
 
@@ -13,6 +17,7 @@ FILES_LOOKED_AT = 200  # when a data set is loaded; the others tell as they are 
 SAME_SHAPE = 0.02  # how far width / height of a resized image may be from the declared one
 TURNED = "image that its EXIF orientation turns to the declared size: read upright"
 RESIZED = "image of another size than declared: its boxes are scaled to it"
+MAX_BYTES_KEPT = 300_000_000  # of images that tiles are cut from, in each process: eight of 12 megapixels
 MISDECLARED = "image of another size than declared, to which its boxes fit: they are taken as they are"
 
 
@@ -37,13 +42,65 @@ def read_as_annotated(sample: Sample, min_side: int | None = None) -> tuple[Deco
 
     These are the file's own, unless it was resized after labelling. Raises ImageError where the sizes cannot both be
     right.
+
+    Of a tile: that part of the image, and its size. The images that tiles were last cut from are kept decoded.
     """
+    if sample.tile:
+        return _cut_out(sample.tile, min_side)
     decoded = decode_image(sample.path, sample.upright, min_side)
     if decoded.size == (sample.height, sample.width):
         return decoded, decoded.size
     if _is_turned(sample, decoded.size):
         return decode_image(sample.path, True, min_side), (sample.height, sample.width)
     return decoded, _annotated_size(sample, decoded.size)
+
+
+def _cut_out(tile: Tile, min_side: int | None) -> tuple[DecodedImage, tuple[int, int]]:
+    image, (left, top, right, bottom) = tile.image, tile.window
+    declared, size = (image.height, image.width), (bottom - top, right - left)
+    if min_side:  # the tile is to keep so many pixels
+        min_side = math.ceil(min_side * min(declared) / min(size))
+    decoded, annotated = _kept.read(image, min_side)
+    if annotated != declared:
+        height, width = decoded.size
+        what = f"{width} x {height} pixels, by the annotations {image.width} x {image.height}, to which its boxes do "
+        raise _WrongSize(image.path, f"{what}not fit: of such an image no tiles are cut; correct width and height")
+    window = np.rint(scaled(np.array(tile.window, dtype=float), declared, decoded.size))
+    x1, y1, x2, y2 = window.astype(int).tolist()
+    height, width, _ = decoded.pixels.shape
+    rows, columns = _reduced(y1, y2, height, decoded.factor), _reduced(x1, x2, width, decoded.factor)
+    return decoded._replace(pixels=decoded.pixels[rows, columns], size=(y2 - y1, x2 - x1)), size
+
+
+def _reduced(start: int, stop: int, length: int, factor: int) -> slice:
+    """Pixels start..stop in an image of `length` pixels, of which each stands for `factor`; off by half of one."""
+    count = -(-(stop - start) // factor)
+    first = min(round(start / factor), length - count)
+    return slice(first, first + count)
+
+
+class _Kept:
+    """Images that were read, as many of the last ones as go into MAX_BYTES_KEPT; one at least."""
+
+    def __init__(self) -> None:
+        self._images: OrderedDict[tuple, tuple[DecodedImage, tuple[int, int]]] = OrderedDict()
+
+    def read(self, sample: Sample, min_side: int | None) -> tuple[DecodedImage, tuple[int, int]]:
+        """What `read_as_annotated` gives."""
+        key = sample.path, sample.upright, sample.height, sample.width, min_side
+        if key not in self._images:
+            read = read_as_annotated(sample, min_side)
+            self._images[key] = read
+            while len(self._images) > 1 and self._bytes() > MAX_BYTES_KEPT:
+                self._images.popitem(last=False)
+        self._images.move_to_end(key)
+        return self._images[key]
+
+    def _bytes(self) -> int:
+        return sum(decoded.pixels.nbytes for decoded, _ in self._images.values())
+
+
+_kept = _Kept()
 
 
 def scaled(boxes: np.ndarray, annotated: tuple[int, int], size: tuple[int, int]) -> np.ndarray:

@@ -141,6 +141,7 @@ def _fit_panels(inspected: Inspected, fit: Fit, chosen: Candidate) -> list[Eleme
     shapes = _panel(
         f"{title}: shapes at {size}",
         node("p", f"Sizes are those of the images resized to {size}, without the crops of data augmentation."),
+        *([node("p", inspected.tiles.strip())] if inspected.tiles else []),
         node("div", _shape_chart(inspected.objects, chosen), class_="chart"),
         node("div", *key, class_="key"),
         _table("Percentiles", ["percentile", *(f"{one} %" for one in PERCENTILES)], percentiles),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ssd300_vgg16 import boxes as box_math
+from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects
 from ssd300_vgg16.text import listed, printable
@@ -17,6 +18,8 @@ MISFITS_WORTH_ADVICE = 0.15
 LOST_WORTH_ADVICE = 0.01
 GAIN_WORTH_ADVICE = 0.03
 SMALL_FOR_DEFAULT_BOXES = 1.5  # sides of the smallest default box: below, neighbouring ones miss an object
+TILED_TO = 2.0  # sides of the smallest default box that the median object gets on the tiles that are advised
+TILE_STEP = 32  # pixels: such tiles have multiples of it
 NARROW = 3.0  # the longest default boxes are 3 to 1
 
 
@@ -66,6 +69,41 @@ def describe_fit(ious: np.ndarray, lost: np.ndarray, chosen: Candidate) -> str:
         f"  default boxes       {chosen.model} with {chosen.box_sizes}: {share_fitting(ious):.1%} of the objects have "
         f"one with IoU >= {MATCH_IOU}{unlearnt}"
     )
+
+
+def describe_tiles(
+    side: int, image_size: int, objects: tuple[InputObjects, InputObjects], shares: tuple[float, float]
+) -> str:
+    """A line on what tiles of this side do: the objects on them and in whole images, and which share of each fits."""
+    windows = len(np.unique(objects[0].images))
+    medians = [f"{np.median(each.sides):.0f} pixels" for each in objects]
+    return (
+        f"  tiles of {side:<6}     {windows:,} of them, or whole images, have {len(objects[0]):,} objects to learn. At "
+        f"{image_size} x {image_size} the median side is {medians[0]}, without tiles {medians[1]}; {shares[0]:.1%} fit "
+        f"a default box, without tiles {shares[1]:.1%}"
+    )
+
+
+def tile_advice(objects: InputObjects, samples: Sequence[Sample], chosen: Candidate, train: str) -> list[str]:
+    """Where most objects are too small for the default boxes: the tiles on which the median one fits, in a line.
+
+    It gets TILED_TO sides of the smallest default box there. Tiles that would be shown at more than twice their size
+    are not advised. train: the command to train.
+    """
+    smallest = float(np.sqrt(box_math.area(chosen.default_boxes).min()))
+    if (objects.sides < SMALL_FOR_DEFAULT_BOXES * smallest).mean() <= 0.5:
+        return []
+    longer = np.array([max(sample.height, sample.width) for sample in samples])[objects.images]
+    wanted = float(np.median(objects.sides * longer)) / (TILED_TO * smallest)
+    side = max(int(wanted), chosen.image_size // 2) // TILE_STEP * TILE_STEP
+    if side > np.median(longer) / 2:
+        return []
+    size, median = chosen.image_size, np.median(objects.sides)
+    there = float(np.median(objects.sides * np.maximum(longer / side, 1)))
+    return [
+        f"the median side is {median:.0f} pixels at {size} x {size}, on tiles of {side} pixels {there:.0f}: "
+        f"{train} --tiles {side} (with inspect, --tiles {side} shows what that does)"
+    ]
 
 
 def describe_unseen(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,8 @@ from ssd300_vgg16.inspection.figures import (
     some_images,
 )
 from ssd300_vgg16.inspection.pictures import as_jpeg, choose_samples, draw_marked, draw_sample
+from ssd300_vgg16.tile_samples import tile_samples
+from ssd300_vgg16.tiles import Tiling
 
 SAMPLES_PER_TURN = 8
 OBJECTS_MATCHED = 10_000  # all of COCO's would take minutes, and change no figure by more than a percent
@@ -46,12 +48,15 @@ Finding = tuple[str | None, str | None]
 @dataclass(frozen=True)
 class Settings:
     """What to inspect with: the chosen network's default boxes, how many sample images, the seed they are drawn with,
-    and whether to read all images."""
+    whether to read all images, and on which tiles objects are seen. train: the command to train on the data, or how it
+    begins."""
 
     chosen: Candidate
     images: int
     seed: int
     read_all: bool
+    tiling: Tiling | None = None
+    train: str = "bash train.sh"
 
 
 class Picture(NamedTuple):
@@ -83,14 +88,16 @@ class Fit:
 
 @dataclass(frozen=True)
 class Inspected:
-    """All that was found of a split. fit: None without objects; faults: of the image files, of which `read` were read;
-    rotated: files whose EXIF rotation is not applied."""
+    """All that was found of a split. objects: at the network's input, on tiles if there are any; tiles: a line on what
+    these do; fit: None without objects; faults: of the image files, of which `read` were read; rotated: files whose
+    EXIF rotation is not applied."""
 
     split: str
     dataset: Dataset
     contents: Contents
     classes: list[ClassCount]
     objects: InputObjects
+    tiles: str | None
     fit: Fit | None
     read: int
     faults: list[str]
@@ -111,8 +118,13 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     candidates: networks that the chosen one is compared with, itself among them; none: no comparison, no advice.
     """
     size = settings.chosen.image_size
-    objects = objects_at_input(dataset, size)
-    fit = _fit(objects, settings, candidates) if len(objects) else None
+    objects, tiling = objects_at_input(dataset, size), settings.tiling
+    tiled = replace(dataset, samples=tuple(tile_samples(dataset.samples, tiling))) if tiling else dataset
+    seen = objects_at_input(tiled, size) if tiling else objects
+    fit = _fit(seen, settings, candidates) if len(seen) else None
+    if fit and candidates and not tiling:
+        advised = report.tile_advice(objects, dataset.samples, settings.chosen, settings.train)
+        fit = replace(fit, advice=[*fit.advice, *advised])
     names = {category.label: category.name for category in dataset.categories}
     chosen = choose_samples(objects, len(dataset.samples), settings.images, settings.seed)
     samples, findings = [], []
@@ -126,18 +138,19 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     faults = {index: fault for index, (fault, _) in zip(chosen, findings, strict=True) if fault}
     shown = [_faulty_picture(dataset.samples[index], faults[index], names) for index in list(faults)[:PICTURES]]
     problems = [Problem("image file that is broken, or of another size than annotated", len(faults), shown)]
-    marked = marked_faults(dataset)
+    marked = {kind: (dataset, images) for kind, images in marked_faults(dataset).items()}
     if fit:
-        marked["object that no default box learns"] = marked_lost(dataset, fit.objects, fit.lost, size)
-    for kind, images in marked.items():
-        shown = [_marked_picture(dataset.samples[one.image], one, names) for one in images[:PICTURES]]
+        marked["object that no default box learns"] = tiled, marked_lost(tiled, fit.objects, fit.lost, size)
+    for kind, (of, images) in marked.items():
+        shown = [_marked_picture(of.samples[one.image], one, names) for one in images[:PICTURES]]
         problems.append(Problem(kind, len(images), shown))
     return Inspected(
         split=split,
         dataset=dataset,
         contents=contents(dataset, objects),
         classes=class_counts(dataset, objects),
-        objects=objects,
+        objects=seen,
+        tiles=_tiles(objects, seen, fit, settings, tiling) if tiling and fit else None,
         fit=fit,
         read=len(findings),
         faults=list(faults.values()),
@@ -156,6 +169,12 @@ def _fit(all_objects: InputObjects, settings: Settings, candidates: Sequence[Can
         ious[candidate] = best_iou(objects.boxes * scale, candidate.default_boxes)
     lost = lost_objects(objects, chosen.default_boxes)
     return Fit(objects, ious, lost, report.advice(objects, ious, lost, chosen) if candidates else [])
+
+
+def _tiles(whole: InputObjects, tiled: InputObjects, fit: Fit, settings: Settings, tiling: Tiling) -> str:
+    some, chosen = some_images(whole, OBJECTS_MATCHED, settings.seed), settings.chosen
+    shares = report.share_fitting(fit.ious[chosen]), report.share_fitting(best_iou(some.boxes, chosen.default_boxes))
+    return report.describe_tiles(tiling.side, chosen.image_size, (tiled, whole), shares)
 
 
 def _sample_picture(sample: Sample, image: np.ndarray | None, fault: str | None, names: Mapping[int, str]) -> Picture:
@@ -180,7 +199,8 @@ def _marked_picture(sample: Sample, marked: Marked, names: Mapping[int, str]) ->
     image, _ = read_checked(sample)
     place = ", ".join(f"{side:.6g}" for side in marked.boxes[0].tolist())
     more = f", and {len(marked.labels) - 1} more" if len(marked.labels) > 1 else ""
-    text = f"{names[int(marked.labels[0])]}: xyxy {place}{more}"
+    tile = f", in the tile at {', '.join(map(str, sample.tile.window[:2]))}" if sample.tile else ""
+    text = f"{names[int(marked.labels[0])]}: xyxy {place}{more}{tile}"
     return Picture(sample.path, text, None if image is None else as_jpeg(draw_marked(image, marked)))
 
 

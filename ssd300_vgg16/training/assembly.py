@@ -1,12 +1,12 @@
 """The parts of a training put together: network, step, moving average, evaluation, and the `Trainer` that has them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ssd300_vgg16.data.dataset import Dataset
+from ssd300_vgg16.data.dataset import Dataset, Sample
 from ssd300_vgg16.data.loader import (
     BatchConfig,
     backgrounds_of,
@@ -22,6 +22,7 @@ from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate, evaluation_bat
 from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import BACKGROUND_POSITIVES, default_boxes
 from ssd300_vgg16.runtime import flow
+from ssd300_vgg16.tile_samples import tile_samples
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, newest_checkpoint
 from ssd300_vgg16.training.config import Schedule, TrainOptions
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
@@ -61,8 +62,9 @@ def starting_weights(options: TrainOptions) -> Weights | None:
 def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
     """The trainer of a run, from its checkpoint if it has one, else from the weights or from nothing."""
     options, world = setup.options, setup.world
-    labelled = samples_with_objects(setup.train_set.samples)
-    empty = backgrounds_of(setup.train_set.samples)
+    whole = setup.train_set.samples
+    every = tile_samples(whole, options.tiling) if options.tiling else whole
+    labelled, empty = samples_with_objects(every), backgrounds_of(every)
     backgrounds = min(len(empty), round((options.background_images or 0) * len(labelled)))
     samples = [*labelled, *empty] if backgrounds else labelled
     layout = setup.description.variant.layout
@@ -78,7 +80,7 @@ def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerP
     )
     schedule = _schedule(options, steps_per_epoch(batch.images_per_epoch(len(samples)), options.batch_size))
     checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
-    model = _network(setup, checkpoint, weights, pool).to(setup.device)
+    model = _network(setup, checkpoint, weights, labelled, pool).to(setup.device)
     freeze_backbone(model, options.trainable_backbone_layers)
     kind = options.accumulate, options.amp, setup.eager, BACKGROUND_POSITIVES if backgrounds else 0
     step = make_step(model, options.optimizer_config(), schedule, world, *kind)
@@ -137,7 +139,9 @@ def _checkpoint_to_go_on_from(options: TrainOptions, train_set: Dataset, world: 
     return checkpoint
 
 
-def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool: WorkerPool) -> SSD:
+def _network(
+    setup: Setup, checkpoint: Checkpoint, weights: Weights | None, labelled: Sequence[Sample], pool: WorkerPool
+) -> SSD:
     """The network with the weights of the checkpoint, else with those it starts from, else with fresh ones."""
     options = setup.options
     flow.manual_seed(options.seed)
@@ -149,8 +153,7 @@ def _network(setup: Setup, checkpoint: Checkpoint, weights: Weights | None, pool
         load_tensors(model, start.tensors, weights.path)
         setup.world.say(start.table)
     else:
-        samples = samples_with_objects(setup.train_set.samples)
-        some = samples[:: -(-len(samples) // INITIALISATION_IMAGES)]  # from all over the set
+        some = labelled[:: -(-len(labelled) // INITIALISATION_IMAGES)]  # from all over the set
         batches = evaluation_batches(some, len(some), setup.description.variant.layout.image_size, pool)
         initialise_from_scratch(model, np.concatenate([batch.images for batch in batches]))
         # Another number of threads rounds otherwise, and all processes have to begin with the same weights.
@@ -181,7 +184,8 @@ def _evaluator(setup: Setup, pool: WorkerPool) -> Callable[..., Evaluation | Non
         # The moving average is the first process's alone.
         load_tensors(detector.model, _first_ones(world, weights), Path("the weights in training"))
         try:
-            return evaluate(detector.begin, dataset, size, batch_size, pool, options.strict_data, world, stopping)
+            strict, tiling = options.strict_data, options.tiling
+            return evaluate(detector.begin, dataset, size, batch_size, pool, strict, world, stopping, tiling)
         finally:
             if setup.device != "cpu":
                 flow.cuda.empty_cache()  # OneFlow keeps freed memory, where the compiled step cannot have it

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.tiles import Tiling
 from ssd300_vgg16.weights.locate import find_weights
 
 # The published recipe starts at a thousandth of the learning rate and reaches it after 1000 iterations.
@@ -121,6 +122,8 @@ class TrainOptions:
     strict_data: bool
     data_augmentation: str
     background_images: float | None
+    tiles: int | None
+    tile_overlap: float
     # Network
     model: str | None
     default_boxes: str | None
@@ -180,6 +183,11 @@ class TrainOptions:
         length = self.iterations or self.epochs
         assert length is not None  # the command line fills in --epochs where neither is given
         return length
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The tiles to train and evaluate on, if any."""
+        return None if self.tiles is None else Tiling(self.tiles, self.tile_overlap)
 
     def source(self) -> DataSource:
         """Where the data is."""

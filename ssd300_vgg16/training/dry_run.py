@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ssd300_vgg16.data.dataset import Dataset
-from ssd300_vgg16.data.loader import TrainingBatch, training_batches
+from ssd300_vgg16.data.loader import TrainingBatch, epoch_order, tiles_together, training_batches
 from ssd300_vgg16.data.matching import objects_of
 from ssd300_vgg16.data.sizes import looked_at
 from ssd300_vgg16.draw import draw_detections
@@ -81,8 +81,10 @@ def draw_batch(batch: TrainingBatch, default_boxes: np.ndarray, names: dict[int,
 
 
 def _not_checked(trainer: Trainer, train_set: Dataset, other_validation: int) -> str:
-    decoded = max(PICTURES, 2 * trainer.batch.batch_size)  # of two steps, or for the picture
-    other_training = max(0, len(trainer.samples) - decoded)
+    batch, samples = trainer.batch, trainer.samples
+    order = epoch_order(len(samples), 1, batch.seed, 0, batch.labelled, batch.backgrounds).ravel()
+    seen = tiles_together(order, samples)[: max(PICTURES, 2 * batch.batch_size)]  # of two steps, or for the picture
+    other_training = len({sample.path for sample in samples} - {samples[index].path for index in seen})
     parts = [f"the pixels of {other_training:,} training and {other_validation:,} validation images"]
     if train_set.kind != "yolo":  # which declares no sizes
         sizes = len(train_set.samples) - len(looked_at(train_set.samples))

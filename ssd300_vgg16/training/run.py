@@ -24,6 +24,7 @@ from ssd300_vgg16.gpu_memory import TRAINING_ADVICE, advice_when_out_of_memory
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluation_batch_size
 from ssd300_vgg16.network.variants import SSD300_VGG16, variant_of
 from ssd300_vgg16.runtime import environment, flow
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.training import run_folder
 from ssd300_vgg16.training.assembly import Setup, assembled, starting_weights
 from ssd300_vgg16.training.checkpoint import go_back_to
@@ -54,7 +55,16 @@ def run(options: TrainOptions) -> int:
         weights = Path(options.load or options.resume or "")  # the command line refuses --test-only without either
         batch_size = evaluation_batch_size(options.batch_size, this_world())
         source = options.source()
-        return evaluate_weights(weights, source, options.device, batch_size, options.workers, amp=options.amp)
+        return evaluate_weights(
+            weights,
+            source,
+            options.device,
+            batch_size,
+            options.workers,
+            amp=options.amp,
+            tiles=options.tiles,
+            tile_overlap=options.tile_overlap,
+        )
     return train(options)
 
 
@@ -156,7 +166,7 @@ def _description(options: TrainOptions, train_set: Dataset, weights: Weights | N
         width if options.width is None else options.width,
         train_set.categories,
         variant_of(options.model or model, options.default_boxes or boxes),
-        usual_side(train_set.samples),
+        options.tiles or usual_side(train_set.samples),
     )
 
 
@@ -226,10 +236,14 @@ def _summary(trainer: Trainer) -> str:
     length = f"{options.iterations} iterations" if options.iterations else f"{options.epochs} epochs"
     going_on = f" Going on after step {trainer.progress.step}." if trainer.progress.step else ""
     labelled, backgrounds = trainer.batch.labelled, trainer.batch.backgrounds
-    empty = trainer.progress.data["images"] - labelled
-    without = f", {empty} images without objects, {backgrounds} of them trained on in an epoch" if empty else ""
+    what, every = "images", trainer.progress.data["images"]
+    if options.tiles:
+        what, every = f"tiles of {options.tiles} pixels and whole images", len(trainer.samples)
+    without = ""
+    if empty := every - labelled:
+        without = f", {empty} {what} without objects, {backgrounds} of them trained on in an epoch"
     return (
-        f"{labelled} images with objects{without}, {length}, {batch}, lr {options.lr:g}, seed {options.seed}.{going_on}"
+        f"{labelled} {what} with objects{without}, {length}, {batch}, lr {options.lr:g}, seed {options.seed}.{going_on}"
     )
 
 
@@ -286,6 +300,9 @@ def _finish(trainer: Trainer, evaluation: Evaluation | None, images: int) -> Non
         print("This run is at its end; --epochs (or --iterations) with a higher number goes on with it.")
     else:
         print(f"\nOn {images:,} images that it was not trained on:\n{evaluation.summary()}")
-    weights = shlex.quote(str(folder))
+    weights, options = shlex.quote(str(folder)), trainer.options
+    if options.tiles:
+        weights += f" --tiles {options.tiles}"
+        weights += f" --tile-overlap {options.tile_overlap:g}" if options.tile_overlap != DEFAULT_OVERLAP else ""
     print(f"\nCurves and weights are in {folder}. See what it detects, and its figures for each class:")
     print(f"  bash infer.sh --weights {weights}\n  bash eval.sh --weights {weights}")

@@ -38,7 +38,7 @@ _Taken = tuple[TrainingBatch | None, Exception | None]
 
 # So short that the time left is seen on a terminal of 80 columns.
 BAR = "{desc} |{bar:10}| {n_fmt}/{total_fmt}{postfix}"
-# Images of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
+# Image files of an epoch so far that cannot be read: with more than both, a disk is gone rather than a file bad.
 MAX_UNREADABLE, MAX_UNREADABLE_SHARE = 3, 0.05
 PROBED_IMAGES = 20
 SHOWN_FIGURES = ("AP", "AP50", "VOC_mAP", "VOC07_mAP")
@@ -126,7 +126,7 @@ class Trainer:
         since = time.perf_counter()
         batch, trouble = self._following or _next(batches) or (None, None)
         waited = time.perf_counter() - since
-        for message in batch.unreadable if batch else ():
+        for message in dict.fromkeys(batch.unreadable if batch else ()):  # tiles of one file have the same
             tqdm.write(f"skipped: {message}")
         positives = self._agree(batch, trouble)
         assert batch is not None  # without one, _agree has raised what kept it from being made
@@ -178,7 +178,10 @@ class Trainer:
             self._save()
         self._unreadable += blank
         self._images += images
-        few = min(MAX_UNREADABLE, self.steps_per_epoch * self.batch.batch_size - 1)
+        if not self._unreadable:
+            return
+        tiles = math.ceil(len(self.samples) / len({sample.path for sample in self.samples}))  # of a file
+        few = min(MAX_UNREADABLE * tiles, self.steps_per_epoch * self.batch.batch_size - 1)
         if gone or self._unreadable > max(few, MAX_UNREADABLE_SHARE * self._images):
             self.world.last_barrier()
             raise UserError(

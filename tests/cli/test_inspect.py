@@ -62,6 +62,32 @@ def test_command_on_generated_shapes(folder, elsewhere, capsys):
     assert "No problems in the annotations" in page and "all shown" not in page
 
 
+def test_objects_are_shown_as_they_are_on_tiles(elsewhere, capsys):
+    """Where most are too small, a side is advised; with it they are larger, and lost ones are shown in their tiles."""
+    pixels = np.full((1200, 1600, 3), 90, np.uint8)
+    (elsewhere / "images").mkdir()
+    cv2.imwrite(str(elsewhere / "images" / "a.jpg"), pixels)
+    boxes = [[x, y, 16, 16] for x in range(40, 1500, 200) for y in range(40, 1100, 200)]
+    boxes += [[300, 300, 5, 5], [301, 301, 5, 5]]
+    rows = [
+        {"id": at, "image_id": 1, "category_id": 1, "bbox": box, "area": 256, "iscrowd": 0}
+        for at, box in enumerate(boxes)
+    ]
+    image = {"id": 1, "file_name": "a.jpg", "width": 1600, "height": 1200}
+    content = {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "bead"}]}
+    (elsewhere / "a.json").write_text(json.dumps(content))
+    data = ["inspect", "--train-annotations", "a.json", "--train-images", "images"]
+    assert inspect.main(data) == 0
+    advice = r"advice: the median side is 3 pixels .* bash train\.sh --tiles (\d+) \("
+    (side,) = re.findall(advice, capsys.readouterr().out)
+    assert inspect.main([*data, "--tiles", side]) == 0
+    output = capsys.readouterr().out
+    assert re.search(rf"  tiles of {side} +\d+ of them, or .* is \d\d pixels, without tiles 3 pixels; ", output)
+    assert "images              1, 0" in output and "objects             50" in output and "--tiles" not in output
+    page = (elsewhere / "inspection" / PAGE).read_text()
+    assert re.search(r"bead: xyxy .*, in the tile at \d+, \d+", page) and f"tiles of {side}" in page
+
+
 def test_figures_of_a_network_are_the_same_in_the_comparison(folder, elsewhere, capsys):
     rows = []
     for options in (["--model", "ssd512_vgg16", "--default-boxes", "voc"], []):

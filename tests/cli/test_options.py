@@ -20,6 +20,7 @@ from ssd300_vgg16.data import formats as data_source
 from ssd300_vgg16.data.formats import DataSource
 from ssd300_vgg16.data.workers import workers_for
 from ssd300_vgg16.errors import Stopped, UserError
+from ssd300_vgg16.tiles import Tiling
 from ssd300_vgg16.training.config import OptimizerConfig, refuse_compiled
 from ssd300_vgg16.weights.published import PUBLISHED
 
@@ -38,6 +39,7 @@ RECIPE = {
     "lr_gamma": 0.1,
     "warmup_steps": 1000,
     "data_augmentation": "ssd",
+    "tile_overlap": 0.2,
     "print_freq": 20,
     "eval_every": 1,
     "seed": 0,
@@ -355,11 +357,22 @@ def test_the_share_of_backgrounds(tmp_path, given):
 def test_a_run_of_before_goes_on_without_backgrounds(tmp_path):
     saved_run(tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "options.json").read_text())
-    del kept["background_images"]
+    for name in ("background_images", "tiles", "tile_overlap"):
+        del kept[name]
     (tmp_path / "run" / "options.json").write_text(json.dumps(kept))
-    assert parse("--resume", "run").background_images == 0
-    with pytest.raises(UserError, match=r"--background-images 0\.1: the run was started with 0\.0"):
-        parse("--resume", "run", "--background-images", 0.1)
+    options = parse("--resume", "run")
+    assert (options.background_images, options.tiles, options.tiling) == (0, None, None)
+    with pytest.raises(
+        UserError, match=r"--background-images 0\.1: the run was started with 0\.0; --tiles 640: .* None"
+    ):
+        parse("--resume", "run", "--background-images", 0.1, "--tiles", 640)
+
+
+def test_a_run_on_tiles_goes_on_with_them(tmp_path):
+    options = with_data("--tiles", 640, "--tile-overlap", 0.3)
+    assert options.tiling == Tiling(640, 0.3)
+    saved_run(tmp_path / "run", tiles=640, tile_overlap=0.3)
+    assert parse("--resume", "run").tiling == Tiling(640, 0.3)
 
 
 @pytest.mark.parametrize(("counted", "other"), [("epochs", "iterations"), ("iterations", "epochs")])
@@ -474,6 +487,8 @@ CHANGED = {
     "seed": ("--seed", "8", "7"),
     "trainable_backbone_layers": ("--trainable-backbone-layers", "3", "5"),
     "background_images": ("--background-images", "0.3", "0.0"),
+    "tiles": ("--tiles", "640", "None"),
+    "tile_overlap": ("--tile-overlap", "0.3", "0.2"),
 }
 
 

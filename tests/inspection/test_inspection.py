@@ -18,7 +18,7 @@ from ssd300_vgg16.inspection import report as inspection_text
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, InputObjects, Marked
 from ssd300_vgg16.inspection.page import _classes, _fit_table
 from ssd300_vgg16.inspection.pictures import MARGIN, SIDE, choose_samples, draw_marked, draw_sample
-from ssd300_vgg16.inspection.report import advice
+from ssd300_vgg16.inspection.report import advice, tile_advice
 from ssd300_vgg16.inspection.split import Fit, check_images, read_checked
 from ssd300_vgg16.network.variants import SSD300_COCO, default_boxes
 from ssd300_vgg16.report.html_page import node, static_page
@@ -195,6 +195,26 @@ def test_advice_follows_from_the_figures(shape, ious, lost, expected):
     assert len(lines) == len(expected)
     for line, pattern in zip(lines, expected, strict=True):
         assert re.search(pattern, line)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "advised"),
+    [
+        (60, (4000, 3000), 512),  # 40 pixels at the input on tiles of 519: the smallest default box has 20
+        (20, (4000, 3000), 160),
+        (8, (4000, 3000), 128),  # not shown at more than about twice its size
+        (80, (900, 900), None),  # on tiles of more than half the image
+        (400, (4000, 3000), None),
+    ],
+)
+def test_tiles_are_advised_where_most_objects_are_too_small(side, size, advised):
+    width, height = size
+    objects = [(10, 10, 10 + side, 10 + side, 1)] * 3 + [(10, 10, 900, 900, 1)] * 2
+    data = dataset(sample(1, objects, height=height, width=width))
+    lines = tile_advice(figures.objects_at_input(data, 300), data.samples, COCO, "bash train.sh --data-path D")
+    assert len(lines) == (advised is not None)
+    if advised:
+        assert f" on tiles of {advised} pixels " in lines[0] and f"D --tiles {advised} (" in lines[0]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,10 +1,12 @@
 """What --check shows and says of the data."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from batches import batch_config
 from small_data import shapes, shapes_folder
 
 from ssd300_vgg16.cli.train_options import parse
@@ -36,8 +38,9 @@ def test_objects_are_drawn_where_the_network_learns_them():
 
 def test_what_was_not_checked_is_counted(tmp_path):
     data = shapes(shapes_folder(tmp_path, 3, 1), "train")
-    trainer = SimpleNamespace(samples=data.samples * 167, batch=SimpleNamespace(batch_size=8))
-    many = replace(data, samples=data.samples * 167)
+    samples = tuple(replace(data.samples[0], path=Path(f"{number}.jpg")) for number in range(501))
+    trainer = SimpleNamespace(samples=samples, batch=batch_config(batch_size=8))
+    many = replace(data, samples=samples)
     line = _not_checked(trainer, many, 40)  # of 501 images every third is looked at
     assert line.startswith(
         "not checked: the pixels of 485 training and 40 validation images, the declared sizes of 334 training images ("
@@ -70,6 +73,21 @@ def test_images_without_objects_are_counted(images, backgrounds, said):
     batch = SimpleNamespace(labelled=7, backgrounds=backgrounds)
     trainer = SimpleNamespace(batch=batch, world=ALONE, progress=progress, options=options)
     assert run._summary(trainer).startswith(f"7 images with objects{said}, 3 epochs, ")
+
+
+@pytest.mark.parametrize(("overlap", "added"), [(0.2, ""), (0.25, " --tile-overlap 0.25")])
+def test_a_run_on_tiles_says_so_and_how_to_use_it(tmp_path, capsys, overlap, added):
+    options = parse(["--epochs", "3", "--dataset", "coco", "--tiles", "640", "--tile-overlap", str(overlap)])
+    batch, progress = SimpleNamespace(labelled=7, backgrounds=1), SimpleNamespace(step=0, data={"images": 2})
+    trainer = SimpleNamespace(batch=batch, world=ALONE, progress=progress, options=options, samples=range(12))
+    assert run._summary(trainer).startswith(
+        "7 tiles of 640 pixels and whole images with objects, 5 tiles of 640 pixels and whole images without objects, "
+        "1 of them trained on in an epoch, 3 epochs, "
+    )
+    run._finish(SimpleNamespace(folder=tmp_path / "run", page=None, options=options), None, 2)
+    said = capsys.readouterr().out
+    for command in ("infer", "eval"):
+        assert f"  bash {command}.sh --weights {tmp_path}/run --tiles 640{added}\n" in said
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,18 @@ def test_each_step_is_given_the_batch_of_the_next():
     assert trainer.progress.step == 2
 
 
+@pytest.mark.parametrize(("tiles", "files"), [(1, 40), (10, 4)])
+def test_three_files_may_be_unreadable_however_many_tiles_are_cut_from_them(monkeypatch, tiles, files):
+    trainer = trainer_of(Device())
+    monkeypatch.setattr(trainer, "_save", lambda: None)
+    trainer.samples = [SimpleNamespace(path=Path(f"{file}.jpg")) for file in range(files)] * tiles
+    trainer.steps_per_epoch = len(trainer.samples)
+    for _ in range(3 * tiles):
+        trainer._refuse_blank(1, 1, False)
+    with pytest.raises(UserError, match=f"{3 * tiles + 1} of the last {3 * tiles + 1} training images cannot be read"):
+        trainer._refuse_blank(1, 1, False)
+
+
 @pytest.mark.parametrize(
     ("capability", "device", "eager", "told", "advised"),
     [

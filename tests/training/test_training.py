@@ -160,6 +160,27 @@ def test_images_without_objects_are_trained_on_and_a_resumed_run_draws_the_same(
     assert any((without[name] != array).any() for name, array in whole.items() if not name.startswith("optimizer/"))
 
 
+@pytest.mark.long
+def test_a_training_on_tiles_is_evaluated_on_them_and_goes_on_with_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shapes_folder(tmp_path, 3, 1)
+    given = [*map(str, SETTINGS), "--data-path", "shapes", "-j", "0", "--warmup-steps", "0", "--tiles", "240"]
+    assert train.main([*given, "--lr-scheduler", "multistep", "--epochs", "2", "--output-dir", "whole"]) == 0
+    output = capsys.readouterr().out
+    assert " tiles of 240 pixels and whole images with objects" in output
+    assert output.endswith("  bash eval.sh --weights whole --tiles 240\n")
+    assert train.main([*given, "--lr-scheduler", "multistep", "--epochs", "1", "--output-dir", "parts"]) == 0
+    assert train.main(["--resume", "parts", "--epochs", "2", "-j", "0"]) == 0
+    whole, parts = (load_file(f"{folder}/{LAST}") for folder in ("whole", "parts"))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(parts[name], array, err_msg=name)
+    numbers = Path("whole/coco_metrics.json").read_text()
+    assert numbers == Path("parts/coco_metrics.json").read_text()
+    again = ["--test-only", "--load", f"whole/{LAST}", "--data-path", "shapes", "-j", "0", "--device", "cpu"]
+    assert train.main([*again, "--tiles", "240"]) == 0 and Path("whole/coco_metrics.json").read_text() == numbers
+    assert train.main(again) == 0 and Path("whole/coco_metrics.json").read_text() != numbers
+
+
 @pytest.mark.parametrize("option", ["--load", "--resume"])
 def test_test_only_gives_the_numbers_of_the_training(trained, place, tmp_path, capsys, option):
     folder = shutil.copytree(trained[1], tmp_path / "run")
