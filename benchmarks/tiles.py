@@ -113,18 +113,22 @@ def on_mosaics(run: str, dataset, images: list, grids: tuple[int, ...]) -> dict[
 
 def seen(detector, images: list, grid: int) -> tuple[list[dict], Figures]:
     """What is found in each picture of mosaics; and the seconds: all, and those of the network."""
-    import numpy as np
-
     network, seconds, detections = _Timed(detector), 0.0, []
     for start in range(0, len(images), grid**2):
         pictures = images[start : start + grid**2]
-        rows = [np.concatenate(pictures[row : row + grid], axis=1) for row in range(0, grid**2, grid)]
-        mosaic = np.concatenate(rows)
+        mosaic = mosaic_of(pictures, grid)
         since = time.perf_counter()
         (found,) = detector.begin_on([mosaic], 1)()
         seconds += time.perf_counter() - since
         detections += in_pictures(found, grid, *pictures[0].shape[:2])
     return detections, {"inside": network.seconds, "all": seconds, "images": len(images) // grid**2}
+
+
+def mosaic_of(pictures: list, grid: int):
+    """Pictures [H, W, 3] of one size side by side, row by row, without a mark between them."""
+    import numpy as np
+
+    return np.concatenate([np.concatenate(pictures[row : row + grid], axis=1) for row in range(0, grid**2, grid)])
 
 
 class _Timed:

@@ -15,13 +15,14 @@ from statistics import mean
 
 from benchmarks.frame import ROOT, Benchmark, Options, in_fresh_process, trained
 from benchmarks.tables import Figures, markdown, paragraphs
+from benchmarks.tiles import ap, mosaic_of, seen
 
 RUNS = ROOT / "runs" / "tiles-training"
 GRID = 3
 SIDE = 640  # pixels: that of BCCD's photographs
 FIRST_EPOCHS, STEPS = 3, 400
 SEEDS = (0, 1, 2)
-METRICS = ("AP", "AP50", "AP_small", "AP_medium", "AP_large")
+METRICS = ("AP", "AP50")
 # By what is trained on: with tiles or not, and the ways of detecting.
 WAYS = {"mosaics, tiles": (SIDE,), "mosaics": (SIDE, None), "photographs": (SIDE,)}
 
@@ -47,10 +48,9 @@ def write_mosaics(data: str, path: str, grid: int) -> None:
             parts = dataset.samples[number * grid**2 : (number + 1) * grid**2]
             height, width = parts[0].height, parts[0].width
             pixels = [read_image(part.path) for part in parts]
-            rows = [np.concatenate(pixels[row : row + grid], axis=1) for row in range(0, grid**2, grid)]
             name = f"{number:06}.jpg"
             quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
-            cv2.imwrite(str(aside / split / name), np.concatenate(rows)[..., ::-1], quality)
+            cv2.imwrite(str(aside / split / name), mosaic_of(pixels, grid)[..., ::-1], quality)
             images.append({"id": number, "file_name": name, "height": height * grid, "width": width * grid})
             for place, part in enumerate(parts):
                 row, column = divmod(place, grid)
@@ -74,38 +74,20 @@ def write_mosaics(data: str, path: str, grid: int) -> None:
 
 
 def measured(run: str, data: str, side: int | None, grid: int) -> Figures:
-    """COCO's numbers of a run in the photographs of mosaics, with tiles of this side or none; for a fresh process."""
-    import numpy as np
-
+    """AP and AP50 of a run in the photographs of mosaics, with tiles of this side or none; for a fresh process."""
     from ssd300_vgg16 import Detector
     from ssd300_vgg16.data.formats import DataSource
     from ssd300_vgg16.data.images import read_image
-    from ssd300_vgg16.metrics.coco_ap import coco_ap
-    from ssd300_vgg16.metrics.coco_results import coco_results
 
     detector = Detector.load(run, "cpu", tiles=side)
     dataset = DataSource(path=Path(data)).load("val", detector.description.categories)
     count = len(dataset.samples) // grid**2 * grid**2
-    detections = []
-    for start in range(0, count, grid**2):
-        pixels = [read_image(sample.path) for sample in dataset.samples[start : start + grid**2]]
-        rows = [np.concatenate(pixels[row : row + grid], axis=1) for row in range(0, grid**2, grid)]
-        (found,) = detector.begin_on([np.concatenate(rows)], 1)()
-        height, width = pixels[0].shape[:2]
-        centres = (found["boxes"][:, :2] + found["boxes"][:, 2:]) / 2
-        columns, rows = (centres // [width, height]).clip(0, grid - 1).astype(int).T
-        for place in range(grid**2):
-            row, column = divmod(place, grid)
-            there = (rows == row) & (columns == column)
-            boxes = found["boxes"][there] - np.array([column * width, row * height] * 2)
-            boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
-            detections.append({"boxes": boxes, "scores": found["scores"][there], "labels": found["labels"][there]})
-    metrics = coco_ap(coco_results(dataset, list(range(count)), detections))
-    return {name: float(metrics.statistics[name]) for name in METRICS}
+    detections, _ = seen(detector, [read_image(sample.path) for sample in dataset.samples[:count]], grid)
+    return {name: float(number) for name, number in ap(dataset, detections).items()}
 
 
 def measure(options: Options) -> Figures:
-    """COCO's numbers by what is trained on and the side of the tiles in detection, for each seed."""
+    """AP and AP50 by what is trained on and the side of the tiles in detection, for each seed."""
     mosaics = RUNS / f"mosaics-{GRID}"
     in_fresh_process(write_mosaics, options.data, mosaics, GRID)
     first = ("--preset", "narrow", "--dataset", "shapes", "--epochs", FIRST_EPOCHS)
