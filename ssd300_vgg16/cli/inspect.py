@@ -173,9 +173,9 @@ def _candidates(model: str, box_sizes: str, dataset: Dataset) -> tuple[Candidate
     size = variant_of(model, "coco").layout.image_size
     models[size] = model
     variants = [variant for variant in VARIANTS.values() if variant.model in models.values()]
-    objects = objects_at_input(dataset, size).boxes
+    objects = objects_at_input(dataset, size)
     if len(objects):
-        variants.append(fit(objects, model))
+        variants.append(fit(objects.boxes, objects.labels, model))
     elif box_sizes == FITTED:
         raise UserError(f"--default-boxes {FITTED}: {dataset.name} has no objects to fit default boxes to")
     compared = [

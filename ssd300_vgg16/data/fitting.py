@@ -33,33 +33,37 @@ PUBLISHED_WEIGHT = 0.01
 MAX_PASSES = 4
 
 
-def objects_seen(samples: Sequence[Sample], image_size: int, policy: str, seed: int) -> np.ndarray:
-    """Boxes float32 [N, 4] xyxy of objects in views that one of augment's POLICIES draws, in pixels of the network's
-    input; about OBJECTS of them, of images drawn at random."""
+def objects_seen(samples: Sequence[Sample], image_size: int, policy: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Objects in views that one of augment's POLICIES draws: boxes float32 [N, 4] xyxy in pixels of the network's
+    input, and labels int64 [N]; about OBJECTS of them, of images drawn at random."""
     rng = np.random.default_rng(seed)
-    seen, count = [np.empty((0, 4), np.float32)], 0
+    seen, seen_labels = [np.empty((0, 4), np.float32)], [np.empty(0, np.int64)]
+    count = 0
     for index in np.concatenate([rng.permutation(len(samples)) for _ in range(MAX_ROUNDS)]).tolist():
         size_hw = samples[index].height, samples[index].width
         boxes, labels = samples[index].objects(*size_hw)
         if len(boxes):
-            view, boxes, _ = draw_view(size_hw, boxes, labels, rng, policy)
+            view, boxes, labels = draw_view(size_hw, boxes, labels, rng, policy)
             seen.append(seen_boxes(boxes, view, size_hw, image_size))
+            seen_labels.append(labels)
             count += len(boxes)
         if count >= OBJECTS:
             break
-    boxes = np.concatenate(seen)
-    return boxes[box_math.area(boxes) > 0]
+    boxes, labels = np.concatenate(seen), np.concatenate(seen_labels)
+    keep = box_math.area(boxes) > 0
+    return boxes[keep], labels[keep]
 
 
-def fit(objects: np.ndarray, model: str) -> Variant:
-    """The model with default boxes for objects [N, 4] xyxy in pixels of its input.
+def fit(objects: np.ndarray, labels: np.ndarray, model: str) -> Variant:
+    """The model with default boxes for objects [N, 4] xyxy in pixels of its input, with their labels [N].
 
-    They are chosen for the mean of the objects' highest IoUs, one after another, each the best beside those before it;
-    then each anew beside all the others.
+    They are chosen for the mean of the objects' highest IoUs, in which each class weighs as much, as it does in AP; one
+    after another, each the best beside those before it; then each anew beside all the others.
     """
     layout = variant_of(model, "coco").layout
     maps = range(len(layout.feature_maps))
-    objects = objects[np.random.default_rng(0).permutation(len(objects))[:OBJECTS]]
+    some = np.random.default_rng(0).permutation(len(objects))[:OBJECTS]
+    objects, labels = objects[some], labels[some]
     published = [np.minimum(shapes_in_cell(layout, index), 1) * layout.image_size for index in maps]
     candidates = [np.concatenate((published[index], _candidates(layout, index))) for index in maps]
     map_of = np.concatenate([np.full(len(of_map), index) for index, of_map in enumerate(candidates)])
@@ -67,8 +71,9 @@ def fit(objects: np.ndarray, model: str) -> Variant:
     middles = [(cells // 2 + 0.5) * step for cells, step in zip(layout.feature_maps, layout.steps, strict=True)]
     stand_ins = [(middle + of[..., None] * [-0.5, 0.5]) for middle, of in zip(middles, published, strict=True)]
     boxes = np.concatenate((objects, *(np.moveaxis(each, 2, 1).reshape(-1, 4) for each in stand_ins)), dtype=np.float32)
-    weights = np.full(len(boxes), 1 / max(len(objects), 1), dtype=np.float32)
-    weights[len(objects) :] = PUBLISHED_WEIGHT / (len(boxes) - len(objects))
+    _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = np.full(len(boxes), PUBLISHED_WEIGHT / (len(boxes) - len(objects)), dtype=np.float32)
+    weights[: len(objects)] = 1 / (len(counts) * counts)[classes]
     ious = np.concatenate([_ious(boxes, of, layout, index) for index, of in enumerate(candidates)])
     chosen = _chosen(ious, weights, map_of, layout.boxes_per_cell)
     shapes = np.concatenate(candidates)[chosen].round(2)

@@ -40,8 +40,8 @@ def _variant(options: TrainOptions, train_set: Dataset, theirs: Variant | None, 
         return variant_of(model, boxes)
     size = variant_of(model, "coco").layout.image_size
     samples = samples_with_objects(train_set.samples)
-    objects = objects_seen(samples, size, options.data_augmentation, options.seed)
-    variant = fit(objects, model)
+    objects, labels = objects_seen(samples, size, options.data_augmentation, options.seed)
+    variant = fit(objects, labels, model)
     compared = variant, *(variant_of(model, name) for name in BOX_SIZES)
     shares = (share_fitting(best_iou(objects, default_boxes(each.layout))) for each in compared)
     told = ", ".join(f"{share:.0%} by {each.boxes}" for each, share in zip(compared, shares, strict=True))

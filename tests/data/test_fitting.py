@@ -25,6 +25,14 @@ def objects_of(*shapes, count=150, seed=0):
     return np.concatenate((corners, corners + sizes), axis=1, dtype=np.float32)
 
 
+def fitted_to(objects, model="ssd300_vgg16"):
+    return fit(objects, np.ones(len(objects), dtype=np.int64), model)
+
+
+def areas_of(layout):
+    return np.array([width * height for of_map in layout.shapes for width, height in of_map])
+
+
 def mean_iou(objects, layout):
     return iou(objects, default_boxes(layout)).max(axis=1).mean()
 
@@ -38,18 +46,18 @@ def mean_iou(objects, layout):
     ],
 )
 def test_the_shapes_of_the_objects_are_found(shapes, least):
-    variant = fit(objects_of(*shapes), "ssd300_vgg16")
+    variant = fitted_to(objects_of(*shapes))
     layout = variant.layout
     assert (variant.name, layout.boxes_per_cell) == ("ssd300_vgg16_fit", COCO.boxes_per_cell)
     assert len(default_boxes(layout)) == len(default_boxes(COCO))
     others = objects_of(*shapes, seed=1)
     assert mean_iou(others, layout) >= max(least, mean_iou(others, COCO) + 0.1)
-    assert fit(objects_of(*shapes), "ssd300_vgg16") == variant
+    assert fitted_to(objects_of(*shapes)) == variant
 
 
 def test_maps_that_no_object_is_for_keep_their_default_boxes():
     """And in their order, so that heads which have learnt them go on meaning them."""
-    fitted = fit(objects_of((20, 20), (30, 30)), "ssd300_vgg16").layout
+    fitted = fitted_to(objects_of((20, 20), (30, 30))).layout
     for index in (4, 5):
         published = np.minimum(shapes_in_cell(COCO, index), 1)
         np.testing.assert_allclose(shapes_in_cell(fitted, index), published, atol=1e-4)
@@ -57,9 +65,19 @@ def test_maps_that_no_object_is_for_keep_their_default_boxes():
     assert smallest[0] <= 30 < min(smallest[4:])
 
 
+def test_a_class_of_few_objects_counts_as_much():
+    """As in AP, whatever the frequent one would gain."""
+    few, many = objects_of((14, 14), (20, 12), count=4), objects_of((40, 44), (46, 30), (30, 50), (26, 34), count=40)
+    labels = np.repeat([1, 2], [len(few), len(many)])
+    objects = np.concatenate((few, many))
+    alike, apart = fitted_to(objects).layout, fit(objects, labels, "ssd300_vgg16").layout
+    assert mean_iou(few, apart) > mean_iou(few, alike)
+    assert np.sum(areas_of(apart) < 400) > np.sum(areas_of(alike) < 400)
+
+
 def test_the_large_and_the_long_are_not_left_to_the_finest_map():
     """Its cells are nearest to any object, and see little of a large one."""
-    finest = fit(objects_of((250, 250), (280, 150), (20, 20)), "ssd512_vgg16").layout.shapes[0]
+    finest = fitted_to(objects_of((250, 250), (280, 150), (20, 20)), "ssd512_vgg16").layout.shapes[0]
     assert max(max(shape) for shape in finest) <= 3 * 51.2
 
 
@@ -79,7 +97,7 @@ SAMPLES = [
 @pytest.mark.parametrize("policy", ["none", "hflip", "ssdlite"])
 def test_objects_are_seen_as_training_sees_them(policy):
     """The same boxes as beside the pixels, drawn anew in each round through a small data set."""
-    seen = objects_seen(SAMPLES, SIDE, policy, seed=3)
+    seen, labels = objects_seen(SAMPLES, SIDE, policy, seed=3)
     rng, expected = np.random.default_rng(3), []
     for index in np.concatenate([rng.permutation(3) for _ in range(MAX_ROUNDS)]):
         each = SAMPLES[index]
@@ -88,9 +106,10 @@ def test_objects_are_seen_as_training_sees_them(policy):
         if len(objects[0]):
             expected.append(augment(DecodedImage(pixels, pixels.shape[:2]), *objects, rng, policy, out)[0])
     np.testing.assert_array_equal(seen, np.concatenate(expected))
+    assert labels.tolist() == [1] * len(seen)
 
 
-GOOD = fit(objects_of((50, 50)), "ssd300_vgg16").layout.shapes
+GOOD = fitted_to(objects_of((50, 50))).layout.shapes
 
 
 @pytest.mark.parametrize("side", [0, -1, 1e-30, MIN_SIDE / 2, SIDE + 1, 1e9, np.nan, np.inf])
