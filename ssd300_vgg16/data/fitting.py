@@ -20,7 +20,7 @@ from ssd300_vgg16.network.variants import (
     variant_of,
 )
 
-OBJECTS = 2000  # that are fitted to, drawn from all images: more change no share of a fit by a percent
+OBJECTS = 2000  # that are fitted to, drawn from all images
 MAX_ROUNDS = 10  # through a small data set, for other views of its images
 # Sides to choose from: so many for each doubling, down to the least.
 SIDES_OF_DOUBLING = 4
