@@ -224,7 +224,7 @@ def augment(
     image = decoded.pixels
     colours = draw_colours(rng) if POLICIES[policy].distorts_colours else Colours()
     if not len(boxes):
-        boxes, labels = _stand_in(*reversed(decoded.size), rng), np.full(1, STAND_IN)
+        boxes, labels = _stand_in(decoded.size, rng), np.full(1, STAND_IN)
     view, boxes, labels = draw_view(decoded.size, boxes, labels, rng, policy)
     # The same view of the image with its sides reduced, to the next whole pixel of it.
     view = replace(view, window=tuple(round(side / decoded.factor) for side in view.window))
@@ -247,8 +247,9 @@ def draw_view(
     return view, boxes, labels
 
 
-def _stand_in(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A box float32 [1, 4] anywhere in an image, of a tenth of its sides to all."""
+def _stand_in(size_hw: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A box float32 [1, 4] anywhere in an image of this (height, width), of a tenth of its sides to all."""
+    height, width = size_hw
     sides = rng.uniform(0.1, 1.0, 2) * (width, height)
     corner = rng.random(2) * ((width, height) - sides)
     return np.concatenate((corner, corner + sides), dtype=np.float32)[None]

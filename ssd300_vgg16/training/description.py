@@ -27,7 +27,7 @@ def description_of(
         options.num_classes or train_set.num_classes,
         width if options.width is None else options.width,
         train_set.categories,
-        (checkpoint and checkpoint.variant) or _variant(options, train_set, theirs and theirs.variant, world),
+        (checkpoint and checkpoint.variant) or _variant(options, train_set, theirs.variant if theirs else None, world),
     )
 
 
