@@ -98,6 +98,25 @@ def write_shapes(folder: str, train_images: int, val_images: int) -> None:
     write_shapes(Path(folder), train_images, val_images, seed=0)
 
 
+def write_odd_shapes(path: str, kind: str, train_images: int, val_images: int) -> None:
+    """As `write_shapes`, "small": a tenth as large, and more of them; or "thin": upright bars, 5 to 9 times as high as
+    wide; for a fresh process."""
+    import numpy as np
+
+    from ssd300_vgg16.data import shapes
+
+    def bar(turn: float) -> shapes.Outline:
+        corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (0.155 + 0.13 * turn, 1)  # turn: -0.35 to 0.35
+        return [(corners, 255)]
+
+    shapes.OBJECTS, shapes.SMALL_SHARE = ((5, 12), 0) if kind == "small" else ((2, 8), 0)
+    if kind == "small":
+        shapes.SIZES = tuple(side / 10 for side in shapes.SIZES)
+    else:
+        shapes.OUTLINES = dict.fromkeys(shapes.OUTLINES, bar)
+    shapes.write_shapes(path, train_images, val_images, seed=0)
+
+
 def write_weights(path: str, images: list[str]) -> None:
     """Weights of an SSD300 with COCO's classes whose scores on these images (a dozen will do) are spread realistically.
 

@@ -12,14 +12,14 @@ from ssd300_vgg16.tiles import WHOLE_ABOVE, Tiling, Window
 KEPT_ABOVE = 0.75  # of an object's area: docs/tiles.md has what others give
 
 
-def tile_samples(samples: Sequence[Sample], tiling: Tiling) -> list[Sample]:
+def tile_samples(samples: Sequence[Sample], tiling: Tiling | None) -> Sequence[Sample]:
     """Of each image its windows, as `Tiling.windows` gives them; an image that is no larger than a tile as it is.
 
     A tile has the objects of which at least three quarters of the area are seen in it, clipped to it. The whole image
     has those that detection takes from it: larger than most of a tile, in width or height. The others would be like
     specks there. A window that has lost an object is incomplete, so that without objects it is no background.
     """
-    return [part for sample in samples for part in _parts(sample, tiling)]
+    return [part for sample in samples for part in _parts(sample, tiling)] if tiling else samples
 
 
 def _parts(sample: Sample, tiling: Tiling) -> list[Sample]:

@@ -14,7 +14,7 @@ import pytest
 from foreign_weights import published_trunk, random_detector, write_pth
 from PIL import Image
 from places import REPOSITORY
-from small_data import colours, run, untrained_run
+from small_data import FITTED_SHAPES, colours, run, untrained_run
 
 import ssd300_vgg16
 from ssd300_vgg16.boxes import cxcywh_to_xyxy
@@ -25,7 +25,7 @@ from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.export import _spread, main
 from ssd300_vgg16.network.postprocess import postprocess
-from ssd300_vgg16.network.variants import VARIANTS, default_boxes
+from ssd300_vgg16.network.variants import VARIANTS, default_boxes, fitted_variant
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, save_weights
 
@@ -114,7 +114,9 @@ def wider(tmp_path_factory):
     return untrained_run(tmp_path_factory.mktemp("wider") / "run", width=1 / 8)
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "variant", (*VARIANTS.values(), fitted_variant("ssd300_vgg16", FITTED_SHAPES)), ids=lambda variant: variant.name
+)
 def test_the_docs_make_the_default_boxes_from_metadata(variant):
     _, script = scripts_of_the_docs()
     names = {}

@@ -1,6 +1,7 @@
 """Each SSD and each kind of data set through the command lines; and trainings whose length is counted in steps."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from yolo_files import GOOD, write_yolo
 from ssd300_vgg16 import evaluate, infer, train
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.network.variants import SSD512_VOC
+from ssd300_vgg16.training import description as of_training
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.weights.locate import BEST, LAST
 from ssd300_vgg16.weights.model import load_model
@@ -195,3 +197,31 @@ def test_weights_bring_vocs_default_boxes_to_other_data(voc, data, tmp_path, mon
     call(train, "--load", tmp_path / "shapes", "--default-boxes", "coco", *settings, tmp_path / "asked")
     variants = [load_model(tmp_path / name / LAST)[1].variant.name for name in ("shapes", "asked")]
     assert variants == ["ssd300_vgg16_voc", "ssd300_vgg16_coco"]
+
+
+def test_fitted_default_boxes_stay_with_a_run_and_its_weights(voc, data, tmp_path, monkeypatch, capsys):
+    """Another version of the package may fit otherwise: a run keeps what it was begun with."""
+    monkeypatch.setattr(trainer.Trainer, "train", trainer.Trainer._save)
+
+    def variant_of_run(name, *arguments):
+        begun = ("--output-dir", tmp_path / name, *SETTINGS, "--iterations", 1) if arguments[0] != "--resume" else HERE
+        call(train, *arguments, *begun)
+        return load_model(tmp_path / name / LAST)[1].variant
+
+    fitted = variant_of_run("run", "--data-path", data, "--default-boxes", "fit")
+    assert (fitted.name, options_of(tmp_path / "run")["default_boxes"]) == ("ssd300_vgg16_fit", "fit")
+    assert re.search(
+        r"with a default box of IoU >= 0.5: \d+% by fit, \d+% by coco, \d+% by voc", capsys.readouterr().out
+    )
+    assert Detector.load(tmp_path / "run" / LAST).model.layout == fitted.layout
+    other = variant_of_run("other", *voc[0], "--default-boxes", "fit", "--load", tmp_path / "run")
+    assert other.name == fitted.name and other != fitted
+    assert "its heads have learnt other default boxes" in capsys.readouterr().out
+    monkeypatch.delattr(of_training, "fit")
+    assert variant_of_run("run", "--resume", tmp_path / "run") == fitted
+    assert variant_of_run("loaded", *voc[0], "--load", tmp_path / "run") == fitted
+    assert options_of(tmp_path / "loaded")["default_boxes"] is None
+    (tmp_path / "loaded" / LAST).unlink()
+    for checkpoint in (tmp_path / "loaded").glob("*.safetensors"):
+        checkpoint.unlink()
+    assert variant_of_run("loaded", "--resume", tmp_path / "loaded") == fitted

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.streams import outlive_readers
-from ssd300_vgg16.data.dataset import shared_images
+from ssd300_vgg16.data.dataset import Dataset, shared_images
+from ssd300_vgg16.data.fitting import fit
 from ssd300_vgg16.data.formats import DEFAULT_COCO, TOLD_BY_CONTENT, DataSource, split_location
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
 from ssd300_vgg16.folders import make_folder
 from ssd300_vgg16.fonts import missing_font
 from ssd300_vgg16.inspection import report
-from ssd300_vgg16.inspection.figures import Candidate, unseen_classes
+from ssd300_vgg16.inspection.figures import Candidate, objects_at_input, unseen_classes
 from ssd300_vgg16.inspection.page import PAGE, inspection_page
-from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split
-from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, VARIANTS, default_boxes, variant_of
+from ssd300_vgg16.inspection.split import Inspected, Settings, inspect_split, on_tiles
+from ssd300_vgg16.network.variants import BOX_SIZES, FITTED, MODELS, VARIANTS, default_boxes, variant_of
 from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tiling
 
 PROGRAM = "python -I -m ssd300_vgg16.data"
@@ -49,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--split", choices=("train", "val", "both"), help="(default: those that are there)")
     inspect.add_argument("--model", choices=MODELS, default=MODELS[0], help="(default: %(default)s)")
     inspect.add_argument(
-        "--default-boxes", choices=BOX_SIZES, help="their sizes (default: voc for VOC, else coco, as in training)"
+        "--default-boxes",
+        choices=(*BOX_SIZES, FITTED),
+        help=f"their sizes; {FITTED}: chosen for these objects (default: voc for VOC, else coco, as in training)",
     )
     inspect.add_argument("--images", type=_images, default=12, metavar="N", help="samples shown (default: %(default)s)")
     inspect.add_argument("--read-all", action="store_true", help="decode every image, not just the samples")
@@ -86,15 +89,17 @@ def main(arguments: list[str]) -> int:
     splits = _splits(source, options.split)
     output = _output(options, source)
     box_sizes = options.default_boxes or ("voc" if source.format == "voc" else "coco")
-    chosen, candidates = _candidates(options.model, box_sizes)
     tiling = None if options.tiles is None else Tiling(options.tiles, options.tile_overlap)
     named = options.folder or options.data_path
     train = f"bash train.sh --data-path {shlex.quote(named)}" if named else "bash train.sh"
-    settings = Settings(chosen, options.images, options.seed, options.read_all, tiling, train)
     inspected: list[Inspected] = []
     for split in splits:
+        dataset = source.load(split)
+        if not inspected:
+            chosen, candidates = _candidates(options.model, box_sizes, on_tiles(dataset, tiling))
+            settings = Settings(chosen, options.images, options.seed, options.read_all, tiling, train)
         others = [] if inspected else candidates  # val is held against the chosen ones alone
-        inspected.append(inspect_split(split, source.load(split), settings, others))
+        inspected.append(inspect_split(split, dataset, settings, others))
         _print(inspected[-1], chosen)
     remarks = _remarks(*inspected) if len(inspected) == 2 else []
     print("", *remarks, sep="\n")
@@ -112,9 +117,11 @@ def _print(inspected: Inspected, chosen: Candidate) -> None:
     print(report.describe_classes(inspected.classes))
     if inspected.tiles:
         print(inspected.tiles)
-    if fit := inspected.fit:
-        print(report.describe_fit(fit.ious[chosen], fit.lost, chosen))
-        for line in fit.advice:
+    if found := inspected.fit:
+        print(report.describe_fit(found.ious[chosen], found.lost, chosen))
+        if others := report.describe_others(found.ious, chosen):
+            print(others)
+        for line in found.advice:
             print(f"  advice: {line}")
     problems = inspected.dataset.problems
     print(problems.message() if problems else "no problems in the annotations")
@@ -174,15 +181,21 @@ def _output(options: argparse.Namespace, source: DataSource) -> Path:
     return output
 
 
-def _candidates(model: str, box_sizes: str) -> tuple[Candidate, list[Candidate]]:
+def _candidates(model: str, box_sizes: str, dataset: Dataset) -> tuple[Candidate, list[Candidate]]:
     """The chosen network's default boxes, and what they are compared with, themselves among it: both sizes of boxes of
-    one network for each size of the input."""
+    one network for each size of the input, and those fitted to the objects, if there are any, for the chosen one."""
     models = {variant.layout.image_size: variant.model for variant in reversed(VARIANTS.values())}
-    models[variant_of(model, box_sizes).layout.image_size] = model
+    size = variant_of(model, "coco").layout.image_size
+    models[size] = model
+    variants = [variant for variant in VARIANTS.values() if variant.model in models.values()]
+    objects = objects_at_input(dataset, size)
+    if len(objects):
+        variants.append(fit(objects.boxes, objects.labels, model))
+    elif box_sizes == FITTED:
+        raise UserError(f"--default-boxes {FITTED}: {dataset.name} has no objects to fit default boxes to")
     compared = [
         Candidate(variant.model, variant.boxes, variant.layout.image_size, default_boxes(variant.layout))
-        for variant in VARIANTS.values()
-        if variant.model in models.values()
+        for variant in variants
     ]
     chosen = next(one for one in compared if (one.model, one.box_sizes) == (model, box_sizes))
     return chosen, compared

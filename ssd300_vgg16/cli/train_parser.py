@@ -16,7 +16,7 @@ from ssd300_vgg16.cli.command_line import (
     tile_side,
 )
 from ssd300_vgg16.data.augment import POLICIES
-from ssd300_vgg16.network.variants import BOX_SIZES, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
+from ssd300_vgg16.network.variants import BOX_SIZES, FITTED, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
 from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
 
@@ -112,8 +112,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("network").add_argument
     add("--preset", choices=tuple(PRESETS), default="coco", help="see below (default: %(default)s)")
     add("--model", choices=MODELS, help=f"(default: that of the weights, else {SSD300_VGG16.model})")
-    boxes = "whose sizes the default boxes have (default: the weights', else voc for VOC's data, else coco)"
-    add("--default-boxes", choices=BOX_SIZES, help=boxes)
+    boxes = (
+        f"whose sizes the default boxes have, or {FITTED}: chosen for the objects to train on (default: the weights', "
+        "else voc for VOC's data, else coco)"
+    )
+    add("--default-boxes", choices=(*BOX_SIZES, FITTED), help=boxes)
     width = "channels, as a multiple of the published network's (default: that of the weights, else 1)"
     add("--width", type=_up_to(MAX_WIDTH, positive), metavar="X", help=width)
     outputs = "outputs with background (default: what the data set needs; 91 for COCO)"

@@ -17,7 +17,7 @@ from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.data.categories import same_name
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.variants import BOX_SIZES, MODELS, variant_of
+from ssd300_vgg16.network.variants import BOX_SIZES, FITTED, MODELS, Variant, variant_of
 from ssd300_vgg16.text import listed, printable
 from ssd300_vgg16.weights.download import fetch
 from ssd300_vgg16.weights.locate import find_weights
@@ -93,8 +93,7 @@ def _summary(weights: Weights) -> list[str]:
         problems = model.misfits(model.empty_model(weights.description), weights.tensors)
         fit = f"DOES NOT FIT the network: {'; '.join(problems)}" if problems else "all there, none too much"
         rows += [
-            f"  network  {variant.model}, default boxes of {variant.boxes.upper()}'s sizes, "
-            f"width {weights.description.width:g}",
+            f"  network  {variant.model}, default boxes {_whose(variant)}, width {weights.description.width:g}",
             f"  classes  {num_classes} outputs: background, {', '.join(names)}",
         ]
     else:  # a trunk alone has no network to be compared with
@@ -105,6 +104,10 @@ def _summary(weights: Weights) -> list[str]:
     if weights.unused:
         rows.append(f"  not used {listed(weights.unused, MAX_UNUSED)}")
     return rows
+
+
+def _whose(variant: Variant) -> str:
+    return "fitted to a data set" if variant.boxes == FITTED else f"of {variant.boxes.upper()}'s sizes"
 
 
 def _tensor_rows(weights: Weights) -> list[str]:
@@ -161,5 +164,9 @@ def _as_said(weights: Weights, options: argparse.Namespace) -> Weights:
         named = tuple(Category(label, label, name) for label, name in enumerate(options.classes, start=1))
         description = replace(description, categories=named)
     variant = description.variant
-    variant = variant_of(options.model or variant.model, options.default_boxes or variant.boxes)
+    if options.model or options.default_boxes:
+        boxes = options.default_boxes or variant.boxes
+        if boxes == FITTED:
+            raise UserError(f"--model: {weights.path} has default boxes of its own, fitted for {variant.model}")
+        variant = variant_of(options.model or variant.model, boxes)
     return replace(weights, description=replace(description, variant=variant))

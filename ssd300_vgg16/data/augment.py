@@ -139,15 +139,15 @@ def _span(start: int, stop: int, length: int, size: int) -> _Span:
     return _Span(slice(first, last), slice(low, high))
 
 
-def _spans(view: View, image: np.ndarray, size: int) -> tuple[_Span, _Span]:
+def _spans(view: View, size_hw: tuple[int, ...], size: int) -> tuple[_Span, _Span]:
     left, top, right, bottom = view.window
-    height, width = image.shape[:2]
+    height, width = size_hw
     return _span(top, bottom, height, size), _span(left, right, width, size)
 
 
-def seen_boxes(boxes: np.ndarray, view: View, image: np.ndarray, size: int) -> np.ndarray:
-    """Boxes float32 [N, 4] in pixels of the image [H, W, 3] -> [N, 4] in those of `seen_pixels`."""
-    rows, columns = _spans(view, image, size)
+def seen_boxes(boxes: np.ndarray, view: View, size_hw: tuple[int, ...], size: int) -> np.ndarray:
+    """Boxes float32 [N, 4] in pixels of an image of this (height, width) -> [N, 4] in those of `seen_pixels`."""
+    rows, columns = _spans(view, size_hw, size)
     corner = np.array([columns.source.start, rows.source.start] * 2, dtype=np.float32)
     place = np.array([columns.target.start, rows.target.start] * 2, dtype=np.float32)
     moved = (boxes - corner) * np.array([columns.scale, rows.scale] * 2, dtype=np.float32) + place
@@ -158,7 +158,7 @@ def seen_boxes(boxes: np.ndarray, view: View, image: np.ndarray, size: int) -> n
 
 def seen_pixels(image: np.ndarray, view: View, colours: Colours, out: np.ndarray) -> None:
     """Write the view of an image uint8 [H, W, 3] RGB, with its colours changed, into out, uint8 [3, size, size]."""
-    rows, columns = _spans(view, image, out.shape[-1])
+    rows, columns = _spans(view, image.shape[:2], out.shape[-1])
     part, place = image[rows.source, columns.source], (rows.target, columns.target)
     shape = (columns.target.stop - columns.target.start, rows.target.stop - rows.target.start)
     # Colours are changed where there are fewer pixels, before or after the resizing.
@@ -221,26 +221,35 @@ def augment(
     depend on the factor that it was reduced by. An image without boxes is cropped as one with a box of drawn place and
     size is.
     """
-    chosen, image = POLICIES[policy], decoded.pixels
-    colours = draw_colours(rng) if chosen.distorts_colours else Colours()
-    height, width = decoded.size
-    view = View((0, 0, width, height))
+    image = decoded.pixels
+    colours = draw_colours(rng) if POLICIES[policy].distorts_colours else Colours()
     if not len(boxes):
-        boxes, labels = _stand_in(width, height, rng), np.full(1, STAND_IN)
-    for step in chosen.steps:
-        view, boxes, labels = step(view, boxes, labels, rng)
+        boxes, labels = _stand_in(decoded.size, rng), np.full(1, STAND_IN)
+    view, boxes, labels = draw_view(decoded.size, boxes, labels, rng, policy)
     # The same view of the image with its sides reduced, to the next whole pixel of it.
     view = replace(view, window=tuple(round(side / decoded.factor) for side in view.window))
     boxes = boxes / np.float32(decoded.factor)
     seen_pixels(image, view, colours, out)
-    boxes = seen_boxes(boxes, view, image, out.shape[-1])
+    boxes = seen_boxes(boxes, view, image.shape[:2], out.shape[-1])
     # float32 may leave nothing of a box that is very thin, and the offsets to a default box take its logarithm.
     keep = (box_math.area(boxes) > 0) & (labels != STAND_IN)
     return boxes[keep], labels[keep]
 
 
-def _stand_in(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A box float32 [1, 4] anywhere in an image, of a tenth of its sides to all."""
+def draw_view(
+    size_hw: tuple[int, int], boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator, policy: str
+) -> Example:
+    """A view of an image of this (height, width) by one of `POLICIES`, with the boxes [M, 4] and labels [M] in it."""
+    height, width = size_hw
+    view = View((0, 0, width, height))
+    for step in POLICIES[policy].steps:
+        view, boxes, labels = step(view, boxes, labels, rng)
+    return view, boxes, labels
+
+
+def _stand_in(size_hw: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A box float32 [1, 4] anywhere in an image of this (height, width), of a tenth of its sides to all."""
+    height, width = size_hw
     sides = rng.uniform(0.1, 1.0, 2) * (width, height)
     corner = rng.random(2) * ((width, height) - sides)
     return np.concatenate((corner, corner + sides), dtype=np.float32)[None]

@@ -109,14 +109,15 @@ def _float(name: str, shape: list) -> onnx.ValueInfoProto:
 
 
 def _metadata(description: ModelDescription, score_threshold: float) -> dict[str, str]:
-    layout = description.variant.layout
+    layout = asdict(description.variant.layout)
+    image_size = layout.pop("image_size")
     # Texts alone, as ONNX has nothing else for metadata. docs/onnx.md names them: programs of others read them.
     return {
         "package": "ssd300_vgg16",
         "version": __version__,
         "variant": description.variant.name,
         "width": f"{description.width:g}",
-        "image_size": str(layout.image_size),
+        "image_size": str(image_size),
         "pixel_format": _PIXEL_FORMAT,
         "num_classes": str(description.num_classes),
         **({} if description.tile_side is None else {"tile_side": str(description.tile_side)}),
@@ -125,7 +126,7 @@ def _metadata(description: ModelDescription, score_threshold: float) -> dict[str
         "candidates_per_class": str(CANDIDATES_PER_CLASS),
         "nms_iou": f"{NMS_IOU:g}",
         "detections_per_image": str(DETECTIONS_PER_IMAGE),
-        "default_boxes": json.dumps({name: value for name, value in asdict(layout).items() if name != "image_size"}),
+        "default_boxes": json.dumps({name: value for name, value in layout.items() if value}),
         "variances": json.dumps([CENTRE_VARIANCE, SIZE_VARIANCE]),
     }
 

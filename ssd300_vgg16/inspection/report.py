@@ -8,6 +8,7 @@ from ssd300_vgg16 import boxes as box_math
 from ssd300_vgg16.data.dataset import Sample
 from ssd300_vgg16.data.matching import MATCH_IOU
 from ssd300_vgg16.inspection.figures import Candidate, ClassCount, Contents, InputObjects
+from ssd300_vgg16.network.variants import FITTED
 from ssd300_vgg16.text import listed, printable
 
 MAX_CLASSES = 10  # that are named in the line
@@ -106,6 +107,17 @@ def tile_advice(objects: InputObjects, samples: Sequence[Sample], chosen: Candid
     ]
 
 
+def describe_others(ious: Mapping[Candidate, np.ndarray], chosen: Candidate) -> str:
+    """A line on the other default boxes that the chosen network may have, if there are any."""
+    told = [
+        f"{other.box_sizes} {share_fitting(values):.1%} ({values.mean():.2f})"
+        for other, values in ious.items()
+        if other.model == chosen.model and other is not chosen
+    ]
+    mean = f"mean of the best IoUs {ious[chosen].mean():.2f}"
+    return f"                      {mean}; {', '.join(told)}" if told else ""
+
+
 def describe_unseen(names: Sequence[str]) -> str:
     """A line about the classes that val has objects of and train has none of."""
     if not names:
@@ -146,7 +158,9 @@ def advice(
             f"{misfit.mean():.0%} of the objects have no default box with IoU >= {MATCH_IOU}: "
             f"{_cause(objects, misfit, chosen)}{remedy if shares[best] >= shares[chosen] + GAIN_WORTH_ADVICE else ''}"
         )
-    better = max((other for other in ious if other.model == chosen.model), key=shares.__getitem__)
+    same = [other for other in ious if other.model == chosen.model]
+    # Fitted ones fit best, if by little: the published are as good then.
+    better = max(same, key=lambda other: shares[other] - GAIN_WORTH_ADVICE * (other.box_sizes == FITTED))
     if shares[better] >= shares[chosen] + GAIN_WORTH_ADVICE:
         fits = f"fits {shares[better]:.0%} of the objects, {chosen.box_sizes} {shares[chosen]:.0%}"
         lines.append(f"--default-boxes {better.box_sizes} {fits}: {better.box_sizes} is the better choice")
@@ -164,6 +178,6 @@ def _cause(objects: InputObjects, misfit: np.ndarray, chosen: Candidate) -> str:
     ratios = objects.ratios[misfit]
     if (objects.sides[misfit] < SMALL_FOR_DEFAULT_BOXES * smallest).mean() > 0.5:
         return f"most are small at {size} x {size}; larger crops of the images would help"
-    if (np.maximum(ratios, 1 / ratios) > NARROW).mean() > 0.5:
+    if chosen.box_sizes != FITTED and (np.maximum(ratios, 1 / ratios) > NARROW).mean() > 0.5:
         return f"most are longer than {NARROW:g} to 1, as no default box is"
     return "their shapes and places lie between those of the default boxes"

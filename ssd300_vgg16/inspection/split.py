@@ -112,6 +112,11 @@ class Inspected:
         return self.faults[first:FAULTS_SHOWN] + more + rotated
 
 
+def on_tiles(dataset: Dataset, tiling: Tiling | None) -> Dataset:
+    """The data set as a training on these tiles, if any, sees it."""
+    return replace(dataset, samples=tuple(tile_samples(dataset.samples, tiling)))
+
+
 def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: Sequence[Candidate]) -> Inspected:
     """Inspect a split, "train" or "val".
 
@@ -119,7 +124,7 @@ def inspect_split(split: str, dataset: Dataset, settings: Settings, candidates: 
     """
     size = settings.chosen.image_size
     objects, tiling = objects_at_input(dataset, size), settings.tiling
-    tiled = replace(dataset, samples=tuple(tile_samples(dataset.samples, tiling))) if tiling else dataset
+    tiled = on_tiles(dataset, tiling)
     seen = objects_at_input(tiled, size) if tiling else objects
     fit = _fit(seen, settings, candidates) if len(seen) else None
     if fit and candidates and not tiling:

@@ -9,6 +9,9 @@ from ssd300_vgg16.boxes import cxcywh_to_xyxy
 
 # Of networks that are built, however one is described, and of data sets: width 8 has 1.5 billion parameters.
 MAX_WIDTH, MAX_CLASSES = 8, 30_000
+# Of each feature map, the (width, height) of each default box, in pixels of the input.
+Shapes = tuple[tuple[tuple[float, float], ...], ...]
+MIN_SIDE = 2.0  # of a fitted default box, in pixels
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class DefaultBoxLayout:
 
     feature_maps: cells along one side of each map. steps: distance between neighbouring cells.
     sizes: scale s of each map, and one more for the last map's sqrt(s s'). ratios: r of each map's w:h = r and 1/r.
+    shapes: width and height of each map's default boxes, where they were fitted; such a layout has no sizes and ratios.
     """
 
     image_size: int
@@ -24,11 +28,12 @@ class DefaultBoxLayout:
     steps: tuple[float, ...]
     sizes: tuple[float, ...]
     ratios: tuple[tuple[int, ...], ...]
+    shapes: Shapes = ()
 
     @property
     def boxes_per_cell(self) -> tuple[int, ...]:
-        """Default boxes around one cell of each feature map: s, sqrt(s s'), and two for each ratio."""
-        return tuple(2 + 2 * len(ratios) for ratios in self.ratios)
+        """Default boxes around one cell of each feature map: s, sqrt(s s'), and two for each ratio; or its shapes."""
+        return tuple(map(len, self.shapes)) or tuple(2 + 2 * len(ratios) for ratios in self.ratios)
 
 
 # The published COCO model: scales 0.07, 0.15 ... 1.05 of the image (section 3.4: smaller than on VOC).
@@ -75,7 +80,7 @@ def _boxes_of_map(layout: DefaultBoxLayout, index: int) -> np.ndarray:
     """float32 [cells * K, 4] centre, width and height in units of the image's side."""
     # float32 in units of the image, as published implementations compute: which default box an object is matched to can
     # hang on the last bits of these numbers.
-    shapes = np.minimum(_shapes_in_cell(layout, index), 1)
+    shapes = np.minimum(shapes_in_cell(layout, index), 1)
     cells_across_image = np.float32(layout.image_size / layout.steps[index])
     centres = (np.arange(layout.feature_maps[index], dtype=np.float32) + np.float32(0.5)) / cells_across_image
     y, x = np.meshgrid(centres, centres, indexing="ij")
@@ -84,8 +89,10 @@ def _boxes_of_map(layout: DefaultBoxLayout, index: int) -> np.ndarray:
     return np.concatenate(pairs, axis=-1).reshape(-1, 4)
 
 
-def _shapes_in_cell(layout: DefaultBoxLayout, index: int) -> np.ndarray:
+def shapes_in_cell(layout: DefaultBoxLayout, index: int) -> np.ndarray:
     """Widths and heights of one cell's default boxes, float32 [K, 2] in units of the image's side."""
+    if layout.shapes:
+        return (np.array(layout.shapes[index]) / layout.image_size).astype(np.float32)
     scale, next_scale = (size / layout.image_size for size in layout.sizes[index : index + 2])
     between = np.sqrt(scale * next_scale)
     shapes = [(scale, scale), (between, between)]
@@ -118,7 +125,7 @@ class ExtraLayer:
 
 @dataclass(frozen=True)
 class Variant:
-    """One SSD. model: its name for --model; boxes: whose default box sizes it has, "coco" or "voc"."""
+    """One SSD. model: its name for --model; boxes: whose default boxes it has, "coco", "voc" or FITTED."""
 
     model: str
     boxes: str
@@ -161,8 +168,21 @@ VARIANTS: dict[str, Variant] = {
 }
 MODELS = tuple(dict.fromkeys(variant.model for variant in VARIANTS.values()))
 BOX_SIZES = tuple(dict.fromkeys(variant.boxes for variant in VARIANTS.values()))
+FITTED = "fit"  # for --default-boxes; a variant of that name is one of a data set's, and none of VARIANTS
 
 
 def variant_of(model: str, boxes: str) -> Variant:
     """The variant of a model's name (one of MODELS) and a choice of default box sizes (one of BOX_SIZES)."""
     return VARIANTS[f"{model}_{boxes}"]
+
+
+def fitted_variant(model: str, shapes: Shapes) -> Variant:
+    """A model with default boxes of these shapes; raises ValueError for others than as many as the published has."""
+    published = variant_of(model, "coco")
+    layout = replace(published.layout, sizes=(), ratios=(), shapes=shapes)
+    if layout.boxes_per_cell != published.layout.boxes_per_cell:
+        raise ValueError(f"{layout.boxes_per_cell} default boxes in a cell, not {published.layout.boxes_per_cell}")
+    for side in (side for of_map in shapes for shape in of_map for side in shape):
+        if not MIN_SIDE <= side <= layout.image_size:
+            raise ValueError(f"a default box with a side of {side:g} of {layout.image_size} pixels")
+    return replace(published, boxes=FITTED, layout=layout)

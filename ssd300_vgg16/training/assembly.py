@@ -59,11 +59,12 @@ def starting_weights(options: TrainOptions) -> Weights | None:
     return weights if options.load else trunk_of(weights)
 
 
-def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerPool) -> Trainer:
+def assembled(
+    setup: Setup, folder: Path, checkpoint: Checkpoint | None, weights: Weights | None, pool: WorkerPool
+) -> Trainer:
     """The trainer of a run, from its checkpoint if it has one, else from the weights or from nothing."""
     options, world = setup.options, setup.world
-    whole = setup.train_set.samples
-    every = tile_samples(whole, options.tiling) if options.tiling else whole
+    every = tile_samples(setup.train_set.samples, options.tiling)
     labelled, empty = samples_with_objects(every), backgrounds_of(every)
     backgrounds = min(len(empty), round((options.background_images or 0) * len(labelled)))
     samples = [*labelled, *empty] if backgrounds else labelled
@@ -79,7 +80,7 @@ def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerP
         backgrounds=backgrounds,
     )
     schedule = _schedule(options, steps_per_epoch(batch.images_per_epoch(len(samples)), options.batch_size))
-    checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
+    checkpoint = checkpoint or Checkpoint({}, {}, {}, Progress())
     model = _network(setup, checkpoint, weights, labelled, pool).to(setup.device)
     freeze_backbone(model, options.trainable_backbone_layers)
     kind = options.accumulate, options.amp, setup.eager, BACKGROUND_POSITIVES if backgrounds else 0
@@ -119,7 +120,7 @@ def _schedule(options: TrainOptions, steps: int) -> Schedule:
     )
 
 
-def _checkpoint_to_go_on_from(options: TrainOptions, train_set: Dataset, world: World) -> Checkpoint | None:
+def checkpoint_to_go_on_from(options: TrainOptions, train_set: Dataset, world: World) -> Checkpoint | None:
     """The checkpoint that --resume means, if there is one and it is of a training on this data."""
     if not options.resume:
         return None
@@ -148,7 +149,7 @@ def _network(
     model = build_model(setup.description)
     if checkpoint.model:
         load_tensors(model, checkpoint.model, Path(options.resume or ""))
-    elif weights := weights or starting_weights(options):
+    elif weights:
         start = start_from(weights, setup.description, model_tensors(model))
         load_tensors(model, start.tensors, weights.path)
         setup.world.say(start.table)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import name_also
+from ssd300_vgg16.network.variants import Variant
 from ssd300_vgg16.schema import check
 from ssd300_vgg16.weights.locate import LAST
 from ssd300_vgg16.weights.safetensors_file import ModelDescription, read_weights, save_weights
@@ -41,12 +42,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Names to arrays, of the network, the optimizer and the moving average (if there is one); and the progress."""
+    """Names to arrays, of the network, the optimizer and the moving average (if there is one); and the progress.
+
+    variant: the network's.
+    """
 
     model: Mapping[str, np.ndarray]
     optimizer: Mapping[str, np.ndarray]
     average: Mapping[str, np.ndarray]
     progress: Progress
+    variant: Variant | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, description: ModelDescription, keep: int) -> None:
@@ -104,13 +109,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if min(progress.step, progress.epoch, progress.metrics_length) < 0:
             raise ValueError("a count below 0")
         refuse_not_finite(tensors)
+        variant = ModelDescription.from_json(header["model"]).variant if "model" in header else None
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: a checkpoint of another version of this program: use --load to start from it"
         ) from error
-    return Checkpoint(parts[""], parts[OPTIMIZER_PREFIX], parts[AVERAGE_PREFIX], progress)
+    return Checkpoint(parts[""], parts[OPTIMIZER_PREFIX], parts[AVERAGE_PREFIX], progress, variant)
 
 
 def newest_checkpoint(run: Path) -> tuple[Path, Checkpoint, list[str]] | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES, VOC_CATEGORIES
-from ssd300_vgg16.data.dataset import Dataset, shared_images, usual_side
+from ssd300_vgg16.data.dataset import Dataset, shared_images
 from ssd300_vgg16.data.workers import WorkerPool, workers_for
 from ssd300_vgg16.devices import resolve_device
 from ssd300_vgg16.distributed.world import World, this_world
@@ -22,13 +22,14 @@ from ssd300_vgg16.evaluate_weights import evaluate_weights
 from ssd300_vgg16.files import write_json
 from ssd300_vgg16.gpu_memory import TRAINING_ADVICE, advice_when_out_of_memory
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluation_batch_size
-from ssd300_vgg16.network.variants import SSD300_VGG16, variant_of
+from ssd300_vgg16.network.variants import FITTED, default_boxes
 from ssd300_vgg16.runtime import environment, flow
 from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.training import run_folder
-from ssd300_vgg16.training.assembly import Setup, assembled, starting_weights
+from ssd300_vgg16.training.assembly import Setup, assembled, checkpoint_to_go_on_from, starting_weights
 from ssd300_vgg16.training.checkpoint import go_back_to
 from ssd300_vgg16.training.config import TrainOptions, refuse_compiled
+from ssd300_vgg16.training.description import description_of
 from ssd300_vgg16.training.dry_run import dry_run
 from ssd300_vgg16.training.not_finite import draw_step
 from ssd300_vgg16.training.run_log import RunLog
@@ -36,8 +37,7 @@ from ssd300_vgg16.training.run_page import PAGE, RunPage
 from ssd300_vgg16.training.step import NotFinite
 from ssd300_vgg16.training.trainer import Trainer
 from ssd300_vgg16.weights.model import model_tensors
-from ssd300_vgg16.weights.recognise import Weights
-from ssd300_vgg16.weights.safetensors_file import ModelDescription, checksum
+from ssd300_vgg16.weights.safetensors_file import checksum
 
 # Of own data, if nothing is said: measured in benchmarks/backgrounds.py.
 BACKGROUND_IMAGES = 0.1
@@ -82,25 +82,29 @@ def train(options: TrainOptions) -> int:
     world.say(*options.notices)
     train_set, val_set = _load_data(options, world)  # first: what is wrong there is said before a download
     weights = None if options.resume else starting_weights(options)
-    description = _description(options, train_set, weights)
-    # options.json keeps what was settled: a run that goes on must not ask the data or the weights again.
-    options = replace(
-        options,
-        num_classes=description.num_classes,
-        model=description.variant.model,
-        default_boxes=description.variant.boxes,
-        width=description.width,
-        background_images=_background_images(options, train_set),
-    )
-    setup = Setup(options, train_set, val_set, description, world, device, eager)
     on_gpu = nullcontext() if device == "cpu" else advice_when_out_of_memory(TRAINING_ADVICE, "train.sh")
     with ExitStack() as alone, on_gpu, WorkerPool(workers_for(device, options.workers), options.restarts) as pool:
         folder = Path(options.resume or "")
         if world.is_first and not options.check:
             folder = run_folder.folder_of(options.resume, options.output_dir)
             alone.enter_context(run_folder.held(folder))
-        trainer = assembled(setup, folder, weights, pool)
-        weights = None  # they are in the network now, and take memory
+        checkpoint = checkpoint_to_go_on_from(options, train_set, world)
+        if options.resume and not checkpoint:
+            weights = starting_weights(options)
+        description = description_of(options, train_set, weights, checkpoint, world)
+        boxes = description.variant.boxes
+        # options.json keeps what was settled: a run that goes on must not ask the data or the weights again.
+        options = replace(
+            options,
+            num_classes=description.num_classes,
+            model=description.variant.model,
+            default_boxes=options.default_boxes if boxes == FITTED else boxes,  # those of the weights have no name
+            width=description.width,
+            background_images=_background_images(options, train_set),
+        )
+        setup = Setup(options, train_set, val_set, description, world, device, eager)
+        trainer = assembled(setup, folder, checkpoint, weights, pool)
+        checkpoint = weights = None  # they are in the network now, and take memory
         _refuse_unlike(world, trainer, setup)
         cut_short = trainer.schedule.notices(options.warmup_steps)
         if options.check:
@@ -154,22 +158,6 @@ def _load_data(options: TrainOptions, world: World) -> tuple[Dataset, Dataset]:
     return train_set, val_set
 
 
-def _description(options: TrainOptions, train_set: Dataset, weights: Weights | None) -> ModelDescription:
-    """The network to train: as the options say, else as in the weights that it starts from, else as the data needs."""
-    theirs = weights.description if weights else None
-    if theirs:
-        model, boxes, width = theirs.variant.model, theirs.variant.boxes, theirs.width
-    else:
-        model, boxes, width = SSD300_VGG16.model, "voc" if train_set.kind == "voc" else "coco", 1.0
-    return ModelDescription(
-        options.num_classes or train_set.num_classes,
-        width if options.width is None else options.width,
-        train_set.categories,
-        variant_of(options.model or model, options.default_boxes or boxes),
-        options.tiles or usual_side(train_set.samples),
-    )
-
-
 def _background_images(options: TrainOptions, train_set: Dataset) -> float:
     """The share of images without objects: as the options say, else none of COCO or VOC, as in what is published."""
     if options.background_images is not None:
@@ -186,6 +174,7 @@ def _refuse_unlike(world: World, trainer: Trainer, setup: Setup) -> None:
         "kind of step": "eager" if setup.eager else "compiled",
         "checkpoint (its step)": trainer.progress.step,
         "checksum of the weights": checksum(model_tensors(trainer.model)),
+        "checksum of the default boxes": checksum({"": default_boxes(trainer.model.layout)}),
         "training data": setup.train_set.fingerprint(),
         "validation data": setup.val_set.fingerprint(),
     }

@@ -15,7 +15,15 @@ from ssd300_vgg16 import reading
 from ssd300_vgg16.data.dataset import BACKGROUND, MAX_NAME_LETTERS, Category
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.files import write_atomically
-from ssd300_vgg16.network.variants import MAX_CLASSES, MAX_WIDTH, SSD300_VGG16, VARIANTS, Variant
+from ssd300_vgg16.network.variants import (
+    FITTED,
+    MAX_CLASSES,
+    MAX_WIDTH,
+    SSD300_VGG16,
+    VARIANTS,
+    Variant,
+    fitted_variant,
+)
 from ssd300_vgg16.schema import check
 
 HEADER = "ssd300_vgg16"
@@ -31,6 +39,7 @@ class _Description(TypedDict, total=False):
     categories: list[Category]
     variant: str
     tile_side: int | None
+    default_boxes: list[list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class ModelDescription:
             "categories": categories,
             "variant": self.variant.name,
             **({} if self.tile_side is None else {"tile_side": self.tile_side}),
+            **({"default_boxes": self.variant.layout.shapes} if self.variant.layout.shapes else {}),
         }
 
     @classmethod
@@ -68,7 +78,13 @@ class ModelDescription:
         """The description that `as_json` wrote; raises KeyError, TypeError or ValueError if it is none."""
         check(value, _Description)
         categories = tuple(Category(**category) for category in value["categories"])
-        variant = VARIANTS[value.get("variant", SSD300_VGG16.name)]  # the first files did not name it
+        name = value.get("variant", SSD300_VGG16.name)  # the first files did not name it
+        model, _, boxes = name.rpartition("_")
+        if boxes == FITTED:
+            shapes = tuple(tuple((width, height) for width, height in of_map) for of_map in value["default_boxes"])
+            variant = fitted_variant(model, shapes)
+        else:
+            variant = VARIANTS[name]
         description = cls(value["num_classes"], value["width"], categories, variant, value.get("tile_side"))
         description.refuse_impossible()
         return description

@@ -116,6 +116,8 @@ def _table(
     kind = weights.description.variant.name if weights.description else "a VGG16"
     rows = [f"starting from {weights.path}: {weights.format}, {weights.names}'s names, {kind}"]
     rows += [f"  ({note})" for note in weights.notes]
+    if weights.description and weights.description.variant.layout != description.variant.layout:
+        rows.append(f"  (its heads have learnt other default boxes than these of {description.variant.name})")
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for name in fresh:
         parts[next(part for part, beginnings in PARTS.items() if name.startswith(beginnings))].append(name)

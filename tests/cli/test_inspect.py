@@ -97,15 +97,33 @@ def test_figures_of_a_network_are_the_same_in_the_comparison(folder, elsewhere, 
         assert f"Validation: shapes at {size} x {size}" in page and "train: " not in capsys.readouterr().out
         row = r"<th[^>]*>(ssd\d+_vgg16, \w+).*?</th><td>([\d.]+%</td><td>[\d.]+)</td>"
         rows.append(dict(re.findall(row, page)))
-        assert len(rows[-1]) == 4 and len(samples_on(page)) == 1
+        assert len(rows[-1]) == 5 and len(samples_on(page)) == 1
+    fitted = [rows[0].pop("ssd512_vgg16, fit"), rows[1].pop("ssd300_vgg16, fit")]
     assert rows[0] == rows[1] and len(set(rows[0].values())) > 2
+    assert all(found.startswith("100.0%") for found in fitted)
+
+
+def test_fitted_default_boxes_are_compared_and_chosen(elsewhere, capsys):
+    """Of long thin objects, which no published default box is like."""
+    things = [thing("cat", (5 + 9 * number, 2, 9 + 9 * number, 38)) for number in range(5)]
+    flat = thing("cat", (5, 5, 5, 9))
+    write_voc(elsewhere / "VOC", {"1": xml(*things), "2": xml(flat)}, {"train": ["1"], "val": ["2"]})
+    assert inspect.main(["inspect", "VOC"]) == 0
+    output = capsys.readouterr().out
+    assert "--default-boxes fit fits 100% of the objects, voc 0%: fit is the better choice" in output
+    assert re.search(r"\n +mean of the best IoUs 0\.\d\d; coco 0\.0% \(0\.\d\d\), fit 100\.0% \(0\.\d\d\)\n", output)
+    assert inspect.main(["inspect", "VOC", "--default-boxes", "fit"]) == 0
+    output = capsys.readouterr().out
+    assert "ssd300_vgg16 with fit: 100.0% of the objects" in output and "advice" not in output
+    with pytest.raises(UserError, match=r"--default-boxes fit: .* has no objects to fit default boxes to"):
+        inspect.main(["inspect", "VOC", "--split", "val", "--default-boxes", "fit"])
 
 
 @pytest.mark.parametrize("model", ["ssd300_vgg16", "ssd512_vgg16", "ssd512_vgg16_highres"])
-def test_one_network_of_each_input_size_is_compared(model):
-    chosen, compared = inspect._candidates(model, "voc")
+def test_one_network_of_each_input_size_is_compared(folder, model):
+    chosen, compared = inspect._candidates(model, "voc", shapes(folder, "val"))
     large = model if "512" in model else "ssd512_vgg16"
-    expected = [(name, boxes) for name in ("ssd300_vgg16", large) for boxes in ("coco", "voc")]
+    expected = [(name, boxes) for name in ("ssd300_vgg16", large) for boxes in ("coco", "voc")] + [(model, "fit")]
     assert (chosen.model, chosen.box_sizes) == (model, "voc")
     assert [(one.model, one.box_sizes) for one in compared] == expected
 

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from file_server import Answer, directly_and_at_once, serving
 from foreign_weights import by_published_names, published_trunk, random_detector, reduced_vgg16, write_pth
 from safetensors.numpy import load_file, save_file
-from small_data import environment, untrained_run
+from small_data import FITTED_SHAPES, environment, untrained_run
 
 from ssd300_vgg16.cli.weights import main
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
+from ssd300_vgg16.network.variants import fitted_variant
 from ssd300_vgg16.weights.formats import Contents
 from ssd300_vgg16.weights.locate import BEST
 from ssd300_vgg16.weights.published import PUBLISHED, Published, Source
@@ -306,6 +308,19 @@ def test_what_a_file_does_not_say_of_its_network_can_be_said(tmp_path, call, siz
     model, _, boxes = variant.rpartition("_")
     assert f"  network  {model}, default boxes of {boxes.upper()}'s sizes, width 0.0625" in lines
     assert Detector.load(out).model.variant.name == variant
+
+
+def test_fitted_default_boxes_stay_unless_others_are_said(ours, tmp_path, call):
+    fitted, out = tmp_path / "fitted.safetensors", tmp_path / "out.safetensors"
+    description = replace(description_of(ours / BEST), variant=fitted_variant("ssd300_vgg16", FITTED_SHAPES))
+    save_weights(fitted, read_weights(ours / BEST)[0], description)
+    lines = call("convert", fitted, out)
+    assert "  network  ssd300_vgg16, default boxes fitted to a data set, width 0.02" in lines
+    assert description_of(out) == description
+    call("convert", fitted, tmp_path / "voc.safetensors", "--default-boxes", "voc")
+    assert description_of(tmp_path / "voc.safetensors").variant.name == "ssd300_vgg16_voc"
+    message = refusal("convert", fitted, tmp_path / "other.safetensors", "--model", "ssd512_vgg16")
+    assert "has default boxes of its own, fitted for ssd300_vgg16" in message
 
 
 def test_a_model_that_the_tensors_are_not_of_is_refused(ours, tmp_path):

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from small_data import FITTED_SHAPES
 
 from ssd300_vgg16.data.categories import COCO_CATEGORIES
 from ssd300_vgg16.data.dataset import Category
@@ -15,7 +16,7 @@ from ssd300_vgg16.deploy.model import detection_outputs, onnx_model, save
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.network.postprocess import postprocess
 from ssd300_vgg16.network.ssd import SSD
-from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, DefaultBoxLayout, default_boxes
+from ssd300_vgg16.network.variants import SSD300_VGG16, VARIANTS, DefaultBoxLayout, default_boxes, fitted_variant
 from ssd300_vgg16.network.vgg import Conv2d
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
@@ -132,9 +133,13 @@ def answers(num_classes, boxes, batch=2, spread=1.0, seed=0):
     return rng.standard_normal((batch, boxes, 4), dtype=np.float32), logits
 
 
-@pytest.mark.parametrize("name", ["ssd300_vgg16_coco", "ssd512_vgg16_voc"])
-def test_detections_are_the_packages(name):
-    layout = VARIANTS[name].layout
+@pytest.mark.parametrize(
+    "variant",
+    [VARIANTS["ssd300_vgg16_coco"], VARIANTS["ssd512_vgg16_voc"], fitted_variant("ssd300_vgg16", FITTED_SHAPES)],
+    ids=lambda variant: variant.name,
+)
+def test_detections_are_the_packages(variant):
+    layout = variant.layout
     counts = assert_detections_are_ours(*answers(4, len(default_boxes(layout))), layout)
     assert counts == [200, 200]
 

@@ -16,6 +16,11 @@ from ssd300_vgg16.data.shapes import CATEGORY_IDS, write_shapes
 
 # Channels of the smallest network that is still one of SSD's: the first layer has a single one.
 WIDTH = 0.02
+# Fitted default boxes of SSD300, of all ratios and sizes.
+FITTED_SHAPES = tuple(
+    tuple((10.0 + 13 * level + 2 * box, 9.0 * (box + 1) * (level + 1) / 2) for box in range(boxes))
+    for level, boxes in enumerate((4, 6, 6, 6, 4, 4))
+)
 
 
 def shapes_folder(folder: Path, train_images: int = 4, val_images: int = 2) -> Path:

@@ -159,9 +159,14 @@ def test_a_sample_of_objects_has_whole_images():
     assert figures.some_images(objects, 500, seed=0) is objects
 
 
-COCO, VOC, LARGE = (
+COCO, VOC, FIT, LARGE = (
     Candidate(model, boxes, size, np.array([[0, 0, 20, 20], [0, 0, 60, 60]], dtype=np.float32))
-    for model, boxes, size in (("small", "coco", 300), ("small", "voc", 300), ("large", "coco", 512))
+    for model, boxes, size in (
+        ("small", "coco", 300),
+        ("small", "voc", 300),
+        ("small", "fit", 300),
+        ("large", "coco", 512),
+    )
 )
 
 
@@ -185,6 +190,14 @@ def of_size(*sizes):
         ((90, 90), {COCO: [0.4, 0.4, 0.9, 0.9]}, 0, ["between those of the default boxes$"]),
         ((50, 50), {COCO: [0.4, 0.9, 0.9, 0.9], VOC: [0.9] * 4}, 0, ["25% of", "voc fits 100% .*coco 75%: voc is"]),
         ((50, 50), {COCO: [0.9] * 4, VOC: [0.4, 0.9, 0.9, 0.9]}, 0, []),
+        ((50, 50), {COCO: [0.9] * 100, FIT: [0.99] * 100}, 0, []),
+        (
+            (50, 50),
+            {COCO: [0.9] * 96 + [0.4] * 4, VOC: [0.9] * 99 + [0.4], FIT: [0.99] * 100},
+            0,
+            ["voc is the better"],
+        ),
+        ((50, 50), {COCO: [0.9] * 96 + [0.4] * 4, VOC: [0.4] * 100, FIT: [0.99] * 100}, 0, ["fit is the better"]),
         ((50, 50), {COCO: [0.9] * 4}, 1, ["25% of the objects are not learnt"]),
     ],
 )

@@ -1,5 +1,6 @@
 """Whose names a file's tensors have, and which network they make: by state dicts built as those projects build them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 from foreign_weights import NAMES, convolutions, foreign_detector, published_order, random_detector, thin
 from safetensors.numpy import save_file
+from small_data import FITTED_SHAPES
 
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.errors import UserError
-from ssd300_vgg16.network.variants import VARIANTS
+from ssd300_vgg16.network.variants import VARIANTS, fitted_variant
 from ssd300_vgg16.weights.formats import Contents
 from ssd300_vgg16.weights.parameter_names import AMDEGROOT, LUFFICC, PUBLISHED
 from ssd300_vgg16.weights.recognise import CLASSIFIER_DEVIATION, CLASSIFIER_MEAN, read_as_ssd, recognise
@@ -82,9 +84,12 @@ def test_the_two_ssd512_are_told_apart_by_their_names():
         assert any(variant in note for note in found.notes)
 
 
-def test_a_header_goes_before_what_shapes_say():
-    said = ModelDescription(91, 1 / 16, (Category(1, 7, "cell"),), VARIANTS["ssd512_vgg16_voc"], tile_side=1300)
-    assert read(published_detector(512, 91), {"model": said.as_json()}).description == said
+@pytest.mark.parametrize("variant", [VARIANTS["ssd512_vgg16_voc"], fitted_variant("ssd300_vgg16", FITTED_SHAPES)])
+def test_a_header_goes_before_what_shapes_say(variant):
+    said = ModelDescription(91, 1 / 16, (Category(1, 7, "cell"),), variant, tile_side=1300)
+    kept = json.loads(json.dumps(said.as_json()))
+    assert read(published_detector(variant.layout.image_size, 91), {"model": kept}).description == said
+    assert ("default_boxes" in kept) == (variant.name not in VARIANTS)  # an older version knows neither, and says so
 
 
 @pytest.mark.parametrize(
@@ -102,8 +107,22 @@ def test_a_header_goes_before_what_shapes_say():
         {"categories": [{"label": 3, "id": 1, "name": "beyond the last output"}]},
         {"categories": [{"label": "1", "id": 1, "name": "cat"}]},
         {"categories": [{"label": 1, "id": 1, "name": ["cat"]}]},
+        {"variant": "ssd300_vgg16_fit"},
+        {"variant": "vgg19_fit", "default_boxes": FITTED_SHAPES},
+        *(
+            {"variant": "ssd300_vgg16_fit", "default_boxes": boxes}
+            for boxes in (
+                3,
+                [],
+                [[]] * 6,
+                [[[20, 20, 20]] * 4, *FITTED_SHAPES[1:]],
+                [[[20, 0]] * 4, *FITTED_SHAPES[1:]],
+            )
+        ),
+        {"variant": "ssd300_vgg16_fit", "default_boxes": [[[20, float("nan")]] * 4, *FITTED_SHAPES[1:]]},
+        {"variant": "ssd300_vgg16_fit", "default_boxes": [[[20, 20]] * 10**5, *FITTED_SHAPES[1:]]},
     ],
-    ids=str,
+    ids=lambda said: f"{said!s:.60}",
 )
 def test_a_header_that_cannot_be_is_refused(said):
     """Whatever it says, no network is built that the file's tensors are not those of."""
