@@ -7,13 +7,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from places import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks are run from there, and never installed
 
 from benchmarks import __main__ as command
-from benchmarks import coco_ap, engines, made_up, page
+from benchmarks import coco_ap, engines, made_up, page, same_labels
 from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process, in_turn, trained
 
 BENCHMARKS = command.benchmarks()
@@ -211,3 +212,50 @@ def test_made_up_images_are_a_data_set(tmp_path):
     assert (len(train.samples), len(val.samples)) == (205, 40)
     assert not train.problems and len(train.samples[0].labels) == made_up.OBJECTS_PER_IMAGE
     assert read_image(val.samples[-1].path).shape == (480, 640, 3)
+
+
+def test_smoothed_labels_are_pytorchs():
+    """Of one default box that counts, and of one that does not: cross_entropy(..., label_smoothing=0.1) in float64."""
+    logits = np.array([[[1.0, -2.0, 0.5, 3.0], [9.0, 0.0, 0.0, 0.0]]], dtype=np.float32)
+    labels = np.array([[2, 0]])
+    arrays = np.zeros((1, 2, 4), dtype=np.float32), logits, np.zeros((1, 2, 4), dtype=np.float32), labels
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    gradient = (probabilities - np.eye(4, dtype=np.float32)[labels]) * np.array([[[1], [0]]], dtype=np.float32)
+    sums, _, gradient = same_labels.smoothed(arrays, (np.array([7.0, -np.log(probabilities[0, 0, 2])]), None, gradient))
+    assert sums == pytest.approx([7.0, 2.689753])
+    np.testing.assert_allclose(gradient[0], [[0.0856, -0.0195, -0.8579, 0.7919], [0, 0, 0, 0]], atol=1e-4)
+
+
+def test_boxes_of_a_mosaic_are_on_its_objects():
+    canvas, size = np.zeros((3, 600, 600), dtype=np.uint8), 300
+    boxes = np.array([[50, 60, 150, 130], [400, 80, 500, 200], [20, 420, 90, 590], [330, 340, 520, 450]], np.float32)
+    for number, (left, top, right, bottom) in enumerate(boxes.astype(int)):
+        canvas[:, top:bottom, left:right] = 60 * (number + 1)
+    seen = set()
+    for seed in range(20):
+        out = np.empty((3, size, size), dtype=np.uint8)
+        placed, labels = same_labels.cut_out(canvas, boxes, np.arange(1, 5), np.random.default_rng(seed), out)
+        for box, label in zip(placed, labels, strict=True):
+            left, top, right, bottom = box.round().astype(int)
+            assert (abs(out[:, top + 2 : bottom - 2, left + 2 : right - 2] - 60.0 * label) <= 1).all()
+            grey = abs(out[0] - 60.0 * label) <= 1
+            assert grey.sum() == pytest.approx((bottom - top) * (right - left), rel=0.1)
+        seen.add(tuple(labels))
+    assert {(1, 2, 3, 4)} < seen, "all four, and windows that leave some out"
+
+
+def test_a_view_and_its_mirror_image_agree_or_are_halved():
+    def detected(*rows):
+        boxes, scores, labels = zip(*rows, strict=True)
+        return {
+            "boxes": np.array(boxes, np.float32),
+            "scores": np.array(scores, np.float32),
+            "labels": np.array(labels),
+        }
+
+    plain = detected(((10, 10, 50, 50), 0.9, 1), ((60, 60, 90, 90), 0.6, 2))
+    mirrored = detected(((49, 10, 89, 50), 0.3, 1), ((10, 60, 40, 90), 0.5, 1))  # of an image 100 pixels wide
+    joined = same_labels.mean_of_views(plain, mirrored, 100)
+    assert joined["labels"].tolist() == [1, 2, 1]
+    np.testing.assert_allclose(joined["scores"], [0.6, 0.3, 0.25])
+    np.testing.assert_allclose(joined["boxes"], [[10.25, 10, 50.25, 50], [60, 60, 90, 90], [60, 60, 90, 90]], rtol=1e-6)
