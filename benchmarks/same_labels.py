@@ -221,7 +221,7 @@ def table(figures: Figures) -> str:
             rows.append([*row, COSTS.get(variant, "the same")])
     about = (
         f"`--preset narrow`, {STEPS} steps, from a network that learnt {IMAGES[0]} images of shapes in {FIRST_STEPS} "
-        f"steps. AP on the photographs' own validation set, and on {IMAGES[1]} other images of shapes, by seed, and how "
+        f"steps. AP on the photographs' own validation set, and on {IMAGES[1]} other images of shapes, by seed; how "
         "far it is from that of mirror images alone. Each other row changes one thing of the first."
     )
     heads = ["what", *(head for name in figures for head in (f"AP, {name}", "change")), "cost"]
