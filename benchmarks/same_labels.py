@@ -221,8 +221,8 @@ def table(figures: Figures) -> str:
             rows.append([*row, COSTS.get(variant, "the same")])
     about = (
         f"`--preset narrow`, {STEPS} steps, from a network that learnt {IMAGES[0]} images of shapes in {FIRST_STEPS} "
-        f"steps. AP on the photographs' own validation set, and on {IMAGES[1]} other images of shapes, by seed; how "
-        "far it is from that of mirror images alone. Each other row changes one thing of the first."
+        f"steps. AP on the photographs' own validation set, and on {IMAGES[1]} other images of shapes, by seed; then "
+        "how far it is from that of mirror images alone. Each other row changes one thing of the first."
     )
     heads = ["what", *(head for name in figures for head in (f"AP, {name}", "change")), "cost"]
     return paragraphs(about, markdown(heads, rows))
