@@ -111,54 +111,21 @@ def smoothed(arrays: tuple, found: "tuple[np.ndarray, ...]") -> "tuple[np.ndarra
 
 
 def evaluate_twice(weights: str, data: str, kind: str) -> list[list[float]]:
-    """METRICS of what is detected on the images, and of its mean with what is detected on their mirror images."""
-    import numpy as np
-
+    """METRICS of what is detected on the images, and on their mirror images too."""
     from ssd300_vgg16.data.formats import DataSource
     from ssd300_vgg16.data.workers import WorkerPool
     from ssd300_vgg16.detector import Detector
     from ssd300_vgg16.metrics.evaluation import evaluate
 
-    detector = Detector.load(weights, "cpu")
-    dataset = DataSource(kind, Path(data)).load("val", detector.description.categories)
-
-    def on_both(images, sizes_hw):  # type: ignore[no-untyped-def]
-        views = (detector.detect(view, sizes_hw) for view in (images, np.ascontiguousarray(images[..., ::-1])))
-        return lambda: [mean_of_views(*each, width) for *each, (_, width) in zip(*views, sizes_hw, strict=True)]
-
-    with WorkerPool(0) as pool:
-        both = [evaluate(begin, dataset, detector.image_size, 8, pool) for begin in (detector.begin, on_both)]
-    return [[evaluation.metrics.statistics[metric] for metric in METRICS] for evaluation in both if evaluation]
-
-
-def mean_of_views(plain: dict, mirrored: dict, width: float) -> dict:
-    """Detections of an image and of its mirror image as one.
-
-    A box and its score become the mean with those of the box of its class that it overlaps most in the other view. If
-    it overlaps none by half, its score is halved. NMS leaves one of each two.
-    """
-    import numpy as np
-
-    from ssd300_vgg16 import boxes as box_math
-    from ssd300_vgg16.network.postprocess import DETECTIONS_PER_IMAGE, NMS_IOU, nms
-
-    back = mirrored["boxes"][:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], dtype=np.float32) + np.array(
-        [width, 0, width, 0], dtype=np.float32
-    )
-    mirrored = mirrored | {"boxes": back}
-    same = (plain["labels"][:, None] == mirrored["labels"]) * box_math.iou(plain["boxes"], mirrored["boxes"])
-    boxes, scores = [], []
-    for own, other, overlap in ((plain, mirrored, same), (mirrored, plain, same.T)):
-        # A partner of no score, for where the other view has none.
-        best = np.pad(overlap, ((0, 0), (0, 1)), constant_values=0.5).argmax(axis=1)
-        shares = np.stack((own["scores"], np.append(other["scores"], 0)[best]))[..., None]
-        partners = np.append(other["boxes"], np.zeros((1, 4), dtype=np.float32), axis=0)[best]
-        boxes.append((own["boxes"] * shares[0] + partners * shares[1]) / shares.sum(axis=0))
-        scores.append(shares.mean(axis=0)[:, 0])
-    all_boxes, all_scores = np.concatenate(boxes), np.concatenate(scores)
-    labels = np.concatenate((plain["labels"], mirrored["labels"]))
-    kept = nms(all_boxes, all_scores, labels, NMS_IOU, DETECTIONS_PER_IMAGE)
-    return {"boxes": all_boxes[kept], "scores": all_scores[kept], "labels": labels[kept]}
+    found = []
+    for mirror in (False, True):
+        detector = Detector.load(weights, "cpu", mirror=mirror)
+        dataset = DataSource(kind, Path(data)).load("val", detector.description.categories)
+        with WorkerPool(0) as pool:
+            evaluation = evaluate(detector.begin, dataset, detector.image_size, 8, pool)
+        assert evaluation is not None  # of the only process
+        found.append([evaluation.metrics.statistics[metric] for metric in METRICS])
+    return found
 
 
 # By variant: what it is called, the options of train.sh, and what of this file trains in its place.
@@ -172,7 +139,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...], str]] = {
 # Where a step, or detecting on an image, is more work than with the first.
 COSTS = {"mosaic": "2.5 images read for each", "mirrored": "the network twice"}
 # What the weights of the first give besides: by a moving average of them, and seeing each image mirrored too.
-BESIDES = {"average": f"`--ema {EMA}`", "mirrored": "detection on the mirror image too"}
+BESIDES = {"average": f"`--ema {EMA}`", "mirrored": "`--mirror` in detection"}
 
 
 def measure(options: Options) -> Figures:

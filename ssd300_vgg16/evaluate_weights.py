@@ -12,6 +12,7 @@ from ssd300_vgg16.distributed.world import this_world
 from ssd300_vgg16.files import held, make_folder, refuse_unwritable, write_json
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.report.run_page import Environment
 from ssd300_vgg16.schema import read_json_as
@@ -31,10 +32,11 @@ def evaluate_weights(
     amp: bool = False,
     tiles: int | None = None,
     tile_overlap: float = DEFAULT_OVERLAP,
+    mirror: bool = False,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON.
 
-    engine, amp, tiles: as of `Detector.load`. verify: compare with pycocotools too.
+    engine, amp, tiles, mirror: as of `Detector.load`. verify: compare with pycocotools too.
 
     Returns the exit status: 1 if images were left out, or numbers differ.
     """
@@ -49,7 +51,7 @@ def evaluate_weights(
     engine, device = resolve_engine(engine, device, local_rank, is_exported(weights), amp)
     world.refuse_shared_gpu(device)
     world = world.connected()
-    detector = Detector.load(weights, device, engine=engine, amp=amp, tiles=tiles, tile_overlap=tile_overlap)
+    detector = Detector.load(weights, device, SCORE_THRESHOLD, engine, amp, tiles, tile_overlap, mirror)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
@@ -66,7 +68,8 @@ def evaluate_weights(
             )
         complete = True
         if evaluation is not None:  # in the first process
-            _report(evaluation, weights, dataset, output, tiles)
+            seen = f", on tiles of {tiles} pixels too" * bool(tiles) + ", mirrored too" * mirror
+            _report(evaluation, weights, dataset, output, seen)
             complete = not evaluation.unreadable
             if verify:
                 verification = verification_of(evaluation.metrics, evaluation.results, dataset)
@@ -87,9 +90,9 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
     return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]
 
 
-def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiles: int | None) -> None:
+def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, seen: str) -> None:
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
-    about += f", on tiles of {tiles} pixels too" if tiles else ""
+    about += seen
     print(f"{about}\n{evaluation.table()}")
     metrics = evaluation.as_json()
     if not evaluation.nothing_to_find:

@@ -242,20 +242,3 @@ def test_boxes_of_a_mosaic_are_on_its_objects():
             assert grey.sum() == pytest.approx((bottom - top) * (right - left), rel=0.1)
         seen.add(tuple(labels))
     assert {(1, 2, 3, 4)} < seen, "all four, and windows that leave some out"
-
-
-def test_a_view_and_its_mirror_image_agree_or_are_halved():
-    def detected(*rows):
-        boxes, scores, labels = zip(*rows, strict=True)
-        return {
-            "boxes": np.array(boxes, np.float32),
-            "scores": np.array(scores, np.float32),
-            "labels": np.array(labels),
-        }
-
-    plain = detected(((10, 10, 50, 50), 0.9, 1), ((60, 60, 90, 90), 0.6, 2))
-    mirrored = detected(((49, 10, 89, 50), 0.3, 1), ((10, 60, 40, 90), 0.5, 1))  # of an image 100 pixels wide
-    joined = same_labels.mean_of_views(plain, mirrored, 100)
-    assert joined["labels"].tolist() == [1, 2, 1]
-    np.testing.assert_allclose(joined["scores"], [0.6, 0.3, 0.25])
-    np.testing.assert_allclose(joined["boxes"], [[10.25, 10, 50.25, 50], [60, 60, 90, 90], [60, 60, 90, 90]], rtol=1e-6)
