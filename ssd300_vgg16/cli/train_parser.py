@@ -8,7 +8,7 @@ from ssd300_vgg16.cli import command_line
 from ssd300_vgg16.cli.command_line import Number, fraction, natural, not_negative, positive, positive_int
 from ssd300_vgg16.data.augment import POLICIES
 from ssd300_vgg16.network.variants import BOX_SIZES, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
-from ssd300_vgg16.training.config import GIOU, NO_WEIGHTS, SMOOTH_L1, VGG_STAGES
+from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
 
 # What --pretrained loads, by model; and what VGG16 starts from otherwise.
 TRAINED_DETECTOR = {"ssd300_vgg16": "ssd300_vgg16_coco", "ssd512_vgg16": "ssd512_coco_lufficc"}
@@ -150,10 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--background-images", type=not_negative, metavar="FRACTION", help=empty)
     add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
 
-    add = parser.add_argument_group("loss and update of the weights").add_argument
+    add = parser.add_argument_group("update of the weights").add_argument
     shown = "(default: %(default)s)"
-    boxes = "of what is lost where boxes are not as they should be: of their offsets, or of their overlap "
-    add("--box-loss", choices=(SMOOTH_L1, GIOU), default=SMOOTH_L1, help=boxes + shown)
     add("--optimizer", choices=("sgd", "adamw"), default="sgd", help=shown)
     add("--momentum", type=fraction, default=0.9, help=shown)
     add("--wd", "--weight-decay", dest="weight_decay", type=not_negative, default=5e-4, help=shown)

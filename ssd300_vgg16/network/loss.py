@@ -1,20 +1,13 @@
 """The multibox loss: smooth L1 on offsets, cross-entropy with hard negative mining on classes (section 2.2)."""
 
-from ssd300_vgg16.boxes import CENTRE_VARIANCE, MAX_LOG_RATIO, SIZE_VARIANCE
 from ssd300_vgg16.network.cpu import ops
-from ssd300_vgg16.network.variants import GIOU_WEIGHT, NEGATIVES_PER_POSITIVE
+from ssd300_vgg16.network.variants import NEGATIVES_PER_POSITIVE
 from ssd300_vgg16.network.vgg import in_float32
 from ssd300_vgg16.runtime import flow
 
 
 def multibox_loss(
-    offsets,
-    logits,
-    target_offsets,
-    target_labels,
-    normaliser=None,
-    background_positives: int = 0,
-    by_giou: bool = False,
+    offsets, logits, target_offsets, target_labels, normaliser=None, background_positives: int = 0
 ) -> dict:
     """Both parts of SSD's loss, each summed over the batch and divided by max(1, positives in the batch).
 
@@ -24,22 +17,18 @@ def multibox_loss(
     background_positives: an image without positives counts as one with so many, which cost nothing themselves: they
     bring its hardest negatives, and are in the number that is divided by. With 0 such an image adds nothing.
     normaliser: a float32 scalar to divide by instead, where this is but a part of a batch.
-    by_giou: in place of smooth L1, GIOU_WEIGHT times 1 - GIoU of the boxes (Rezatofighi et al. 2019).
     """
     if normaliser is None:
         counted = _positives(target_labels > 0, background_positives)
         normaliser = counted.sum().to(flow.float32).clamp(min=1.0)
     if not (logits.is_cuda or logits.is_lazy):
-        sums = ops.multibox_losses(offsets, logits, target_offsets, target_labels, background_positives, by_giou)
+        sums = ops.multibox_losses(offsets, logits, target_offsets, target_labels, background_positives)
         localization, classification = sums / normaliser
         return {"localization": localization, "classification": classification}
     offsets, logits = in_float32(offsets), in_float32(logits)
     positive = target_labels > 0
     positives = _positives(positive, background_positives)
-    if by_giou:
-        distance = GIOU_WEIGHT * (1 - _giou(offsets, target_offsets))
-    else:
-        distance = flow._C.smooth_l1_loss(offsets, target_offsets, beta=1.0, reduction="none").sum(dim=2)
+    distance = flow._C.smooth_l1_loss(offsets, target_offsets, beta=1.0, reduction="none").sum(dim=2)
     cross_entropy = _cross_entropy(logits, target_labels)
     counted = flow.logical_or(positive, _hard_negatives(cross_entropy, positive, positives))
     return {
@@ -54,25 +43,6 @@ def _positives(positive, background_positives: int):
     if not background_positives:
         return positives
     return positives + background_positives * (positives == 0).to(positives.dtype)
-
-
-def _giou(offsets, target_offsets):
-    """GIoU [B, D] of the boxes that two offsets [B, D, 4] make of the same default boxes, whatever these are."""
-    (low, high, sides), (target_low, target_high, target_sides) = map(_in_default_box, (offsets, target_offsets))
-    shared = _area((flow.minimum(high, target_high) - flow.maximum(low, target_low)).clamp(min=0.0))
-    union = _area(sides) + _area(target_sides) - shared
-    return shared / union + union / _area(flow.maximum(high, target_high) - flow.minimum(low, target_low)) - 1
-
-
-def _in_default_box(offsets):
-    """Corners and sides, [B, D, 2] each, in units of the default box's sides, from its centre."""
-    sides = flow.exp((SIZE_VARIANCE * offsets[:, :, 2:]).clamp(max=MAX_LOG_RATIO))
-    centre = CENTRE_VARIANCE * offsets[:, :, :2]
-    return centre - sides / 2, centre + sides / 2, sides
-
-
-def _area(sides):
-    return sides[:, :, 0] * sides[:, :, 1]
 
 
 def _cross_entropy(logits, labels):

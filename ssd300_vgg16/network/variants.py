@@ -101,8 +101,6 @@ PIXEL_MEAN = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 SQUARED_NORM_FLOOR = 1e-10
 # Of the loss: hard negatives for each positive, at the most (section 2.2, "Hard negative mining").
 NEGATIVES_PER_POSITIVE = 3
-# Of the loss by GIoU: an offset that is 1 off, where smooth L1 has its full slope, takes about 0.2 of IoU.
-GIOU_WEIGHT = 5.0
 # Of an image without objects, where such images are trained on: it is weighed as one with this many positives.
 BACKGROUND_POSITIVES = 10
 

@@ -23,7 +23,7 @@ from ssd300_vgg16.network.ssd import SSD
 from ssd300_vgg16.network.variants import BACKGROUND_POSITIVES, default_boxes
 from ssd300_vgg16.runtime import flow
 from ssd300_vgg16.training.checkpoint import Checkpoint, Progress, newest_checkpoint
-from ssd300_vgg16.training.config import GIOU, Schedule, TrainOptions
+from ssd300_vgg16.training.config import Schedule, TrainOptions
 from ssd300_vgg16.training.optimizer import MovingAverage, freeze_backbone, initialise_from_scratch
 from ssd300_vgg16.training.step import make_step
 from ssd300_vgg16.training.trainer import Trainer
@@ -80,9 +80,8 @@ def assembled(setup: Setup, folder: Path, weights: Weights | None, pool: WorkerP
     checkpoint = _checkpoint_to_go_on_from(options, setup.train_set, world) or Checkpoint({}, {}, {}, Progress())
     model = _network(setup, checkpoint, weights, pool).to(setup.device)
     freeze_backbone(model, options.trainable_backbone_layers)
-    kind = options.accumulate, options.amp, setup.eager
-    loss = BACKGROUND_POSITIVES if backgrounds else 0, options.box_loss == GIOU
-    step = make_step(model, options.optimizer_config(), schedule, world, *kind, *loss)
+    kind = options.accumulate, options.amp, setup.eager, BACKGROUND_POSITIVES if backgrounds else 0
+    step = make_step(model, options.optimizer_config(), schedule, world, *kind)
     step.restore(checkpoint.optimizer)
     average = MovingAverage(model, options.ema) if options.ema is not None and world.is_first else None
     if average and checkpoint.average:

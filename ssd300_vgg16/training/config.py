@@ -92,8 +92,6 @@ def refuse_compiled(config: OptimizerConfig, passes: int, batch_size: int, proce
         )
 
 
-SMOOTH_L1, GIOU = "smooth-l1", "giou"
-
 NO_WEIGHTS = "none"
 PATHS = ("data_path", "train_annotations", "train_images", "val_annotations", "val_images", "load", "weights_backbone")
 
@@ -143,8 +141,7 @@ class TrainOptions:
     lr_gamma: float
     warmup_steps: int
     seed: int
-    # Loss and update of the weights
-    box_loss: str
+    # Update of the weights
     optimizer: str
     momentum: float
     weight_decay: float

@@ -42,14 +42,13 @@ def _image_losses(trainer: Trainer, batch: TrainingBatch) -> np.ndarray:
     model = build_model(trainer.description)
     load_tensors(model, model_tensors(trainer.model), Path("the weights in training"))
     model = model.to(trainer.device)
-    normaliser, step = flow.tensor(1.0, device=trainer.device), trainer.step
+    normaliser, background_positives = flow.tensor(1.0, device=trainer.device), trainer.step.background_positives
     losses = []
     with flow.no_grad():
         for image in range(len(batch.files)):
             arrays = (array[image : image + 1] for array in (batch.images, batch.offsets, batch.labels))
             pixels, target_offsets, target_labels = (flow.from_numpy(array).to(trainer.device) for array in arrays)
             offsets, logits = model(pixels)
-            targets = target_offsets, target_labels
-            parts = multibox_loss(offsets, logits, *targets, normaliser, step.background_positives, step.by_giou)
+            parts = multibox_loss(offsets, logits, target_offsets, target_labels, normaliser, background_positives)
             losses.append(sum(float(part.numpy()) for part in parts.values()))
     return np.array(losses)

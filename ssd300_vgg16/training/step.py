@@ -92,7 +92,6 @@ class EagerStep:
         world: World,
         passes: int = 1,
         background_positives: int = 0,
-        by_giou: bool = False,
     ):
         self.model = model
         self.optimizer = make_optimizer(config, model, schedule.base_lr)
@@ -101,7 +100,6 @@ class EagerStep:
         self.world = world
         self.passes = passes
         self.background_positives = background_positives
-        self.by_giou = by_giou
         self.metric_names = STEP_METRICS
         self.steps = 0
         self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -131,7 +129,7 @@ class EagerStep:
         for images, target_offsets, target_labels in _passes(batch, self.passes):
             targets = flow.from_numpy(target_offsets).to(device), flow.from_numpy(target_labels).to(device)
             offsets, logits = self.model(flow.from_numpy(images).to(device))
-            losses = multibox_loss(offsets, logits, *targets, normaliser, self.background_positives, self.by_giou)
+            losses = multibox_loss(offsets, logits, *targets, normaliser, self.background_positives)
             (losses["localization"] + losses["classification"]).backward()
             total += flow.stack([losses["localization"], losses["classification"]]).detach()
         return total
@@ -197,13 +195,11 @@ class _Graph(flow.nn.Graph):
         passes: int,
         amp: bool,
         background_positives: int,
-        by_giou: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.passes = passes
         self.background_positives = background_positives
-        self.by_giou = by_giou
         # With amp the gradients are scaled here, by what is not to be had; with passes they come at other times.
         self.reads_norm = passes == 1 and not amp
         self.trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -242,7 +238,7 @@ class _Graph(flow.nn.Graph):
     ) -> tuple[flow.Tensor, ...]:
         offsets, logits = self.model(images)
         targets = target_offsets, target_labels
-        losses = multibox_loss(offsets, logits, *targets, normaliser.max(), self.background_positives, self.by_giou)
+        losses = multibox_loss(offsets, logits, *targets, normaliser.max(), self.background_positives)
         # OneFlow takes the mean of the passes' gradients; theirs is the sum.
         ((losses["localization"] + losses["classification"]) * float(self.passes)).backward()
         parts = flow.stack([losses["localization"], losses["classification"]])
@@ -275,19 +271,17 @@ class GraphStep:
         passes: int = 1,
         amp: bool = False,
         background_positives: int = 0,
-        by_giou: bool = False,
     ):
         self.world = world
         self.passes = passes
         self.amp = amp
         self.background_positives = background_positives
-        self.by_giou = by_giou
         self.device = next(model.parameters()).device
         if world.world_size > 1:
             self.placement = flow.placement(self.device.type, ranks=list(range(world.world_size)))
             model.to_global(placement=self.placement, sbp=flow.sbp.broadcast)
         optimizer = make_optimizer(config, model, schedule.base_lr)
-        self._graph = _Graph(model, optimizer, schedule, passes, amp, background_positives, by_giou)
+        self._graph = _Graph(model, optimizer, schedule, passes, amp, background_positives)
         if world.world_size > 1:
             _kept.append(self._graph)
         self.metric_names = STEP_METRICS if self._graph.reads_norm else STEP_METRICS[:2]
@@ -353,9 +347,8 @@ def make_step(
     amp: bool,
     eager: bool,
     background_positives: int = 0,
-    by_giou: bool = False,
 ) -> GraphStep | EagerStep:
     """The kind of step asked for."""
     if eager:
-        return EagerStep(model, config, schedule, world, passes, background_positives, by_giou)
-    return GraphStep(model, config, schedule, world, passes, amp, background_positives, by_giou)
+        return EagerStep(model, config, schedule, world, passes, background_positives)
+    return GraphStep(model, config, schedule, world, passes, amp, background_positives)

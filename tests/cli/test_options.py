@@ -29,7 +29,6 @@ RECIPE = {
     "dataset": "auto",
     "epochs": 120,
     "batch_size": 32,
-    "box_loss": "smooth-l1",
     "optimizer": "sgd",
     "lr": 0.002,
     "momentum": 0.9,

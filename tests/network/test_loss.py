@@ -6,8 +6,8 @@ from small_data import slowed
 
 from ssd300_vgg16.data.matching import training_targets
 from ssd300_vgg16.network.cpu import loss as cpu_loss
-from ssd300_vgg16.network.loss import _giou, multibox_loss
-from ssd300_vgg16.network.variants import GIOU_WEIGHT, default_boxes
+from ssd300_vgg16.network.loss import multibox_loss
+from ssd300_vgg16.network.variants import default_boxes
 from ssd300_vgg16.runtime import flow
 
 REFERENCE_BATCHES = {
@@ -18,12 +18,12 @@ REFERENCE_BATCHES = {
 }
 
 
-def run(offsets, logits, target_offsets, target_labels, normaliser=None, background_positives=0, by_giou=False):
+def run(offsets, logits, target_offsets, target_labels, normaliser=None, background_positives=0):
     """Both losses, and the gradients of their sum for offsets and logits, in numpy."""
     offsets, logits = (flow.from_numpy(array).requires_grad_() for array in (offsets, logits))
     targets = flow.from_numpy(target_offsets), flow.from_numpy(target_labels)
     normaliser = normaliser and flow.tensor(float(normaliser))
-    losses = multibox_loss(offsets, logits, *targets, normaliser, background_positives, by_giou)
+    losses = multibox_loss(offsets, logits, *targets, normaliser, background_positives)
     (losses["localization"] + losses["classification"]).backward()
     return {name: loss.item() for name, loss in losses.items()}, offsets.grad.numpy(), logits.grad.numpy()
 
@@ -165,67 +165,23 @@ def test_a_logit_that_is_not_finite_is_seen_though_its_box_does_not_count(value,
     assert not np.isfinite(run(offsets, logits, target_offsets, labels)[0]["classification"])
 
 
-# Offsets, target offsets, 1 - GIoU and its gradient by the offsets: torchvision 0.29's generalized_box_iou_loss with
-# eps=0, in float64, of the boxes that they make of a default box of 40 x 80 pixels.
-GIOU_LOSSES = [
-    ((0.06, -0.07, 0.32, 0.05), (-0.27, 0.18, 0.65, 0.47), 0.139292, (0.0, 0.0, -0.172142, -0.172142)),
-    ((-0.7, -1.27, -0.62, 0.04), (-2.33, -0.22, -1.25, -0.73), 0.475094, (0.145521, -0.131776, -0.030215, -0.018987)),
-    ((-1.63, -0.95, 1.23, 3.13), (-0.39, 4.1, -2.0, 1.05), 0.764393, (0.0, -0.055093, 0.062509, -0.057898)),
-    ((7.23, 0.75, -5.95, -7.37), (-3.66, 1.76, -8.08, -1.67), 1.779189, (0.016473, 0.0, -0.009505, -0.014517)),
-]
-
-
-@pytest.mark.parametrize(("offsets", "target_offsets", "loss", "gradient"), GIOU_LOSSES)
-def test_giou_is_torchvisions(offsets, target_offsets, loss, gradient):
-    offsets, targets = (np.array([[row]], dtype=np.float32) for row in (offsets, target_offsets))
-    arrays = offsets, np.zeros((1, 1, 3), dtype=np.float32), targets, np.array([[2]])
-    losses, found, _ = run(*arrays, by_giou=True)
-    assert losses["localization"] == pytest.approx(GIOU_WEIGHT * loss, rel=1e-5)
-    np.testing.assert_allclose(found[0, 0], GIOU_WEIGHT * np.array(gradient), rtol=1e-4, atol=5e-6)
-
-
-def test_the_gradient_of_giou_is_its_slope_in_both_forms():
-    offsets, logits, targets, labels = random_batch(3, 40, 3, [40])
-
-    def loss_of(box, offsets):
-        one = slice(None), slice(box, box + 1)
-        return cpu_loss.multibox_loss(offsets[one], logits[one], targets[one], labels[one], by_giou=True)[0][0]
-
-    gradient = cpu_loss.multibox_loss(offsets, logits, targets, labels, by_giou=True)[1]
-    for box, side in np.ndindex(40, 4):
-        step = 1e-2 * np.eye(4, dtype=np.float32)[side]
-        slope = (loss_of(box, offsets + step) - loss_of(box, offsets - step)) / 2e-2
-        assert gradient[0, box, side] == pytest.approx(slope, abs=4e-3)
-    tensor = flow.from_numpy(offsets).requires_grad_()
-    (GIOU_WEIGHT * (1 - _giou(tensor, flow.from_numpy(targets)))).sum().backward()
-    np.testing.assert_allclose(tensor.grad.numpy(), gradient, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("by_giou", [False, True])
-@pytest.mark.parametrize("side", [0, 3])
-def test_an_offset_that_is_not_finite_is_seen(side, by_giou):
-    offsets, logits, target_offsets, labels = random_batch(8, 50, 4, [3])
-    offsets[0, np.flatnonzero(labels[0])[1], side] = np.nan
-    assert not np.isfinite(run(offsets, logits, target_offsets, labels, by_giou=by_giou)[0]["localization"])
-
-
 class LossGraph(flow.nn.Graph):
-    def __init__(self, *options):
+    def __init__(self, background_positives):
         super().__init__()
-        self.options = options
+        self.background_positives = background_positives
 
     def build(self, offsets, *others):
-        losses = multibox_loss(slowed(offsets), *others, None, *self.options)
+        losses = multibox_loss(slowed(offsets), *others, background_positives=self.background_positives)
         return losses["localization"], losses["classification"]
 
 
-@pytest.mark.parametrize(("background_positives", "by_giou"), [(0, False), (4, False), (0, True)])
-def test_a_graph_computes_the_same(background_positives, by_giou):
-    graph = LossGraph(background_positives, by_giou)
+@pytest.mark.parametrize("background_positives", [0, 4])
+def test_a_graph_computes_the_same(background_positives):
+    graph = LossGraph(background_positives)
     for positives in ([3, 0, 7], [0, 0, 0], [50, 30, 1]):
         batch = random_batch(7, 50, 4, positives)
         found = [loss.item() for loss in graph(*map(flow.from_numpy, batch))]
-        expected = run(*batch, None, background_positives, by_giou)[0]
+        expected = run(*batch, background_positives=background_positives)[0]
         assert found == pytest.approx(list(expected.values()), rel=1e-6)
 
 

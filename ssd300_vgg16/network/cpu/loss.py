@@ -1,19 +1,15 @@
 """The multibox loss on the CPU, with its gradients in the same pass over the default boxes."""
 
-import math
-
 import numpy as np
-from numba import boolean, float32, float64, int64, types
+from numba import float32, float64, int64, types
 
-from ssd300_vgg16.boxes import CENTRE_VARIANCE, MAX_LOG_RATIO, SIZE_VARIANCE
 from ssd300_vgg16.network.cpu.threads import compiled, reused, run_in_threads
-from ssd300_vgg16.network.variants import GIOU_WEIGHT, NEGATIVES_PER_POSITIVE
+from ssd300_vgg16.network.variants import NEGATIVES_PER_POSITIVE
 
 _ROWS = types.Array(float32, 2, "C", readonly=True)
 _LABELS = types.Array(int64, 1, "C", readonly=True)
 _MADE = types.Array(float32, 2, "C")
 _LINE = types.Array(float32, 1, "C")
-_OFFSETS = types.Array(float32, 1, "C", readonly=True)
 
 
 def multibox_loss(
@@ -22,11 +18,10 @@ def multibox_loss(
     target_offsets: np.ndarray,
     target_labels: np.ndarray,
     background_positives: int = 0,
-    by_giou: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sums of both losses, float64 [2], and the gradients of each: of offsets [B, D, 4] and logits [B, D, C].
 
-    background_positives, by_giou: as of `network.loss.multibox_loss`.
+    background_positives: as of `network.loss.multibox_loss`.
     Raises ValueError for shapes that do not go together, and for labels that no logit is of.
     """
     boxes = offsets.shape[:2]
@@ -47,8 +42,8 @@ def multibox_loss(
             _subtract_largest(logits[image], largest, exponentials)
             np.exp(exponentials, out=exponentials)  # by numpy: numba's takes one at a time
             sums[image] = _loss_of_image(
-                offsets[image], logits[image], target_offsets[image], target_labels[image],
-                background_positives, by_giou, largest, exponentials, offsets_gradient[image], logits_gradient[image],
+                offsets[image], logits[image], target_offsets[image], target_labels[image], background_positives,
+                largest, exponentials, offsets_gradient[image], logits_gradient[image],
             )  # fmt: skip
 
     run_in_threads(work, range(len(offsets)))
@@ -68,57 +63,9 @@ def _subtract_largest(logits, largest, shifted):
             shifted[box, number] = row[number] - maximum
 
 
-@compiled(types.UniTuple(float64, 6)(float64, float64, float64, float64))
-def _along_axis(centre, side, target_centre, target_side):
-    """What two boxes share along an axis and what both span, and the gradients of each by the centre and the side."""
-    start, stop = centre - side / 2, centre + side / 2
-    target_start, target_stop = target_centre - target_side / 2, target_centre + target_side / 2
-    shared = min(stop, target_stop) - max(start, target_start)
-    by_start, by_stop = -float64(start > target_start), float64(stop < target_stop)
-    if shared <= 0:
-        shared, by_start, by_stop = 0.0, 0.0, 0.0
-    span = max(stop, target_stop) - min(start, target_start)
-    span_by_start, span_by_stop = -float64(start < target_start), float64(stop > target_stop)
-    return (
-        shared, by_start + by_stop, (by_stop - by_start) / 2,
-        span, span_by_start + span_by_stop, (span_by_stop - span_by_start) / 2,
-    )  # fmt: skip
-
-
-@compiled(float64(float64))
-def _side(offset):
-    return math.exp(min(SIZE_VARIANCE * offset, MAX_LOG_RATIO))
-
-
-@compiled(float64(_OFFSETS, _OFFSETS, _LINE))
-def _giou_loss(offsets, target_offsets, gradient):
-    """GIOU_WEIGHT times 1 - GIoU of the boxes of both offsets; writes its gradient by the former."""
-    x, target_x = CENTRE_VARIANCE * offsets[0], CENTRE_VARIANCE * target_offsets[0]
-    y, target_y = CENTRE_VARIANCE * offsets[1], CENTRE_VARIANCE * target_offsets[1]
-    # In units of the default box's sides, on which GIoU does not depend.
-    width, target_width = _side(offsets[2]), _side(target_offsets[2])
-    height, target_height = _side(offsets[3]), _side(target_offsets[3])
-    across, across_by_x, across_by_width, wide, wide_by_x, wide_by_width = _along_axis(x, width, target_x, target_width)
-    down, down_by_y, down_by_height, high, high_by_y, high_by_height = _along_axis(y, height, target_y, target_height)
-    shared, around = across * down, wide * high
-    union = width * height + target_width * target_height - shared
-    # The loss is 2 - shared / union - union / around.
-    by_shared, by_union, by_around = -1 / union, shared / union**2 - 1 / around, union / around**2
-    by_shared -= by_union
-    by_across, by_wide = by_shared * down, by_around * high
-    by_down, by_high = by_shared * across, by_around * wide
-    gradient[0] = GIOU_WEIGHT * CENTRE_VARIANCE * (by_across * across_by_x + by_wide * wide_by_x)
-    gradient[1] = GIOU_WEIGHT * CENTRE_VARIANCE * (by_down * down_by_y + by_high * high_by_y)
-    by_width = by_across * across_by_width + by_wide * wide_by_width + by_union * height
-    by_height = by_down * down_by_height + by_high * high_by_height + by_union * width
-    gradient[2] = GIOU_WEIGHT * SIZE_VARIANCE * by_width * width
-    gradient[3] = GIOU_WEIGHT * SIZE_VARIANCE * by_height * height
-    return GIOU_WEIGHT * (2 - shared / union - union / around)
-
-
-@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, int64, boolean, _LINE, _MADE, _MADE, _MADE))
+@compiled(types.UniTuple(float64, 2)(_ROWS, _ROWS, _ROWS, _LABELS, int64, _LINE, _MADE, _MADE, _MADE))
 def _loss_of_image(
-    offsets, logits, target_offsets, labels, background_positives, by_giou,
+    offsets, logits, target_offsets, labels, background_positives,
     largest, exponentials, offsets_gradient, logits_gradient,
 ):  # fmt: skip
     """exponentials: of the logits less the largest of each row."""
@@ -136,9 +83,7 @@ def _loss_of_image(
         losses[box] = np.log(totals[box]) + (largest[box] - logits[box, labels[box]])
         if labels[box] > 0:
             positives += 1
-            if by_giou:
-                localization += _giou_loss(offsets[box], target_offsets[box], offsets_gradient[box])
-            for side in range(0 if by_giou else 4):
+            for side in range(4):
                 difference = offsets[box, side] - target_offsets[box, side]
                 size = abs(difference)
                 localization += 0.5 * difference * difference if size < 1 else size - 0.5

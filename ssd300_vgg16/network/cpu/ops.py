@@ -107,14 +107,14 @@ class _Transpose(Function):
         return flow.from_numpy(_kernels().layers.transposed(gradient.numpy()))
 
 
-def multibox_losses(offsets, logits, target_offsets, target_labels, background_positives: int, by_giou: bool):
+def multibox_losses(offsets, logits, target_offsets, target_labels, background_positives: int):
     """Both parts of the loss, localization and classification, summed over the batch: float32 [2]."""
 
     class MultiboxLoss(Function):
         @staticmethod
         def forward(ctx, *tensors):
             arrays = (tensor.numpy() for tensor in tensors)
-            sums, *gradients = _kernels().loss.multibox_loss(*arrays, background_positives, by_giou)
+            sums, *gradients = _kernels().loss.multibox_loss(*arrays, background_positives)
             ctx.save_for_backward(*map(flow.from_numpy, gradients))
             return flow.from_numpy(sums.astype(np.float32))
 
