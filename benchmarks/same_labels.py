@@ -237,13 +237,15 @@ def table(figures: Figures) -> str:
             aps = [ap for ap, *_ in by_variant[variant]]
             # A benchmark that was stopped has fewer seeds of some.
             changes = [ap - flips for ap, (flips, *_) in zip(aps, by_variant["flips"], strict=False)]
-            row += [" ".join(f"{ap:.3f}" for ap in aps), " ".join(f"{change:+.3f}" for change in changes)]
+            shown = (f"{change:+.3f}" for change in changes if variant != "flips")
+            row += [" ".join(f"{ap:.3f}" for ap in aps), " ".join(shown)]
         if any(row[1:]):
             rows.append([*row, COSTS.get(variant, "the same")])
     about = (
         f"`--preset narrow`, {STEPS} steps, from a network that learnt {IMAGES[0]} images of shapes in {FIRST_STEPS} "
         f"steps. AP on the photographs' own validation set, and on {IMAGES[1]} other images of shapes, by seed; then "
-        "how far it is from that of mirror images alone. Each other row changes one thing of the first."
+        "how far it is from that of mirror images alone. Each other row changes one thing of the first. Fewer figures "
+        "are those of the first seeds."
     )
     heads = ["what", *(head for name in figures for head in (f"AP, {name}", "change")), "cost"]
     return paragraphs(about, markdown(heads, rows))
