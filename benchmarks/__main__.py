@@ -58,6 +58,7 @@ NAMES = (
     "learning",
     "schedules",
     "backgrounds",
+    "same_labels",
     "tiles",
     "tiles_input",
 )

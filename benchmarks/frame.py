@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,14 +149,20 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "GLOG_minloglevel": "3"} | more
 
 
-def trained(folder: Path, *arguments: object) -> dict[str, Any]:
-    """A run of train.sh in this folder, unless it is there already: its seconds, and the rows of its evaluations."""
+def trained(folder: Path, *arguments: object, command: Sequence[str] | None = None) -> dict[str, Any]:
+    """A run of train.sh in this folder, unless it is there already: its seconds, and the rows of its evaluations.
+
+    command: what stands for `bash train.sh`.
+    """
     # The last two are of trainings of hours that an earlier version of a benchmark has kept.
     records = [folder / name for name in ("benchmark.json", "learning.json", "schedules.json")]
     record = next((path for path in records if path.exists()), records[0])
     if not record.exists():
         since = time.monotonic()
-        subprocess.run(["bash", ROOT / "train.sh", "--output-dir", folder, *map(str, arguments)], check=True)
+        start = command or ("bash", ROOT / "train.sh")
+        subprocess.run(
+            [*start, "--output-dir", folder, *map(str, arguments)], check=True, env=environment() if command else None
+        )
         record.write_text(json.dumps({"seconds": time.monotonic() - since}))
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     seconds = json.loads(record.read_text()).get("seconds")

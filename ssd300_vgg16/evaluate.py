@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> int:
         options.amp,
         options.tiles,
         options.tile_overlap,
+        options.mirror,
     )
 
 

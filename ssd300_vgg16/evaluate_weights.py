@@ -14,6 +14,7 @@ from ssd300_vgg16.files import write_json
 from ssd300_vgg16.folders import held, make_folder, refuse_unwritable
 from ssd300_vgg16.metrics.evaluation import Evaluation, evaluate
 from ssd300_vgg16.metrics.verification import verification_of
+from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.report.run_page import Environment
 from ssd300_vgg16.schema import read_json_as
@@ -35,10 +36,11 @@ def evaluate_weights(
     amp: bool = False,
     tiles: int | str | None = None,
     tile_overlap: float = DEFAULT_OVERLAP,
+    mirror: bool = False,
 ) -> int:
     """Evaluate on the val split; the first process prints the tables, and writes them and the detections as JSON.
 
-    engine, amp, tiles: as of `Detector.load`. verify: compare with pycocotools too.
+    engine, amp, tiles, mirror: as of `Detector.load`. verify: compare with pycocotools too.
 
     Returns the exit status: 1 if images were left out, or numbers differ.
     """
@@ -53,7 +55,7 @@ def evaluate_weights(
     engine, device = resolve_engine(engine, device, local_rank, is_exported(weights), amp)
     world.refuse_shared_gpu(device)
     world = world.connected()
-    detector = Detector.load(weights, device, engine=engine, amp=amp, tiles=tiles, tile_overlap=tile_overlap)
+    detector = Detector.load(weights, device, SCORE_THRESHOLD, engine, amp, tiles, tile_overlap, mirror)
     world.say(*detector.description.notes)
     dataset = source.load("val", detector.description.categories)
     if dataset.problems and world.is_first:
@@ -73,7 +75,7 @@ def evaluate_weights(
             )
         complete = True
         if evaluation is not None:  # in the first process
-            _report(evaluation, weights, dataset, output, detector.tiling)
+            _report(evaluation, weights, dataset, output, detector.tiling, mirror)
             complete = not evaluation.unreadable
             if verify:
                 verification = verification_of(evaluation.metrics, evaluation.results, dataset)
@@ -94,11 +96,15 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
     return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]
 
 
-def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiling: Tiling | None) -> None:
+def _report(
+    evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiling: Tiling | None, mirror: bool
+) -> None:
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
     about += f", on {tiling} too" if tiling else ""
+    about += ", mirrored too" if mirror else ""
     print(f"{about}\n{evaluation.table()}")
     metrics = evaluation.as_json() | ({"tiles": asdict(tiling)} if tiling else {})
+    metrics |= {"mirror": True} if mirror else {}
     if not evaluation.nothing_to_find:
         best = metrics["best_f1"]
         print(

@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     if not paths:
         images = samples_of(weights)
     if threshold == BEST:
-        threshold = _best_threshold(weights, given["tiles"], given["tile_overlap"])
+        threshold = _best_threshold(weights, given["tiles"], given["tile_overlap"], given["mirror"])
     return detect(DetectionOptions(images, videos, weights, threshold, **given))
 
 
@@ -139,7 +139,7 @@ def samples_of(weights: Path) -> list[Path]:
     return find_images([images])[:SAMPLES_WITHOUT_PATHS]
 
 
-def _best_threshold(weights: Path, tiles: int | str | None, overlap: float) -> float:
+def _best_threshold(weights: Path, tiles: int | str | None, overlap: float, mirror: bool) -> float:
     """The score threshold of the best F1 in the last evaluation of these weights, and what is to be said of it."""
     beside = weights if weights.is_dir() else weights.parent
     metrics = (EVALUATIONS / weights if is_published_name(weights) else beside) / "coco_metrics.json"
@@ -152,11 +152,13 @@ def _best_threshold(weights: Path, tiles: int | str | None, overlap: float) -> f
             f"--score-threshold {BEST}: {metrics} is not there or has no threshold; "
             f"bash eval.sh --weights {weights} writes it"
         ) from error
-    print(f"--score-threshold {BEST}: {threshold:g}, found {f'on {found_on}' if found_on else 'without tiles'}")
+    mirrored = bool(found.get("mirror"))
+    how = (f"on {found_on}" if found_on else "without tiles") + ", mirrored too" * mirrored
+    print(f"--score-threshold {BEST}: {threshold:g}, found {how}")
     # Of auto's side a line of its own tells, once the model is known.
     asked = found_on if tiles == AUTO else tiles and Tiling(int(tiles), overlap)
-    if asked != found_on or (tiles and not found_on):
-        same = f" --tiles {tiles} --tile-overlap {overlap:g}" if tiles else ""
+    if asked != found_on or (tiles and not found_on) or mirror != mirrored:
+        same = (f" --tiles {tiles} --tile-overlap {overlap:g}" if tiles else "") + " --mirror" * mirror
         print(f"  which need not be the best here; bash eval.sh --weights {weights}{same} finds that one")
     return threshold
 

@@ -14,7 +14,7 @@ from places import REPOSITORY
 sys.path.insert(0, str(REPOSITORY))  # the benchmarks are run from there, and never installed
 
 from benchmarks import __main__ as command
-from benchmarks import coco_ap, engines, made_up, page, tiles
+from benchmarks import coco_ap, engines, made_up, page, same_labels, tiles
 from benchmarks.frame import MAKE_PEERS, Peers, ProcessFailed, find_peers, in_fresh_process, in_turn, trained
 from ssd300_vgg16.data.dataset import Category
 from ssd300_vgg16.tiles import Tiling
@@ -226,3 +226,50 @@ def test_made_up_images_are_a_data_set(tmp_path):
     assert (len(train.samples), len(val.samples)) == (205, 40)
     assert not train.problems and len(train.samples[0].labels) == made_up.OBJECTS_PER_IMAGE
     assert read_image(val.samples[-1].path).shape == (480, 640, 3)
+
+
+def test_smoothed_labels_are_pytorchs():
+    """Of one default box that counts, and of one that does not: cross_entropy(..., label_smoothing=0.1) in float64."""
+    logits = np.array([[[1.0, -2.0, 0.5, 3.0], [9.0, 0.0, 0.0, 0.0]]], dtype=np.float32)
+    labels = np.array([[2, 0]])
+    arrays = np.zeros((1, 2, 4), dtype=np.float32), logits, np.zeros((1, 2, 4), dtype=np.float32), labels
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    gradient = (probabilities - np.eye(4, dtype=np.float32)[labels]) * np.array([[[1], [0]]], dtype=np.float32)
+    sums, _, gradient = same_labels.smoothed(arrays, (np.array([7.0, -np.log(probabilities[0, 0, 2])]), None, gradient))
+    assert sums == pytest.approx([7.0, 2.689753])
+    np.testing.assert_allclose(gradient[0], [[0.0856, -0.0195, -0.8579, 0.7919], [0, 0, 0, 0]], atol=1e-4)
+
+
+def test_boxes_of_a_mosaic_are_on_its_objects():
+    canvas, size = np.zeros((3, 600, 600), dtype=np.uint8), 300
+    boxes = np.array([[50, 60, 150, 130], [400, 80, 500, 200], [20, 420, 90, 590], [330, 340, 520, 450]], np.float32)
+    for number, (left, top, right, bottom) in enumerate(boxes.astype(int)):
+        canvas[:, top:bottom, left:right] = 60 * (number + 1)
+    seen = set()
+    for seed in range(20):
+        out = np.empty((3, size, size), dtype=np.uint8)
+        placed, labels = same_labels.cut_out(canvas, boxes, np.arange(1, 5), np.random.default_rng(seed), out)
+        for box, label in zip(placed, labels, strict=True):
+            left, top, right, bottom = box.round().astype(int)
+            assert (abs(out[:, top + 2 : bottom - 2, left + 2 : right - 2] - 60.0 * label) <= 1).all()
+            grey = abs(out[0] - 60.0 * label) <= 1
+            assert grey.sum() == pytest.approx((bottom - top) * (right - left), rel=0.1)
+        seen.add(tuple(labels))
+    assert {(1, 2, 3, 4)} < seen, "all four, and windows that leave some out"
+
+
+# Offsets, target offsets, 1 - GIoU and its gradient by the offsets: torchvision 0.29's generalized_box_iou_loss with
+# eps=0, in float64, of the boxes that they make of a default box of 40 x 80 pixels.
+GIOU_LOSSES = [
+    ((0.06, -0.07, 0.32, 0.05), (-0.27, 0.18, 0.65, 0.47), 0.139292, (0.0, 0.0, -0.172142, -0.172142)),
+    ((-0.7, -1.27, -0.62, 0.04), (-2.33, -0.22, -1.25, -0.73), 0.475094, (0.145521, -0.131776, -0.030215, -0.018987)),
+    ((-1.63, -0.95, 1.23, 3.13), (-0.39, 4.1, -2.0, 1.05), 0.764393, (0.0, -0.055093, 0.062509, -0.057898)),
+    ((7.23, 0.75, -5.95, -7.37), (-3.66, 1.76, -8.08, -1.67), 1.779189, (0.016473, 0.0, -0.009505, -0.014517)),
+]
+
+
+def test_giou_is_torchvisions():
+    offsets, targets, losses, gradients = (np.array(column) for column in zip(*GIOU_LOSSES, strict=True))
+    found, gradient = same_labels.giou_losses(offsets, targets)
+    np.testing.assert_allclose(found, losses, atol=1e-6)
+    np.testing.assert_allclose(gradient, gradients, atol=1e-6)

@@ -239,8 +239,12 @@ def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch
         (tiles, f"{other} --tiles 320", "--tiles", "320"),
         (tiles, f"{other} --tiles 640 --tile-overlap 0.3", "--tiles", "640", "--tile-overlap", "0.3"),
         (tiles, f"{other} finds"),
+        ("without tiles", f"{other} --mirror finds", "--mirror"),
+        ("without tiles, mirrored too", None, "--mirror"),
+        ("without tiles, mirrored too", f"{other} finds"),
     ):
         on = "" if found_on != tiles else ', "tiles": {"side": 640, "overlap": 0.2}'
+        on += ', "mirror": true' * found_on.endswith("mirrored too")
         (run_folder / "coco_metrics.json").write_text(f'{{"best_f1": {{"score_threshold": 0.59}}{on}}}')
         advice, *given = given or [None]
         assert infer.main([*arguments, *given]) == 0.59

@@ -206,7 +206,7 @@ def add_engine_option(parser: argparse._ActionsContainer) -> None:
 
 
 def add_tile_options(parser: argparse._ActionsContainer) -> None:
-    """Tiles for a detector of small objects in large images."""
+    """What a detector sees of an image besides the whole of it."""
     parser.add_argument(
         "--tiles",
         type=tile_side_or_auto,
@@ -220,6 +220,9 @@ def add_tile_options(parser: argparse._ActionsContainer) -> None:
         default=DEFAULT_OVERLAP,
         metavar="X",
         help="part of a tile that the next one shares; small objects should fit in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mirror", action="store_true", help="detect on mirror images too: better boxes, in twice the time"
     )
 
 

@@ -173,6 +173,7 @@ class DetectorProcesses:
         amp: bool = False,
         tiles: int | str | None = None,
         tile_overlap: float = DEFAULT_OVERLAP,
+        mirror: bool = False,
     ):
         """device: "cpu", or "cuda" for GPUs 0 to count - 1. Raises what loading the detector raises in one of them."""
         self.device, self.score_threshold = device, score_threshold
@@ -183,7 +184,7 @@ class DetectorProcesses:
         try:
             for number in range(count):
                 own = device if device == "cpu" else f"cuda:{number}"
-                load = (weights, own, score_threshold, engine, amp, tiles, tile_overlap)
+                load = (weights, own, score_threshold, engine, amp, tiles, tile_overlap, mirror)
                 self._workers.append(_Worker(f"process {number + 1} of {count}", load))
                 # Before the next is started: the first makes the model that the others find kept.
                 self.description = self._workers[-1].receive()

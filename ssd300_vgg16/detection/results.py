@@ -145,7 +145,7 @@ def progress_of(results: Path, files: Sequence[ImageFile], settings: dict[str, o
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--resume: {settings_file} is damaged ({reason}): leave --resume out to begin anew") from error
-    if other := [name for name in settings if former.get(name) != settings[name]]:
+    if other := [name for name in {**settings, **former} if former.get(name) != settings.get(name)]:
         raise UserError(
             f"--resume: {part} was begun with other {', '.join(other)}: give the same, or leave --resume out to begin "
             "anew"

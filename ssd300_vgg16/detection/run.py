@@ -42,7 +42,7 @@ DETECTIONS, TABLE = "detections.json", "detections.csv"
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """What infer.sh is asked for. device, engine, amp, tiles: as of `Detector.load`."""
+    """What infer.sh is asked for. device, engine, amp, tiles, mirror: as of `Detector.load`."""
 
     images: list[Path]
     videos: list[str]  # or cameras; where there are some, there are no images
@@ -61,6 +61,7 @@ class DetectionOptions:
     amp: bool
     tiles: int | str | None
     tile_overlap: float
+    mirror: bool
 
 
 def detect(options: DetectionOptions) -> int:
@@ -102,6 +103,7 @@ def _on_images(options: DetectionOptions) -> int:
             save_txt=options.save_txt,
             save_crop=options.save_crop,
             **({"tiles": options.tiles, "tile_overlap": options.tile_overlap} if options.tiles else {}),
+            **({"mirror": True} if options.mirror else {}),
         )
         progress = progress_of(output / DETECTIONS, files, settings) if options.resume else Progress()
         detector, batch_size = _load(options)
@@ -137,18 +139,18 @@ def _ids(options: DetectionOptions) -> dict[Path, ImageId]:
 def _load(options: DetectionOptions) -> tuple[Detector | DetectorProcesses, int]:
     """A detector; with NPROC in the environment, as many. And how many images it takes at a time."""
     weights, device, engine, amp = options.weights, options.device, options.engine, options.amp
-    tiles = options.tiles, options.tile_overlap
+    seen = options.tiles, options.tile_overlap, options.mirror
     detector: Detector | DetectorProcesses
     job = job_from(os.environ)
     if job is None:
-        detector = Detector.load(weights, device, options.score_threshold, engine, amp, *tiles)
+        detector = Detector.load(weights, device, options.score_threshold, engine, amp, *seen)
     else:
         if job.hosts > 1:
             raise UserError(f"NNODES={job.hosts}: infer.sh is for one machine; give each its own images")
         engine, device = resolve_engine(engine, device, exported=is_exported(weights), amp=amp)
         if device not in ("cpu", "cuda"):
             raise UserError(f"--device {device}: several processes take GPUs 0, 1, ... in turn: write cuda")
-        detector = DetectorProcesses(job.processes, weights, device, options.score_threshold, engine, amp, *tiles)
+        detector = DetectorProcesses(job.processes, weights, device, options.score_threshold, engine, amp, *seen)
     for note in detector.description.notes:
         print(note)
     _tell_of_missing_font([category.name for category in detector.description.categories])

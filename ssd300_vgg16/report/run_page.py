@@ -66,6 +66,7 @@ class Metrics(TypedDict, total=False):
     per_class: dict[str, _ClassFigures]
     best_f1: _Best
     tiles: _Tiles
+    mirror: bool
 
 
 _Marks = list[list[float | str | None]]

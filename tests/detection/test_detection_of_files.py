@@ -258,6 +258,7 @@ def test_other_settings_are_not_mixed(place, photos, tmp_path, monkeypatch, caps
         (["--score-threshold", "0.02"], "--score-threshold"),
         (["--save-txt"], "--save-txt"),
         (["--tiles", "200"], "--tiles, --tile-overlap"),
+        (["--mirror"], "--mirror"),
         (["--weights", other_run], "weights"),
         (["extra.jpg"], "images"),
     ):
