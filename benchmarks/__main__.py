@@ -61,6 +61,7 @@ NAMES = (
     "same_labels",
     "tiles",
     "tiles_input",
+    "tiles_training",
 )
 ALL, PAGE = "all", "page"
 OWN_PACKAGES = ("numpy", "numba", "onnxruntime", "flowvision")
