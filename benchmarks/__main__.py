@@ -58,6 +58,7 @@ NAMES = (
     "learning",
     "schedules",
     "backgrounds",
+    "default_boxes",
     "tiles",
 )
 ALL, PAGE = "all", "page"
