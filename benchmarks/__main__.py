@@ -59,6 +59,7 @@ NAMES = (
     "schedules",
     "backgrounds",
     "same_labels",
+    "default_boxes",
     "tiles",
     "tiles_input",
     "tiles_training",
