@@ -18,6 +18,8 @@ MAX_LETTERS = 30  # of such a name
 MISFITS_WORTH_ADVICE = 0.15
 LOST_WORTH_ADVICE = 0.01
 GAIN_WORTH_ADVICE = 0.03
+# From what gain in the mean of the best IoUs on fitted default boxes are advised: benchmarks/default_boxes.py.
+MEAN_GAIN_WORTH_ADVICE = 0.05
 SMALL_FOR_DEFAULT_BOXES = 1.5  # sides of the smallest default box: below, neighbouring ones miss an object
 TILED_TO = 2.0  # sides of the smallest default box that the median object gets on the tiles that are advised
 TILE_STEP = 32  # pixels: such tiles have multiples of it
@@ -159,9 +161,17 @@ def advice(
             f"{_cause(objects, misfit, chosen)}{remedy if shares[best] >= shares[chosen] + GAIN_WORTH_ADVICE else ''}"
         )
     same = [other for other in ious if other.model == chosen.model]
+    published = [other for other in same if other.box_sizes != FITTED]
+    fitted = next((other for other in same if other.box_sizes == FITTED), chosen)
+    mean, their_mean = (max(ious[other].mean() for other in some) for some in ([fitted], published or [chosen]))
+    better = max(published, key=shares.__getitem__, default=chosen)
     # Fitted ones fit best, if by little: the published are as good then.
-    better = max(same, key=lambda other: shares[other] - GAIN_WORTH_ADVICE * (other.box_sizes == FITTED))
-    if shares[better] >= shares[chosen] + GAIN_WORTH_ADVICE:
+    if fitted is not chosen and mean >= their_mean + MEAN_GAIN_WORTH_ADVICE:
+        lines.append(
+            f"--default-boxes {FITTED}: the mean of the best IoUs is {mean:.2f}, with published ones at most "
+            f"{their_mean:.2f}: {FITTED} is the better choice for a network that starts from nothing"
+        )
+    elif shares[better] >= shares[chosen] + GAIN_WORTH_ADVICE:
         fits = f"fits {shares[better]:.0%} of the objects, {chosen.box_sizes} {shares[chosen]:.0%}"
         lines.append(f"--default-boxes {better.box_sizes} {fits}: {better.box_sizes} is the better choice")
     if lost.mean() >= LOST_WORTH_ADVICE:
