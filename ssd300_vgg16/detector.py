@@ -22,7 +22,7 @@ from ssd300_vgg16.detections import Detections
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.gpu_memory import DETECTION_ADVICE, end_when_out_of_memory
 from ssd300_vgg16.mirror import begin_on_both
-from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tell, Tiling, begin_on_tiles, tell_nobody
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP, MIN_SIDE, Tell, Tiling, begin_on_tiles, tell_nobody
 from ssd300_vgg16.weights.locate import find_weights
 from ssd300_vgg16.weights.safetensors_file import ModelDescription
 
@@ -103,9 +103,11 @@ class Detector:
             model, description = _load_model(weights, in_half=amp)
         else:
             network, description = (exported_network if exported else onnx_runtime_network)(weights, device)
-        if tiles == AUTO:
+        if isinstance(tiles, str):
+            if tiles != AUTO:
+                raise UserError(f'tiles={tiles!r}: they are a number of pixels, or "{AUTO}"')
             tiles, description = _auto_side(description)
-        tiling = None if tiles is None else Tiling(int(tiles), tile_overlap)
+        tiling = None if tiles is None else Tiling(tiles, tile_overlap)
         return cls(model, description, device, score_threshold, network, tiling, mirror)
 
     @property
@@ -220,6 +222,7 @@ def _auto_side(description: ModelDescription) -> tuple[int, ModelDescription]:
             f"--tiles {AUTO}: these weights do not say how large the images were that they were trained on: give the "
             "longer side of those in pixels, as in --tiles 640"
         )
+    side = max(side, MIN_SIDE)
     note = f"--tiles {AUTO}: tiles of {side} pixels, the size of the images in which this model learned its objects"
     return side, replace(description, notes=(*description.notes, note))
 

@@ -18,7 +18,7 @@ from ssd300_vgg16.deploy.session import is_exported, resolve_engine
 from ssd300_vgg16.devices import local_rank
 from ssd300_vgg16.distributed.job import job_from
 from ssd300_vgg16.distributed.launcher import supervise
-from ssd300_vgg16.training.run_folder import OPTIONS, newest_run, read_options, run_of
+from ssd300_vgg16.training.run_folder import OPTIONS, advice_on_tiles, newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS
 
 PROGRAM = "eval.sh"
@@ -66,6 +66,9 @@ def main(arguments: list[str]) -> int:
     weights = newest_run() if options.weights is None else Path(options.weights)
     source = _source(options, weights)
     output = Path(options.output_dir) if options.output_dir else None
+    advice = advice_on_tiles(weights, options.tiles)
+    if advice and local_rank() is None:  # by the process that starts the others
+        print(advice)
     job = job_from(os.environ, PROGRAM)
     if job:
         source.locate("val")  # what is missing is said once

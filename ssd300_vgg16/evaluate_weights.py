@@ -1,7 +1,6 @@
 """Weights on the validation split of a data set: tables printed, metrics and detections written."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 from ssd300_vgg16.data.dataset import Dataset
@@ -18,7 +17,7 @@ from ssd300_vgg16.network.postprocess import SCORE_THRESHOLD
 from ssd300_vgg16.report.results_page import REPORT, write_evaluation_page
 from ssd300_vgg16.report.run_page import Environment
 from ssd300_vgg16.schema import read_json_as
-from ssd300_vgg16.tiles import DEFAULT_OVERLAP, Tiling
+from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.weights.locate import EVALUATIONS, find_weights, is_published_name, refuse_run
 
 TILED_IMAGES_READ = 2  # by so many workers: more are no faster than what detects on their tiles, and take memory
@@ -75,7 +74,7 @@ def evaluate_weights(
             )
         complete = True
         if evaluation is not None:  # in the first process
-            _report(evaluation, weights, dataset, output, detector.tiling, mirror)
+            _report(evaluation, weights, dataset, output, mirror)
             complete = not evaluation.unreadable
             if verify:
                 verification = verification_of(evaluation.metrics, evaluation.results, dataset)
@@ -96,15 +95,12 @@ def _beside(weights: Path, dataset: Dataset) -> Path:
     return folder if own == sha256 else folder / EVALUATIONS / sha256[:8]
 
 
-def _report(
-    evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, tiling: Tiling | None, mirror: bool
-) -> None:
+def _report(evaluation: Evaluation, weights: Path, dataset: Dataset, output: Path, mirror: bool) -> None:
     about = f"{weights} on {dataset.name}, {len(dataset.samples) - len(evaluation.unreadable)} images"
-    about += f", on {tiling} too" if tiling else ""
+    about += f", on {evaluation.tiling} too" if evaluation.tiling else ""
     about += ", mirrored too" if mirror else ""
     print(f"{about}\n{evaluation.table()}")
-    metrics = evaluation.as_json() | ({"tiles": asdict(tiling)} if tiling else {})
-    metrics |= {"mirror": True} if mirror else {}
+    metrics = evaluation.as_json() | ({"mirror": True} if mirror else {})
     if not evaluation.nothing_to_find:
         best = metrics["best_f1"]
         print(

@@ -11,6 +11,7 @@ bash infer.sh --weights ssd300_vgg16_coco photos/                  the published
 
 import argparse
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 # First: it chooses the kernels of numpy's BLAS, which must be done before numpy is loaded.
@@ -29,7 +30,7 @@ from ssd300_vgg16.report.run_page import Metrics
 from ssd300_vgg16.schema import read_json_as
 from ssd300_vgg16.text import listed
 from ssd300_vgg16.tiles import Tiling
-from ssd300_vgg16.training.run_folder import newest_run, read_options, run_of
+from ssd300_vgg16.training.run_folder import advice_on_tiles, newest_run, read_options, run_of
 from ssd300_vgg16.weights.locate import EVALUATIONS, is_published_name
 
 SAMPLES_WITHOUT_PATHS = 12
@@ -108,6 +109,8 @@ def main(arguments: list[str]) -> int:
     videos = find_videos(paths)
     images = [] if videos or not paths else _images(paths, given["output_dir"])
     weights = weights or newest_run()
+    if advice := advice_on_tiles(weights, given["tiles"]):
+        print(advice)
     if not paths:
         images = samples_of(weights)
     if threshold == BEST:
@@ -156,7 +159,8 @@ def _best_threshold(weights: Path, tiles: int | str | None, overlap: float, mirr
     how = (f"on {found_on}" if found_on else "without tiles") + ", mirrored too" * mirrored
     print(f"--score-threshold {BEST}: {threshold:g}, found {how}")
     # Of auto's side a line of its own tells, once the model is known.
-    asked = found_on if tiles == AUTO else tiles and Tiling(int(tiles), overlap)
+    auto = found_on and replace(found_on, overlap=overlap)
+    asked = auto if tiles == AUTO else tiles and Tiling(int(tiles), overlap)
     if asked != found_on or (tiles and not found_on) or mirror != mirrored:
         same = (f" --tiles {tiles} --tile-overlap {overlap:g}" if tiles else "") + " --mirror" * mirror
         print(f"  which need not be the best here; bash eval.sh --weights {weights}{same} finds that one")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from ssd300_vgg16.boxes import cxcywh_to_xyxy
 from ssd300_vgg16.data.categories import Category
 from ssd300_vgg16.data.images import network_input, read_image
 from ssd300_vgg16.deploy.model import _Images, _metadata
+from ssd300_vgg16.deploy.session import description_of
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.errors import UserError
 from ssd300_vgg16.export import _spread, main
@@ -122,8 +124,10 @@ def test_the_docs_make_the_default_boxes_from_metadata(variant):
     names = {}
     exec(script, names)
     description = ModelDescription(2, 0.02, (Category(1, 1, "ring"),), variant)
-    made = names["default_boxes"](_metadata(description, 0.5)) * variant.layout.image_size
+    about = _metadata(description, 0.5)
+    made = names["default_boxes"](about) * variant.layout.image_size
     np.testing.assert_allclose(cxcywh_to_xyxy(made), default_boxes(variant.layout), atol=1e-3)
+    assert description_of(Path("model.onnx"), about) == description
 
 
 def test_opencv_runs_the_raw_model_and_the_docs_decode_it(wider, photographs, tmp_path):

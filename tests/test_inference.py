@@ -236,6 +236,7 @@ def test_the_score_threshold_of_the_best_f1(place, photos, tmp_path, monkeypatch
         ("without tiles", f"{other} --tiles auto --tile-overlap 0.2 finds", "--tiles", "auto"),
         (tiles, None, "--tiles", "640"),
         (tiles, None, "--tiles", "auto"),
+        (tiles, f"{other} --tiles auto --tile-overlap 0.5", "--tiles", "auto", "--tile-overlap", "0.5"),
         (tiles, f"{other} --tiles 320", "--tiles", "320"),
         (tiles, f"{other} --tiles 640 --tile-overlap 0.3", "--tiles", "640", "--tile-overlap", "0.3"),
         (tiles, f"{other} finds"),

@@ -14,6 +14,7 @@ from yolo_files import GOOD, write_yolo
 from ssd300_vgg16 import evaluate, infer, train
 from ssd300_vgg16.detector import Detector
 from ssd300_vgg16.network.variants import SSD512_VOC
+from ssd300_vgg16.report.run_page import configuration
 from ssd300_vgg16.training import description as of_training
 from ssd300_vgg16.training import trainer
 from ssd300_vgg16.weights.locate import BEST, LAST
@@ -221,6 +222,8 @@ def test_fitted_default_boxes_stay_with_a_run_and_its_weights(voc, data, tmp_pat
     assert variant_of_run("run", "--resume", tmp_path / "run") == fitted
     assert variant_of_run("loaded", *voc[0], "--load", tmp_path / "run") == fitted
     assert options_of(tmp_path / "loaded")["default_boxes"] is None
+    for name in ("run", "loaded"):
+        assert "fitted default boxes" in configuration(options_of(tmp_path / name), {})["Network"]
     (tmp_path / "loaded" / LAST).unlink()
     for checkpoint in (tmp_path / "loaded").glob("*.safetensors"):
         checkpoint.unlink()

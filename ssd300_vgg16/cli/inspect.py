@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
     box_sizes = options.default_boxes or ("voc" if source.format == "voc" else "coco")
     tiling = None if options.tiles is None else Tiling(options.tiles, options.tile_overlap)
     named = options.folder or options.data_path
-    train = f"bash train.sh --data-path {shlex.quote(named)}" if named else "bash train.sh"
+    train = f"bash train.sh --data-path {shlex.quote(named)}" if named else "train.sh with"
     inspected: list[Inspected] = []
     for split in splits:
         dataset = source.load(split)

@@ -16,6 +16,7 @@ from ssd300_vgg16.cli.command_line import (
     tile_side,
 )
 from ssd300_vgg16.data.augment import POLICIES
+from ssd300_vgg16.deploy.session import AUTO
 from ssd300_vgg16.network.variants import BOX_SIZES, FITTED, MAX_CLASSES, MAX_WIDTH, MODELS, SSD300_VGG16
 from ssd300_vgg16.tiles import DEFAULT_OVERLAP
 from ssd300_vgg16.training.config import NO_WEIGHTS, VGG_STAGES
@@ -165,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train on overlapping tiles of larger images, so many pixels of the image long, and evaluate on them: for "
         "objects that are small in it (docs/tiles.md)"
     )
-    add("--tiles", type=tile_side, metavar="SIDE", help=tiles)
+    add("--tiles", type=_tile_side, metavar="SIDE", help=tiles)
     overlap = "part of a tile that the next one shares (default: %(default)s)"
     add("--tile-overlap", type=tile_overlap, default=DEFAULT_OVERLAP, metavar="X", help=overlap)
     add("--seed", type=natural, default=0, help="same seed, same command, same batches (default: 0)")
@@ -228,6 +229,12 @@ def _up_to(limit: int, read: Callable[[str], Number]) -> Callable[[str], Number]
         return number
 
     return checked
+
+
+def _tile_side(text: str) -> int:
+    if text == AUTO:
+        raise argparse.ArgumentTypeError("auto is for infer.sh and eval.sh: give pixels (inspect advises a number)")
+    return int(tile_side(text))
 
 
 class _ShortHelp(argparse.Action):

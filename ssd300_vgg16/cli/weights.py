@@ -89,11 +89,13 @@ def _summary(weights: Weights) -> list[str]:
     if weights.description:
         variant, num_classes = weights.description.variant, weights.description.num_classes
         names = [printable(category.name) for category in weights.description.categories]
+        side = weights.description.tile_side
+        learnt = f", learnt in images of {side} pixels" if side else ""
         model = _model()
         problems = model.misfits(model.empty_model(weights.description), weights.tensors)
         fit = f"DOES NOT FIT the network: {'; '.join(problems)}" if problems else "all there, none too much"
         rows += [
-            f"  network  {variant.model}, default boxes {_whose(variant)}, width {weights.description.width:g}",
+            f"  network  {variant.model}, default boxes {_whose(variant)}, width {weights.description.width:g}{learnt}",
             f"  classes  {num_classes} outputs: background, {', '.join(names)}",
         ]
     else:  # a trunk alone has no network to be compared with

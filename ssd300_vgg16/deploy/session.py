@@ -154,7 +154,7 @@ def exported_network(path: Path, device: str) -> tuple[OnnxRuntimeNetwork, Model
         raise
     except Exception as error:  # those of ONNX Runtime share no base class
         raise UserError(f"{path}: not a whole ONNX model; was its copying interrupted?") from error
-    description = _description(path, network.metadata)
+    description = description_of(path, network.metadata)
     if description is None or network.output_names not in (_RAW, _DETECTIONS):
         raise UserError(
             f"{path}: not a model that this package has exported: its categories and its outputs are not known; "
@@ -163,7 +163,8 @@ def exported_network(path: Path, device: str) -> tuple[OnnxRuntimeNetwork, Model
     return network, description
 
 
-def _description(path: Path, about: dict[str, str]) -> ModelDescription | None:
+def description_of(path: Path, about: dict[str, str]) -> ModelDescription | None:
+    """The model in this file, by the metadata of an export; None if they are not of one."""
     if about.get("package") != "ssd300_vgg16":
         return None
     try:
@@ -175,6 +176,7 @@ def _description(path: Path, about: dict[str, str]) -> ModelDescription | None:
             "categories": json.loads(about["categories"]),
             "variant": about["variant"],
             "tile_side": int(about["tile_side"]) if "tile_side" in about else None,
+            "default_boxes": json.loads(about["default_boxes"]).get("shapes", []),
         }
         return replace(ModelDescription.from_json(value), notes=(note,) if threshold > SCORE_THRESHOLD else ())
     except (KeyError, TypeError, ValueError, RecursionError):

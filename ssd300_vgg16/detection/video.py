@@ -81,7 +81,8 @@ def _detect_on(
     """Write the results of one video; returns why they end early, if not by the stop."""
     decoded = video.frames(detector.image_size)
     # One thread each: a video is decoded and encoded in order.
-    batches = read_ahead(lambda _: list(islice(decoded, batch_size)), count(), 1, 1)
+    frames = 1 if detector.tiling else batch_size  # the tiles of one fill a batch
+    batches = read_ahead(lambda _: list(islice(decoded, frames)), count(), 1, 1)
     bar = tqdm(total=video.frame_count or None, unit="frame", desc=video.source, miniters=0, disable=None)
     done, seconds, full, start = 0, 0.0, False, time.perf_counter()
     with _Results(place, video.rate) as results, bar, closing(batches), Behind(1) as drawing:

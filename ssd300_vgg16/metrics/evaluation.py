@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -40,7 +40,8 @@ SUMMARY = {
 class Evaluation:
     """metrics of the readable images; results: the detections; unreadable: messages about the others.
 
-    voc: VOC's own AP, for data sets of its kind. nothing_to_find: why AP is UNKNOWN, if it is.
+    voc: VOC's own AP, for data sets of its kind. nothing_to_find: why AP is UNKNOWN, if it is. tiling: the tiles that
+    were detected on.
     """
 
     metrics: CocoMetrics
@@ -48,6 +49,7 @@ class Evaluation:
     unreadable: list[str]
     voc: VocMetrics | None = None
     nothing_to_find: str | None = None
+    tiling: Tiling | None = None
 
     def table(self) -> str:
         """COCO's tables; for VOC's data sets with its AP of each class, and its mAP; why there is no AP, if so."""
@@ -73,12 +75,13 @@ class Evaluation:
         return judge(self.results)
 
     def as_json(self) -> dict:
-        """COCO's numbers, VOC's under "voc", the threshold of best F1 under "best_f1", and "errors"."""
+        """COCO's numbers, VOC's under "voc", the threshold of best F1 under "best_f1", "errors", and "tiles" if any."""
         return {
             **self.metrics.as_json(),
             **({"voc": self.voc.as_json()} if self.voc else {}),
             "best_f1": operating_points(self.results),
             "errors": error_figures(self.results, self.judgement),
+            **({"tiles": asdict(self.tiling)} if self.tiling else {}),
         }
 
 
@@ -148,7 +151,7 @@ def evaluate(
         voc = voc_ap(dataset, positions, detections) if dataset.kind == "voc" else None
         metrics = coco_ap(results)
     nothing_to_find = _nothing_to_find(dataset, results.samples) if metrics.statistics["AP"] == UNKNOWN else None
-    return Evaluation(metrics, results, unreadable, voc, nothing_to_find)
+    return Evaluation(metrics, results, unreadable, voc, nothing_to_find, tiling)
 
 
 def _on_tiles(begin: Begin, image_size: int, batch_size: int, tiling: Tiling, tell: Tell = tell_nobody) -> Begin:

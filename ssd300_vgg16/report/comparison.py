@@ -11,6 +11,7 @@ MAX_LETTERS = 40
 # Of options.json what says where a run is, and not how it learns.
 NOT_COMPARED = {"commands", "output_dir", "resume", "val_images_folder"}
 ELSEWHERE = "They were evaluated on different data: what they reached cannot be compared."
+OTHERWISE = "They were last evaluated with other tiles, or of them one on mirror images too: that cannot be compared."
 
 
 class Row(NamedTuple):
@@ -31,11 +32,14 @@ def tables(runs: Sequence[Run]) -> list[Table]:
     """Results, options that differ, and AP by class."""
     comparable = len({run.environment.get("data", {}).get("val", {}).get("sha256") for run in runs}) == 1
     classes = dict.fromkeys(name for run in runs for name in run.per_class)
-    per_class = [_aps(name, [run.per_class.get(name, {}).get("AP") for run in runs], comparable) for name in classes]
+    # An eval.sh with other tiles, or of mirror images too, may have been the last.
+    alike = comparable and len({str((run.metrics.get("tiles"), run.metrics.get("mirror"))) for run in runs}) == 1
+    per_class = [_aps(name, [run.per_class.get(name, {}).get("AP") for run in runs], alike) for name in classes]
+    text = OTHERWISE if comparable and not alike else "" if classes else "No run is at its end yet."
     return [
         Table("Results", "" if comparable else ELSEWHERE, _results(runs, comparable)),
         Table("Options that differ", "" if (differing := _differing(runs)) else "None does.", differing),
-        Table("AP by class", "" if classes else "No run is at its end yet.", per_class),
+        Table("AP by class", text, per_class),
     ]
 
 

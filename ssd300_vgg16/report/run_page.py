@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from ssd300_vgg16.network.variants import FITTED
 from ssd300_vgg16.report.html_page import html_page
 from ssd300_vgg16.text import duration
 
@@ -205,7 +206,8 @@ def configuration(options: dict, environment: dict) -> dict[str, str]:
     """What is trained, on what and how, from options.json and environment.json: by heading, a text."""
     network = options["model"].removesuffix("_vgg16").upper()
     width = f"{SHARES.get(options['width'], format(options['width'], 'g'))} of the channels"
-    boxes = f"default boxes for {options['default_boxes'].upper()}"
+    named = options["default_boxes"]  # fitted ones that came with weights have no name
+    boxes = "fitted default boxes" if named in (None, FITTED) else f"default boxes for {named.upper()}"
     outputs = f"{options['num_classes']} outputs, background included"
     data = {
         split: f"{about['name']}: {about['images']:,} images with {about['objects']:,} objects"

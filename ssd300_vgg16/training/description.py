@@ -29,7 +29,7 @@ def description_of(
         width if options.width is None else options.width,
         train_set.categories,
         (checkpoint and checkpoint.variant) or _variant(options, train_set, theirs.variant if theirs else None, world),
-        options.tiles or usual_side(train_set.samples),
+        min(filter(None, (options.tiles, usual_side(train_set.samples))), default=None),
     )
 
 

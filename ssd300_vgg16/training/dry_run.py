@@ -36,7 +36,8 @@ def dry_run(trainer: Trainer, train_set: Dataset, val_set: Dataset) -> list[str]
     """
     options, world = trainer.options, trainer.world
     step_seconds = _seconds_per_step(trainer)
-    few = val_set.samples[: evaluation_batch_size(options.batch_size, world) * world.world_size]
+    each = 1 if options.tiles else evaluation_batch_size(options.batch_size, world)  # one may have dozens of tiles
+    few = val_set.samples[: each * world.world_size]
     since = time.perf_counter()
     trainer.evaluate(trainer.weights(), lambda: False, replace(val_set, samples=few))
     if not world.is_first:

@@ -101,6 +101,14 @@ def newest_run() -> Path:
     return max(folders, key=lambda folder: find_weights(folder).stat().st_mtime)
 
 
+def advice_on_tiles(weights: Path, tiles: object) -> str | None:
+    """What to tell who uses the weights of a run on tiles without tiles."""
+    if tiles is not None or not (weights.exists() and (run_of(weights) / OPTIONS).exists()):
+        return None
+    side = read_options(run_of(weights)).get("tiles")
+    return side and f"These weights were trained on tiles: --tiles {side} detects on such."
+
+
 def newest_training() -> Path:
     """The run's folder below runs/ that was trained in last, with or without weights; UserError if there is none."""
     folders = [file.parent for file in RUNS.glob(f"*/{OPTIONS}")]
