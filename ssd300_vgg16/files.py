@@ -135,7 +135,7 @@ class GrowingFile:
         if not stat.S_ISREG(self._path.lstat().st_mode):
             raise UserError(f"{self._path} is a link or no file at all, and nothing is written to it: remove it")
         file = FileIO(self._path, "r+", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW))
-        if os.fstat(file.fileno()).st_nlink == 1:
+        if os.fstat(file.fileno()).st_nlink <= 1:  # network drives may say 0
             return file
         with file, open_atomically(self._path) as copy:
             shutil.copyfileobj(file, copy)

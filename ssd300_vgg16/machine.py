@@ -54,7 +54,8 @@ def refuse_tight_limits() -> None:
     """Raise UserError if this process may not have the memory and the open files that it takes to load OneFlow."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files < MIN_OPEN_FILES <= most:  # what `ulimit -Sn` has set, any process may raise
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        with suppress(OSError, ValueError):  # but in a sandbox
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if most < MIN_OPEN_FILES:
         raise UserError(
             f"only {most} files may be open at a time (ulimit -n), and the libraries and their processes take "

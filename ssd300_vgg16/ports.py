@@ -44,16 +44,24 @@ _SO_ATTACH_FILTER, _SO_ATTACH_REUSEPORT_CBPF = 26, 51
 
 @contextlib.contextmanager
 def kept_on_loopback(port: int | None) -> Iterator[None]:
-    """From the end of the block on, all sockets that this process has by then hear this machine alone.
+    """At the end of the block, the sockets that were made in it are made to hear this machine alone.
 
     For the import of OneFlow, which listens at all of the machine's addresses, believes whoever calls, and has no
     option for it. port: where it is about to listen, if that is known: nobody else is heard there within the block.
     """
+    before = set(_inodes())
     with contextlib.nullcontext() if port is None else _guard(port):
         yield
         with contextlib.suppress(OSError):  # a sandbox without /proc or filters
             for own in internet_sockets():
-                _attach(own, _SO_ATTACH_FILTER, *_FROM_LOOPBACK, (_RETURN, 0, 0, _ALL), _NONE)
+                if os.fstat(own.fileno()).st_ino not in before:
+                    _attach(own, _SO_ATTACH_FILTER, *_FROM_LOOPBACK, (_RETURN, 0, 0, _ALL), _NONE)
+
+
+def _inodes() -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for own in internet_sockets():
+            yield os.fstat(own.fileno()).st_ino
 
 
 def _guard(port: int) -> socket.socket:
@@ -72,6 +80,8 @@ def _guard(port: int) -> socket.socket:
         _attach(guard, _SO_ATTACH_FILTER, _NONE)
         # What it returns is a place in the order of listening.
         _attach(guard, _SO_ATTACH_REUSEPORT_CBPF, *_FROM_LOOPBACK, (_RETURN, 0, 0, 1), _NONE)
+        # gVisor says yes to both and does nothing: there the guard would take what is for OneFlow. This it refuses.
+        guard.getsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, 64)
         guard.bind(("", port))
         guard.listen()
     return guard

@@ -146,21 +146,32 @@ def answers(address, port) -> bool:
     return False
 
 
-BOTH = {"family": socket.AF_INET6, "dualstack_ipv6": True}
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+BOTH = {"family": socket.AF_INET6, "dualstack_ipv6": True} if has_ipv6() else {}
+HERE = ("127.0.0.1", "::1") if BOTH else ("127.0.0.1",)
 
 
 def test_what_is_kept_on_loopback_answers_nobody_else(outside):
     """Those who came in before are heard no more."""
-    with socket.create_server(("", 0), **BOTH) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection((outside, port), timeout=5) as stranger, server.accept()[0] as theirs:
-            with ports.kept_on_loopback(None):
-                pass
+    with contextlib.ExitStack() as opened:
+        former = opened.enter_context(socket.create_server(("", 0), **BOTH))
+        with ports.kept_on_loopback(None):
+            server = opened.enter_context(socket.create_server(("", 0), **BOTH))
+            port = server.getsockname()[1]
+            stranger = opened.enter_context(socket.create_connection((outside, port), timeout=5))
+            theirs = opened.enter_context(server.accept()[0])
+        assert answers(outside, former.getsockname()[1]), "it is not of the block"
+        with stranger, theirs:
             stranger.send(b"x")
             theirs.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 theirs.recv(1)
-        for address in ("127.0.0.1", "::1"):
+        for address in HERE:
             with socket.create_connection((address, port), timeout=5) as own, server.accept()[0] as accepted:
                 own.sendall(b"x" * 100_000)
                 assert accepted.recv(1) == b"x"
@@ -173,5 +184,5 @@ def test_a_port_that_is_known_before_answers_nobody_else_at_any_time(outside):
     with ports.kept_on_loopback(port):
         assert not answers("127.0.0.1", port), "nobody is there yet"
         with socket.create_server(("", port), reuse_port=True, **BOTH):
-            found = {address: answers(address, port) for address in (outside, "127.0.0.1", "::1")}
-    assert found == {outside: False, "127.0.0.1": True, "::1": True}
+            found = {address: answers(address, port) for address in (outside, *HERE)}
+    assert found == {outside: False, **dict.fromkeys(HERE, True)}

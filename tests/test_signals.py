@@ -55,7 +55,10 @@ def assert_gone(group):
 # Of the others it is shown below that they are noted alike, and in test_workers.py that workers leave them alone.
 @pytest.mark.parametrize(
     "signal_number",
-    [pytest.param(number, marks=[pytest.mark.long] if number != signal.SIGINT else []) for number in STOP_SIGNALS],
+    [
+        pytest.param(number, marks=[pytest.mark.long] if number not in (signal.SIGINT, signal.SIGTERM) else [])
+        for number in STOP_SIGNALS
+    ],
 )
 def test_what_was_learned_is_kept(endless, signal_number):
     """Ctrl-C and SLURM reach all processes of the group."""

@@ -68,13 +68,18 @@ def _expand(text: str, results: str | None, passed: Counter[str]) -> Iterator[Pa
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """What a glob pattern stands for. Not by glob's own `**`, which follows links to folders: two may have no end."""
+    """What a glob pattern stands for; for `**` each folder once. By glob's own, two links may have no end."""
     parts = _AT_ANY_DEPTH.match(pattern)
     if parts is None:
         yield from glob.iglob(pattern)  # noqa: PTH207 - Path.glob refuses absolute ones
         return
     for top in glob.iglob(parts[1] or "."):  # noqa: PTH207
-        for folder, below, _ in os.walk(top):
+        seen: set[str] = set()
+        for folder, below, _ in os.walk(top, followlinks=True):
+            if (real := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
             below[:] = (name for name in below if not name.startswith("."))
             yield from _matches(os.path.join(glob.escape(folder), parts[2]))  # noqa: PTH118
 

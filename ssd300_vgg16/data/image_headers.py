@@ -27,7 +27,8 @@ _APP1, _START_OF_SCAN, _END = 0xE1, 0xDA, 0xD9
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # among pixels
 _WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
-_FRAME, _EXTENSION, _CONTROL = 0x2C, 0x21, b"\xf9"  # blocks of a GIF; the last tells how to show a frame
+_FRAME, _TRAILER, _CONTROL = 0x2C, 0x3B, b"\xf9"  # of a GIF; the last tells how to show a frame
+_BLOCK = re.compile(rb"[,!;]")
 _PPM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s")
 
 
@@ -143,9 +144,10 @@ def plain_gif(gif: bytes) -> bytes:
     """The GIF's first frame alone: its decoder takes minutes for comments of some megabytes."""
     place = 13 + _colours(gif[10:11])
     parts = [gif[:place]]
-    while (start := place) < len(gif) and gif[start] in (_FRAME, _EXTENSION):
+    # Between blocks there may be other bytes, which decoders pass over.
+    while (found := _BLOCK.search(gif, place)) and gif[start := found.start()] != _TRAILER:
         is_frame = gif[start] == _FRAME
-        place += 11 + _colours(gif[start + 9 : start + 10]) if is_frame else 2
+        place = start + (11 + _colours(gif[start + 9 : start + 10]) if is_frame else 2)
         while length := int.from_bytes(gif[place : place + 1], "big"):
             place += 1 + length
         place += 1

@@ -122,14 +122,15 @@ def _choose_computing_thread() -> None:
 
 def _is_all_on_one_host() -> bool:
     """Whether this is one of several processes, and all of them are on this machine, as they meet at its loopback."""
-    return is_one_of_several() and os.environ["MASTER_ADDR"] == LOOPBACK
+    return is_one_of_several() and os.environ.get("MASTER_ADDR") in (LOOPBACK, "localhost")
 
 
 def _ports_kept() -> AbstractContextManager[None]:
     """Of several processes on one machine; the first of them listens at MASTER_PORT while OneFlow is imported."""
     if not _is_all_on_one_host():
         return nullcontext()
-    return kept_on_loopback(int(os.environ["MASTER_PORT"]) if os.environ["RANK"] == "0" else None)
+    port = os.environ.get("MASTER_PORT", "")
+    return kept_on_loopback(int(port) if os.environ.get("RANK") == "0" and port.isdecimal() else None)
 
 
 def _wait_for_first_process() -> None:

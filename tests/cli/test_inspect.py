@@ -78,7 +78,7 @@ def test_objects_are_shown_as_they_are_on_tiles(elsewhere, capsys):
     (elsewhere / "a.json").write_text(json.dumps(content))
     data = ["inspect", "--train-annotations", "a.json", "--train-images", "images"]
     assert inspect.main(data) == 0
-    advice = r"advice: the median side is 3 pixels .* bash train\.sh --tiles (\d+) \("
+    advice = r"advice: the median side is 3 pixels .* train\.sh with --tiles (\d+) \("
     (side,) = re.findall(advice, capsys.readouterr().out)
     assert inspect.main([*data, "--tiles", side]) == 0
     output = capsys.readouterr().out

@@ -142,7 +142,10 @@ def test_inspection_of_another_projects_detector(tmp_path, call):
     lines = call("inspect", write_pth(tmp_path / "w.pth", theirs))
     assert value_of(lines, "format") == "PyTorch zip"
     assert value_of(lines, "names") == "amdegroot's"
-    assert value_of(lines, "network") == "ssd300_vgg16, default boxes of VOC's sizes, width 0.0625"
+    assert (
+        value_of(lines, "network")
+        == "ssd300_vgg16, default boxes of VOC's sizes, width 0.0625, learnt in images of 500 pixels"
+    )
     assert value_of(lines, "classes").startswith("21 outputs: background, aeroplane, bicycle, ")
     assert value_of(lines, "tensors").endswith("; all there, none too much")
     unused = value_of(lines, "not used")

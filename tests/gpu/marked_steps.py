@@ -34,9 +34,10 @@ def batch() -> TrainingBatch:
 
 def settle() -> None:
     """Until nothing more is logged: a step's results may be there before its last kernel is launched."""
-    log, size = Path(os.environ["GPU_STAND_IN_LOG"] + ".0"), -1
-    while size != (size := log.stat().st_size):
+    log, sizes = Path(os.environ["GPU_STAND_IN_LOG"] + ".0"), [-1, -2, -3]
+    while len(set(sizes[-3:])) > 1:
         time.sleep(QUIET)
+        sizes.append(log.stat().st_size)
 
 
 def marked_steps(kind: str) -> None:
