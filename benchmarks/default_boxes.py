@@ -69,8 +69,8 @@ def table(figures: Figures) -> str:
             shown = [f"{' '.join(f'{value:.3f}' for value in values)} (mean {mean(values):.3f})" for values in columns]
             rows.append([name, boxes, f"{found['share']:.1%}", f"{found['mean IoU']:.2f}", *shown])
     about = (
-        f"`--preset narrow`, {STEPS} steps from nothing, seeds {', '.join(map(str, SEEDS))} as far as they have been "
-        f"run, each row from the first on. Generated sets have {IMAGES} images to learn from and {VAL_IMAGES} others "
+        f"`--preset narrow`, {STEPS} steps from nothing, seeds {', '.join(map(str, SEEDS))}. Generated sets have "
+        f"{IMAGES} images to learn from and {VAL_IMAGES} others "
         "to be measured on; the shapes are 5 to 12 in an image, the bars 2 to 8, and 5 to 9 times as high as wide. "
         "IoU: of the objects to learn from, without augmentation, each with its best default box."
     )
