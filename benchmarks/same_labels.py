@@ -244,8 +244,7 @@ def table(figures: Figures) -> str:
     about = (
         f"`--preset narrow`, {STEPS} steps, from a network that learnt {IMAGES[0]} images of shapes in {FIRST_STEPS} "
         f"steps. AP on the photographs' own validation set, and on {IMAGES[1]} other images of shapes, by seed; then "
-        "how far it is from that of mirror images alone. Each other row changes one thing of the first. Fewer figures "
-        "are those of the first seeds."
+        "how far it is from that of mirror images alone. Each other row changes one thing of the first."
     )
     heads = ["what", *(head for name in figures for head in (f"AP, {name}", "change")), "cost"]
     return paragraphs(about, markdown(heads, rows))
