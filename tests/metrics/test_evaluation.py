@@ -420,7 +420,7 @@ def test_where_results_cannot_be_written_is_told_before_the_work(place, data, tm
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/out cannot be written \(Not a directory\): name "):
         call(place, "--data-path", data, "--output-dir", tmp_path / "file" / "out")
-    monkeypatch.setattr("ssd300_vgg16.files._MIN_FREE", 1 << 62)  # beside the weights
+    monkeypatch.setattr("ssd300_vgg16.folders._MIN_FREE", 1 << 62)  # beside the weights
     with pytest.raises(UserError, match=r"runs/untrained: the disk is full \(.* bytes are free\): make room"):
         call(place, "--data-path", data)
     assert capsys.readouterr().out == ""
