@@ -9,6 +9,7 @@ those that are there already are not repeated.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,14 +88,19 @@ def cut_out(
     return boxes[keep], labels[keep]
 
 
-def train_smoothed() -> None:
-    """`train.sh` with labels of which SMOOTHING is spread over all classes."""
+def train_with(changed: Callable) -> None:
+    """`train.sh` with what the kernel of the loss returns changed."""
     from ssd300_vgg16 import train
     from ssd300_vgg16.network.cpu import loss
 
     kernel = loss.multibox_loss
-    loss.multibox_loss = lambda *arrays: smoothed(arrays, kernel(*arrays))
+    loss.multibox_loss = lambda *arrays: changed(arrays, kernel(*arrays))
     sys.exit(train.main(sys.argv[1:]))
+
+
+def train_smoothed() -> None:
+    """`train.sh` with labels of which SMOOTHING is spread over all classes."""
+    train_with(smoothed)
 
 
 def smoothed(arrays: tuple, found: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
@@ -113,12 +119,7 @@ def smoothed(arrays: tuple, found: "tuple[np.ndarray, ...]") -> "tuple[np.ndarra
 
 def train_by_giou() -> None:
     """`train.sh` with GIOU_WEIGHT times 1 - GIoU (Rezatofighi et al. 2019) in place of smooth L1."""
-    from ssd300_vgg16 import train
-    from ssd300_vgg16.network.cpu import loss
-
-    kernel = loss.multibox_loss
-    loss.multibox_loss = lambda *arrays: by_giou(arrays, kernel(*arrays))
-    sys.exit(train.main(sys.argv[1:]))
+    train_with(by_giou)
 
 
 def by_giou(arrays: tuple, found: "tuple[np.ndarray, ...]") -> "tuple[np.ndarray, ...]":
